@@ -1,0 +1,36 @@
+"""Train or evaluate: python main.py --config-file-path FILE [--section.key VALUE ...]; --help shows every key."""
+
+import signal
+import sys
+
+if __name__ == "__main__":
+    # Until the run installs its own handlers, Ctrl-C ends the process at once and without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import fire
+
+from utils.command_line import fire_arguments
+from utils.config import load_config
+from utils.config_problems import first_of_node
+from utils.errors import exit_on_user_error
+
+
+@fire.decorators.SetParseFn(str)
+def train(config_file_path: str = "", **flags: str) -> None:
+    """Load the configuration, then run; torch is imported only when every setting is known to be good."""
+    config = load_config(config_file_path, flags)
+
+    from relabel.runs import run
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    run(config)
+
+
+def main(argv: list[str]) -> None:
+    """Run a command line (without the program's name); exit status 2 with every mistake listed when it is wrong."""
+    with exit_on_user_error(speaks=first_of_node()):
+        fire.Fire(train, command=fire_arguments(argv), name="main.py")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

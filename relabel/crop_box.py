@@ -1,0 +1,89 @@
+"""The box of a crop: one type, one order of its sides, and how a random one is drawn."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+RATIO_RANGE = (3 / 4, 4 / 3)
+TRIES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class CropBox:
+    """A rectangle of an image, in fractions of its width and height, so that it also is one of its label map.
+
+    Fields:
+        left, top, right, bottom: in [0, 1], left < right and top < bottom; row 0 is the image's top. Fractions are of
+            the image as stored in the file (EXIF rotation ignored), before any flip.
+    """
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def __post_init__(self) -> None:
+        """Refuse sides outside the image or in the wrong order."""
+        assert 0 <= self.left < self.right <= 1 and 0 <= self.top < self.bottom <= 1, self
+
+    @classmethod
+    def from_pixels(cls, left: int, top: int, right: int, bottom: int, width: int, height: int) -> "CropBox":
+        """The box that covers columns left..right-1 and rows top..bottom-1 of an image of width x height pixels."""
+        return cls(left / width, top / height, right / width, bottom / height)
+
+    def pixels(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Left, top, right, bottom in whole pixels of an image of that size; undoes `from_pixels` exactly."""
+        return (
+            round(self.left * width),
+            round(self.top * height),
+            round(self.right * width),
+            round(self.bottom * height),
+        )
+
+    @property
+    def area(self) -> float:
+        """Share of the image inside the box, in (0, 1]."""
+        return (self.right - self.left) * (self.bottom - self.top)
+
+    def iou(self, other: "CropBox") -> float:
+        """Intersection over union with another box of the same image, in [0, 1]."""
+        across = min(self.right, other.right) - max(self.left, other.left)
+        down = min(self.bottom, other.bottom) - max(self.top, other.top)
+        shared = max(across, 0.0) * max(down, 0.0)
+        return shared / (self.area + other.area - shared)
+
+
+WHOLE_IMAGE = CropBox(0.0, 0.0, 1.0, 1.0)
+
+
+def random_crop_box(rng: np.random.Generator, width: int, height: int, min_area: float) -> CropBox:
+    """Draw the box of a random resized crop, by the algorithm of torchvision's RandomResizedCrop.
+
+    Up to ten tries of an area, uniform in [min_area, 1] of the image, and an aspect ratio, log-uniform in [3/4, 4/3];
+    the first that fits is placed uniformly. When none fits (an image far from square), the largest central box of an
+    allowed ratio.
+
+    Args:
+        rng: the sample's own generator; drawn from in the order area, ratio (each try), top, left.
+        width, height: of the image, pixels.
+        min_area: smallest area, fraction of the image (0.08 in the paper).
+    """
+    low, high = math.log(RATIO_RANGE[0]), math.log(RATIO_RANGE[1])
+    for _ in range(TRIES):
+        area = width * height * rng.uniform(min_area, 1.0)
+        ratio = math.exp(rng.uniform(low, high))
+        across, down = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < across <= width and 0 < down <= height:
+            top = int(rng.integers(height - down + 1))
+            left = int(rng.integers(width - across + 1))
+            return CropBox.from_pixels(left, top, left + across, top + down, width, height)
+    return _central_box(width, height)
+
+
+def _central_box(width: int, height: int) -> CropBox:
+    """The largest box in the middle of the image whose aspect ratio is allowed."""
+    across = min(width, round(height * RATIO_RANGE[1]))
+    down = min(height, round(width / RATIO_RANGE[0]))
+    left, top = (width - across) // 2, (height - down) // 2
+    return CropBox.from_pixels(left, top, left + across, top + down, width, height)

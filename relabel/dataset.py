@@ -1,0 +1,260 @@
+"""A folder of classes as a data set: image and index -> Sample, every random choice from (seed, epoch, index) alone."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from relabel.augment import Augmentation, draw_augmentation
+from relabel.crop_box import CropBox, random_crop_box
+from relabel.decode import ImageFile
+from relabel.label_map import LabelMap
+from relabel.label_store import LabelStore
+from utils.errors import UserError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
+EXPECTED_LAYOUT = f"expected ROOT/CLASS/IMAGE with images ending in {' '.join(EXTENSIONS)}"
+
+# What a stream of random numbers is for; two purposes never share a stream.
+SAMPLE, ORDER, STEP = range(3)
+
+
+def keyed_rng(seed: int, purpose: int, first: int, second: int = 0) -> np.random.Generator:
+    """The generator that belongs to these numbers and to nothing else: no state to keep, no order to respect.
+
+    Philox is a cipher: seed and purpose are its key, (first, second) the upper half of its counter, so streams of
+    different arguments never overlap.
+
+    Args:
+        seed: 0..2^64 - 1.
+        purpose: SAMPLE (of an epoch and an image), ORDER (of an epoch), STEP (of a step and a rank).
+        first, second: 0..2^64 - 1.
+    """
+    key = np.array((seed, purpose), dtype=np.uint64)
+    counter = np.array((0, 0, first, second), dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageList:
+    """The images of a data set, in arrays: a million tuples would be copied into each worker one by one.
+
+    Fields:
+        root: folder of the class folders.
+        class_names: K texts; the class folders, sorted as text.
+        names: text [N]; "CLASS/FILE", sorted by class, then by file.
+        labels: int64 [N]; position of the image's class in class_names.
+    """
+
+    root: Path
+    class_names: list[str]
+    names: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.names)
+
+    def path(self, index: int) -> Path:
+        """The file of an image."""
+        return self.root / str(self.names[index])
+
+    def keys(self) -> np.ndarray:
+        """text [N]; "CLASS/STEM", the keys of the label maps. The stem is everything before the last dot.
+
+        Raises:
+            UserError: two images have one key, and so would share a label map.
+        """
+        keys = [name.rpartition(".")[0] for name in self.names.tolist()]
+        if len(set(keys)) < len(keys):
+            first = {key: index for index, key in reversed(list(enumerate(keys)))}
+            second = next(index for index, key in enumerate(keys) if first[key] < index)
+            raise UserError(
+                f"{self.path(first[keys[second]])} and {self.path(second)} differ in the extension only; expected one "
+                "image per class folder and stem, because a label map is named after them. Rename one of them."
+            )
+        return np.array(keys)
+
+    def with_classes_of(self, class_names: Sequence[str], whose: str) -> "ImageList":
+        """The same images with labels that point into another list of class names, which may name more classes.
+
+        Args:
+            class_names: K texts, as of the training folders or a checkpoint.
+            whose: where class_names come from, for the message.
+
+        Raises:
+            UserError: a class folder that class_names lack.
+        """
+        unknown = sorted({*self.class_names} - {*class_names})
+        if unknown:
+            raise UserError(
+                f"{self.root}: found {len(unknown)} of {len(self.class_names)} class folders that {whose} do not have, "
+                f"the first: {unknown[0]}; expected those {len(class_names)} classes or some of them. "
+                "Check --data.data_path."
+            )
+        position = {name: i for i, name in enumerate(class_names)}
+        rows = np.array([position[name] for name in self.class_names], dtype=np.int64)
+        return replace(self, class_names=list(class_names), labels=rows[self.labels])
+
+
+def list_images(root: str | Path) -> ImageList:
+    """List ROOT/CLASS/IMAGE. Hidden files and folders, and files of other extensions, are passed over.
+
+    Raises:
+        UserError: no such folder, no class folder, a class folder without an image.
+    """
+    root = Path(root)
+    with _listing(root):
+        class_names = sorted(entry.name for entry in _visible(root) if entry.is_dir())
+    if not class_names:
+        raise UserError(f"{root}: found no class folder; {EXPECTED_LAYOUT}. Point --data.data_path to such data.")
+    files = [_image_names(root / name) for name in class_names]
+    empty = [name for name, found in zip(class_names, files, strict=True) if not found]
+    if empty:
+        raise UserError(
+            f"{root / empty[0]}: found no image in this class folder (so in {len(empty)} of {len(class_names)}); "
+            f"{EXPECTED_LAYOUT}. Remove the empty folders or put their images back."
+        )
+    names = [f"{name}/{file}" for name, found in zip(class_names, files, strict=True) for file in found]
+    labels = np.repeat(np.arange(len(class_names)), [len(found) for found in files])
+    return ImageList(root, class_names, np.array(names), labels.astype(np.int64))
+
+
+def _image_names(folder: Path) -> list[str]:
+    """Sorted names of the images in a class folder."""
+    with _listing(folder):
+        return sorted(e.name for e in _visible(folder) if e.name.lower().endswith(EXTENSIONS) and e.is_file())
+
+
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
+    """Entries whose name does not begin with a dot."""
+    with os.scandir(folder) as entries:
+        return [entry for entry in entries if not entry.name.startswith(".")]
+
+
+@contextmanager
+def _listing(folder: Path) -> Iterator[None]:
+    """Turn a folder that cannot be listed into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be listed ({error.strerror}); {EXPECTED_LAYOUT}. "
+            "Point --data.data_path to the folder that holds train/ and val/."
+        ) from error
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """One image as training or testing sees it.
+
+    Fields:
+        image: uint8 [3, S, S]; RGB, not yet augmented.
+        label: its class folder, 0..K-1.
+        box: where the image lies in the file, before any flip.
+        label_map: of the whole file; None without label maps.
+        augmentation: what is still to be applied; None in a test.
+        index: position in the ImageList.
+    """
+
+    image: np.ndarray
+    label: int
+    box: CropBox
+    label_map: LabelMap | None
+    augmentation: Augmentation | None
+    index: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Crop:
+    """What a view takes from a file: image uint8 [3, S, S], the box it lies in, the augmentation still to apply."""
+
+    image: np.ndarray
+    box: CropBox
+    augmentation: Augmentation | None
+
+
+class View(Protocol):
+    """How an image is looked at, in training or in a test."""
+
+    def look(self, file: ImageFile, epoch: int, index: int) -> Crop:
+        """The crop of the index-th image in that epoch."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RandomView:
+    """Training: a random resized crop, and what to augment it with.
+
+    Fields:
+        size: S, side of the crop, pixels.
+        min_area: smallest area of the crop, fraction of the image.
+        flip_prob, color_jitter, lighting: as in `draw_augmentation`.
+        seed: of every draw, together with epoch and index.
+    """
+
+    size: int
+    min_area: float
+    flip_prob: float
+    color_jitter: float
+    lighting: float
+    seed: int
+
+    def look(self, file: ImageFile, epoch: int, index: int) -> Crop:
+        """Draw the box, then the augmentation, from (seed, epoch, index) alone."""
+        rng = keyed_rng(self.seed, SAMPLE, epoch, index)
+        box = random_crop_box(rng, file.width, file.height, self.min_area)
+        augmentation = draw_augmentation(rng, self.flip_prob, self.color_jitter, self.lighting)
+        return Crop(file.resized_crop(box, self.size, self.size), box, augmentation)
+
+
+@dataclass(frozen=True, slots=True)
+class CentreView:
+    """Testing: the central crop, the same in every epoch.
+
+    Fields:
+        size: S, side of the crop, pixels.
+        crop_ratio: shorter side to ceil(size / crop_ratio) first; None squashes the whole image.
+    """
+
+    size: int
+    crop_ratio: float | None
+
+    def look(self, file: ImageFile, epoch: int, index: int) -> Crop:
+        """The central crop; epoch and index do not matter."""
+        image = file.centre_crop(self.size, self.crop_ratio)
+        return Crop(image, file.centre_box(self.size, self.crop_ratio), None)
+
+
+class ImageDataset:
+    """Images, how to look at them, and their label maps: `dataset[(epoch, index)]` is a Sample.
+
+    Cheap to pickle; files are opened when a sample is asked for.
+    """
+
+    def __init__(self, images: ImageList, view: View, label_store: LabelStore | None = None) -> None:
+        """Keep the parts together.
+
+        Args:
+            images: what there is.
+            view: RandomView or CentreView.
+            label_store: row i is the map of the i-th image (opened with `images.keys()`); None: no label maps.
+        """
+        self.images = images
+        self.view = view
+        self.label_store = label_store
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.images)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        """The sample of (epoch, index). UserError naming the file: image or label map missing or damaged."""
+        epoch, index = key
+        crop = self.view.look(ImageFile(self.images.path(index)), epoch, index)
+        label_map = None if self.label_store is None else self.label_store.read(index)
+        return Sample(crop.image, int(self.images.labels[index]), crop.box, label_map, crop.augmentation, index)

@@ -1,0 +1,145 @@
+"""An image file and a region of it -> uint8 pixels. Pillow decodes everything, and is the reference for other decoders.
+
+Crops are cut out before they are resized, as torchvision does. Pillow's resize(box=...) reads pixels beyond the box: it
+changes the crop's border, by up to 11 of 255 in a photo.
+"""
+
+import io
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from relabel.crop_box import WHOLE_IMAGE, CropBox
+from utils.errors import UserError
+
+# All of them antialiased: the filter widens with the reduction.
+RESAMPLING = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+class ImageFile:
+    """One image file of any mode and size, read as RGB. Making one reads the header only; a crop decodes.
+
+    EXIF rotation is ignored, as in 2021: boxes are fractions of the image as it is stored, and so are label maps.
+    (TIFF alone: Pillow turns it, orientation being part of the format; width and height are then those after turning.)
+
+    Attributes:
+        path: of the file.
+        width, height: pixels.
+    """
+
+    __slots__ = ("_image", "height", "path", "width")
+
+    def __init__(self, path: str | Path) -> None:
+        """Read the file and parse its header.
+
+        Raises:
+            UserError: naming the path and the reason; missing, unreadable, not an image.
+        """
+        self.path = Path(path)
+        with _refusal_names(self.path):
+            # From memory: no file stays open, whatever the format's reader does with its handle.
+            self._image: Image.Image = Image.open(io.BytesIO(self.path.read_bytes()))
+        self.width, self.height = self._image.size
+
+    def resized_crop(self, box: CropBox, height: int, width: int, interpolation: str = "bilinear") -> np.ndarray:
+        """Cut out a box and resize it, aspect not kept; to the pixel what torchvision's resized_crop makes.
+
+        Args:
+            box: fractions of the image; WHOLE_IMAGE squashes all of it.
+            height, width: of the result, pixels.
+            interpolation: bilinear, bicubic or lanczos, antialiased.
+
+        Returns:
+            uint8 [3, height, width]; RGB.
+
+        Raises:
+            UserError: naming the path and the reason, when the file cannot be decoded.
+        """
+        with _refusal_names(self.path):
+            region = _rgb(self._image.crop(box.pixels(self.width, self.height)))
+            return _planes(region.resize((width, height), RESAMPLING[interpolation]))
+
+    def centre_crop(self, size: int, crop_ratio: float | None) -> np.ndarray:
+        """The test crop: shorter side to ceil(size / crop_ratio), bilinear, then the middle; as torchvision's.
+
+        Args:
+            size: side of the result, pixels.
+            crop_ratio: in (0, 1]; None squashes the whole image to size x size.
+
+        Returns:
+            uint8 [3, size, size]; RGB.
+
+        Raises:
+            UserError: naming the path and the reason, when the file cannot be decoded.
+        """
+        if crop_ratio is None:
+            return self.resized_crop(WHOLE_IMAGE, size, size)
+        resized_size = _resized_size(self.width, self.height, size, crop_ratio)
+        with _refusal_names(self.path):
+            resized = _rgb(self._image).resize(resized_size, RESAMPLING["bilinear"])
+            return _planes(resized.crop(_middle(*resized_size, size)))
+
+    def centre_box(self, size: int, crop_ratio: float | None) -> CropBox:
+        """Where `centre_crop` of the same arguments lies in the image."""
+        if crop_ratio is None:
+            return WHOLE_IMAGE
+        resized_size = _resized_size(self.width, self.height, size, crop_ratio)
+        return CropBox.from_pixels(*_middle(*resized_size, size), *resized_size)
+
+
+def _resized_size(width: int, height: int, size: int, crop_ratio: float) -> tuple[int, int]:
+    """Width and height after the shorter side became ceil(size / crop_ratio); the longer is cut off, not rounded."""
+    assert 0 < crop_ratio <= 1, crop_ratio
+    shorter = math.ceil(size / crop_ratio)
+    if width <= height:
+        return shorter, int(shorter * height / width)
+    return int(shorter * width / height), shorter
+
+
+def _middle(width: int, height: int, size: int) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of the central square; torchvision rounds halves to even."""
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return left, top, left + size, top + size
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any mode as RGB. Transparency is dropped, never blended; grey is repeated."""
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I;16"):
+        # Pillow would clip 16 bits at 255, which leaves a white image; the high byte is what it keeps of 16-bit RGB.
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        # Straight to RGB, Pillow warns once an image that it would rather make RGBA; the colours are the same.
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _planes(image: Image.Image) -> np.ndarray:
+    """An RGB image as uint8 [3, H, W], contiguous and writable (torch warns of arrays that are not)."""
+    return np.asarray(image).transpose(2, 0, 1).copy()
+
+
+@contextmanager
+def _refusal_names(path: Path) -> Iterator[None]:
+    """Turn whatever reading or decoding raises into a UserError with the path and the reason."""
+    try:
+        yield
+    # Damaged files raise almost anything in Pillow (OSError, SyntaxError, ValueError, struct.error, zlib.error, ...).
+    except Exception as error:
+        if isinstance(error, UnidentifiedImageError):
+            reason = "it is empty, or in no image format that Pillow reads"
+        else:
+            reason = (error.strerror if isinstance(error, OSError) else None) or f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"{path}: cannot be read as an image ({reason}); expected a whole JPEG, PNG or other image file. "
+            "Replace the file, or remove it from the folder."
+        ) from error

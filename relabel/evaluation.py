@@ -1,0 +1,84 @@
+"""Top-1 and top-5 of a network, exact over any number of processes and any batch size."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from relabel.augment import normalise
+from relabel.loader import Batch
+from utils.distributed import sum_over_processes
+from utils.metrics import count_top_k
+from utils.precision import Precision
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Right answers among n images; the loss is the mean cross-entropy to the folders' labels."""
+
+    top1: int
+    top5: int
+    images: int
+    loss: float
+
+    @property
+    def top1_percent(self) -> float:
+        """Share of images whose label has the largest logit."""
+        return 100.0 * self.top1 / self.images
+
+    @property
+    def top5_percent(self) -> float:
+        """Share of images whose label is among the five largest logits."""
+        return 100.0 * self.top5 / self.images
+
+    def __str__(self) -> str:
+        return f"top-1 {self.top1_percent:.2f} %  top-5 {self.top5_percent:.2f} %  n = {self.images:,}"
+
+    def as_record(self) -> dict[str, float]:
+        """Names with units, for the run's metrics and reports."""
+        return {
+            "top1_percent": self.top1_percent,
+            "top5_percent": self.top5_percent,
+            "loss": self.loss,
+            "images": self.images,
+        }
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, batches: Iterable[Batch], precision: Precision) -> Score:
+    """Count over every process's share of a test set.
+
+    Args:
+        model: maps float [B, 3, S, S] to logits [B, K]; it is left in the mode it was in.
+        batches: this process's images, on its device; each image of the set in one process's share, once.
+        precision: of the forward pass.
+
+    Returns:
+        the same Score on every process.
+    """
+    counts = torch.zeros(3, dtype=torch.int64, device=precision.device)
+    loss = torch.zeros((), dtype=torch.float64, device=precision.device)
+    for logits, labels in _logits(model, batches, precision):
+        counts += torch.cat([count_top_k(logits, labels), labels.new_tensor([len(labels)])])
+        loss += F.cross_entropy(logits, labels, reduction="sum")
+    top1, top5, images = sum_over_processes(counts).tolist()
+    assert images, "an empty test set is refused before"
+    return Score(top1, top5, images, sum_over_processes(loss).item() / images)
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, batches: Iterable[Batch], precision: Precision) -> Tensor:
+    """Logits float32 [N, K] of the images of this process, on the CPU, in the order of the batches."""
+    return torch.cat([logits.cpu() for logits, _ in _logits(model, batches, precision)])
+
+
+def _logits(model: nn.Module, batches: Iterable[Batch], precision: Precision) -> Iterable[tuple[Tensor, Tensor]]:
+    was_training = model.training
+    model.eval()
+    for batch in batches:
+        with precision.autocast():
+            logits = model(normalise(batch.images).contiguous(memory_format=precision.memory_format))
+        yield logits.float(), batch.labels
+    model.train(was_training)

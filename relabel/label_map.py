@@ -1,0 +1,88 @@
+"""A label map: what a strong classifier sees in each cell of an image, kept as the k best classes per cell."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from utils.errors import UserError
+
+
+def class_dtype(num_classes: int) -> type[np.signedinteger]:
+    """The smallest integer type for class ids in memory: a batch's ids travel to the device four times as fast."""
+    return np.int16 if num_classes - 1 <= np.iinfo(np.int16).max else np.int32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelMap:
+    """The k largest logits of each cell and the classes they belong to; covers the whole image, squashed.
+
+    Fields:
+        scores: float16 or float32 [k, h, w]; logits, row 0 at the image's top.
+        classes: integer [k, h, w]; the class of each score, in 0..K-1, no class twice in a cell.
+    """
+
+    scores: np.ndarray
+    classes: np.ndarray
+
+    def __post_init__(self) -> None:
+        """Refuse arrays that cannot belong together."""
+        shapes = (self.scores.shape, self.classes.shape)
+        assert shapes[0] == shapes[1] and len(shapes[0]) == 3, shapes
+        assert self.scores.dtype in (np.float16, np.float32), self.scores.dtype
+        assert np.issubdtype(self.classes.dtype, np.integer), self.classes.dtype
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(k, h, w)."""
+        k, h, w = self.scores.shape
+        return k, h, w
+
+    @classmethod
+    def from_dense(cls, dense: np.ndarray | torch.Tensor, k: int) -> "LabelMap":
+        """Keep the k largest logits of each cell, largest first.
+
+        Args:
+            dense: float [K, h, w]; an array, or a tensor on any device. float16 stays, everything else becomes float32.
+            k: classes to keep per cell, 1..K.
+        """
+        assert dense.ndim == 3 and 1 <= k <= dense.shape[0], (dense.shape, k)
+        values, classes = torch.as_tensor(dense).detach().topk(k, dim=0)
+        scores = values if values.dtype == torch.float16 else values.float()
+        return cls(scores.cpu().numpy(), classes.cpu().numpy().astype(class_dtype(dense.shape[0])))
+
+    def to_dense(self, num_classes: int, fill: float = 0.0) -> np.ndarray:
+        """The logits of all K classes, float32 [K, h, w]; `fill` where a cell does not store the class."""
+        dense = np.full((num_classes, *self.scores.shape[1:]), fill, dtype=np.float32)
+        np.put_along_axis(dense, self.classes.astype(np.int64), self.scores, axis=0)
+        return dense
+
+    def validate(self, num_classes: int, where: str) -> None:
+        """Check what pooling relies on: finite scores, class ids in range, no class twice in a cell.
+
+        Args:
+            num_classes: K.
+            where: the file or record the map came from, for the message.
+
+        Raises:
+            UserError: naming `where` and the first cell that is wrong.
+        """
+        _refuse(~np.isfinite(self.scores), self.scores, where, "the score", "finite scores. Make this map again")
+        wrong_ids = (self.classes < 0) | (self.classes >= num_classes)
+        expected = (
+            f"ids in 0..{num_classes - 1} (the data has {num_classes} classes). "
+            "Give label maps that were made for these classes"
+        )
+        _refuse(wrong_ids, self.classes, where, "the class id", expected)
+        # Pooling would add both scores, where a dense map could hold only one of them.
+        ordered = np.sort(self.classes, axis=0)
+        once = "each class at most once in a cell. Make this map again"
+        _refuse(ordered[1:] == ordered[:-1], ordered, where, "twice the class", once)
+
+
+def _refuse(wrong: np.ndarray, values: np.ndarray, where: str, what: str, expected: str) -> None:
+    """Raise a UserError that names the first cell where `wrong` [.., h, w] is set, and the value found there."""
+    if wrong.any():
+        layer, row, column = (int(i) for i in np.argwhere(wrong)[0])
+        found = f"{what} {values[layer, row, column]} in the cell at row {row}, column {column}"
+        raise UserError(f"{where}: found {found}; expected {expected}.")

@@ -1,0 +1,76 @@
+"""LabelPooling: RoIAlign of a label map over a crop, without ever making the dense map.
+
+RoIAlign is linear in its input and separable:
+    pooled[c] = sum over rows and columns of down[row] * across[column] * score[c, row, column].
+A sparse map therefore needs h + w weights per image and one scatter-add of k*h*w products, where the dense tensor that
+torchvision.ops.roi_align reads holds K*h*w.
+"""
+
+import torch
+from torch import Tensor
+
+
+def pool_scores(scores: Tensor, classes: Tensor, boxes: Tensor, num_classes: int, fill: float = 0.0) -> Tensor:
+    """LabelPooling before the softmax: RoIAlign of each sparse label map over its own crop.
+
+    Equals torchvision.ops.roi_align (1x1 output, adaptive sampling, aligned=False) of the dense maps at the boxes
+    fraction * cells - 0.5. Computed in float32 on any device, without waiting for the device.
+
+    Args:
+        scores: float [B, k, h, w]; the k largest logits of each cell, row 0 at the image top.
+        classes: integer [B, k, h, w]; the class of each score, in 0..num_classes-1 (checked when maps are read).
+        boxes: float [B, 4]; left, top, right, bottom as fractions of the image, in [0, 1].
+        num_classes: K.
+        fill: logit of the classes that a cell does not store (0 in the paper).
+
+    Returns:
+        float32 [B, K]; mean logit of each class inside the crop. Not yet a distribution.
+
+    Raises:
+        ValueError: the shapes disagree.
+    """
+    _check_shapes(scores, classes, boxes)
+    left, top, right, bottom = boxes.unbind(dim=1)
+    down = axis_weights(top, bottom, scores.shape[2])
+    across = axis_weights(left, right, scores.shape[3])
+    # The weights of a box sum to 1, so pooling (score - fill) and adding fill gives absent classes exactly `fill`.
+    excess = scores.float() if fill == 0 else scores.float() - fill
+    parts = excess * (down[:, None, :, None] * across[:, None, None, :])
+    pooled = torch.zeros(len(scores), num_classes, device=scores.device)
+    pooled.scatter_add_(1, classes.flatten(1).long(), parts.flatten(1))
+    return pooled if fill == 0 else pooled.add_(fill)
+
+
+def axis_weights(low: Tensor, high: Tensor, cells: int) -> Tensor:
+    """Share of each cell in the mean over an interval, along one axis, as RoIAlign samples it.
+
+    An interval of n cells' length takes ceil(n) samples, at least one; a sample gives linear weights to its two nearest
+    cells. An interval shorter than a cell is grown to one cell, to the right (torchvision's aligned=False).
+
+    Args:
+        low, high: float [B]; the interval in fractions of the axis, low <= high, no longer than the axis.
+        cells: n.
+
+    Returns:
+        float32 [B, n]; each row sums to 1 for an interval inside [0, 1].
+    """
+    # In this order and in float32, as the op does it: exact arithmetic would change the ceil of 0.16 % of boxes.
+    start = low.float() * cells - 0.5
+    length = (high.float() * cells - 0.5 - start).clamp(min=1.0)
+    count = length.ceil()
+    index = torch.arange(cells, device=low.device, dtype=torch.float32)  # of cells, and of the at most n samples
+    position = start[:, None] + (index + 0.5) * length[:, None] / count[:, None]
+    counted = (index < count[:, None]) & (position >= -1) & (position <= cells)
+    position = position.clamp(0, cells - 1)[:, :, None]
+    # A tent over each cell, as the lower of its two sides: a distance to the nearer cell on the left loses no digits.
+    weights = torch.minimum(position - (index - 1), 1 - (position - index)).clamp(min=0) * counted[:, :, None]
+    return weights.sum(dim=1) / count[:, None]
+
+
+def _check_shapes(scores: Tensor, classes: Tensor, boxes: Tensor) -> None:
+    """Refuse arguments that do not describe the same B label maps."""
+    if scores.ndim != 4 or classes.shape != scores.shape or boxes.shape != (scores.shape[0], 4):
+        raise ValueError(
+            "expected scores [B, k, h, w], classes of the same shape and boxes [B, 4]; "
+            f"got {list(scores.shape)}, {list(classes.shape)} and {list(boxes.shape)}"
+        )

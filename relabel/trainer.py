@@ -1,0 +1,348 @@
+"""The training loop: image batches and label maps in, weights and a run folder out."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from relabel.augment import augment
+from relabel.cutmix import cutmix
+from relabel.dataset import STEP, keyed_rng
+from relabel.evaluation import evaluate
+from relabel.loader import Batch
+from utils.checkpoint import BEST, LAST, PREVIOUS, save_checkpoint
+from utils.distributed import Place, StopRequest, broadcast_buffers, gather_rows
+from utils.errors import UserError
+from utils.guard import StepGuard, Verdict, assert_finite_weights
+from utils.metrics import TrainingMeter
+from utils.precision import Precision
+from utils.progress import JobProgress
+from utils.run_log import MetricsLog, write_status
+
+
+class Preempted(Exception):
+    """The run was asked to stop; everything is saved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The recipe as plain values and functions.
+
+    Attributes:
+        learning_rate: update number (from 0) -> rate.
+        targets: batch -> soft targets [B, K], smoothing included.
+        cutmix_epochs: CutMix is on in the epochs below this number, counted from 0.
+        ema_decay: of the averaged weights; 0 = none.
+        checkpoint_s: seconds between checkpoints inside an epoch.
+    """
+
+    epochs: int
+    steps_per_epoch: int
+    accumulation: int
+    learning_rate: Callable[[int], float]
+    targets: Callable[[Batch], Tensor]
+    cutmix_prob: float
+    cutmix_beta: float
+    cutmix_epochs: int
+    clip_grad_norm: float
+    ema_decay: float
+    seed: int
+    print_freq: int
+    checkpoint_s: float
+
+    @property
+    def total_steps(self) -> int:
+        """Updates in the whole run."""
+        return self.epochs * self.steps_per_epoch
+
+
+class Trainer:
+    """One run: everything that changes while it trains, and the way back from a checkpoint.
+
+    Time is the number of updates done, `step`; epoch, learning rate and every random choice follow from it.
+
+    Args:
+        model: on the device of its place, without DDP.
+        optimizer: of its parameters.
+        plan: the recipe.
+        precision: number formats of the forward pass.
+        place: this process among all.
+        train_batches: first step -> this process's batches from there to the run's end, on the device.
+        test_batches: -> this process's share of the validation set.
+        folder: the run folder.
+        identity: plain values that every checkpoint carries (arch, class_names, fingerprint of the data).
+        tensorboard: also write TensorBoard events.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        plan: Plan,
+        precision: Precision,
+        place: Place,
+        train_batches: Callable[[int], Iterable[Batch]],
+        test_batches: Callable[[], Iterable[Batch]],
+        folder: Path,
+        identity: dict[str, Any],
+        tensorboard: bool = False,
+    ) -> None:
+        self.model, self.optimizer, self.plan, self.precision, self.place = model, optimizer, plan, precision, place
+        self.folder, self.identity, self.tensorboard = folder, identity, tensorboard
+        self.train_batches, self.test_batches = train_batches, test_batches
+        self.ema = (
+            AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(plan.ema_decay), use_buffers=True)
+            if plan.ema_decay
+            else None
+        )
+        self.step, self.validated = 0, True  # validated: the epoch that ended at this step, if one did
+        self.accuracy, self.best_accuracy, self.best_epoch = 0.0, -1.0, 0
+        self.meter = TrainingMeter(place.device)
+        self.skipped, self.metrics_bytes = (0, 0), 0
+
+    @property
+    def epoch(self) -> int:
+        """Epochs completed."""
+        return self.step // self.plan.steps_per_epoch
+
+    @property
+    def finished(self) -> bool:
+        """Every update is done and its last epoch validated."""
+        return self.step == self.plan.total_steps and self.validated
+
+    # ---- one update: the method, in the order of the paper
+
+    def train_step(self, batches: list[Batch]) -> Verdict:
+        """One update from the micro-batches of this process; nothing changes if any loss is not finite."""
+        rng = self._seed_step()
+        rate = self.plan.learning_rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        total = torch.zeros((), device=self.place.device)
+        for i, batch in enumerate(batches, start=1):
+            images, targets = self._inputs(batch, rng)
+            with self._gradient_sync(i == len(batches)):
+                with self.precision.autocast():
+                    logits = self.network(images)
+                    loss = F.cross_entropy(logits, targets) / len(batches)
+                total += loss.detach()
+                if i == len(batches):
+                    self.guard.send(total, bool(self.stop_request), self._checkpoint_is_due())
+                self.precision.scaler.scale(loss).backward()
+            self.meter.count(logits.detach(), targets, loss.detach() * len(batches))
+        verdict = self.guard.receive()
+        if not verdict.finite:
+            self._stop_non_finite(total.item(), rate)
+        self._update()
+        return verdict
+
+    def _seed_step(self) -> np.random.Generator:
+        """Dropout and stochastic depth draw from torch's generators, CutMix from the one returned."""
+        rng = keyed_rng(self.plan.seed, STEP, self.step, self.place.rank)
+        torch.manual_seed(int(rng.integers(2**63)))
+        return rng
+
+    def _inputs(self, batch: Batch, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Augmented images [B, 3, S, S] and soft targets [B, K]."""
+        images = augment(batch.images, batch.flips, batch.jitter_orders, batch.jitter_factors, batch.lighting)
+        targets = self.plan.targets(batch)
+        if self.epoch < self.plan.cutmix_epochs and rng.random() < self.plan.cutmix_prob:
+            images, targets = cutmix(images, targets, rng, self.plan.cutmix_beta)
+        return images.contiguous(memory_format=self.precision.memory_format), targets
+
+    def _gradient_sync(self, now: bool) -> AbstractContextManager[object]:
+        """Gradients of several micro-batches are exchanged with the last one."""
+        if now or not isinstance(self.network, DistributedDataParallel):
+            return nullcontext()
+        return self.network.no_sync()
+
+    def _update(self) -> None:
+        scaler = self.precision.scaler
+        if self.plan.clip_grad_norm:
+            scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip_grad_norm)
+        scaler.step(self.optimizer)
+        scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema:
+            self.ema.update_parameters(self.model)
+        self.step += 1
+        self.validated = self.step % self.plan.steps_per_epoch != 0
+
+    # ---- the loop
+
+    def fit(self) -> None:
+        """Train from where the run stands to its end, validating after each epoch.
+
+        Raises:
+            Preempted: a signal asked for a stop; the run is saved and the same command continues it.
+            UserError: a non-finite loss, a damaged file, a full disk. The last good checkpoint is intact.
+        """
+        self._begin()
+        with self.progress:
+            if not self.validated:
+                self.validate()
+            while self.step < self.plan.total_steps:
+                self.train_epoch()
+                self.save()
+                self.validate()
+        if self.place.is_main:
+            self.log.close()
+            write_status(self.folder, "done", step=self.step, epoch=self.epoch, top1_percent=self.accuracy)
+
+    def _begin(self) -> None:
+        self.network: nn.Module = self.model
+        if self.place.world_size > 1:
+            device_ids = [self.place.device.index] if self.place.device.type == "cuda" else None
+            self.network = DistributedDataParallel(self.model, device_ids=device_ids, broadcast_buffers=False)
+        self.network.train()
+        self.stop_request = StopRequest()
+        self.guard = StepGuard(self.place.device, self.precision.scaler, *self.skipped)
+        self.batches: Iterator[Batch] = iter(self.train_batches(self.step))
+        self.progress = JobProgress(
+            "training", self.plan.total_steps, "steps", done=self.step, lines=False, speaks=self.place.is_main
+        )
+        if self.place.is_main:
+            self.log = MetricsLog(self.folder, self.metrics_bytes, self.tensorboard)
+            write_status(self.folder, "running", step=self.step, epoch=self.epoch)
+        self._last_save = time.monotonic()
+        self.meter.restart_clock()
+
+    def train_epoch(self) -> None:
+        """The updates from here to the end of the epoch."""
+        first = self.epoch * self.plan.steps_per_epoch
+        end = first + self.plan.steps_per_epoch
+        while self.step < end:
+            with self.meter.waiting():
+                batches = [next(self.batches) for _ in range(self.plan.accumulation)]
+            verdict = self.train_step(batches)
+            self.progress.advance(1)
+            if (self.step - first) % self.plan.print_freq == 0 or self.step == end:
+                self._report()
+            if verdict.stop or (verdict.save and self.step < end):
+                self.save()
+            if verdict.stop:
+                self._preempted()
+
+    def validate(self) -> None:
+        """Evaluate the weights, and the averaged ones if there are any; keep the best; save."""
+        networks = {"model": self.model} | ({"ema": self.ema.module} if self.ema else {})
+        for name, network in networks.items():
+            broadcast_buffers(network)
+            score = evaluate(network, self.test_batches(), self.precision)
+            self._record("validation", epoch=self.epoch, weights=name, **score.as_record())
+            self._say(f"epoch {self.epoch}/{self.plan.epochs}  validation{' of the EMA' * (name == 'ema')}  {score}")
+        self.accuracy, self.validated = score.top1_percent, True  # the EMA's where there is one: it comes last
+        is_best = self.accuracy > self.best_accuracy
+        if is_best:
+            self.best_accuracy, self.best_epoch = self.accuracy, self.epoch
+        self.save(also_as_best=is_best)
+        self.meter.restart_clock()
+
+    def _report(self) -> None:
+        """One record over all processes and all steps since the last one."""
+        values = self.meter.report()
+        epoch, rate = (self.step - 1) // self.plan.steps_per_epoch + 1, self.plan.learning_rate(self.step - 1)
+        self._record("train", epoch=epoch, learning_rate=rate, skipped_updates=self.guard.skipped, **values)
+        self._say(
+            f"epoch {epoch}/{self.plan.epochs}  step {self.step:,}/{self.plan.total_steps:,}  "
+            f"loss {values['loss']:.4f}  top-1 {values['top1_percent']:.2f} %  lr {rate:.5f}  "
+            f"{values['images_per_s']:,.0f} images/s  data wait {values['data_wait_percent']:.0f} %  "
+            f"{self.progress.time_left()}"
+        )
+
+    def _record(self, event: str, **values: Any) -> None:
+        if self.place.is_main:
+            self.log.write(event, self.step, **values)
+
+    def _say(self, line: str) -> None:
+        if self.place.is_main:
+            self.progress.say(line)
+
+    # ---- endings
+
+    def _preempted(self) -> None:
+        if self.place.is_main:
+            self._say(f"stopped on request at step {self.step:,}; the same command continues this run")
+            write_status(self.folder, "preempted", step=self.step, epoch=self.epoch)
+        raise Preempted
+
+    def _stop_non_finite(self, loss: float, rate: float) -> None:
+        self._record("non_finite_loss", loss=loss, learning_rate=rate)
+        raise UserError(
+            f"the loss of step {self.step + 1:,} is not finite (here {loss}); no process updated its weights and the "
+            f"last checkpoint is intact.\n  Set a lower --optim.lr.init, --optim.clip_grad_norm 1 or "
+            f"--compute.opt_level bf16, and start with another --util.run_dir."
+        )
+
+    # ---- checkpoints
+
+    def save(self, also_as_best: bool = False) -> None:
+        """Write the run as it stands; every process takes part, the main one writes.
+
+        Raises:
+            UserError: the disk is full, or the weights are no longer finite.
+        """
+        self.guard.settle()
+        meters = gather_rows(self.meter.sums)
+        if self.place.is_main:
+            assert_finite_weights(self.model)
+            state = self._state(meters)
+            if also_as_best:
+                save_checkpoint(state, self.folder / BEST)
+            save_checkpoint(state, self.folder / LAST, keep_old_as=self.folder / PREVIOUS)
+            write_status(self.folder, "running", step=self.step, epoch=self.epoch)
+        self._last_save = time.monotonic()
+
+    def _checkpoint_is_due(self) -> bool:
+        return self.place.is_main and time.monotonic() - self._last_save > self.plan.checkpoint_s
+
+    def _state(self, meters: Tensor) -> dict[str, Any]:
+        return {
+            **self.identity,
+            "epoch": self.epoch,
+            "step": self.step,
+            "state_dict": self.model.state_dict(),
+            "state_dict_ema": self.ema.module.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.precision.scaler.state_dict(),
+            "accuracy": self.accuracy,
+            "best_accuracy": self.best_accuracy,
+            "best_epoch": self.best_epoch,
+            "validated": self.validated,
+            "skipped_in_a_row": self.guard.skipped_in_a_row,
+            "skipped_updates": self.guard.skipped,
+            "meters": meters,
+            "metrics_bytes": self.log.size_on_disk(),
+        }
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Take up the run of a checkpoint; call it before fit.
+
+        Args:
+            state: what load_latest read, of a run with the same config, data and classes.
+        """
+        self.model.load_state_dict(state["state_dict"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.precision.scaler.load_state_dict(state["scaler"])
+        if self.ema:
+            self.ema.module.load_state_dict(state["state_dict_ema"])
+            self.ema.n_averaged.fill_(state["step"])
+        for name in ("step", "validated", "accuracy", "best_accuracy", "best_epoch", "metrics_bytes"):
+            setattr(self, name, state[name])
+        self.skipped = state["skipped_updates"], state["skipped_in_a_row"]
+        meters = state["meters"]
+        if len(meters) == self.place.world_size:
+            self.meter.sums.copy_(meters[self.place.rank])
+        elif self.place.is_main:  # another number of processes: the sums stay right, their rounding may not
+            self.meter.sums.copy_(meters.sum(dim=0))

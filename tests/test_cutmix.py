@@ -1,0 +1,98 @@
+"""CutMix: boxes and mixing of the 2021 code, and what must be true of any mix."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from relabel.cutmix import cut_box, cutmix, mix_targets
+from relabel.targets import smooth
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "cutmix_2021.json").read_text(encoding="utf-8"))
+
+
+def numbered_batch(count: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image i is i everywhere and its target is one-hot at i, so that pixels and targets can be counted."""
+    images = torch.arange(count, dtype=torch.float32).view(-1, 1, 1, 1).expand(count, 3, height, width).clone()
+    return images, torch.eye(count)
+
+
+@pytest.mark.parametrize("case", GOLDEN["boxes"])
+def test_box_of_the_2021_code(case: dict) -> None:
+    rows, cols, kept = cut_box(
+        case["lam_drawn"], case["centre_row"], case["centre_col"], height=case["height"], width=case["width"]
+    )
+    assert list(rows) == case["rows"] and list(cols) == case["cols"]
+    assert kept == pytest.approx(case["lam_kept"], rel=1e-12)
+
+
+def test_smoothing_and_mixing_of_the_2021_code() -> None:
+    case = GOLDEN["mixing"]
+    own, other = (smooth(torch.tensor(case[name]), case["smoothing"]) for name in ("target_a", "target_b"))
+    mixed = mix_targets(own, other, case["lam"])
+    torch.testing.assert_close(mixed, torch.tensor(case["mixed"]), rtol=0, atol=1e-7)
+
+
+def test_boxes_by_eye() -> None:
+    assert cut_box(0.75, 50, 20, height=100, width=40) == ((25, 75), (10, 30), 0.75)
+    assert cut_box(1.0, 50, 20, height=100, width=40) == ((50, 50), (20, 20), 1.0)
+    assert cut_box(0.0, 50, 20, height=100, width=40) == ((0, 100), (0, 40), 0.0)
+    assert cut_box(0.0, 0, 0, height=100, width=40) == ((0, 50), (0, 20), 0.75)  # clipped at two borders
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_target_weights_are_the_shares_of_pixels(seed: int) -> None:
+    images, targets = numbered_batch(6, height=24, width=40)
+    mixed, mixed_targets = cutmix(images, targets, np.random.default_rng(seed), beta=1.0)
+    shares = torch.stack([(mixed == i).float().mean(dim=(1, 2, 3)) for i in range(6)], dim=1)
+    torch.testing.assert_close(mixed_targets, shares, rtol=0, atol=1e-6)
+    torch.testing.assert_close(mixed_targets.sum(dim=1), torch.ones(6))
+
+
+def test_one_rectangle_for_the_batch_and_each_image_gives_once() -> None:
+    images, targets = numbered_batch(7, height=24, width=40)
+    mixed, mixed_targets = cutmix(images, targets, np.random.default_rng(5), beta=1.0)
+    changed = (mixed != images)[:, 0]
+    donors = mixed_targets.argmin(dim=0)  # every class keeps total weight 1: given once, kept once
+    assert len(donors) == 7
+    torch.testing.assert_close(mixed_targets.sum(dim=0), torch.ones(7))
+    rectangle = changed.any(dim=0)
+    rows, cols = rectangle.any(dim=1), rectangle.any(dim=0)
+    assert 0 < rectangle.sum() < 24 * 40
+    assert torch.equal(rectangle, rows[:, None] & cols)
+    for own in changed:
+        assert torch.equal(own, rectangle) or not own.any()  # not any: partner of itself
+
+
+def test_arguments_stay_as_they_are() -> None:
+    images, targets = numbered_batch(5, height=12, width=20)
+    before = images.clone(), targets.clone()
+    mixed, _ = cutmix(images, targets, np.random.default_rng(2), beta=1.0)
+    assert not torch.equal(mixed, images)
+    assert torch.equal(images, before[0]) and torch.equal(targets, before[1])
+
+
+def test_the_generator_alone_decides() -> None:
+    batch = numbered_batch(5, height=12, width=20)
+    first, again, other = (cutmix(*batch, np.random.default_rng(seed), beta=1.0)[0] for seed in (1, 1, 3))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_batch_of_one_is_mixed_with_itself() -> None:
+    images, targets = torch.rand(1, 3, 12, 20), torch.tensor([[0.2, 0.8]])
+    mixed, mixed_targets = cutmix(images, targets, np.random.default_rng(0), beta=1.0)
+    assert torch.equal(mixed, images)
+    torch.testing.assert_close(mixed_targets, targets)
+
+
+def test_beta_spreads_the_share_of_pixels() -> None:
+    """Beta(b, b) with large b stays near one half: before clipping the rectangle covers half of the image."""
+    images, targets = numbered_batch(2, height=60, width=100)
+    kept = []
+    for seed in range(60):
+        _, mixed = cutmix(images, targets, np.random.default_rng(seed), beta=1000.0)
+        kept.append(float(mixed.max()))
+    assert min(kept) > 0.45  # clipping only keeps more
+    assert len(set(kept)) > 10

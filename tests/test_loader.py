@@ -1,0 +1,236 @@
+"""Batches: what a step reads, in which order, and that neither workers nor a restart change a bit of it."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from relabel.augment import Augmentation
+from relabel.crop_box import CropBox
+from relabel.dataset import CentreView, ImageDataset, RandomView, Sample, list_images
+from relabel.label_map import LabelMap
+from relabel.label_store import open_label_store, write_label_map
+from relabel.loader import Batch, TestBatches, TrainBatches, collate, epoch_order, make_loader, steps_per_epoch
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+NEUTRAL = Augmentation(False, 2, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> ImageDataset:
+    """23 images in two classes with label maps of 2 x 3 cells."""
+    rng = np.random.default_rng(0)
+    for i in range(23):
+        folder = tmp_path / "train" / ("ant" if i < 9 else "bee")
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (20 + i, 40 - i, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:02d}.png")
+    images = list_images(tmp_path / "train")
+    for key in images.keys().tolist():
+        dense = rng.normal(size=(2, 2, 3)).astype(np.float32)
+        write_label_map(tmp_path / "labels", key, LabelMap.from_dense(dense, 2))
+    store = open_label_store(tmp_path / "labels", images.keys(), 2)
+    return ImageDataset(images, RandomView(12, 0.08, 0.5, 0.4, 0.1, seed=5), store)
+
+
+def train_batches(
+    start_step: int = 0, accumulation: int = 1, rank: int = 0, world_size: int = 1, seed: int = 5
+) -> TrainBatches:
+    """23 images in global batches of 8: 2 steps an epoch; 7 steps in all."""
+    return TrainBatches(23, 8 // world_size, accumulation, rank, world_size, seed, start_step, total_steps=7)
+
+
+def sample(label_map: LabelMap | None = None, augmentation: Augmentation | None = None, index: int = 0) -> Sample:
+    """A sample whose pixels are its index."""
+    image = np.full((3, 4, 4), index, dtype=np.uint8)
+    return Sample(image, index % 2, CropBox(0.1, 0.2, 0.5, 0.75), label_map, augmentation, index)
+
+
+def assert_same_batch(first: Batch, second: Batch) -> None:
+    """Bit by bit, type by type."""
+    for field in fields(Batch):
+        a, b = getattr(first, field.name), getattr(second, field.name)
+        assert (a is None) == (b is None), field.name
+        if a is not None:
+            assert a.dtype == b.dtype and torch.equal(a, b), field.name
+
+
+def test_collate_stacks_every_field() -> None:
+    scores = np.arange(12, dtype=np.float16).reshape(2, 2, 3)
+    classes = np.stack([np.zeros((2, 3)), np.full((2, 3), 7)]).astype(np.int16)
+    drawn = Augmentation(True, 4, (0.9, 1.1, 1.2), (0.1, 0.0, -0.1))
+    label_map = LabelMap(scores, classes)
+    batch = collate([sample(label_map, drawn, 3), sample(label_map, NEUTRAL, 4), sample(label_map, drawn, 5)])
+    assert len(batch) == 3 and batch.images.shape == (3, 3, 4, 4) and batch.images.dtype == torch.uint8
+    assert batch.images[:, 0, 0, 0].tolist() == [3, 4, 5]
+    assert batch.labels.tolist() == [1, 0, 1] and batch.labels.dtype == torch.int64
+    torch.testing.assert_close(batch.boxes[1], torch.tensor([0.1, 0.2, 0.5, 0.75]))
+    assert batch.scores is not None and batch.scores.shape == (3, 2, 2, 3) and batch.scores.dtype == torch.float16
+    assert batch.classes is not None and batch.classes.dtype == torch.int16
+    assert batch.flips is not None and batch.flips.tolist() == [True, False, True]
+    assert batch.jitter_orders is not None and batch.jitter_orders.tolist() == [4, 2, 4]
+    assert batch.jitter_factors is not None and batch.jitter_factors.shape == (3, 3)
+    assert batch.lighting is not None and batch.lighting.dtype == torch.float32
+    assert batch.indices.tolist() == [3, 4, 5]
+
+
+def test_class_ids_become_int64_on_the_device_and_scores_stay() -> None:
+    label_map = LabelMap(np.ones((1, 2, 3), dtype=np.float16), np.full((1, 2, 3), 31999, dtype=np.int16))
+    batch = collate([sample(label_map)]).to(CPU)
+    assert batch.classes is not None and batch.classes.dtype == torch.int64 and int(batch.classes.max()) == 31999
+    assert batch.scores is not None and batch.scores.dtype == torch.float16
+
+
+def test_what_changes_nothing_is_none() -> None:
+    batch = collate([sample(augmentation=NEUTRAL), sample(augmentation=NEUTRAL, index=1)])
+    assert batch.flips is batch.jitter_orders is batch.jitter_factors is batch.lighting is None
+    plain = collate([sample(), sample(index=1)])
+    assert plain.scores is plain.classes is plain.flips is plain.jitter_factors is plain.lighting is None
+
+
+def test_read_only_arrays_collate_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    label_map = LabelMap(np.ones((1, 2, 3), dtype=np.float32), np.zeros((1, 2, 3), dtype=np.int16))
+    label_map.scores.setflags(write=False)
+    collate([sample(label_map)])
+    assert not recwarn.list
+
+
+def reference(start_step: int, accumulation: int, rank: int, world_size: int) -> Iterator[list[tuple[int, int]]]:
+    """What TrainBatches promises, spelled out: rows of a global batch of 8, micro-batch by micro-batch."""
+    for step in range(start_step, 7):
+        epoch, t = step // 2, step % 2
+        global_batch = epoch_order(5, epoch, 23)[t * 8 : (t + 1) * 8]
+        rows = np.split(global_batch, world_size)[rank]
+        for micro in np.split(rows, accumulation):
+            yield [(epoch, int(index)) for index in micro]
+
+
+@pytest.mark.parametrize("start_step", [0, 1, 2, 5, 7])
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_training_batches_are_slices_of_the_epochs_order(start_step: int, accumulation: int, world_size: int) -> None:
+    for rank in range(world_size):
+        batches = train_batches(start_step, accumulation, rank, world_size)
+        expected = list(reference(start_step, accumulation, rank, world_size))
+        assert list(batches) == expected and len(batches) == len(expected)
+
+
+@pytest.mark.parametrize("world_size", [2, 4, 8])
+def test_the_ranks_together_read_the_batch_of_one_process(world_size: int) -> None:
+    ranks = [train_batches(rank=rank, world_size=world_size) for rank in range(world_size)]
+    for whole, *parts in zip(train_batches(), *ranks, strict=True):
+        assert whole == [key for part in parts for key in part]
+
+
+def test_an_epoch_reads_no_image_twice_and_each_epoch_has_its_own_order() -> None:
+    keys = [key for batch in train_batches() for key in batch]
+    epochs = [[index for epoch, index in keys if epoch == e] for e in range(4)]
+    assert [len(epoch) for epoch in epochs] == [16, 16, 16, 8]
+    assert all(len(set(epoch)) == len(epoch) for epoch in epochs)
+    assert epochs[0] != epochs[1] and sorted(epoch_order(5, 1, 23)) == list(range(23))
+    assert list(train_batches(seed=6)) != list(train_batches())
+
+
+def test_too_few_images_for_a_batch_are_refused() -> None:
+    assert steps_per_epoch(23, 8) == 2 and steps_per_epoch(8, 8) == 1
+    with pytest.raises(
+        UserError, match=r"found 7 training images; expected at least one batch of 8.*optim\.batch_size"
+    ):
+        steps_per_epoch(7, 8)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+@pytest.mark.parametrize("num_images", [1, 5, 23, 24])
+def test_testing_reads_every_image_once_over_all_ranks(num_images: int, world_size: int) -> None:
+    seen = []
+    for rank in range(world_size):
+        batches = TestBatches(num_images, 4, rank, world_size)
+        lists = list(batches)
+        assert len(lists) == len(batches) and all(0 < len(keys) <= 4 for keys in lists)
+        seen += [index for keys in lists for epoch, index in keys]
+    assert sorted(seen) == list(range(num_images))
+
+
+def test_a_batch_holds_the_samples_of_its_keys(dataset: ImageDataset) -> None:
+    for keys, batch in zip(train_batches(), make_loader(dataset, train_batches(), 0, CPU), strict=True):
+        assert_same_batch(batch, collate([dataset[key] for key in keys]).to(CPU))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_workers_and_restarts_change_nothing(dataset: ImageDataset, num_workers: int) -> None:
+    straight = list(make_loader(dataset, train_batches(), 0, CPU))
+    for start_step in (0, 3, 6):
+        loader = make_loader(dataset, train_batches(start_step), num_workers, CPU)
+        batches = list(loader)
+        assert len(batches) == len(loader) == 7 - start_step
+        for expected, found in zip(straight[start_step:], batches, strict=True):
+            assert_same_batch(expected, found)
+
+
+def test_test_batches_come_in_order_and_a_rank_may_have_none(dataset: ImageDataset) -> None:
+    plain = ImageDataset(dataset.images, CentreView(12, 0.875))
+    loader = make_loader(plain, TestBatches(23, 8, 0, 1), 1, CPU)
+    assert [len(batch) for batch in loader] == [8, 8, 7]
+    assert [i for batch in loader for i in batch.indices.tolist()] == list(range(23))  # a second pass
+    assert list(make_loader(plain, TestBatches(1, 8, 1, 2), 1, CPU)) == []
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_damaged_file_ends_the_loop_with_its_own_message(dataset: ImageDataset, num_workers: int) -> None:
+    first = next(iter(train_batches()))[0]
+    path = dataset.images.path(first[1])
+    path.write_bytes(b"")
+    with pytest.raises(UserError) as refusal:
+        list(make_loader(dataset, train_batches(), num_workers, CPU))
+    assert str(refusal.value).startswith(f"{path}: cannot be read as an image")
+    assert "Traceback" not in str(refusal.value) and "DataLoader" not in str(refusal.value)
+
+
+def test_a_damaged_label_map_ends_the_loop_with_its_own_message(dataset: ImageDataset, tmp_path: Path) -> None:
+    for path in (tmp_path / "labels").glob("*/*.pt"):
+        path.write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"^\S+\.pt: cannot be read as a label map"):
+        list(make_loader(dataset, train_batches(), 1, CPU))
+
+
+SPAWNED = """
+import multiprocessing, sys, torch
+from relabel.dataset import CentreView, ImageDataset, list_images
+from relabel.loader import TestBatches, make_loader
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv[1])
+    dataset = ImageDataset(list_images(sys.argv[2]), CentreView(8, 0.875))
+    here, there = (list(make_loader(dataset, TestBatches(23, 10, 0, 1), n, torch.device("cpu"))) for n in (0, 1))
+    assert len(here) == len(there) == 3
+    assert all(torch.equal(a.images, b.images) for a, b in zip(here, there))
+    print("equal")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
+def test_workers_need_not_be_forked(dataset: ImageDataset, tmp_path: Path, start_method: str) -> None:
+    (tmp_path / "spawned.py").write_text(SPAWNED)
+    command = [sys.executable, str(tmp_path / "spawned.py"), start_method, str(dataset.images.root)]
+    result = subprocess.run(
+        command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.stdout == "equal\n", result.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_arrive_on_the_gpu_unchanged(dataset: ImageDataset) -> None:
+    straight = make_loader(dataset, train_batches(), 0, CPU)
+    ahead = make_loader(dataset, train_batches(), 2, torch.device("cuda"))
+    for expected, found in zip(straight, ahead, strict=True):
+        assert found.images.device.type == "cuda"
+        assert_same_batch(expected, found.to(CPU))

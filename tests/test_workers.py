@@ -1,0 +1,110 @@
+"""Worker processes: their errors, their deaths, their signals, and how they end."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from utils.errors import UserError
+from utils.workers import read_batches
+
+ROOT = Path(__file__).resolve().parents[1]
+KEYS = [[1, 2], [3, 4], [5]]
+
+
+class Trouble:
+    """Gives the key itself, except where the key is a word: then it does what the word says."""
+
+    def __getitem__(self, key: int | str) -> int | str:
+        """The key, or trouble."""
+        if key == "refuse":
+            raise UserError("a.jpg: found a cat; expected a dog. Swap them.")
+        if key == "bug":
+            raise IndexError("a programmer's mistake")
+        if key == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if key == "hang":
+            threading.Event().wait()
+        return os.getpid() if key == "pid" else key
+
+
+def read(key_lists: Sequence[Sequence[int | str]], num_workers: int) -> list[list[int | str]]:
+    """All batches."""
+    return list(read_batches(Trouble(), list, key_lists, num_workers, pin_memory=False))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2, 5])
+def test_batches_come_in_order(num_workers: int) -> None:
+    assert read(KEYS, num_workers) == KEYS
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_a_user_error_arrives_as_it_was_raised(num_workers: int) -> None:
+    batches = read_batches(Trouble(), list, [[1], ["refuse"], [3]], num_workers, pin_memory=False)
+    assert next(batches) == [1]
+    with pytest.raises(UserError) as refusal:
+        next(batches)
+    assert str(refusal.value) == "a.jpg: found a cat; expected a dog. Swap them."
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_programmers_mistake_keeps_its_type_and_trace(num_workers: int) -> None:
+    with pytest.raises(IndexError, match="a programmer's mistake") as mistake:
+        read([["bug"]], num_workers)
+    assert num_workers == 0 or "__getitem__" in str(mistake.value)
+
+
+def test_a_killed_worker_ends_the_loop_with_a_message() -> None:
+    with pytest.raises(UserError, match=r"a process that loads images died .*Killed.*--compute\.num_workers"):
+        read([[1], ["die"], [3]], 1)
+
+
+def test_signals_to_the_group_do_not_stop_workers() -> None:
+    """The parent decides when to stop; it may still want the batches under way."""
+    batches = read_batches(Trouble(), list, [["pid"]] + [[i] for i in range(20)], 1, pin_memory=False)
+    (worker,) = next(batches)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        os.kill(worker, number)
+    assert list(batches) == [[i] for i in range(20)]
+
+
+def test_the_stream_of_torchs_random_numbers_is_left_alone() -> None:
+    before = torch.get_rng_state()
+    read(KEYS, 1)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def start(program: str) -> "subprocess.Popen[str]":
+    """A Python program that can import this file."""
+    command = [sys.executable, "-c", f"from tests.test_workers import *\n{program}"]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_program_ends_though_its_loop_is_not_finished() -> None:
+    program = start(
+        "batches = read_batches(Trouble(), list, [['pid']] * 9, 2, pin_memory=False)\n"
+        "held = [batches]\n"
+        "held.append(held)\n"
+        "next(batches)\n"
+        "sys.exit(7)\n"
+    )
+    assert program.communicate(timeout=60) == ("", "") and program.returncode == 7
+
+
+def test_workers_die_with_a_killed_program() -> None:
+    """Reading the output ends when the last process that could write to it is gone: a worker, hanging."""
+    program = start(
+        "batches = read_batches(Trouble(), list, [['pid'], ['hang']], 1, pin_memory=False)\n"
+        "print(*next(batches), flush=True)\n"
+        "next(batches)\n"
+    )
+    assert program.stdout is not None and program.stdout.readline().strip().isdigit()
+    program.kill()
+    program.communicate(timeout=60)
+    assert program.returncode == -signal.SIGKILL

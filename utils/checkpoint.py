@@ -1,0 +1,131 @@
+"""Checkpoints: whole or absent, and loaded without running anything that is in them."""
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from utils.errors import UserError
+
+LAST, PREVIOUS, BEST = "checkpoint-last.pth", "checkpoint-previous.pth", "checkpoint-best.pth"
+
+# Checkpoints of 2021 hold their accuracy as a NumPy scalar. Rebuilding one from its bytes runs nothing.
+_NUMPY_SCALARS: list[Any] = [
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # type: ignore[attr-defined]
+    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),  # type: ignore[attr-defined]
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "bool")),
+]
+
+
+class DamagedCheckpoint(UserError):
+    """The file is not a checkpoint, or no longer a whole one."""
+
+
+def save_checkpoint(state: dict[str, Any], path: Path, keep_old_as: Path | None = None) -> None:
+    """Write a checkpoint under a temporary name, force it to the disk, rename it into place.
+
+    Args:
+        state: plain tensors, numbers, strings, lists and dicts: what weights_only=True loads again.
+        keep_old_as: where the file that it replaces goes; None = it is overwritten.
+
+    Raises:
+        UserError: the file cannot be written (the old one, if any, is untouched).
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if keep_old_as and path.exists():
+            path.replace(keep_old_as)
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # a full disk reaches us as either
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"{path} could not be written: {error}\n  Make room, or set another --util.run_dir; the same command "
+            f"continues from the checkpoint before."
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename is on the disk only when its folder is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def load_checkpoint(path: Path) -> Any:
+    """Read a checkpoint onto the CPU: ours, or of 2021, in torch's zip or legacy format.
+
+    Raises:
+        DamagedCheckpoint: the file is no tensor file (nothing in it was run), truncated, or fails its checksums.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():  # torch itself loads flipped bits without a word
+                    raise DamagedCheckpoint(f"{path} is damaged: the checksum of its part {damaged} is wrong.")
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise DamagedCheckpoint(f"{path} does not exist.") from None
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("\n")[0].split("Please file")[0].strip()
+        raise DamagedCheckpoint(
+            f"{path} is not a file of plain tensors, as a checkpoint must be; nothing in it was run.\n  {reason}"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = str(error).split("\n")[0] or "it ends too early"
+        raise DamagedCheckpoint(f"{path} cannot be read as a checkpoint: {reason}") from None
+
+
+def load_latest(folder: Path) -> tuple[dict[str, Any] | None, str]:
+    """The newest whole checkpoint of a run folder.
+
+    Returns:
+        its content, or None where the run has none yet; and a line for the person where the last one was damaged.
+    """
+    note = ""
+    for name in (LAST, PREVIOUS):
+        if not (folder / name).exists():
+            continue
+        try:
+            return load_checkpoint(folder / name), note and f"{note} Continuing from {name}."
+        except DamagedCheckpoint as error:
+            note = str(error)
+    if note:
+        raise UserError(f"{note}\n  No whole checkpoint is left in {folder}: set another --util.run_dir to start anew.")
+    return None, ""
+
+
+def split_weights(content: Any, path: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """The weights in a checkpoint, bare or wrapped.
+
+    Returns:
+        name -> state_dict: 'model', and 'ema' where the checkpoint holds averaged weights.
+
+    Raises:
+        UserError: there are none.
+    """
+    if isinstance(content, dict):
+        wrapped = content.get("state_dict", content)
+        if isinstance(wrapped, dict) and wrapped and all(isinstance(value, torch.Tensor) for value in wrapped.values()):
+            weights = {"model": wrapped}
+            if content.get("state_dict_ema"):
+                weights["ema"] = content["state_dict_ema"]
+            return weights
+    found = (
+        f"a dict of {', '.join(map(repr, list(content)[:8]))}" if isinstance(content, dict) else type(content).__name__
+    )
+    raise UserError(
+        f"{path} holds no weights: expected a dict of tensors, or one with the key 'state_dict'; found {found}."
+    )

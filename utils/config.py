@@ -1,0 +1,150 @@
+"""The configuration: base.yaml <- config file <- dotted flags, checked as a whole, then frozen.
+
+Only this file and its neighbours (config_*.py, command_line.py) know where values come from. Neither torch nor numpy is
+imported: a mistake is told within a second and before anything is created.
+"""
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from utils.config_file import read_config_file, to_yaml, unknown_key
+from utils.config_problems import Problem, Setting, did_you_mean, first_of_node, nearest, normal_key, report
+from utils.config_rules import DISK_RULES, RULES, broken_rules, warnings
+from utils.config_schema import LEAVES, choices, convert_flag, expected, flatten, nest, validate
+from utils.errors import UserError
+from utils.frozen_munch import FrozenMunch
+
+BASE_FILE = Path(__file__).resolve().parent.parent / "configs" / "base.yaml"
+_COMMAND_LINE = "command line"
+_COMMENT_COLUMN = 48
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """Where a config file and flags lead: a setting for each key, and all that is wrong with them."""
+
+    settings: dict[str, Setting]
+    defaults: dict[str, Any]
+    problems: list[Problem]
+
+
+def load_config(config_file_path: str, flags: dict[str, str]) -> FrozenMunch:
+    """Merge base.yaml, a config file and command-line flags into the frozen tree that a run is built from.
+
+    Settings without effect are told on stderr. With `util.print_config` the resolved tree is printed to stdout.
+
+    Args:
+        config_file_path: YAML file that names what differs from base.yaml; '' for none.
+        flags: dotted key, with hyphens or underscores -> raw text as typed.
+
+    Raises:
+        UserError: lists every mistake in the file, the flags, and the folders that they name.
+        SystemExit: status 0, after printing, when `util.print_config` is true.
+    """
+    resolved = resolve(config_file_path, flags)
+    if resolved.problems:
+        raise UserError(report(resolved.problems))
+    if first_of_node():
+        for warning in warnings(resolved.settings, resolved.defaults):
+            print(f"warning: {warning}", file=sys.stderr)
+    tree = nest({key: setting.value for key, setting in resolved.settings.items()})
+    if tree["util"]["print_config"]:
+        if first_of_node():
+            print("\n".join(_annotated(tree, resolved.settings)))
+        sys.exit(0)
+    return FrozenMunch(tree)
+
+
+def resolve(config_file_path: str, flags: dict[str, str], spoiled: Iterable[str] = ()) -> Resolution:
+    """Merge and check without raising; `spoiled` keys were mentioned in a broken way and are not held against rules."""
+    base, problems = read_config_file(BASE_FILE, "base")
+    settings = {key: replace(setting, where="default") for key, setting in base.items()}
+    if config_file_path:
+        from_file, file_problems = read_config_file(Path(config_file_path), Path(config_file_path).name)
+        settings |= from_file
+        problems += file_problems
+    from_flags, flag_problems = _read_flags(flags)
+    settings |= from_flags
+    values, wrong_keys = validate({key: setting.value for key, setting in settings.items()})
+    problems += [*flag_problems, *(_wrong_value(key, settings, base) for key in wrong_keys)]
+    settings = {key: replace(setting, value=values[key]) for key, setting in settings.items()}
+    bad_keys = {key for problem in problems for key in problem.keys}.union(spoiled)
+    if "util.run_dir" in settings and settings["util.run_dir"].value == "":
+        settings["util.run_dir"] = _default_run_dir(config_file_path)
+    problems += broken_rules(RULES, settings, bad_keys)
+    printing = settings.get("util.print_config")
+    if printing is None or printing.value is not True:  # printing starts nothing, so it needs no folders
+        problems += broken_rules(DISK_RULES, settings, bad_keys)
+    return Resolution(settings, {key: setting.value for key, setting in base.items()}, problems)
+
+
+def _read_flags(flags: dict[str, str]) -> tuple[dict[str, Setting], list[Problem]]:
+    settings: dict[str, Setting] = {}
+    problems = []
+    for name, text in flags.items():
+        key = normal_key(name)
+        if key not in LEAVES:
+            problems.append(unknown_key(key, _COMMAND_LINE, prefix="--"))
+        elif key in settings:
+            problems.append(Problem("--" + key, _COMMAND_LINE, "given twice; keep one of them", keys=(key,)))
+        else:
+            settings[key] = Setting(convert_flag(key, text), _COMMAND_LINE, _COMMAND_LINE)
+    return settings, problems
+
+
+def _wrong_value(key: str, settings: dict[str, Setting], base: dict[str, Setting]) -> Problem:
+    if key not in settings:
+        return Problem(key, str(BASE_FILE), "base.yaml must hold every key; restore this one", keys=(key,))
+    setting = settings[key]
+    default = base[key].value if key in base else None
+    text = f"expected {expected(key)}"
+    if isinstance(setting.value, str):
+        text += did_you_mean(nearest(setting.value, choices(key)))
+    elif LEAVES[key].annotation is str and setting.value is not None:
+        text += "; put it in quotes"
+    if default not in ("", None, setting.value):
+        text += f"; the default is {default}"
+    return Problem(f"{key} = {_shown(setting.value)}", setting.where, text, keys=(key,))
+
+
+def _shown(value: object) -> str:
+    return "null" if value is None else repr(value)
+
+
+def _default_run_dir(config_file_path: str) -> Setting:
+    path = Path(config_file_path or BASE_FILE)
+    return Setting(str(Path("runs", path.stem)), "default", f"name of {path.name}")
+
+
+def _annotated(tree: dict[str, Any], settings: dict[str, Setting], prefix: str = "") -> list[str]:
+    """The tree as lines of YAML, each value followed by a comment that says where it comes from."""
+    indent = "  " * prefix.count(".")
+    lines = []
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}{name}:", *_annotated(value, settings, f"{prefix}{name}.")]
+        else:
+            line = indent + to_yaml({name: value}).rstrip("\n")
+            lines.append(f"{line:<{_COMMENT_COLUMN}} # {settings[prefix + name].source}")
+    return lines
+
+
+def to_plain(config: FrozenMunch) -> dict[str, Any]:
+    """The tree as nested dicts of plain values, for checkpoints (a Munch breaks `weights_only=True`) and JSON."""
+    return config.toDict()
+
+
+def config_yaml(config: FrozenMunch) -> str:
+    """The resolved tree as YAML for the run folder; it can be given as a config file again."""
+    return to_yaml(to_plain(config))
+
+
+def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Dotted keys that differ between two plain trees, or that only one of them has; in the order of `new`."""
+    before, after = flatten(old), flatten(new)
+    missing = object()
+    keys = [*after, *(key for key in before if key not in after)]
+    return [key for key in keys if before.get(key, missing) != after.get(key, missing)]

@@ -1,0 +1,161 @@
+"""YAML in and out. PyYAML reads YAML 1.1; this reads 1.2's plain values and refuses what would be a surprise."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from utils.config_problems import Problem, Setting, did_you_mean, nearest, normal_key
+from utils.config_schema import LEAVES, SECTIONS, boolean, null, number
+
+_LARGEST_FILE = 1_000_000  # bytes; a path to a checkpoint or a tar file must not be read whole
+_STR, _NULL, _BOOL, _INT, _FLOAT = (f"tag:yaml.org,2002:{name}" for name in ("str", "null", "bool", "int", "float"))
+_PLAIN_VALUES = {
+    _NULL: r"(null|Null|NULL|~|)$",
+    _BOOL: r"(true|True|TRUE|false|False|FALSE)$",
+    _INT: r"[-+]?[0-9]+$",
+    _FLOAT: r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$",
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """Numbers, booleans and null as in YAML 1.2: 1e-3 is a number; 1:30, 0o17, yes, off and 2024-01-01 are texts."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what _Loader reads: the text '1e-3' gets quotes."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.yaml_implicit_resolvers = {}  # drops what YAML 1.1 takes for numbers, booleans and dates
+    for _tag, _pattern in _PLAIN_VALUES.items():
+        _side.add_implicit_resolver(_tag, re.compile(_pattern), None)
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # PyYAML loses some line separators inside plain and single-quoted texts.
+    return dumper.represent_scalar(_STR, text, style=None if text.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def to_yaml(tree: dict[str, Any]) -> str:
+    """A plain nested dict as YAML that `read_config_file` reads back to the same values."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=float("inf"))
+
+
+def read_config_file(path: Path, source: str) -> tuple[dict[str, Setting], list[Problem]]:
+    """Read a config file into dotted settings; a value is not yet held against its key's type.
+
+    Args:
+        path: the file; may be a pipe.
+        source: its short name.
+
+    Returns:
+        The settings of known keys, and every problem found. A file that cannot be read spoils every key.
+    """
+    try:
+        root = _compose(_read(path))
+    except OSError as error:
+        return {}, [_whole_file(path, f"cannot be read: {error.strerror}; give an existing file")]
+    except (yaml.YAMLError, RecursionError) as error:
+        return {}, [_whole_file(path, f"is not YAML: {_reason(error)}; correct the file")]
+    if root is None:
+        return {}, []
+    if not isinstance(root, yaml.MappingNode):
+        return {}, [_whole_file(path, "expected sections such as `data:`, each with its keys below it, indented")]
+    found = list(_walk(root, "", path, source))
+    settings = {key: item for key, item in found if isinstance(item, Setting)}
+    return settings, [item for _, item in found if isinstance(item, Problem)]
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(_LARGEST_FILE + 1)
+    if len(data) > _LARGEST_FILE:
+        raise yaml.YAMLError("larger than a megabyte")
+    return data
+
+
+def _compose(data: bytes) -> yaml.Node | None:
+    """The node tree of the only document; nothing in it is constructed, so no tag can run anything."""
+    loader = _Loader(data)
+    try:
+        return loader.get_single_node()
+    finally:
+        loader.dispose()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return " ".join(str(error).split())
+
+
+def _whole_file(path: Path, text: str) -> Problem:
+    return Problem("config file", str(path), text, keys=tuple(LEAVES))
+
+
+def _walk(node: yaml.MappingNode, prefix: str, path: Path, source: str) -> Iterator[tuple[str, Setting | Problem]]:
+    """Yield (dotted key, setting or problem) for everything below one section."""
+    first_lines: dict[str, int] = {}
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        where = f"{path}, line {line}"
+        name = normal_key(str(key_node.value)) if isinstance(key_node, yaml.ScalarNode) else "?"
+        key = prefix + name
+        if name in first_lines:
+            text = f"given twice, first on line {first_lines[name]}; keep one of them"
+            yield key, Problem(key, where, text, keys=_keys_below(key))
+        elif "." in name:
+            text = "keys are nested in a file: the section, a colon, and the key below it, indented"
+            yield key, Problem(key, where, text, keys=(key,))
+        elif key in SECTIONS:
+            yield from _section(value_node, key, path, source, where)
+        elif key in LEAVES:
+            yield key, _leaf(value_node, key, where, source)
+        else:
+            yield key, unknown_key(key, where)
+        first_lines.setdefault(name, line)
+
+
+def _section(node: yaml.Node, key: str, path: Path, source: str, where: str) -> Iterator[tuple[str, Setting | Problem]]:
+    if isinstance(node, yaml.MappingNode):
+        yield from _walk(node, key + ".", path, source)
+    elif node.tag != _NULL:  # an empty section, all of its keys commented out, changes nothing
+        text = f"is a section; its keys go below it, indented: {', '.join(_keys_below(key)[:4])}"
+        yield key, Problem(key, where, text, keys=_keys_below(key))
+
+
+def _leaf(node: yaml.Node, key: str, where: str, source: str) -> Setting | Problem:
+    if not isinstance(node, yaml.ScalarNode):
+        kind = "a list" if isinstance(node, yaml.SequenceNode) else "a section"
+        return Problem(key, where, f"expected one value, found {kind}; write `{key.rpartition('.')[2]}: VALUE`", (key,))
+    if node.tag not in (_STR, *_PLAIN_VALUES):
+        return Problem(key, where, f"expected a plain value, found the tag {node.tag}; remove the tag", keys=(key,))
+    return Setting(_scalar(node, key), where, source)
+
+
+def _scalar(node: yaml.ScalarNode, key: str) -> object:
+    if node.tag == _NULL:
+        return None
+    if node.tag == _BOOL:
+        return boolean(node.value)
+    return null(key, node.value) if node.tag == _STR else number(node.value)
+
+
+def _keys_below(key: str) -> tuple[str, ...]:
+    return tuple(leaf for leaf in LEAVES if leaf == key or leaf.startswith(key + "."))
+
+
+def unknown_key(key: str, where: str, prefix: str = "") -> Problem:
+    """The problem of a key that base.yaml does not have; `prefix` is how keys are written where it stands."""
+    if below := _keys_below(key):
+        names = " or ".join(prefix + leaf for leaf in below[:4])
+        return Problem(prefix + key, where, f"is a section, not a key; did you mean {names}?", keys=below)
+    names_near = nearest(key, LEAVES) or nearest(key, SECTIONS)
+    keys = tuple(leaf for name in names_near for leaf in _keys_below(name))
+    return Problem(prefix + key, where, "no such key" + (did_you_mean(names_near, prefix) or "; remove it"), keys=keys)

@@ -1,0 +1,75 @@
+"""What is wrong with a configuration, told all at once: where it came from, what was expected, what to do."""
+
+import difflib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake of the user.
+
+    Attributes:
+        subject: what is wrong, as the user wrote it: a dotted key, `key = value`, or a word of the command line.
+        where: where it stands: a file with its line, or "command line".
+        text: what was expected and what to do.
+        keys: dotted keys whose value is unknown because of it; no further rule is checked on them.
+    """
+
+    subject: str
+    where: str
+    text: str
+    keys: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.subject} ({self.where}): {self.text}"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The value of one key, with where it stands (file and line) and its short source (base, file name, command line).
+
+    `value` is None, a bool, int, float or str; in an unchecked setting also the list or mapping that a file holds.
+    """
+
+    value: object
+    where: str
+    source: str
+
+
+def normal_key(name: str) -> str:
+    """The spelling of base.yaml: hyphens and underscores are the same in keys."""
+    return name.replace("-", "_")
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """At most three known names that the user may have meant, best first.
+
+    A key with the right last part (`--batch_size`, `--optim.print_freq`) was put in the wrong section, or in none;
+    otherwise it is taken for a misspelling.
+    """
+    lower = {key.lower(): key for key in known}
+    last = name.lower().rpartition(".")[2]
+    moved = [key for low, key in lower.items() if low.rpartition(".")[2] == last]
+    if moved:
+        return [lower[low] for low in difflib.get_close_matches(name.lower(), map(str.lower, moved), n=3, cutoff=0.0)]
+    return [lower[low] for low in difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)]
+
+
+def did_you_mean(names: Sequence[str], prefix: str = "") -> str:
+    """`; did you mean a or b?`, or nothing when there is no candidate."""
+    return f"; did you mean {' or '.join(prefix + name for name in names)}?" if names else ""
+
+
+def report(problems: Sequence[Problem]) -> str:
+    """The text of one UserError that lists every problem."""
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    lines = [f"{count} in the configuration; nothing was started."]
+    lines += [f"  - {problem}" for problem in problems]
+    return "\n".join([*lines, "Every key with its default and meaning: python main.py --help"])
+
+
+def first_of_node() -> bool:
+    """Whether this process speaks for its node: under torchrun one mistake is told once, not once per process."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"

@@ -1,0 +1,30 @@
+"""What the project says when the input, not the program, is wrong."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+EXIT_USER_ERROR = 2
+EXIT_PREEMPTED = 143
+
+
+class UserError(Exception):
+    """Bad input: the message says what was found, what was expected and what to do next.
+
+    Programs print it without a traceback and exit with status 2. A mistake of the programmer is an assert.
+    """
+
+
+@contextmanager
+def exit_on_user_error(speaks: bool = True) -> Iterator[None]:
+    """Turn a UserError into one message on stderr and exit status 2.
+
+    Args:
+        speaks: False on all processes of a node but one, so that one mistake is told once.
+    """
+    try:
+        yield
+    except UserError as error:
+        if speaks:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_USER_ERROR)

@@ -1,0 +1,96 @@
+"""What all processes agree on once a step: whether the loss is finite, whether to stop, whether to save."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.amp import GradScaler
+
+from utils.distributed import sum_over_processes
+from utils.errors import UserError
+
+MAX_SKIPPED_IN_A_ROW = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The same on every process: did any see a non-finite loss, want to stop, want a checkpoint?"""
+
+    finite: bool
+    stop: bool
+    save: bool
+
+
+class StepGuard:
+    """One small all_reduce a step, read only when the backward pass is under way, so that no GPU waits for it.
+
+    It also counts the updates that the loss scaler skipped for non-finite gradients: the scale it sees falls one step
+    later. GradScaler alone would go on for ever with a scale of nothing.
+
+    Args:
+        device: of the loss.
+        scaler: the run's GradScaler.
+        skipped, skipped_in_a_row: the counts of the run that is continued.
+    """
+
+    def __init__(self, device: torch.device, scaler: GradScaler, skipped: int = 0, skipped_in_a_row: int = 0) -> None:
+        self.skipped, self.skipped_in_a_row = skipped, skipped_in_a_row
+        self._scaler = scaler
+        self._scale = scaler.get_scale()
+        self._one = torch.ones((), device=device)
+        self._on_host = torch.zeros(5, pin_memory=device.type == "cuda")
+        self._copied = torch.cuda.Event() if device.type == "cuda" else None
+
+    def send(self, loss: Tensor, stop: bool, save: bool) -> None:
+        """Start the agreement on this step; call it before the backward pass."""
+        wishes = torch.tensor([float(stop), float(save), 1.0]).to(loss.device, non_blocking=True)
+        bad = (~loss.detach().isfinite()).float()
+        values = sum_over_processes(torch.cat([wishes, torch.stack([bad, self._scaler.scale(self._one).float()])]))
+        self._on_host.copy_(values, non_blocking=True)
+        if self._copied:
+            self._copied.record()
+
+    def receive(self) -> Verdict:
+        """What all processes said of this step; call it after the backward pass was started."""
+        if self._copied:
+            self._copied.synchronize()
+        stop, save, processes, bad, scales = self._on_host.tolist()
+        self.observe_scale(scales / processes)
+        return Verdict(finite=not bad, stop=bool(stop), save=bool(save))
+
+    def observe_scale(self, scale: float) -> None:
+        """Note the loss scale as it stands: where it fell, the update before was skipped.
+
+        Raises:
+            UserError: too many updates in a row were skipped.
+        """
+        fell = scale < 0.75 * self._scale
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if fell else 0
+        self.skipped += fell
+        self._scale = scale
+        if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise UserError(
+                f"{MAX_SKIPPED_IN_A_ROW} updates in a row had non-finite gradients in float16 (loss scale now "
+                f"{scale:g}).\n  Set --compute.opt_level bf16 or O0, or a lower --optim.lr.init."
+            )
+
+    def settle(self) -> None:
+        """Take in the scale after the last update, so that a checkpoint of now knows of it."""
+        scale = self._scaler.get_scale()
+        if scale != self._scale:
+            self.observe_scale(scale)
+
+
+def assert_finite_weights(model: torch.nn.Module) -> None:
+    """Refuse to keep weights that are not finite.
+
+    Raises:
+        UserError: naming the first such parameter.
+    """
+    for name, parameter in model.named_parameters():
+        if not math.isfinite(parameter.detach().sum().item()) and not bool(parameter.isfinite().all()):
+            raise UserError(
+                f"the weights of {name} are no longer finite, so they are not saved; the last checkpoint is intact.\n"
+                f"  Set a lower --optim.lr.init, or --optim.clip_grad_norm 1, and start with another --util.run_dir."
+            )

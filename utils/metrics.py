@@ -1,0 +1,77 @@
+"""Counting right answers, and the meter of a training run."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from utils.distributed import sum_over_processes
+
+
+def count_top_k(logits: Tensor, labels: Tensor, ks: tuple[int, ...] = (1, 5)) -> Tensor:
+    """How many images have their label among the k largest logits.
+
+    Args:
+        logits: float [B, K]; a row with a nan counts as wrong.
+        labels: int64 [B].
+        ks: the k's; one above K counts as K.
+
+    Returns:
+        int64 [len(ks)] on the device of the logits.
+    """
+    widest = min(max(ks), logits.shape[1])
+    hits = logits.topk(widest, dim=1).indices == labels[:, None]
+    hits &= logits.isfinite().all(dim=1, keepdim=True)
+    return torch.stack([hits[:, :k].any(dim=1).sum() for k in ks])
+
+
+class TrainingMeter:
+    """Loss, right answers, rate and waiting time since the last report, over every step and every process.
+
+    An answer counts as right when it is the largest class of the target: mixed images have no label of their own.
+
+    Args:
+        device: of the logits; the sums stay there until they are reported.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss x images, right, images
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leave the time up to now (start, validation) out of the rates."""
+        self._start, self._waited_s, self._images = time.monotonic(), 0.0, 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time spent in here is time without data."""
+        start = time.monotonic()
+        yield
+        self._waited_s += time.monotonic() - start
+
+    def count(self, logits: Tensor, targets: Tensor, loss: Tensor) -> None:
+        """Add one batch of this process: logits and targets [B, K], the mean loss of its images."""
+        right = (logits.argmax(dim=1) == targets.argmax(dim=1)).sum()
+        n = len(logits)
+        self.sums += torch.stack([loss.double() * n, right.double(), right.new_tensor(n).double()])
+        self._images += n
+
+    def report(self) -> dict[str, float]:
+        """Averages since the last report over all processes, the same on each; the meter starts again.
+
+        Rates are those of this process times the number of processes.
+        """
+        loss, right, images = sum_over_processes(self.sums.clone()).tolist()
+        seconds = time.monotonic() - self._start
+        processes = images / self.sums[2].item()
+        rate, wait = self._images * processes / seconds, 100.0 * self._waited_s / seconds
+        self.sums.zero_()
+        self.restart_clock()
+        return {
+            "loss": loss / images,
+            "top1_percent": 100.0 * right / images,
+            "images_per_s": rate,
+            "data_wait_percent": wait,
+        }

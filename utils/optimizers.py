@@ -1,0 +1,50 @@
+"""The two optimizers of the paper."""
+
+from collections.abc import Iterable
+
+import torch
+from adamp import AdamP
+from torch import nn
+
+from utils.errors import UserError
+
+ADAMP_SECOND_BETA = 0.999
+
+
+def create_optimizer(
+    parameters: Iterable[nn.Parameter],
+    name: str,
+    lr: float,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+    fused: bool,
+) -> torch.optim.Optimizer:
+    """SGD or AdamP over one parameter group: weight decay acts on every parameter, biases and norms included.
+
+    Args:
+        parameters: what is trained.
+        name: "sgd" or "adamp".
+        lr: learning rate of the first step; the trainer sets it anew for every step.
+        momentum: SGD's momentum; AdamP's first beta (the second is 0.999).
+        nesterov: SGD only; AdamP does not look at it, as in 2021.
+        weight_decay: SGD adds weight_decay * weight to the gradient; AdamP decays the weights themselves, by
+            lr * weight_decay, ten times less where it projects.
+        fused: SGD's one-kernel update (for CUDA); AdamP has none.
+
+    Raises:
+        UserError: Nesterov without momentum.
+        ValueError: an unknown name.
+    """
+    if name == "adamp":
+        return AdamP(parameters, lr=lr, betas=(momentum, ADAMP_SECOND_BETA), weight_decay=weight_decay)
+    if name != "sgd":
+        raise ValueError(f"name must be sgd or adamp, not {name!r}")
+    if nesterov and momentum == 0:
+        raise UserError(
+            "optim.nesterov is True but optim.momentum is 0; Nesterov's method needs a momentum above 0: "
+            "set --optim.momentum 0.9, or --optim.nesterov False"
+        )
+    return torch.optim.SGD(
+        parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=fused
+    )

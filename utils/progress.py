@@ -1,0 +1,82 @@
+"""Rate and time left of a long job: a live bar on a terminal, a plain line now and then otherwise."""
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+_LINE_EVERY_S = 30.0
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them: 42 s, 3 min 05 s, 2 h 10 min."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class JobProgress:
+    """Progress of a job of known length, used as a context manager.
+
+    Args:
+        title: what is being done.
+        total: units of work in all.
+        unit: of one piece of work, in the plural: images, steps.
+        done: units that an earlier, interrupted run had finished.
+        lines: print a plain line every half minute where there is no terminal; False where the job prints its own.
+        speaks: False on processes that should stay silent.
+    """
+
+    def __init__(
+        self, title: str, total: int, unit: str, done: int = 0, lines: bool = True, speaks: bool = True
+    ) -> None:
+        self.title, self.total, self.unit = title, total, unit
+        self.done = self._done_before = done
+        self._lines = lines and speaks
+        self._start = self._last_line = time.monotonic()
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[note]}"))
+        live = speaks and sys.stdout.isatty()
+        self._bar = Progress(*columns, console=Console(), transient=True, disable=not live)
+        self._task = self._bar.add_task(title, total=total, completed=done, note="")
+
+    def __enter__(self) -> "JobProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def advance(self, n: int, note: str = "") -> None:
+        """n more units are done; note is shown at the end of the bar or line."""
+        self.done += n
+        now = time.monotonic()
+        if not self._bar.disable:
+            self._bar.update(self._task, completed=self.done, note="  ".join(filter(None, (note, self.pace()))))
+        elif self._lines and (now - self._last_line > _LINE_EVERY_S or self.done == self.total):
+            self._last_line = now
+            self.say(f"{self.title}  {self.done:,} of {self.total:,} {self.unit}  {note or self.pace()}")
+
+    def rate(self) -> float:
+        """Units per second since this object was made."""
+        return (self.done - self._done_before) / (time.monotonic() - self._start)
+
+    def time_left(self) -> str:
+        """For a person; from the work done since this object was made, not by an earlier run."""
+        rate = self.rate()
+        return f"{duration((self.total - self.done) / rate)} left" if rate else ""
+
+    def pace(self) -> str:
+        """Rate and time left."""
+        return f"{self.rate():,.3g} {self.unit}/s  {self.time_left()}" if self.rate() else ""
+
+    def say(self, text: str) -> None:
+        """A line that stays, above the bar where there is one."""
+        if self._bar.disable:
+            print(text, flush=True)
+        else:
+            self._bar.console.print(text, highlight=False, markup=False)

@@ -1,0 +1,140 @@
+"""Opening a run folder: a new run gets its config and seed, an unfinished one is taken up, anything else is refused."""
+
+import secrets
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.checkpoint import load_latest
+from utils.config import changed_keys, to_plain
+from utils.config_file import read_config_file, to_yaml
+from utils.config_schema import nest
+from utils.errors import UserError
+from utils.frozen_munch import FrozenMunch
+from utils.run_log import CONFIG
+
+# What may differ when a run continues: speed and reports, not weights. Where the processes run may change the last
+# bits of the weights, so that is allowed with a warning.
+FREE_ON_RESUME = {
+    "compute.num_workers",
+    "compute.distributed.url",
+    "util.print_freq",
+    "util.val_batch_size",
+    "util.checkpoint_minutes",
+    "util.tensorboard",
+    "util.print_config",
+    "util.test_weight_file",
+}
+WARNED_ON_RESUME = {
+    "compute.gpu",
+    "compute.distributed.use",
+    "compute.distributed.num_processes_per_node",
+    "compute.distributed.backend",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a run begins: its seed, and the checkpoint to continue from, or None."""
+
+    seed: int
+    state: dict[str, Any] | None
+
+
+def find_start(folder: Path, config: FrozenMunch, identity: dict[str, Any], processes: int) -> Start:
+    """Look into a run folder without changing it.
+
+    Args:
+        folder: need not exist.
+        config: of the command given now; its seed -1 means the seed of the unfinished run, else a drawn one.
+        identity: values that the checkpoint must have (arch, class_names, fingerprint of the data).
+        processes: world size.
+
+    Raises:
+        UserError: the folder holds another run, or no whole checkpoint of this one.
+    """
+    if not (folder / CONFIG).exists():
+        _refuse_unknown_checkpoints(folder)
+        return Start(config.compute.seed if config.compute.seed >= 0 else secrets.randbits(31), None)
+    before = _read_config(folder / CONFIG)
+    _compare_configs(folder, before, to_plain(config))
+    state, note = load_latest(folder)
+    if note:
+        print(f"warning: {note}", file=sys.stderr)
+    if state is not None:
+        _compare_identities(folder, state, identity)
+        if len(state["meters"]) != processes:
+            _warn(f"this run had {len(state['meters'])} process(es) and continues with {processes}")
+    return Start(before["compute"]["seed"], state)
+
+
+def open_run_folder(folder: Path, config: FrozenMunch, seed: int) -> None:
+    """Make the folder, show that it can be written, and put the resolved config into it.
+
+    Raises:
+        UserError: it cannot be made or written.
+    """
+    resolved = to_plain(config)
+    resolved["compute"]["seed"] = seed
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{CONFIG}.tmp"
+        temporary.write_text(to_yaml(resolved))
+        temporary.replace(folder / CONFIG)
+    except OSError as error:
+        raise UserError(
+            f"the run folder {folder} cannot be written: {error.strerror}.\n"
+            f"  Set --util.run_dir to a folder where you may write."
+        ) from None
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The config of the run in the folder; a key that this version no longer has shows as a difference."""
+    settings, problems = read_config_file(path, path.name)
+    if not settings:
+        raise UserError(
+            f"{path} cannot be read: {problems[0] if problems else 'it is empty'}\n  Set another --util.run_dir."
+        )
+    return nest({key: setting.value for key, setting in settings.items()})
+
+
+def _refuse_unknown_checkpoints(folder: Path) -> None:
+    if found := sorted(folder.glob("checkpoint-*.pth")):
+        raise UserError(
+            f"{folder} holds {found[0].name} but no {CONFIG}, so it cannot be told what run it belongs to.\n"
+            f"  Move it away, or set another --util.run_dir."
+        )
+
+
+def _compare_configs(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    changed = set(changed_keys(before, now)) - FREE_ON_RESUME
+    if now["compute"]["seed"] < 0:
+        changed.discard("compute.seed")
+    for key in sorted(changed & WARNED_ON_RESUME):
+        _warn(f"{key} was {_value(before, key)} and is now {_value(now, key)}; the last bits of the weights may differ")
+    if refused := sorted(changed - WARNED_ON_RESUME):
+        lines = "\n".join(f"    {key}: {_value(before, key)} there, {_value(now, key)} now" for key in refused)
+        raise UserError(
+            f"{folder} holds a run with another config:\n{lines}\n"
+            f"  Set another --util.run_dir for a new run, or give these keys their old values to continue."
+        )
+
+
+def _compare_identities(folder: Path, state: dict[str, Any], identity: dict[str, Any]) -> None:
+    for key, value in identity.items():
+        if state.get(key) != value:
+            raise UserError(
+                f"{folder} holds a run on other data: its {key} differs from that of the images found now.\n"
+                f"  Restore the data, or set another --util.run_dir."
+            )
+
+
+def _value(tree: dict[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        tree = tree.get(part, {})
+    return tree
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)

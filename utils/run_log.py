@@ -1,0 +1,130 @@
+"""The run folder's own account: metrics.jsonl, status.json, environment.json."""
+
+import json
+import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+METRICS, STATUS, ENVIRONMENT, CONFIG = "metrics.jsonl", "status.json", "environment.json", "config.yaml"
+_RECORDED_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "adamp")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON under a temporary name and rename it into place: a reader never sees half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_status(folder: Path, state: str, **details: Any) -> None:
+    """status.json: running, done, preempted or failed, with the step reached and, where it failed, the reason."""
+    write_json(folder / STATUS, {"state": state, "time": _now(), **details})
+
+
+class MetricsLog:
+    """metrics.jsonl: one JSON object an event, units in the names; TensorBoard beside it when asked.
+
+    Args:
+        folder: the run folder.
+        keep_bytes: length of the file that belongs to the checkpoint a run continues from; what an interrupted
+            run wrote after it is cut off, because it will be written again.
+        tensorboard: also write event files into the folder.
+    """
+
+    def __init__(self, folder: Path, keep_bytes: int = 0, tensorboard: bool = False) -> None:
+        self._file = (folder / METRICS).open("a+b")
+        self._file.truncate(min(keep_bytes, self._file.seek(0, os.SEEK_END)))
+        self._file.seek(0, os.SEEK_END)
+        self._board = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder))
+
+    def write(self, event: str, step: int, **values: Any) -> None:
+        """Append one event and hand it to the system; a number that is not finite is written as text."""
+        plain = {name: _finite(value) for name, value in values.items()}
+        self._file.write(json.dumps({"event": event, "step": step, **plain}, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+        if self._board:
+            for name, value in plain.items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(f"{event}/{name}", value, step)
+
+    def size_on_disk(self) -> int:
+        """Bytes written so far, forced to the disk: a checkpoint that names this length must not outlive it."""
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Close the files."""
+        self._file.close()
+        if self._board:
+            self._board.close()
+
+
+def _finite(value: Any) -> Any:
+    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The events of a run, in order."""
+    return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+
+
+def record_environment(folder: Path, **facts: Any) -> None:
+    """Add one entry to environment.json: what this (re)start of the run ran on.
+
+    Args:
+        facts: what the run knows itself, as the step it starts from and its number of processes.
+    """
+    path = folder / ENVIRONMENT
+    starts = json.loads(path.read_text()) if path.exists() else []
+    starts.append({"time": _now(), **facts, **_environment()})
+    write_json(path, starts)
+
+
+def _environment() -> dict[str, Any]:
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "command": shlex.join([sys.executable, *sys.argv]),
+        "git_revision": _git_revision(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in _RECORDED_PACKAGES},
+        "cuda": torch.version.cuda if gpus else None,
+        "gpus": gpus,
+        "cpu_cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    """The commit of this code, with '+changes' where the tree differs from it; None outside a git checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return revision.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
