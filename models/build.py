@@ -46,11 +46,6 @@ def create_model(arch: str, num_classes: int) -> nn.Module:
     return _create_timm_model(arch, num_classes)
 
 
-def available_names() -> list[str]:
-    """Every name that create_model knows without a prefix: ours, torchvision's, timm's; sorted, each once."""
-    return sorted({*OUR_MODELS, *_torchvision_names(), *_timm_names()})
-
-
 def infer_num_classes(arch: str, state_dict: Mapping[str, Tensor]) -> int:
     """Class count K of a checkpoint that does not say it: the rows of the layer that K shapes in this architecture.
 

@@ -170,8 +170,11 @@ class _Annotator:
         self._std = torch.tensor(std, device=device).view(3, 1, 1) * 255
         self._dtype = torch.float16 if half else torch.float32
         self.device = device
-        self.num_classes, h, w = self._try(input_size)
+        tried = self._try(input_size)
+        assert len(tried) == 3, f"the teacher must be fully convolutional, but gives {list(tried)} an image"
+        self.num_classes, h, w = tried
         self.shape = (k, h, w)
+        self._id_dtype = torch.from_numpy(np.empty(0, class_dtype(self.num_classes))).dtype
         if not 1 <= k <= self.num_classes:
             raise UserError(
                 f"k = {k} classes per cell were asked for, but the teacher knows {self.num_classes}; "
@@ -190,11 +193,12 @@ class _Annotator:
         # The absent classes as one more entry: n of them at logit 0 weigh as much as one at log n.
         absent_logit = torch.full_like(scores[:, :1], self.num_classes - self.shape[0]).log()
         absent = torch.cat([scores, absent_logit], 1).softmax(1)[:, -1].mean((1, 2))
-        ids = torch.int16 if class_dtype(self.num_classes) is np.int16 else torch.int32
-        results = (batch.indices, scores.to(self._dtype), classes.to(ids), absent)
-        host = [result.to("cpu", non_blocking=True) for result in results]
+        rows, stored, ids, absent = (
+            result.to("cpu", non_blocking=True)
+            for result in (batch.indices, scores.to(self._dtype), classes.to(self._id_dtype), absent)
+        )
         done = torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None
-        return _Queued(*host, done)
+        return _Queued(rows, stored, ids, absent, done)
 
     @torch.inference_mode()
     def _try(self, input_size: tuple[int, int]) -> torch.Size:
@@ -202,7 +206,7 @@ class _Annotator:
         rows, columns = input_size
         try:
             return self._logits(torch.zeros(1, 3, rows, columns, dtype=torch.uint8, device=self.device)).shape[1:]
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, AssertionError) as error:  # timm asserts the size
             raise UserError(
                 f"the teacher cannot take images of {rows} x {columns} pixels (rows x columns): {error}. "
                 "Give the input size that it was made for"
@@ -211,7 +215,6 @@ class _Annotator:
     def _logits(self, images: Tensor) -> Tensor:
         normalised = ((images.float() - self._mean) / self._std).contiguous(memory_format=self._layout)
         logits: Tensor = self._teacher(normalised)
-        assert logits.ndim == 4, f"the teacher must be fully convolutional, but gives {list(logits.shape)}"
         return logits.float()
 
 

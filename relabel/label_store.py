@@ -222,16 +222,17 @@ def _describe(value: object) -> str:
 
 def _class_ids(plane: np.ndarray, num_classes: int, path: Path) -> np.ndarray:
     """The ids of plane 1 [k, h, w] as int64, refused where the stored floats are not whole or not exact."""
-    whole = np.isfinite(plane) & (plane == np.floor(plane))
+    ids = plane.astype(np.float64)
+    whole = (ids == np.floor(ids)) & (np.abs(ids) < 2**31)  # neither holds for nan and inf
     if not whole.all():
         raise UserError(
-            f"{path}: found the class id {plane[~whole][0]} in plane 1; expected whole numbers in "
+            f"{path}: found the class id {ids[~whole][0]} in plane 1; expected whole numbers in "
             f"0..{num_classes - 1}. The file is damaged or its planes are in another order: make this map again."
         )
     # 2049 is stored as 2048 in half precision, so 2048 is sure only where no larger id exists.
-    if plane.dtype == np.float16 and num_classes > 2049 and plane.max() >= 2048:
+    if plane.dtype == np.float16 and num_classes > 2049 and ids.max() >= 2048:
         raise UserError(
-            f"{path}: found the class id {plane.max():.0f} in half precision, which is exact only below 2048; "
+            f"{path}: found the class id {ids.max():.0f} in half precision, which is exact only below 2048; "
             "expected float32 for so many classes. Make these maps again in float32."
         )
-    return plane.astype(np.int64)
+    return ids.astype(np.int64)

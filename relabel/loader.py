@@ -84,11 +84,11 @@ def collate(samples: Sequence[Sample]) -> Batch:
     boxes = [(s.box.left, s.box.top, s.box.right, s.box.bottom) for s in samples]
     flips, jitter_orders, jitter_factors, lighting = _stack_augmentations(drawn)
     return Batch(
-        images=_stack([sample.image for sample in samples]),
+        images=_stack_images([sample.image for sample in samples]),
         labels=torch.tensor([sample.label for sample in samples]),
         boxes=torch.tensor(boxes, dtype=torch.float32),
-        scores=_stack([label_map.scores for label_map in maps]) if maps else None,
-        classes=_stack([label_map.classes for label_map in maps]) if maps else None,
+        scores=torch.from_numpy(np.stack([label_map.scores for label_map in maps])) if maps else None,
+        classes=torch.from_numpy(np.stack([label_map.classes for label_map in maps])) if maps else None,
         flips=flips,
         jitter_orders=jitter_orders,
         jitter_factors=jitter_factors,
@@ -97,9 +97,9 @@ def collate(samples: Sequence[Sample]) -> Batch:
     )
 
 
-def _stack(arrays: list[np.ndarray]) -> Tensor:
-    """[B, ..]; torch's own collation writes straight into shared memory when it runs in a worker."""
-    stacked = default_collate([torch.from_numpy(array) for array in arrays])
+def _stack_images(images: list[np.ndarray]) -> Tensor:
+    """uint8 [B, 3, S, S]; torch's own collation writes straight into shared memory when it runs in a worker."""
+    stacked = default_collate([torch.from_numpy(image) for image in images])
     assert isinstance(stacked, Tensor)
     return stacked
 

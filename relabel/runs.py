@@ -74,20 +74,20 @@ def train(place: Place, config: FrozenMunch) -> None:
     )
     if start.state is not None:
         trainer.resume(start.state)
+    if trainer.finished:
+        if place.is_main:
+            best = f"best top-1 {trainer.best_accuracy:.2f} % after epoch {trainer.best_epoch}"
+            print(f"{folder} is finished: {best}. Set another --util.run_dir for a new run.", flush=True)
+        return
     if place.is_main:
         open_run_folder(folder, config, start.seed)
         introduce(config, images, test_images, trainer)
-    if not trainer.finished:
-        fit(trainer)
+    fit(trainer)
 
 
 def introduce(config: FrozenMunch, images: ImageList, test_images: ImageList, trainer: Trainer) -> None:
     """Say what is about to run, and record what it runs on."""
     plan, place, folder = trainer.plan, trainer.place, trainer.folder
-    if trainer.finished:
-        best = f"best top-1 {trainer.best_accuracy:.2f} % after epoch {trainer.best_epoch}"
-        print(f"{folder} is finished: {best}. Set another --util.run_dir for a new run.", flush=True)
-        return
     record_environment(
         folder,
         start_step=trainer.step,

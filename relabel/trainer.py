@@ -189,7 +189,7 @@ class Trainer:
             UserError: a non-finite loss, a damaged file, a full disk. The last good checkpoint is intact.
         """
         self._begin()
-        with self.progress:
+        with self.progress, self.stop_request:
             if not self.validated:
                 self.validate()
             while self.step < self.plan.total_steps:
@@ -273,7 +273,7 @@ class Trainer:
 
     def _preempted(self) -> None:
         if self.place.is_main:
-            self._say(f"stopped on request at step {self.step:,}; the same command continues this run")
+            self._say(f"stopped by {self.stop_request.signal_name or 'another process'} at step {self.step:,}; the same command continues this run")
             write_status(self.folder, "preempted", step=self.step, epoch=self.epoch)
         raise Preempted
 

@@ -95,6 +95,24 @@ def test_base_holds_the_schema_s_keys_and_those_of_2021_with_their_defaults() ->
     assert {key: values[key] for key in KEYS_OF_2021} == KEYS_OF_2021
 
 
+@pytest.mark.parametrize(
+    ("text", "problems", "match"),
+    [
+        (None, 1, r"config file \(base.yaml\): cannot be read"),
+        ("nothing: 1\n", len(LEAVES) + 1, r"data.data_path \(.*base.yaml\): base.yaml must hold every key"),
+    ],
+)
+def test_a_damaged_base_is_an_error_like_any_other(
+    load: Load, monkeypatch: pytest.MonkeyPatch, text: str | None, problems: int, match: str
+) -> None:
+    monkeypatch.setattr("utils.config.BASE_FILE", Path("base.yaml"))
+    if text is not None:
+        Path("base.yaml").write_text(text)
+    with pytest.raises(UserError, match=match) as caught:
+        load_config("", {})
+    assert str(caught.value).startswith(f"{problems} problem")
+
+
 def test_every_key_is_explained_in_base() -> None:
     lines = [line for line in BASE_FILE.read_text().splitlines() if re.match(r" +[a-z_]+: [^{\s]", line)]
     assert len(lines) == len(LEAVES)
@@ -312,8 +330,9 @@ def test_everything_wrong_is_told_at_once_and_once(load: Load) -> None:
     assert str(caught.value).startswith("6 problems") and "python main.py --help" in str(caught.value)
 
 
-def test_evaluation_needs_val_and_weights_only(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = {"util.test_only": "True", "data.data_path": "ONLY_VAL", "data.relabel.path": "NOWHERE"}
+@pytest.mark.parametrize("labels", ["", "NOWHERE"])
+def test_evaluation_needs_val_and_weights_only(load: Load, capsys: pytest.CaptureFixture[str], labels: str) -> None:
+    flags = {"util.test_only": "True", "data.data_path": "ONLY_VAL", "data.relabel.path": labels}
     load("data: {relabel: {fill: -2.0}, cutmix: {beta: 1.0}}", {**flags, "util.test_weight_file": "W.pth"})
     assert capsys.readouterr().err == ""
     with pytest.raises(UserError, match=r"util.test_weight_file = 'no.pth' .*no such file"):

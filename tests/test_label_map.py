@@ -31,7 +31,7 @@ def test_sparse_dense_top_k_is_the_identity(k: int, h: int, w: int, absent: int,
     dtype = np.float16 if half else np.float32
     # Distinct positive scores per cell, so that the order is unique and the fill is never among the best.
     steps = rng.permuted(np.broadcast_to(np.arange(1, k + 1)[:, None, None], (k, h, w)), axis=0)
-    scores = -np.sort(-(steps + rng.integers(0, 50, (1, h, w)) / 4), axis=0).astype(dtype)
+    scores = np.flip(np.sort(steps + rng.integers(0, 50, (1, h, w)) / 4, axis=0), axis=0).astype(dtype)
     ids = np.broadcast_to(np.arange(k + absent)[:, None, None], (k + absent, h, w))
     original = LabelMap(scores, rng.permuted(ids, axis=0)[:k])
     dense = original.to_dense(k + absent).astype(dtype)
@@ -65,7 +65,11 @@ def test_a_good_map_passes() -> None:
     [
         ("scores", np.nan, r"a/b\.pt: found the score nan in the cell at row 1, column 2; expected finite scores"),
         ("scores", -np.inf, r"a/b\.pt: found the score -inf in the cell at row 1, column 2"),
-        ("classes", 4, r"a/b\.pt: found the class id 4 in the cell at row 1, column 2; expected ids in 0\.\.3 .*4 classes"),
+        (
+            "classes",
+            4,
+            r"a/b\.pt: found the class id 4 in the cell at row 1, column 2; expected ids in 0\.\.3 .*4 classes",
+        ),
         ("classes", -1, r"the class id -1 in the cell at row 1, column 2"),
         ("classes", 0, r"twice the class 0 in the cell at row 1, column 2; expected each class at most once"),
     ],

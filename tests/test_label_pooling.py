@@ -236,7 +236,7 @@ def test_needs_no_value_on_the_host() -> None:
 def test_on_a_gpu_the_same_and_without_waiting() -> None:
     boxes = torch.from_numpy(np.concatenate([draw(np.random.default_rng(1), 40) for draw in BOXES])).float()
     scores, classes = random_maps(len(boxes), 5, 15, 13, positive=True)
-    on_gpu = [tensor.cuda() for tensor in (scores, classes.short(), boxes)]
+    on_gpu = scores.cuda(), classes.short().cuda(), boxes.cuda()
     torch.cuda.set_sync_debug_mode("error")
     try:
         found = pool_scores(*on_gpu, NUM_CLASSES)

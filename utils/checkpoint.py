@@ -47,11 +47,12 @@ def save_checkpoint(state: dict[str, Any], path: Path, keep_old_as: Path | None 
         temporary.replace(path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # a full disk reaches us as either
-        temporary.unlink(missing_ok=True)
         raise UserError(
             f"{path} could not be written: {error}\n  Make room, or set another --util.run_dir; the same command "
             f"continues from the checkpoint before."
         ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -83,7 +84,9 @@ def load_checkpoint(path: Path) -> Any:
         raise DamagedCheckpoint(
             f"{path} is not a file of plain tensors, as a checkpoint must be; nothing in it was run.\n  {reason}"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except DamagedCheckpoint:
+        raise
+    except Exception as error:  # damaged bytes make torch raise almost anything; the reason is kept
         reason = str(error).split("\n")[0] or "it ends too early"
         raise DamagedCheckpoint(f"{path} cannot be read as a checkpoint: {reason}") from None
 

@@ -76,7 +76,7 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
         if word == "--":
             line.refuse("--", "what follows would be dropped; remove it", "")
         elif not word.startswith("--"):
-            _refuse_stray(line, word)
+            _refuse_stray(line, word, words)
         else:
             has_value = "=" in word or (bool(words) and not words[0].startswith("--"))
             text = "" if "=" in word or not has_value else words.pop(0)
@@ -87,23 +87,26 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
 
 def _add_flag(line: CommandLine, name: str, text: str, has_value: bool) -> None:
     key = normal_key(name)
-    if not has_value:
+    if not key:
+        line.refuse(f"--={text}", "has no key; write --section.key VALUE", "")
+        return
+    if not has_value and (key in LEAVES or key == _FILE_KEY):
         line.refuse(f"--{name}", f"has no value; write --{name} VALUE", key)
-        if key in LEAVES or key == _FILE_KEY:
-            return  # an unknown key is kept, to be told as such too
-    elif key in line.texts:
+        return  # an unknown key is kept: whoever knows the keys refuses it, with a value or without
+    if key in line.texts:
         line.refuse(f"--{name}", f"given twice: {line.texts[key]!r} and {text!r}; keep one of them", key)
     elif key == _FILE_KEY and not text:
         line.refuse(f"--{name}", "is empty; give the path of a config file, or leave the flag out", key)
-    elif not key:
-        line.refuse("--=" + text, "has no key; write --section.key VALUE", "")
     line.texts.setdefault(key, text)
 
 
-def _refuse_stray(line: CommandLine, word: str) -> None:
+def _refuse_stray(line: CommandLine, word: str, words: list[str]) -> None:
+    """Refuse a word that belongs to no flag; a flag that only lacks its hyphens takes its value out of `words`."""
     key = normal_key(word.lstrip("-").partition("=")[0])
     if key in LEAVES or key == _FILE_KEY:
         advice = f"flags start with two hyphens; write --{word.lstrip('-')}"
+        if "=" not in word and words and not words[0].startswith("--"):
+            words.pop(0)
     elif word.endswith((".yaml", ".yml")):
         advice, key = f"a config file goes after its flag; write --config-file-path {word}", _FILE_KEY
     else:

@@ -69,7 +69,9 @@ def resolve(config_file_path: str, flags: dict[str, str], spoiled: Iterable[str]
     from_flags, flag_problems = _read_flags(flags)
     settings |= from_flags
     values, wrong_keys = validate({key: setting.value for key, setting in settings.items()})
-    problems += [*flag_problems, *(_wrong_value(key, settings, base) for key in wrong_keys)]
+    problems += flag_problems
+    told = {key for problem in problems for key in problem.keys}
+    problems += [_wrong_value(key, settings, base) for key in wrong_keys if key in settings or key not in told]
     settings = {key: replace(setting, value=values[key]) for key, setting in settings.items()}
     bad_keys = {key for problem in problems for key in problem.keys}.union(spoiled)
     if "util.run_dir" in settings and settings["util.run_dir"].value == "":

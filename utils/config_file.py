@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from utils.config_problems import Problem, Setting, did_you_mean, nearest, normal_key
-from utils.config_schema import LEAVES, SECTIONS, boolean, null, number
+from utils.config_schema import LEAVES, SECTIONS, boolean, keys_below, null, number
 
 _LARGEST_FILE = 1_000_000  # bytes; a path to a checkpoint or a tar file must not be read whole
 _STR, _NULL, _BOOL, _INT, _FLOAT = (f"tag:yaml.org,2002:{name}" for name in ("str", "null", "bool", "int", "float"))
@@ -109,7 +109,7 @@ def _walk(node: yaml.MappingNode, prefix: str, path: Path, source: str) -> Itera
         key = prefix + name
         if name in first_lines:
             text = f"given twice, first on line {first_lines[name]}; keep one of them"
-            yield key, Problem(key, where, text, keys=_keys_below(key))
+            yield key, Problem(key, where, text, keys=keys_below(key))
         elif "." in name:
             text = "keys are nested in a file: the section, a colon, and the key below it, indented"
             yield key, Problem(key, where, text, keys=(key,))
@@ -126,8 +126,8 @@ def _section(node: yaml.Node, key: str, path: Path, source: str, where: str) -> 
     if isinstance(node, yaml.MappingNode):
         yield from _walk(node, key + ".", path, source)
     elif node.tag != _NULL:  # an empty section, all of its keys commented out, changes nothing
-        text = f"is a section; its keys go below it, indented: {', '.join(_keys_below(key)[:4])}"
-        yield key, Problem(key, where, text, keys=_keys_below(key))
+        text = f"is a section; its keys go below it, indented: {', '.join(keys_below(key)[:4])}"
+        yield key, Problem(key, where, text, keys=keys_below(key))
 
 
 def _leaf(node: yaml.Node, key: str, where: str, source: str) -> Setting | Problem:
@@ -147,15 +147,11 @@ def _scalar(node: yaml.ScalarNode, key: str) -> object:
     return null(key, node.value) if node.tag == _STR else number(node.value)
 
 
-def _keys_below(key: str) -> tuple[str, ...]:
-    return tuple(leaf for leaf in LEAVES if leaf == key or leaf.startswith(key + "."))
-
-
 def unknown_key(key: str, where: str, prefix: str = "") -> Problem:
     """The problem of a key that base.yaml does not have; `prefix` is how keys are written where it stands."""
-    if below := _keys_below(key):
+    if below := keys_below(key):
         names = " or ".join(prefix + leaf for leaf in below[:4])
         return Problem(prefix + key, where, f"is a section, not a key; did you mean {names}?", keys=below)
     names_near = nearest(key, LEAVES) or nearest(key, SECTIONS)
-    keys = tuple(leaf for name in names_near for leaf in _keys_below(name))
+    keys = tuple(leaf for name in names_near for leaf in keys_below(name))
     return Problem(prefix + key, where, "no such key" + (did_you_mean(names_near, prefix) or "; remove it"), keys=keys)

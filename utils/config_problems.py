@@ -50,6 +50,8 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
     otherwise it is taken for a misspelling.
     """
     lower = {key.lower(): key for key in known}
+    if name.lower() in lower:
+        return [lower[name.lower()]]
     last = name.lower().rpartition(".")[2]
     moved = [key for low, key in lower.items() if low.rpartition(".")[2] == last]
     if moved:

@@ -178,6 +178,11 @@ SECTIONS = {key.rsplit(".", depth)[0] for key in LEAVES for depth in range(1, ke
 """Every dotted section."""
 
 
+def keys_below(place: str) -> tuple[str, ...]:
+    """Every key of a section; of a key, itself; of a name that is neither, none."""
+    return tuple(key for key in LEAVES if key == place or key.startswith(place + "."))
+
+
 def _kinds(key: str) -> tuple[Any, ...]:
     """The types that a key may have: (int,), (float, NoneType), (str,); the type of its choices for a choice."""
     annotation = LEAVES[key].annotation
@@ -260,4 +265,5 @@ def validate(flat: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     try:
         return flatten(Config.model_validate(nest(flat)).model_dump()), []
     except ValidationError as error:
-        return flat, [".".join(str(part) for part in details["loc"]) for details in error.errors()]
+        places = [".".join(str(part) for part in details["loc"]) for details in error.errors()]
+        return flat, [key for place in places for key in keys_below(place)]

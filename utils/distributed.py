@@ -213,15 +213,22 @@ def die_with_parent() -> None:
 
 
 class StopRequest:
-    """Has somebody asked this process to stop? SIGTERM, SIGINT and SIGUSR1 set a flag and nothing else.
+    """Has somebody asked this process to stop? While entered, SIGTERM, SIGINT and SIGUSR1 set a flag and nothing else.
 
     The flag is read at step boundaries, where all processes agree: a handler must not talk to others.
     """
 
     def __init__(self) -> None:
         self.signal_name = ""
-        for number in _STOP_SIGNALS:
-            signal.signal(number, self._note)
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        self._previous = {number: signal.signal(number, self._note) for number in _STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal_name = signal.Signals(number).name

@@ -11,6 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from utils.errors import UserError
 
@@ -76,8 +77,14 @@ def _read(
         generator=torch.Generator(),
     )
     batches = iter(loader)
-    while (batch := _next(batches)) is not None:
-        yield batch
+    try:
+        while (batch := _next(batches)) is not None:
+            yield batch
+    finally:
+        # Now, and not when the garbage collector finds it: an exception's traceback may hold the iterator for long, and
+        # a collected one has lost the queues through which workers are told to end.
+        if isinstance(batches, _MultiProcessingDataLoaderIter):
+            batches._shutdown_workers()
 
 
 def _next(batches: "Iterator[T | _Refusal]") -> T | None:

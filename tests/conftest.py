@@ -1,0 +1,92 @@
+"""What several test files need: a small data set of photos with label maps, and ways to run main.py on it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from relabel.label_map import LabelMap
+from relabel.label_store import write_label_map
+
+ROOT = Path(__file__).resolve().parents[1]
+CLASSES = ("ant", "bee", "cow")
+
+Flags = dict[str, Any]
+
+
+def make_photos(folder: Path, per_class: dict[str, int], rng: np.random.Generator) -> None:
+    """Noisy photos, 40 x 28 pixels; each class is bright in a channel of its own."""
+    for channel, (name, count) in enumerate(per_class.items()):
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(0, 160, (28, 40, 3))
+            pixels[:, :, channel] += 90
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{name}.{i:02d}.JPEG", quality=95)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train/ of 30 and val/ of 13 images in three classes, and labels/: maps of 3 x 4 cells that say the truth."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    make_photos(folder / "train", dict.fromkeys(CLASSES, 10), rng)
+    make_photos(folder / "val", {"ant": 5, "bee": 4, "cow": 4}, rng)
+    for label, name in enumerate(CLASSES):
+        for i in range(10):
+            dense = rng.normal(size=(3, 3, 4)).astype(np.float32)
+            dense[label] += 8
+            write_label_map(folder / "labels", f"{name}/{name}.{i:02d}", LabelMap.from_dense(dense, 2))
+    return folder
+
+
+@pytest.fixture
+def flags(photos: Path, tmp_path: Path) -> Flags:
+    """A run of seconds: 3 epochs of 5 updates of 6 small crops, deterministic, in the test's own run folder."""
+    torch.set_num_threads(1)
+    return {
+        "model.arch": "digit_net",
+        "data.data_path": photos,
+        "data.relabel.path": photos / "labels",
+        "data.image_size": 16,
+        "optim.batch_size": 6,
+        "optim.epochs": 3,
+        "optim.warmup.epochs": 1,
+        "optim.lr.init": 0.05,
+        "compute.seed": 3,
+        "compute.num_workers": 0,
+        "compute.opt_level": "O0",
+        "util.print_freq": 2,
+        "util.val_batch_size": 6,
+        "util.run_dir": tmp_path / "run",
+    }
+
+
+def command_line(flags: Flags) -> list[str]:
+    """main.py with these flags over base.yaml."""
+    words = [sys.executable, str(ROOT / "main.py")]
+    for key, value in flags.items():
+        words += [f"--{key}", str(value)]
+    return words
+
+
+def environment() -> dict[str, str]:
+    """One thread for each process: two of them share two cores, and sums keep their order."""
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def run_main() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run main.py to its end in a process of its own."""
+
+    def run(flags: Flags, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        command = command_line(flags)
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment())
+
+    return run

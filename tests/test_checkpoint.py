@@ -1,0 +1,124 @@
+"""Checkpoints are whole or absent, checked when read, and run nothing."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from utils.checkpoint import (
+    LAST,
+    PREVIOUS,
+    DamagedCheckpoint,
+    load_checkpoint,
+    load_latest,
+    save_checkpoint,
+    split_weights,
+)
+from utils.errors import UserError
+
+STATE = {"step": 7, "state_dict": {"w": torch.arange(6.0).reshape(2, 3)}, "class_names": ["ant", "bee"]}
+
+
+class Malicious:
+    """Unpickling this would make a folder."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.mark),)
+
+
+def save_twice(folder: Path) -> None:
+    """A last checkpoint of step 8 and a previous one of step 7."""
+    for step in (7, 8):
+        save_checkpoint({**STATE, "step": step}, folder / LAST, keep_old_as=folder / PREVIOUS)
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    save_checkpoint(STATE, tmp_path / LAST)
+    state = load_checkpoint(tmp_path / LAST)
+    assert state["step"] == 7 and state["class_names"] == ["ant", "bee"]
+    assert torch.equal(state["state_dict"]["w"], STATE["state_dict"]["w"])  # type: ignore[index]
+    assert os.listdir(tmp_path) == [LAST]
+
+
+def test_the_replaced_checkpoint_is_kept(tmp_path: Path) -> None:
+    save_twice(tmp_path)
+    assert load_checkpoint(tmp_path / LAST)["step"] == 8
+    assert load_checkpoint(tmp_path / PREVIOUS)["step"] == 7
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    save_twice(tmp_path)
+    with pytest.raises(Exception, match="pickle"):
+        save_checkpoint({"step": lambda: 9}, tmp_path / LAST, keep_old_as=tmp_path / PREVIOUS)
+    assert load_checkpoint(tmp_path / LAST)["step"] == 8
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_2021_checkpoints_with_numpy_accuracies_load(tmp_path: Path, legacy: bool) -> None:
+    old = {"epoch": 300, "arch": "resnet50", "accuracy": np.float64(78.9), "state_dict": {"module.w": torch.ones(2)}}
+    torch.save(old, tmp_path / "old.pth", _use_new_zipfile_serialization=not legacy)
+    assert float(load_checkpoint(tmp_path / "old.pth")["accuracy"]) == 78.9
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_malicious_file_is_refused_and_runs_nothing(tmp_path: Path, legacy: bool) -> None:
+    mark = tmp_path / "mark"
+    torch.save({"state_dict": Malicious(mark)}, tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(DamagedCheckpoint, match="not a file of plain tensors.*nothing in it was run"):
+        load_checkpoint(tmp_path / "w.pth")
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 half a zip"])
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(DamagedCheckpoint, match=r"w\.pth"):
+        load_checkpoint(tmp_path / "w.pth")
+
+
+def test_flipped_bits_are_found(tmp_path: Path) -> None:
+    big = {"state_dict": {"w": torch.zeros(100_000)}}
+    save_checkpoint(big, tmp_path / LAST)
+    data = bytearray((tmp_path / LAST).read_bytes())
+    data[len(data) // 2] ^= 4  # among the zeros: torch would load it without a word
+    (tmp_path / LAST).write_bytes(data)
+    with pytest.raises(DamagedCheckpoint, match="damaged"):
+        load_checkpoint(tmp_path / LAST)
+
+
+def test_a_damaged_last_checkpoint_falls_back_to_the_previous(tmp_path: Path) -> None:
+    save_twice(tmp_path)
+    data = (tmp_path / LAST).read_bytes()
+    (tmp_path / LAST).write_bytes(data[: len(data) // 2])
+    state, note = load_latest(tmp_path)
+    assert state is not None and state["step"] == 7
+    assert LAST in note and PREVIOUS in note
+
+
+def test_a_run_without_checkpoint_starts_anew_but_not_over_damaged_ones(tmp_path: Path) -> None:
+    assert load_latest(tmp_path) == (None, "")
+    (tmp_path / LAST).write_bytes(b"broken")
+    with pytest.raises(UserError, match="No whole checkpoint is left"):
+        load_latest(tmp_path)
+
+
+@pytest.mark.parametrize("content", [STATE["state_dict"], STATE])
+def test_weights_are_found_bare_and_wrapped(content: Any) -> None:
+    assert list(split_weights(content, Path("w.pth"))) == ["model"]
+
+
+def test_averaged_weights_are_found() -> None:
+    weights = split_weights({**STATE, "state_dict_ema": {"w": torch.zeros(1)}}, Path("w.pth"))
+    assert list(weights) == ["model", "ema"]
+
+
+@pytest.mark.parametrize("content", [torch.ones(2), {"optimizer": {}}, {}, {"state_dict": {"w": 3}}])
+def test_a_file_without_weights_is_refused(content: Any) -> None:
+    with pytest.raises(UserError, match="holds no weights"):
+        split_weights(content, Path("w.pth"))

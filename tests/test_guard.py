@@ -1,0 +1,72 @@
+"""The guard: a non-finite loss, requests, and updates that the loss scaler skips."""
+
+import pytest
+import torch
+from torch import nn
+from torch.amp import GradScaler
+
+from utils.errors import UserError
+from utils.guard import MAX_SKIPPED_IN_A_ROW, StepGuard, Verdict, assert_finite_weights
+
+CPU = torch.device("cpu")
+
+
+def verdict(loss: float, stop: bool = False, save: bool = False) -> Verdict:
+    """One step of a guard without a scaler."""
+    guard = StepGuard(CPU, GradScaler("cpu", enabled=False))
+    guard.send(torch.tensor(loss), stop, save)
+    return guard.receive()
+
+
+def test_what_is_sent_is_received() -> None:
+    assert verdict(1.5) == Verdict(finite=True, stop=False, save=False)
+    assert verdict(1.5, stop=True) == Verdict(finite=True, stop=True, save=False)
+    assert verdict(1.5, save=True) == Verdict(finite=True, stop=False, save=True)
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), -float("inf")])
+def test_a_loss_that_is_not_finite_is_seen(loss: float) -> None:
+    assert not verdict(loss).finite
+
+
+def test_skipped_updates_are_counted_and_twenty_in_a_row_stop() -> None:
+    scaler = GradScaler("cpu", init_scale=2.0**40)
+    guard = StepGuard(CPU, scaler)
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+
+    def step(gradient: float) -> None:
+        guard.send(torch.tensor(0.5), stop=False, save=False)
+        guard.receive()
+        scaler.scale(torch.zeros(()))  # the scaler wants to have scaled something
+        weight.grad = torch.tensor([gradient])
+        scaler.step(optimizer)
+        scaler.update()
+
+    for _ in range(3):
+        step(float("inf"))
+    step(0.0)
+    guard.settle()
+    assert (guard.skipped, weight.item()) == (3, 1.0)
+    step(0.0)
+    assert guard.skipped_in_a_row == 0
+    with pytest.raises(UserError, match=f"{MAX_SKIPPED_IN_A_ROW} updates in a row"):
+        for _ in range(MAX_SKIPPED_IN_A_ROW + 1):
+            step(float("nan"))
+    assert weight.item() == 1.0
+
+
+def test_weights_that_are_not_finite_are_named() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    assert_finite_weights(model)
+    with torch.no_grad():
+        model[1].bias[0] = float("inf")
+    with pytest.raises(UserError, match=r"1\.bias"):
+        assert_finite_weights(model)
+
+
+def test_huge_finite_weights_pass() -> None:
+    model = nn.Linear(2, 2)
+    with torch.no_grad():
+        model.weight.fill_(3e38)  # their sum is not finite
+    assert_finite_weights(model)

@@ -1,0 +1,127 @@
+"""SGD and AdamP: their update rules against slow ones, decay on every parameter, what cannot be combined."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from utils.errors import UserError
+from utils.optimizers import create_optimizer
+
+
+def small_network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.LazyLinear(4))
+
+
+def gradients(network: nn.Module, steps: int) -> list[list[Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [[torch.randn(p.shape, generator=generator) for p in network.parameters()] for _ in range(steps)]
+
+
+def trained(network: nn.Module, optimizer: torch.optim.Optimizer, grads: list[list[Tensor]]) -> list[Tensor]:
+    for step_grads in grads:
+        for parameter, grad in zip(network.parameters(), step_grads, strict=True):
+            parameter.grad = grad.clone()
+        optimizer.step()
+    return [parameter.detach() for parameter in network.parameters()]
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("fused", [True, False])
+def test_sgd_equals_the_textbook(nesterov: bool, fused: bool) -> None:
+    network = small_network()
+    network(torch.zeros(1, 2, 5, 6))
+    grads = gradients(network, 4)
+    expected = [parameter.detach().clone() for parameter in network.parameters()]
+    velocity = [torch.zeros_like(weight) for weight in expected]
+    for step_grads in grads:
+        for weight, v, raw in zip(expected, velocity, step_grads, strict=True):
+            grad = raw + 0.01 * weight
+            v.mul_(0.9).add_(grad)
+            weight -= 0.1 * (grad + 0.9 * v if nesterov else v)
+    optimizer = create_optimizer(network.parameters(), "sgd", 0.1, 0.9, nesterov, 0.01, fused)
+    for found, weight in zip(trained(network, optimizer, grads), expected, strict=True):
+        torch.testing.assert_close(found, weight)
+
+
+def test_adamp_is_adam_with_decoupled_decay_where_it_does_not_project() -> None:
+    """One-dimensional parameters (biases, norms) are never projected: a slow AdamW says what must come out."""
+    bias = nn.Parameter(torch.tensor([0.5, -2.0, 3.0]))
+    weight, first, second = bias.detach().clone(), torch.zeros(3), torch.zeros(3)
+    optimizer = create_optimizer([bias], "adamp", 0.01, 0.8, True, 0.1, False)
+    for step, grad in enumerate(torch.randn(5, 3, generator=torch.Generator().manual_seed(2)), start=1):
+        first = 0.8 * first + 0.2 * grad
+        second = 0.999 * second + 0.001 * grad**2
+        denominator = second.sqrt() / math.sqrt(1 - 0.999**step) + 1e-8
+        weight = weight * (1 - 0.01 * 0.1) - 0.01 / (1 - 0.8**step) * first / denominator
+        bias.grad = grad.clone()
+        optimizer.step()
+    torch.testing.assert_close(bias.detach(), weight)
+
+
+def test_adamp_projects_out_the_direction_of_the_weight() -> None:
+    """A gradient at right angles to a filter must not grow the filter beyond what curvature makes."""
+    weight = nn.Parameter(torch.tensor([[3.0, 4.0, 0.0, 0.0]]))
+    optimizer = create_optimizer([weight], "adamp", 0.1, 0.9, False, 0.0, False)
+    weight.grad = torch.tensor([[0.004, -0.003, 0.5, 0.2]])
+    before = weight.detach().clone()
+    optimizer.step()
+    step = weight.detach() - before
+    assert float((step * before).sum().abs()) < 1e-5
+    assert float(step.norm()) > 0.1
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamp"])
+def test_decay_shrinks_every_parameter(name: str) -> None:
+    network = small_network()
+    network(torch.zeros(1, 2, 5, 6))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(1.0)
+    optimizer = create_optimizer(network.parameters(), name, 0.1, 0.9, False, 0.5, False)
+    still = [[torch.zeros_like(parameter) for parameter in network.parameters()]]
+    assert all(bool((weight < 1).all()) for weight in trained(network, optimizer, still))
+    assert len(optimizer.param_groups) == 1
+
+
+def test_state_survives_a_checkpoint() -> None:
+    """Two steps, saved and loaded as plain tensors and numbers, two more: the same as four in a row."""
+    for name in ("sgd", "adamp"):
+        network, again = small_network(), small_network()
+        network(torch.zeros(1, 2, 5, 6)), again(torch.zeros(1, 2, 5, 6))
+        again.load_state_dict(network.state_dict())
+        grads = gradients(network, 4)
+        arguments = (name, 0.1, 0.9, name == "sgd", 0.01, False)
+        straight = trained(network, create_optimizer(network.parameters(), *arguments), grads)
+        first = create_optimizer(again.parameters(), *arguments)
+        trained(again, first, grads[:2])
+        second = create_optimizer(again.parameters(), *arguments)
+        second.load_state_dict(first.state_dict())
+        for found, expected in zip(trained(again, second, grads[2:]), straight, strict=True):
+            assert torch.equal(found, expected)
+
+
+def test_nesterov_without_momentum_is_refused() -> None:
+    with pytest.raises(UserError, match=r"momentum is 0.*--optim.momentum 0.9, or --optim.nesterov False"):
+        create_optimizer([nn.Parameter(torch.ones(1))], "sgd", 0.1, 0.0, True, 0.0, False)
+
+
+def test_unknown_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="sgd or adamp, not 'adam'"):
+        create_optimizer([nn.Parameter(torch.ones(1))], "adam", 0.1, 0.9, False, 0.0, False)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_fused_sgd_on_cuda_equals_the_plain_one() -> None:
+    network, plain = small_network(), small_network()
+    network(torch.zeros(1, 2, 5, 6)), plain(torch.zeros(1, 2, 5, 6))
+    plain.load_state_dict(network.state_dict())
+    grads = gradients(network, 3)
+    network.cuda()
+    fused = create_optimizer(network.parameters(), "sgd", 0.1, 0.9, True, 0.01, True)
+    slow = create_optimizer(plain.parameters(), "sgd", 0.1, 0.9, True, 0.01, False)
+    found = trained(network, fused, [[g.cuda() for g in step] for step in grads])
+    for weight, expected in zip(found, trained(plain, slow, grads), strict=True):
+        torch.testing.assert_close(weight.cpu(), expected)

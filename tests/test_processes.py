@@ -1,0 +1,166 @@
+"""Several processes on one machine: the same weights, the same counts, and endings that leave nobody behind."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import ROOT, Flags, command_line, environment
+from tests.test_runs import assert_same_weights, metrics, status, weights
+from utils.checkpoint import BEST, LAST, load_checkpoint
+from utils.errors import EXIT_PREEMPTED
+from utils.run_log import METRICS
+
+RunMain = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def processes(n: int) -> Flags:
+    """n processes of this machine, meeting at a free port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return {
+        "compute.distributed.num_processes_per_node": n,
+        "compute.distributed.url": f"tcp://127.0.0.1:{port}",
+        "compute.distributed.backend": "gloo",
+    }
+
+
+def run_to_step(command: list[str], folder: Path, step: int) -> "subprocess.Popen[str]":
+    """Start a command and return when its metrics have reached a step."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(), start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        path = folder / METRICS
+        reached = [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
+        if reached and reached[-1] >= step:
+            return process
+        time.sleep(0.02)
+    output, _ = process.communicate()
+    raise AssertionError(f"the run ended or hung before step {step}:\n{output}")
+
+
+def assert_group_is_gone(group: int) -> None:
+    """No process of the session is left a few seconds after its leader's end."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    raise AssertionError("processes are left")
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(flags: Flags, tmp_path: Path, run_main: RunMain) -> None:
+    # No batch-norm, no dropout, no CutMix: only the order of sums may differ.
+    flags |= {"model.arch": "timm/test_convnext", "data.image_size": 64, "optim.epochs": 2, "optim.warmup.epochs": 0}
+    one = run_main(flags)
+    two = run_main({**flags, **processes(2), "util.run_dir": tmp_path / "two"})
+    assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
+    first, second = weights(flags["util.run_dir"]), weights(tmp_path / "two")
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_validation_counts_each_image_once_on_any_number_of_processes(
+    flags: Flags, tmp_path: Path, run_main: RunMain
+) -> None:
+    assert run_main(flags).returncode == 0
+    reports = []
+    for n in (1, 2, 3):  # 13 images: none of them divides
+        folder = tmp_path / f"test{n}"
+        test = {
+            **{key: flags[key] for key in ("model.arch", "data.data_path", "data.image_size", "compute.num_workers")},
+            **processes(n),
+            "util.test_only": True,
+            "util.test_weight_file": flags["util.run_dir"] / LAST,
+            "util.val_batch_size": 6,
+            "util.run_dir": folder,
+        }
+        done = run_main(test)
+        assert done.returncode == 0, done.stderr
+        assert "n = 13" in done.stdout
+        report = json.loads((folder / "evaluation-checkpoint-last.json").read_text())["model"]
+        reports.append({name: report[name] for name in ("top1_percent", "top5_percent", "images")})
+    assert reports[0] == reports[1] == reports[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_killed_run_continues_exactly(flags: Flags, tmp_path: Path, run_main: RunMain, workers: int) -> None:
+    flags |= {"compute.num_workers": workers, "util.print_freq": 1, "util.checkpoint_minutes": 0}
+    assert run_main({**flags, "util.run_dir": tmp_path / "undisturbed"}).returncode == 0
+    process = run_to_step(command_line(flags), flags["util.run_dir"], step=7)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert_group_is_gone(process.pid)
+    assert status(flags["util.run_dir"])["state"] == "running"
+    again = run_main(flags)
+    assert again.returncode == 0, again.stderr
+    assert re.search(r"continuing at step \d+ of 15", again.stdout)
+    for name in (LAST, BEST):
+        assert_same_weights(weights(tmp_path / "undisturbed", name), weights(flags["util.run_dir"], name))
+    assert metrics(tmp_path / "undisturbed") == metrics(flags["util.run_dir"])
+
+
+@pytest.mark.slow
+def test_two_preempted_processes_stop_together_and_continue_exactly(
+    flags: Flags, tmp_path: Path, run_main: RunMain
+) -> None:
+    flags |= {**processes(2), "compute.num_workers": 2, "util.print_freq": 1, "optim.epochs": 20}
+    assert run_main({**flags, "util.run_dir": tmp_path / "undisturbed"}).returncode == 0
+    process = run_to_step(command_line(flags), flags["util.run_dir"], step=7)
+    process.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == EXIT_PREEMPTED, output
+    assert_group_is_gone(process.pid)
+    assert status(flags["util.run_dir"])["state"] == "preempted"
+    assert status(flags["util.run_dir"])["step"] == load_checkpoint(flags["util.run_dir"] / LAST)["step"]
+    again = run_main(flags)
+    assert again.returncode == 0, again.stderr
+    assert_same_weights(weights(tmp_path / "undisturbed"), weights(flags["util.run_dir"]))
+    assert metrics(tmp_path / "undisturbed") == metrics(flags["util.run_dir"])
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_same_run(flags: Flags, tmp_path: Path, run_main: RunMain) -> None:
+    assert run_main({**flags, **processes(2), "util.run_dir": tmp_path / "ours"}).returncode == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, *command_line(flags)[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment(), cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert_same_weights(weights(tmp_path / "ours"), weights(flags["util.run_dir"]))
+
+
+@pytest.mark.slow
+def test_batches_that_the_processes_do_not_divide_are_refused_once(flags: Flags, run_main: RunMain) -> None:
+    done = run_main({**flags, **processes(2), "optim.batch_size": 7})
+    assert done.returncode == 2
+    assert done.stderr.count("error: ") == 1
+    assert "optim.batch_size is 7, but this node runs 2 processes" in done.stderr
+    assert not flags["util.run_dir"].exists()
+
+
+def test_a_port_in_use_is_named(flags: Flags, run_main: RunMain) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        url = f"tcp://127.0.0.1:{other.getsockname()[1]}"
+        done = run_main({**flags, **processes(2), "compute.distributed.url": url})
+    assert done.returncode == 2
+    assert f"compute.distributed.url is {url}, but its port cannot be opened" in done.stderr
+    assert not flags["util.run_dir"].exists()
