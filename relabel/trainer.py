@@ -109,6 +109,7 @@ class Trainer:
         self.accuracy, self.best_accuracy, self.best_epoch = 0.0, -1.0, 0
         self.meter = TrainingMeter(place.device)
         self.skipped, self.metrics_bytes = (0, 0), 0
+        self.elapsed_s = 0.0  # of this and the continued runs, up to the last record
 
     @property
     def epoch(self) -> int:
@@ -204,7 +205,8 @@ class Trainer:
         self.network: nn.Module = self.model
         if self.place.world_size > 1:
             device_ids = [self.place.device.index] if self.place.device.type == "cuda" else None
-            self.network = DistributedDataParallel(self.model, device_ids=device_ids, broadcast_buffers=False)
+            self.network = DistributedDataParallel(self.model, device_ids=device_ids)
+            self.network.broadcast_buffers = False  # before validation instead; the argument's name differs by version
         self.network.train()
         self.stop_request = StopRequest()
         self.guard = StepGuard(self.place.device, self.precision.scaler, *self.skipped)
@@ -216,6 +218,7 @@ class Trainer:
             self.log = MetricsLog(self.folder, self.metrics_bytes, self.tensorboard)
             write_status(self.folder, "running", step=self.step, epoch=self.epoch)
         self._last_save = time.monotonic()
+        self._began = time.monotonic() - self.elapsed_s
         self.meter.restart_clock()
 
     def train_epoch(self) -> None:
@@ -262,8 +265,9 @@ class Trainer:
         )
 
     def _record(self, event: str, **values: Any) -> None:
+        self.elapsed_s = time.monotonic() - self._began
         if self.place.is_main:
-            self.log.write(event, self.step, **values)
+            self.log.write(event, self.step, **values, elapsed_s=self.elapsed_s)
 
     def _say(self, line: str) -> None:
         if self.place.is_main:
@@ -273,7 +277,8 @@ class Trainer:
 
     def _preempted(self) -> None:
         if self.place.is_main:
-            self._say(f"stopped by {self.stop_request.signal_name or 'another process'} at step {self.step:,}; the same command continues this run")
+            who = self.stop_request.signal_name or "another process"
+            self._say(f"stopped by {who} at step {self.step:,}; the same command continues this run")
             write_status(self.folder, "preempted", step=self.step, epoch=self.epoch)
         raise Preempted
 
@@ -322,6 +327,7 @@ class Trainer:
             "validated": self.validated,
             "skipped_in_a_row": self.guard.skipped_in_a_row,
             "skipped_updates": self.guard.skipped,
+            "elapsed_s": self.elapsed_s,
             "meters": meters,
             "metrics_bytes": self.log.size_on_disk(),
         }
@@ -338,7 +344,7 @@ class Trainer:
         if self.ema:
             self.ema.module.load_state_dict(state["state_dict_ema"])
             self.ema.n_averaged.fill_(state["step"])
-        for name in ("step", "validated", "accuracy", "best_accuracy", "best_epoch", "metrics_bytes"):
+        for name in ("step", "validated", "accuracy", "best_accuracy", "best_epoch", "metrics_bytes", "elapsed_s"):
             setattr(self, name, state[name])
         self.skipped = state["skipped_updates"], state["skipped_in_a_row"]
         meters = state["meters"]

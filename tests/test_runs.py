@@ -20,7 +20,7 @@ from utils.config import load_config
 from utils.errors import EXIT_PREEMPTED, UserError
 from utils.run_log import read_metrics
 
-RATES = ("images_per_s", "data_wait_percent")
+RATES = ("images_per_s", "data_wait_percent", "elapsed_s")
 
 
 def start(flags: Flags) -> None:

@@ -1,0 +1,192 @@
+"""The demo: label maps, two trainings and their comparison on digit scenes; each step is a command anybody can type.
+
+The machine annotator that comes with it learned from other scenes, with the task's own labels.
+"""
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from models.build import load_weights
+from relabel.crop_box import random_crop_box
+from relabel.dataset import SAMPLE, ImageList, keyed_rng, list_images
+from relabel.decode import ImageFile
+from relabel.digit_scenes import read_truth
+from relabel.evaluation import predict
+from relabel.label_store import LabelStore, open_label_store
+from relabel.runs import build_model, list_split, test_loader
+from relabel.targets import relabel_target
+from relabel.viewer import SceneExample, draw_curves, draw_scenes
+from utils.checkpoint import BEST, LAST, load_checkpoint, save_checkpoint
+from utils.config import load_config
+from utils.distributed import Place
+from utils.multi_label_metrics import mean_average_precision, multi_label_accuracy
+from utils.precision import Precision
+from utils.run_log import CONFIG, read_metrics, write_json
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = ROOT / "configs" / "digits"
+ANNOTATOR = RECIPES / "annotator.pth"
+ANNOTATOR_SIZE = "112x144"  # twice the scene: maps of 7 x 9 cells, about the size of a digit's stroke
+TOP_K = 5
+SUPERVISIONS = {"original labels": "original", "ReLabel": "relabel"}
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How one student did on the validation scenes; percentages, and the seconds its training took."""
+
+    supervision: str
+    seed: int
+    top1_percent: float
+    multi_label_percent: float
+    map_percent: float
+    seconds: float
+
+
+def run_demo(out: Path, seeds: int = 1) -> None:
+    """Scenes, label maps, one student per supervision and seed; then a table, its JSON, and two pictures in `out`.
+
+    Finished steps are not repeated: given again after an interruption, it goes on.
+    """
+    scenes, labels = out / "scenes", out / "labels"
+    _relabel("digits", "--out", scenes)
+    _relabel(
+        *("annotate", scenes / "train", labels, "--arch", "digit_net", "--weights", ANNOTATOR),
+        *("--size", ANNOTATOR_SIZE, "--top_k", TOP_K),
+    )
+    results: list[Result] = []
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for seed in range(seeds):
+        for title, recipe in SUPERVISIONS.items():
+            folder = out / f"{recipe}-seed{seed}"
+            data = ("--data.data_path", scenes) + (("--data.relabel.path", labels) if recipe == "relabel" else ())
+            _train(recipe, *data, "--compute.seed", seed, "--util.run_dir", folder)
+            results.append(measure(folder, scenes, title, seed))
+            runs.setdefault(title, read_metrics(folder))
+    write_json(out / "demo.json", [asdict(result) for result in results])
+    draw_curves(out / "curves.png", runs)
+    draw_scenes(out / "scenes.png", examples(scenes, labels), list_images(scenes / "train").class_names)
+    _print_table(results, len(list_images(scenes / "val")))
+    print(
+        f"pictures  {out / 'scenes.png'}  {out / 'curves.png'}\nnumbers   {out / 'demo.json'}\nruns      {out}/*-seed*"
+    )
+
+
+def train_annotator(out: Path) -> None:
+    """Make the machine annotator from scratch: 16,000 other scenes, the task's labels, the project's own training.
+
+    Args:
+        out: the checkpoint to write; weights and class names, without the optimizer.
+    """
+    folder = ROOT / "runs" / "digits-annotator"
+    _relabel("digits", "--out", folder / "scenes", "--seed", 1, "--train", 16000)
+    _train("annotator", "--data.data_path", folder / "scenes", "--util.run_dir", folder / "run")
+    state = load_checkpoint(folder / "run" / BEST)
+    save_checkpoint({key: state[key] for key in ("arch", "class_names", "accuracy", "epoch", "state_dict")}, out)
+    print(f"{out}: top-1 {state['accuracy']:.2f} % on the validation scenes")
+
+
+def measure(folder: Path, scenes: Path, supervision: str, seed: int) -> Result:
+    """Evaluate the last weights of a run on the validation scenes, with the true labels of every digit in them."""
+    config = load_config(str(folder / CONFIG), {})
+    place = Place(0, 1, 0, 1, torch.device("cpu"))
+    images = list_split(config, "val")
+    precision = Precision(config.compute.opt_level, place.device)
+    model = build_model(config, len(images.class_names), precision)
+    load_weights(model, load_checkpoint(folder / LAST)["state_dict"])
+    logits = predict(model, test_loader(config, images, place)(), precision)
+    truth = true_labels(images, scenes / "val.json")
+    return Result(
+        supervision,
+        seed,
+        top1_percent=100.0 * float((logits.argmax(dim=1).numpy() == images.labels).mean()),
+        multi_label_percent=multi_label_accuracy(logits.numpy(), truth),
+        map_percent=mean_average_precision(logits.softmax(dim=1).numpy(), truth),
+        seconds=read_metrics(folder)[-1]["elapsed_s"],
+    )
+
+
+def true_labels(images: ImageList, truth_file: Path) -> np.ndarray:
+    """bool [N, K]; which digits each scene shows."""
+    truth = read_truth(truth_file)
+    table = np.zeros((len(images), len(images.class_names)), dtype=bool)
+    for row, name in enumerate(images.names.tolist()):
+        table[row, list(truth[name].labels)] = True
+    return table
+
+
+def examples(scenes: Path, labels: Path, count: int = 4, crops: int = 3) -> list[SceneExample]:
+    """The first scenes of a few classes, with crops as training draws them and the targets pooled from their maps."""
+    images = list_images(scenes / "train")
+    store = open_label_store(labels, images.keys(), len(images.class_names))
+    rows = [int(np.flatnonzero(images.labels == label)[0]) for label in range(count)]
+    return [_example(images, store, row, crops) for row in rows]
+
+
+def _example(images: ImageList, store: LabelStore, row: int, crops: int) -> SceneExample:
+    file, label_map = ImageFile(images.path(row)), store.read(row)
+    boxes = [random_crop_box(keyed_rng(0, SAMPLE, e, row), file.width, file.height, 0.08) for e in range(crops)]
+    targets = relabel_target(
+        torch.from_numpy(np.stack([label_map.scores] * crops)),
+        torch.from_numpy(np.stack([label_map.classes] * crops)).long(),
+        torch.tensor([(box.left, box.top, box.right, box.bottom) for box in boxes]),
+        torch.full((crops,), int(images.labels[row])),
+        len(images.class_names),
+    )
+    pixels = np.asarray(Image.open(images.path(row)).convert("RGB"))
+    return SceneExample(pixels, int(images.labels[row]), label_map, boxes, targets.numpy())
+
+
+def _relabel(*words: object) -> None:
+    _run(sys.executable, "-m", "relabel", *words)
+
+
+def _train(recipe: str, *flags: object) -> None:
+    _run(sys.executable, "main.py", "--config-file-path", RECIPES / f"{recipe}.yaml", *flags)
+
+
+def _run(*words: object) -> None:
+    """Show a command and run it; where it fails it has said why, and its status becomes ours."""
+    command = [str(word) for word in words]
+    print(f"\n$ {shlex.join(['python', *(_short(word) for word in command[1:])])}", flush=True)
+    if status := subprocess.run(command, cwd=ROOT, check=False).returncode:
+        sys.exit(status)
+
+
+def _short(word: str) -> str:
+    return word.removeprefix(f"{ROOT}/")
+
+
+def _print_table(results: Sequence[Result], images: int) -> None:
+    seeds = len({result.seed for result in results})
+    table = Table(title=f"\n{images:,} validation scenes, {seeds} seed(s); mean ± standard deviation over seeds")
+    table.add_column("supervision")
+    columns = {
+        "top-1 %": "top1_percent",
+        "multi-label %": "multi_label_percent",
+        "mAP %": "map_percent",
+        "seconds": "seconds",
+    }
+    for title in columns:
+        table.add_column(title, justify="right")
+    for supervision in SUPERVISIONS:
+        mine = [result for result in results if result.supervision == supervision]
+        values = [[getattr(result, name) for result in mine] for name in columns.values()]
+        table.add_row(supervision, *(_mean_and_spread(column) for column in values))
+    Console().print(table)
+
+
+def _mean_and_spread(values: Sequence[float]) -> str:
+    spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{spread}"
