@@ -82,7 +82,7 @@ def launch(function: Callable[[Place, T], None], argument: T, settings: Any) -> 
         return
     _check_url(settings.distributed.url)
     context = multiprocessing.get_context("spawn")
-    arguments = (function, argument, n, settings.distributed.url, _backend(settings))
+    arguments = (os.getpid(), function, argument, n, settings.distributed.url, _backend(settings))
     children = [context.Process(target=_child, args=(rank, *arguments)) for rank in range(n)]
     if status := _supervise(children):
         sys.exit(status)
@@ -162,8 +162,10 @@ def _check_url(url: str) -> None:
             ) from None
 
 
-def _child(rank: int, function: Callable[[Place, T], None], argument: T, n: int, url: str, backend: str) -> None:
-    die_with_parent()
+def _child(
+    rank: int, parent: int, function: Callable[[Place, T], None], argument: T, n: int, url: str, backend: str
+) -> None:
+    die_with_parent(parent)
     with exit_on_user_error(speaks=rank == 0):
         device = _device(-1, rank)
         if device.type == "cpu":
@@ -206,10 +208,17 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent ends, however that ends; elsewhere nothing happens."""
+def die_with_parent(parent: int) -> None:
+    """Ask Linux to kill this process when its parent ends, however that ends; elsewhere nothing happens.
+
+    Args:
+        parent: process id. If that process has ended before Linux could be asked, this one ends now.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        forked_by_server = multiprocessing.get_start_method() == "forkserver"  # which ends with the parent itself
+        if os.getppid() != parent and not forked_by_server:
+            os._exit(1)
 
 
 class StopRequest:

@@ -1,23 +1,22 @@
 """Batches read by worker processes: torch's DataLoader, whose errors and deaths end in one clear message."""
 
 import atexit
-import ctypes
+import os
 import signal
-import sys
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from utils.distributed import die_with_parent
 from utils.errors import UserError
 
 T = TypeVar("T")
-
-PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 _running: "weakref.WeakSet[Generator[Any, None, None]]" = weakref.WeakSet()
 
@@ -72,7 +71,7 @@ def _read(
         num_workers=num_workers,
         collate_fn=_as_read,
         pin_memory=pin_memory,
-        worker_init_fn=_prepare_worker,
+        worker_init_fn=partial(_prepare_worker, os.getpid()),
         # Its own: starting the workers draws a number, which else would come from the stream that dropout uses.
         generator=torch.Generator(),
     )
@@ -142,9 +141,8 @@ def _as_read(batch: Any) -> Any:
     return batch
 
 
-def _prepare_worker(worker_id: int) -> None:
+def _prepare_worker(parent: int, worker_id: int) -> None:
     """Let the parent alone decide when a worker ends: signals to the whole group must not, its death must."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent(parent)
