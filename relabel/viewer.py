@@ -21,11 +21,12 @@ from PIL import Image
 from relabel.crop_box import CropBox
 from relabel.label_map import LabelMap
 
-# Ten colours that stay apart in print and for the colour-blind as far as ten can; Tableau's, as matplotlib ships them.
-PALETTE = tuple(f"C{i}" for i in range(10))
+# Matplotlib's ten colours, but navy for grey: grey is what a map shows where the annotator sees nothing.
+PALETTE = tuple("#17344f" if index == 7 else f"C{index}" for index in range(10))
 OTHER_COLOUR = "0.55"  # classes beyond the palette
 INK, MUTED, TRACK = "0.15", "0.45", "0.92"
 ROW_INCHES = 1.7  # height of a picture on the sheet
+SURE = 0.5  # probability from which a cell may carry its class's name
 BARS_WIDTH = 1.05  # of the bars beside a crop, in units of the crop's
 BARS = 4  # classes shown of each target
 CROP_SIDE = 224  # pixels; a crop is shown squashed to a square, as the network sees it
@@ -169,15 +170,31 @@ def _draw_map(
     grey = np.asarray(Image.fromarray(example.image).convert("L"))
     axes.imshow(grey, cmap="gray", vmin=-80, vmax=320, extent=(0, width, height, 0))
     axes.imshow(overlay, extent=(0, width, height, 0), interpolation="nearest")
-    cell_height, cell_width = height / best.shape[0], width / best.shape[1]
-    for index in np.unique(best):
-        row, column = np.unravel_index((strength * (best == index)).argmax(), best.shape)
-        if strength[row, column] > 0.5:
-            axes.text(
-                (column + 0.5) * cell_width, (row + 0.5) * cell_height, class_names[index], fontsize=8.5,
-                ha="center", va="center", color="white", path_effects=[withStroke(linewidth=2.2, foreground="black")],
-            )  # fmt: skip
+    for index, row, column in _places_for_names(best, strength):
+        axes.text(
+            (column + 0.5) * width / best.shape[1], (row + 0.5) * height / best.shape[0], class_names[index],
+            fontsize=8.5, ha="center", va="center", color="white",
+            path_effects=[withStroke(linewidth=2.2, foreground="black")],
+        )  # fmt: skip
     _frame(axes)
+
+
+def _places_for_names(best: np.ndarray, strength: np.ndarray) -> list[tuple[int, int, int]]:
+    """(class, row, column) of the surest cell of each class, surest first, if no surer name stands too near.
+
+    Args:
+        best: int64 [h, w]; the likeliest class of each cell.
+        strength: float [h, w]; its probability.
+    """
+    h, w = best.shape
+    places: list[tuple[int, int, int]] = []
+    for cell in np.argsort(-strength, axis=None, kind="stable"):
+        row, column = divmod(int(cell), w)
+        index = int(best[row, column])
+        near = any(abs(row - y) < h / 9 and abs(column - x) < w / 3.2 for _, y, x in places)
+        if strength[row, column] > SURE and not near and all(index != named for named, _, _ in places):
+            places.append((index, row, column))
+    return places
 
 
 def _draw_crop(axes: Axes, image: np.ndarray, box: CropBox) -> None:

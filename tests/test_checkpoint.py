@@ -43,7 +43,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     state = load_checkpoint(tmp_path / LAST)
     assert state["step"] == 7 and state["class_names"] == ["ant", "bee"]
     assert torch.equal(state["state_dict"]["w"], STATE["state_dict"]["w"])  # type: ignore[index]
-    assert os.listdir(tmp_path) == [LAST]
+    assert [path.name for path in tmp_path.iterdir()] == [LAST]
 
 
 def test_the_replaced_checkpoint_is_kept(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_2021_checkpoints_with_numpy_accuracies_load(tmp_path: Path, legacy: boo
 def test_a_malicious_file_is_refused_and_runs_nothing(tmp_path: Path, legacy: bool) -> None:
     mark = tmp_path / "mark"
     torch.save({"state_dict": Malicious(mark)}, tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(DamagedCheckpoint, match="not a file of plain tensors.*nothing in it was run"):
+    with pytest.raises(DamagedCheckpoint, match=r"not a file of plain tensors.*nothing in it was run"):
         load_checkpoint(tmp_path / "w.pth")
     assert not mark.exists()
 

@@ -1,0 +1,59 @@
+"""The run folder's account of a run."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from utils.run_log import MetricsLog, read_metrics, record_environment, write_status
+
+
+def test_one_json_object_an_event(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path)
+    log.write("train", 3, loss=1.5, epoch=1)
+    log.write("validation", 4, top1_percent=50.0)
+    assert read_metrics(tmp_path) == [
+        {"event": "train", "step": 3, "loss": 1.5, "epoch": 1},
+        {"event": "validation", "step": 4, "top1_percent": 50.0},
+    ]
+
+
+@pytest.mark.parametrize(("value", "text"), [(float("nan"), "nan"), (float("inf"), "inf")])
+def test_numbers_that_are_not_finite_stay_valid_json(tmp_path: Path, value: float, text: str) -> None:
+    MetricsLog(tmp_path).write("train", 1, loss=value)
+    assert read_metrics(tmp_path)[0]["loss"] == text
+
+
+def test_a_continued_log_is_cut_back_to_its_checkpoint(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path)
+    log.write("train", 1)
+    kept = log.size_on_disk()
+    log.write("train", 2)
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"half a li')  # what a kill leaves
+    log = MetricsLog(tmp_path, keep_bytes=kept)
+    log.write("train", 2, again=True)
+    assert read_metrics(tmp_path) == [{"event": "train", "step": 1}, {"event": "train", "step": 2, "again": True}]
+
+
+def test_a_log_shorter_than_its_checkpoint_says_is_not_padded(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, keep_bytes=1000)
+    log.write("train", 1)
+    assert len(read_metrics(tmp_path)) == 1
+
+
+def test_status_is_replaced_whole(tmp_path: Path) -> None:
+    write_status(tmp_path, "running", step=1)
+    write_status(tmp_path, "failed", step=2, reason="disk full")
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["step"], status["reason"]) == ("failed", 2, "disk full")
+    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
+
+
+def test_each_start_adds_its_environment(tmp_path: Path) -> None:
+    record_environment(tmp_path, start_step=0)
+    record_environment(tmp_path, start_step=7)
+    starts = json.loads((tmp_path / "environment.json").read_text())
+    assert [start["start_step"] for start in starts] == [0, 7]
+    assert {"command", "git_revision", "packages", "torch_threads", "gpus"} <= starts[0].keys()
