@@ -3,8 +3,8 @@
     python -m PROGRAM COMMAND [ARGUMENT ...] [--flag VALUE ...]
 
 A parameter without default that can be given by position is an argument, every other one a flag; its annotation says
-type, range and choices, the function's `Args:` say what it is for. fire calls the function first and complains
-afterwards, so it is handed only command lines without mistakes, each value as one `--key=text`.
+type, range and choices (utils/tool_parameters.py), the function's `Args:` say what it is for. fire calls a function
+first and complains afterwards, so only lines without mistakes are handed on, each value as one `--key=text`.
 """
 
 import inspect
@@ -15,175 +15,20 @@ import textwrap
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from inspect import cleandoc
-from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import fire
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import ValidationError
 
 from utils.config_problems import Problem, did_you_mean, first_of_node, nearest, normal_key
-from utils.config_schema import boolean, number
 from utils.errors import UserError, exit_on_user_error
+from utils.tool_parameters import Parameter
 
 EXIT_INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
 _WHERE = "command line"
 _HELP_FLAGS = ("--help", "-h")
-_NULL_WORDS = ("none", "null")
-_WIDTH, _COLUMN = 100, 28  # of a help screen; where its explanations start
-_RANGE_SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-_STRICT = ConfigDict(strict=True, allow_inf_nan=False)
-_DASHES = "flags are written --flag VALUE or --flag=VALUE; hyphens and underscores are the same in their names."
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """How a type is read from text: its word in the usage, what is expected, and the conversion.
-
-    A text that does not fit is left as it is; strict validation refuses it.
-    """
-
-    word: str
-    expected: str
-    read: Callable[[str], object]
-
-
-_KINDS: dict[object, Kind] = {
-    int: Kind("N", "a whole number", number),
-    float: Kind("X", "a number", number),
-    bool: Kind("true|false", "true or false", boolean),
-    str: Kind("TEXT", "text", str),
-    Path: Kind("PATH", "a path", lambda text: Path(text) if text else text),  # Path("") would be the current folder
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Joined:
-    """In an annotation: a tuple of numbers is written with this between them, as 56x72."""
-
-    separator: str
-
-
-def _is_file(path: Path) -> Path:
-    return _require(path, Path.is_file)
-
-
-def _is_folder(path: Path) -> Path:
-    return _require(path, Path.is_dir)
-
-
-def _require(path: Path, test: Callable[[Path], bool]) -> Path:
-    try:
-        fits = test(path)
-    except OSError as error:  # a name that is too long, a folder that may not be entered
-        raise ValueError(str(error)) from error
-    if not fits:
-        raise ValueError("it is not there")
-    return path
-
-
-# Annotations for parameters: Field's title is the word in the usage, its description what is expected.
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-ExistingFile = Annotated[Path, AfterValidator(_is_file), Field(title="FILE", description="a file that exists")]
-ExistingFolder = Annotated[Path, AfterValidator(_is_folder), Field(title="DIR", description="a folder that exists")]
-NewFile = Annotated[Path, Field(title="FILE", description="a path")]
-NewFolder = Annotated[Path, Field(title="DIR", description="a path")]
-Size = Annotated[
-    tuple[Positive, Positive],
-    Joined("x"),
-    Field(title="ROWSxCOLUMNS", description="rows x columns in pixels, such as 56x72"),
-]
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter of a command.
-
-    Attributes:
-        name: as in the signature.
-        annotation: its type without `| None`.
-        optional: whether the annotation had `| None`; `none` and `null` then mean None.
-        default: inspect.Parameter.empty where it must be given.
-        positional: may be given by position.
-        meaning: its text in the docstring.
-    """
-
-    name: str
-    annotation: Any
-    optional: bool
-    default: Any
-    positional: bool
-    meaning: str
-
-    @property
-    def required(self) -> bool:
-        """Whether it has no default."""
-        return self.default is inspect.Parameter.empty
-
-    @property
-    def subject(self) -> str:
-        """What messages call it: IMAGES or --top_k."""
-        return self.name.upper() if self.positional else f"--{self.name}"
-
-    @property
-    def written(self) -> str:
-        """How it is written on a command line: IMAGES or --top_k N."""
-        return self.subject if self.positional else f"{self.subject} {self._field.title or self._kind.word}"
-
-    @cached_property
-    def choices(self) -> tuple[str, ...]:
-        """The allowed texts of a Literal, else ()."""
-        return get_args(self._field.annotation) if get_origin(self._field.annotation) is Literal else ()
-
-    @property
-    def expected(self) -> str:
-        """What it accepts, in words: type, range, choices."""
-        metadata = self._field.metadata
-        signs = [f"{_RANGE_SIGNS[n]} {getattr(m, n):g}" for m in metadata for n in _RANGE_SIGNS if hasattr(m, n)]
-        text = " ".join([self._field.description or self._kind.expected, " and ".join(signs)]).rstrip()
-        return f"{text}, or none" if self.optional else text
-
-    def convert(self, text: str) -> object:
-        """The value of a text as typed.
-
-        Raises:
-            ValidationError: it is not what is `expected`.
-        """
-        if self.optional and text.lower() in _NULL_WORDS:
-            return None
-        value: object = TypeAdapter(self.annotation, config=_STRICT).validate_python(self._read(text))
-        return value
-
-    def shown_default(self) -> str:
-        """The default as a person would type it."""
-        if self.default is None:
-            return "none"
-        if isinstance(self.default, tuple):
-            return (self._separator or " ").join(f"{part:g}" for part in self.default)
-        return str(self.default).lower() if isinstance(self.default, bool) else str(self.default)
-
-    @cached_property
-    def _field(self) -> FieldInfo:
-        return FieldInfo.from_annotation(self.annotation)
-
-    @property
-    def _kind(self) -> Kind:
-        if self.choices:
-            return Kind("|".join(self.choices), f"one of {', '.join(self.choices)}", str)
-        assert self._field.annotation in _KINDS or self._separator, f"{self.name}: no way to read {self.annotation}"
-        return _KINDS.get(self._field.annotation, Kind("X", "numbers", str))
-
-    @property
-    def _separator(self) -> str | None:
-        return next((m.separator for m in self._field.metadata if isinstance(m, Joined)), None)
-
-    def _read(self, text: str) -> object:
-        if self._separator:
-            return tuple(number(part) for part in text.split(self._separator))
-        return self._kind.read(text)
+_WIDTH, _COLUMN, _NARROW_COLUMN = 100, 26, 20  # of a help screen; where explanations of flags and commands start
+_FORM = "Flags are --flag VALUE or --flag=VALUE; hyphens and underscores are the same in their names."
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +44,7 @@ class Command:
     @classmethod
     def of(cls, function: Callable[..., None]) -> "Command":
         """Read a function whose parameters are all annotated and explained under `Args:`."""
-        text, meanings = _split_docstring(cleandoc(function.__doc__ or ""))
+        text, meanings = _split_docstring(inspect.cleandoc(function.__doc__ or ""))
         summary, _, details = text.partition("\n\n")
         hints = get_type_hints(function, include_extras=True)
         parameters = {}
@@ -213,18 +58,9 @@ class Command:
 
     def help_text(self, program: str) -> str:
         """Usage, docstring, and every parameter with its meaning, type and default."""
-        parts = [p.written if p.required else f"[{p.written}]" for p in self.parameters.values()]
-        start = f"usage: {program} {self.name} "
-        # What belongs together stays on one line.
-        usage = textwrap.fill(
-            start + " ".join(part.replace(" ", "\0") for part in parts),
-            _WIDTH,
-            subsequent_indent=" " * len(start),
-            break_on_hyphens=False,
-            break_long_words=False,
-        ).replace("\0", " ")
-        sections = [usage, self.summary, self.details, "\n".join(_entry(p) for p in self.parameters.values()), _DASHES]
-        return "\n\n".join(_wrapped(section) for section in sections if section) + "\n"
+        parameters = "\n".join(_entry(parameter) for parameter in self.parameters.values())
+        sections = [_usage(self, program), _filled(self.summary), _filled(self.details), parameters, _FORM]
+        return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def run_commands(functions: Sequence[Callable[..., None]], argv: Sequence[str], program: str, about: str) -> None:
@@ -350,3 +186,101 @@ def _wrong_values(command: Command, texts: Mapping[str, str]) -> tuple[dict[str,
             default = "" if parameter.required else f"; the default is {parameter.shown_default()}"
             problems.append(Problem(f"{parameter.subject} = {text!r}", _WHERE, expected + default))
     return values, problems
+
+
+def _find_command(commands: Mapping[str, Command], argv: Sequence[str], program: str) -> Command:
+    """The command that a line names first."""
+    word = argv[0]
+    if normal_key(word) in commands:
+        return commands[normal_key(word)]
+    names = [command.name for command in commands.values()]
+    later = [commands[normal_key(other)].name for other in argv if normal_key(other) in commands]
+    if word.startswith("-"):
+        advice = f"the command comes first; write {program} {later[0] if later else 'COMMAND'} ..."
+    else:
+        advice = f"no such command{did_you_mean(nearest(word, names))}; expected one of {', '.join(names)}"
+    raise UserError(_report([Problem(word, _WHERE, advice)], f"What each does: {program} --help"))
+
+
+def _call(command: Command, texts: Mapping[str, str], program: str) -> None:
+    """Let fire call the function with its values."""
+
+    @fire.decorators.SetParseFn(str)
+    def call(**texts: str) -> None:
+        values, problems = _wrong_values(command, texts)
+        assert not problems, f"checked before: {problems}"
+        command.function(**values)
+
+    words = [command.name, *(f"--{name}={text}" for name, text in texts.items())]
+    try:
+        fire.Fire({command.name: call}, command=words, name=program)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _report(problems: Sequence[Problem], advice: str) -> str:
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return "\n".join([f"{count}; nothing was started.", *(f"  - {problem}" for problem in problems), advice])
+
+
+# ---- reading a function
+
+
+def _split_docstring(text: str) -> tuple[str, dict[str, str]]:
+    """What stands before the sections of a docstring, and the meaning of each name under `Args:`."""
+    description, _, args = text.partition("\nArgs:\n")
+    args = re.split(r"^\S", args, maxsplit=1, flags=re.MULTILINE)[0]  # the next section
+    meanings: dict[str, str] = {}
+    for name, meaning in re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", args, flags=re.MULTILINE):
+        meanings[name] = " ".join(meaning.split())
+    description = re.split(r"^(?:Raises|Returns):$", description, maxsplit=1, flags=re.MULTILINE)[0]
+    return description.strip(), meanings
+
+
+def _without_none(annotation: Any) -> tuple[Any, bool]:
+    """`T | None` -> T, True; any other type -> itself, False."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        kinds = [kind for kind in get_args(annotation) if kind is not types.NoneType]
+        assert len(kinds) == 1, f"a parameter has one type, or one and None; not {annotation}"
+        return kinds[0], True
+    return annotation, False
+
+
+# ---- help
+
+
+def _overview(commands: Mapping[str, Command], program: str, about: str) -> str:
+    """The first screen: usage, what the program is, each command in a line."""
+    entries = "\n".join(_columns(command.name, command.summary, _NARROW_COLUMN) for command in commands.values())
+    usage = f"usage: {program} COMMAND [ARGUMENT ...] [--flag VALUE ...]"
+    return "\n\n".join([usage, _filled(about), entries, f"All of a command: {program} COMMAND --help"]) + "\n"
+
+
+def _entry(parameter: Parameter) -> str:
+    """A parameter's lines of a help screen."""
+    default = "required" if parameter.required else f"default {parameter.shown_default()}"
+    return _columns(parameter.written, f"{parameter.meaning} [{parameter.expected}; {default}]", _COLUMN)
+
+
+def _columns(left: str, text: str, column: int) -> str:
+    """A name, and its explanation beside it; below it where the name is too long."""
+    indent = " " * column
+    lines = textwrap.fill(text, _WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+    start = f"  {left}"
+    return start.ljust(column) + lines[column:] if len(start) < column - 1 else f"{start}\n{lines}"
+
+
+def _filled(text: str) -> str:
+    """The paragraphs of a docstring in lines of equal length."""
+    paragraphs = text.strip().split("\n\n") if text else []
+    return "\n\n".join(textwrap.fill(paragraph, _WIDTH, break_on_hyphens=False) for paragraph in paragraphs)
+
+
+def _usage(command: Command, program: str) -> str:
+    """The line that names every parameter, those with a default in brackets."""
+    start = f"usage: {program} {command.name} "
+    parts = [p.written if p.required else f"[{p.written}]" for p in command.parameters.values()]
+    whole = start + " ".join(part.replace(" ", "\0") for part in parts)  # a flag and its value stay on one line
+    lines = textwrap.wrap(whole, _WIDTH, subsequent_indent=" " * len(start), break_on_hyphens=False)
+    return "\n".join(lines).replace("\0", " ")
