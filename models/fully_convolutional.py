@@ -18,8 +18,8 @@ def fully_convolutional(model: nn.Module) -> nn.Module:
     """The same network without its global average pooling: images [B, 3, H, W] -> logits [B, K, h, w], float.
 
     Averaging is linear and so is the last layer, so the mean of the map over its cells is what the classifier says
-    about the whole image (FIELD 1: the machine annotator). Weights are shared with `model`, which is put into
-    evaluation mode; the result stays in that mode.
+    about the whole image (section 3.1 of the paper). Weights are shared with `model`, which is
+    put into evaluation mode; the result stays in that mode.
 
     Args:
         model: a classifier that ends in global average pooling, dropout and one linear layer.

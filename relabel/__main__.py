@@ -3,6 +3,7 @@
 Train with them afterwards: python main.py --help
 """
 
+import re
 import signal
 import sys
 
@@ -17,9 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from utils.config_problems import speak_utf8
 from utils.errors import UserError
 from utils.tool_commands import run_commands
-from utils.tool_parameters import Count, ExistingFile, ExistingFolder, Joined, NewFile, NewFolder, Positive, Size
+from utils.value_types import Count, ExistingFile, ExistingFolder, Joined, NewFile, NewFolder, Positive, Size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,8 +43,13 @@ Deviations = Annotated[
     Joined(","),
     Field(title="R,G,B", description="three numbers > 0 such as 0.5,0.5,0.5"),
 ]
-# What shared functions call things that have other names here.
-OWN_WORDS = {"--data.data_path": "IMAGES", "--model.arch": "--arch", "model.arch": "--arch"}
+# What shared functions call things that have other names here, as patterns.
+OWN_WORDS = {
+    r"--data\.data_path": "IMAGES",
+    r"(--)?model\.arch": "--arch",
+    r"\bk = (?=\d)": "--top_k = ",
+    r"\bgive a k\b": "give a --top_k",
+}
 
 
 def digits(*, out: NewFolder, seed: Count = 0, train: Scenes = 6000, val: Scenes = 1500) -> None:
@@ -226,7 +233,7 @@ def in_own_words() -> Iterator[None]:
     except UserError as error:
         message = str(error)
         for theirs, ours in OWN_WORDS.items():
-            message = message.replace(theirs, ours)
+            message = re.sub(theirs, ours, message)
         raise UserError(message) from None
 
 
@@ -237,4 +244,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    speak_utf8()
     main(sys.argv[1:])

@@ -20,7 +20,7 @@ from relabel.dataset import Crop, ImageDataset, ImageList
 from relabel.decode import ImageFile
 from relabel.label_map import LabelMap, class_dtype
 from relabel.label_store import SUFFIX, open_label_store, write_label_map
-from relabel.loader import Batch, Key, collate, make_loader
+from relabel.loader import Batch, Key, Loader, collate
 from utils.errors import UserError
 from utils.progress import JobProgress, duration
 
@@ -261,9 +261,7 @@ class _Job:
         unreadable: list[str] = []
         while todo:
             before = progress.done
-            loader = make_loader(
-                self._dataset, _Rows(todo, self._batch_size), self._num_workers, self._annotator.device
-            )
+            loader = Loader(self._dataset, _Rows(todo, self._batch_size), self._num_workers, self._annotator.device)
             try:
                 for queued in self._one_behind(loader):
                     self._write(queued)

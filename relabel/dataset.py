@@ -127,7 +127,7 @@ def list_images(root: str | Path) -> ImageList:
 def _image_names(folder: Path) -> list[str]:
     """Sorted names of the images in a class folder."""
     with _listing(folder):
-        return sorted(e.name for e in _visible(folder) if e.name.lower().endswith(EXTENSIONS) and e.is_file())
+        return sorted(e.name for e in _visible(folder) if e.name.lower().endswith(EXTENSIONS) and not e.is_dir())
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:

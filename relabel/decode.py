@@ -117,6 +117,8 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         # Pillow would clip 16 bits at 255, which leaves a white image; the high byte is what it keeps of 16-bit RGB.
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}), whose black and white nobody states")
     if image.mode == "P" and "transparency" in image.info:
         # Straight to RGB, Pillow warns once an image that it would rather make RGBA; the colours are the same.
         image = image.convert("RGBA")

@@ -18,18 +18,19 @@ from rich.console import Console
 from rich.table import Table
 
 from models.build import load_weights
+from relabel.build import build_model, list_split, test_loader
 from relabel.crop_box import random_crop_box
 from relabel.dataset import SAMPLE, ImageList, keyed_rng, list_images
 from relabel.decode import ImageFile
 from relabel.digit_scenes import read_truth
 from relabel.evaluation import predict
 from relabel.label_store import LabelStore, open_label_store
-from relabel.runs import build_model, list_split, test_loader
 from relabel.targets import relabel_target
 from relabel.viewer import SceneExample, draw_curves, draw_scenes
 from utils.checkpoint import BEST, LAST, load_checkpoint, save_checkpoint
 from utils.config import load_config
 from utils.distributed import Place
+from utils.errors import EXIT_PREEMPTED
 from utils.multi_label_metrics import mean_average_precision, multi_label_accuracy
 from utils.precision import Precision
 from utils.run_log import CONFIG, read_metrics, write_json
@@ -37,7 +38,7 @@ from utils.run_log import CONFIG, read_metrics, write_json
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "configs" / "digits"
 ANNOTATOR = RECIPES / "annotator.pth"
-ANNOTATOR_SIZE = "112x144"  # twice the scene: maps of 7 x 9 cells, about the size of a digit's stroke
+ANNOTATOR_SIZE = "64x64"  # what the annotator was tested at: maps of 4 x 4 cells
 TOP_K = 5
 SUPERVISIONS = {"original labels": "original", "ReLabel": "relabel"}
 
@@ -59,6 +60,7 @@ def run_demo(out: Path, seeds: int = 1) -> None:
 
     Finished steps are not repeated: given again after an interruption, it goes on.
     """
+    out = out.resolve()  # the commands run in the project's folder, whatever folder this one was called from
     scenes, labels = out / "scenes", out / "labels"
     _relabel("digits", "--out", scenes)
     _relabel(
@@ -160,7 +162,12 @@ def _run(*words: object) -> None:
     """Show a command and run it; where it fails it has said why, and its status becomes ours."""
     command = [str(word) for word in words]
     print(f"\n$ {shlex.join(['python', *(_short(word) for word in command[1:])])}", flush=True)
-    if status := subprocess.run(command, cwd=ROOT, check=False).returncode:
+    process = subprocess.Popen(command, cwd=ROOT)
+    try:
+        status = process.wait()
+    except KeyboardInterrupt:  # it has heard Ctrl-C itself, and may still be saving
+        status = process.wait() or EXIT_PREEMPTED
+    if status:
         sys.exit(status)
 
 

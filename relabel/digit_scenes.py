@@ -1,8 +1,8 @@
 """The embedded data: scenes of handwritten digits, one of which is large and gives the label.
 
 A small model of what ReLabel is about: an image has one label and several objects, and a random crop often shows
-another object than the labelled one. Sizes, colours and counts follow the experiment of FIELD.md; the scenes here are
-not square, so that swapped axes show. The digits are scikit-learn's 1,797 images of 8x8 pixels.
+another object than the labelled one. The scenes are not square, so that swapped axes show. The digits are
+scikit-learn's 1,797 images of 8x8 pixels.
 
     out/train/digit_3/train_00012.JPEG   scenes, one folder per label
     out/val/digit_3/val_00007.JPEG       made of digit images that no training scene shows
@@ -18,6 +18,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -99,17 +100,22 @@ def write_scenes(out: Path, seed: int = 0, train: int = 6000, val: int = 1500) -
         val: validation scenes, at least 10.
 
     Raises:
-        UserError: a number is out of range, or `out` holds something else.
+        UserError: a number is out of range, or `out` holds something else or cannot be written.
     """
     made_from = _made_from(seed, train, val)
-    if _holds(out, made_from):
-        return
+    out = out.resolve()
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
+        if _holds(out, made_from):
+            return
         for split, count in (("train", train), ("val", val)):
             _write_split(partial, split, seed, count)
         _write_json(partial / "scenes.json", made_from)
         partial.rename(out)
+    except OSError as error:
+        raise UserError(
+            f"digit scenes cannot be written to {out}: {error.strerror}. Make room, or name another folder with --out."
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -123,14 +129,20 @@ def read_truth(path: Path) -> dict[str, Truth]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
         return {
-            name: Truth(tuple(entry["labels"]), tuple(CropBox(*box) for box in entry["boxes"]))
-            for name, entry in entries.items()
+            name: Truth(tuple(entry["labels"]), tuple(map(_box, entry["boxes"]))) for name, entry in entries.items()
         }
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"cannot read the true labels of digit scenes from {path}: {error}\n"
             f"Expected the file that `python -m relabel digits --out {path.parent}` writes."
         ) from error
+
+
+def _box(sides: list[float]) -> CropBox:
+    left, top, right, bottom = sides
+    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+        raise ValueError(f"found the box {sides}; expected left, top, right, bottom as fractions of the image")
+    return CropBox(left, top, right, bottom)
 
 
 @cache
@@ -199,8 +211,10 @@ def _holds(out: Path, made_from: dict[str, Any]) -> bool:
     """Whether `out` holds the scenes of `made_from`; False if it is absent or empty; UserError for all else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    description = out / "scenes.json"
-    found = json.loads(description.read_text(encoding="utf-8")) if description.is_file() else "something else"
+    try:
+        found = json.loads((out / "scenes.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        found = "something else"
     if found == made_from:
         return True
     raise UserError(
@@ -216,11 +230,18 @@ def _write_split(folder: Path, split: str, seed: int, count: int) -> None:
     for number in range(count):
         scene = draw_scene(seed, split, number)
         name = f"digit_{scene.labels[0]}/{split}_{number:05d}.JPEG"
-        # No chroma subsampling: in scenes this small it would smear one digit's colour over the next.
-        Image.fromarray(scene.pixels).save(folder / split / name, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
+        (folder / split / name).write_bytes(_jpeg(scene.pixels))
         boxes = [[round(side, 6) for side in (box.left, box.top, box.right, box.bottom)] for box in scene.boxes]
         truth[name] = {"labels": list(scene.labels), "boxes": boxes}
     _write_json(folder / f"{split}.json", truth)
+
+
+def _jpeg(pixels: np.ndarray) -> bytes:
+    # Through memory: given a file, Pillow does not notice that a full disk took only half of it.
+    encoded = BytesIO()
+    # No chroma subsampling: in scenes this small it would smear one digit's colour over the next.
+    Image.fromarray(pixels).save(encoded, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return encoded.getvalue()
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -58,10 +58,11 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], precision: Precision) -
     Returns:
         the same Score on every process.
     """
-    counts = torch.zeros(3, dtype=torch.int64, device=precision.device)
+    counts = torch.zeros(3, dtype=torch.int64, device=precision.device)  # top-1, top-5, images
     loss = torch.zeros((), dtype=torch.float64, device=precision.device)
     for logits, labels in _logits(model, batches, precision):
-        counts += torch.cat([count_top_k(logits, labels), labels.new_tensor([len(labels)])])
+        counts[:2] += count_top_k(logits, labels)
+        counts[2] += len(labels)
         loss += F.cross_entropy(logits, labels, reduction="sum")
     top1, top5, images = sum_over_processes(counts).tolist()
     assert images, "an empty test set is refused before"

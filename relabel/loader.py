@@ -234,25 +234,23 @@ class TestBatches:
         return range(self.rank, self.num_images, self.world_size)
 
 
-def make_loader(dataset: ImageDataset, batch_sampler: BatchSampler, num_workers: int, device: torch.device) -> "Loader":
+class Loader:
     """Batches of the data set on the device, read ahead by worker processes.
 
-    Args:
-        dataset: of samples.
-        batch_sampler: TrainBatches or TestBatches.
-        num_workers: processes that decode; 0 reads in this one. Changes nothing but the speed.
-        device: where the batches go; on CUDA through pinned memory, copied while the step before computes.
+    Iterating starts the workers; leaving the loop, in whatever way, ends them.
     """
-    return Loader(dataset, batch_sampler, num_workers, device)
-
-
-class Loader:
-    """See `make_loader`. Iterating starts the workers; leaving the loop, in whatever way, ends them."""
 
     def __init__(
         self, dataset: ImageDataset, batch_sampler: BatchSampler, num_workers: int, device: torch.device
     ) -> None:
-        """See `make_loader`; nothing is started."""
+        """Nothing is started.
+
+        Args:
+            dataset: of samples.
+            batch_sampler: TrainBatches or TestBatches.
+            num_workers: processes that decode; 0 reads in this one. Changes nothing but the speed.
+            device: where the batches go; on CUDA through pinned memory, copied while the step before computes.
+        """
         self._dataset = dataset
         self._batch_sampler = batch_sampler
         self._num_workers = num_workers

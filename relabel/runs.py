@@ -1,31 +1,39 @@
-"""From a config to a training run or an evaluation: all checks, then all parts, then the Trainer."""
+"""A training run or an evaluation, from its config to its end: every check comes before anything is created."""
 
 import hashlib
+import os
 import sys
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from models.batch_norm import set_batch_norm
-from models.build import create_model, infer_num_classes, load_weights
-from relabel.dataset import CentreView, ImageDataset, ImageList, RandomView, list_images
+from models.build import infer_num_classes, load_weights
+from relabel.build import (
+    build_model,
+    check_batches,
+    check_image_sizes,
+    checked_label_store,
+    list_split,
+    make_optimizer,
+    make_plan,
+    set_up_device,
+    test_loader,
+    train_loader,
+)
+from relabel.dataset import ImageList
 from relabel.evaluation import evaluate
-from relabel.label_store import LabelStore, open_label_store
-from relabel.loader import Batch, TestBatches, TrainBatches, make_loader, steps_per_epoch
-from relabel.targets import original_target, relabel_target, smooth
-from relabel.trainer import Plan, Preempted, Trainer
+from relabel.trainer import Preempted, Trainer
 from utils.checkpoint import load_checkpoint, split_weights
-from utils.distributed import Place, available_cores, from_main, launch
-from utils.errors import EXIT_PREEMPTED, UserError
+from utils.distributed import Place, from_main, launch
+from utils.errors import EXIT_PREEMPTED, SharedError, UserError
 from utils.frozen_munch import FrozenMunch
-from utils.optimizers import create_optimizer
 from utils.precision import Precision
-from utils.run_folder import find_start, open_run_folder
-from utils.run_log import record_environment, write_json, write_status
-from utils.schedule import learning_rate
+from utils.run_folder import find_start, make_run_folder, open_run_folder
+from utils.run_log import read_status, record_environment, write_json, write_status
+from utils.workers import raise_worker_death
 
 
 def run(config: FrozenMunch) -> None:
@@ -38,12 +46,9 @@ def run(config: FrozenMunch) -> None:
     launch(test if config.util.test_only else train, config, config.compute)
 
 
-# ---- training
-
-
 def train(place: Place, config: FrozenMunch) -> None:
     """One process of a training run: checks, build, resume, fit."""
-    set_up_device()
+    set_up_device(place.device)
     images, test_images = list_split(config, "train"), list_split(config, "val")
     test_images = test_images.with_classes_of(images.class_names, "the training folders")
     store = checked_label_store(config, images) if config.data.relabel.use else None
@@ -51,14 +56,19 @@ def train(place: Place, config: FrozenMunch) -> None:
     place.share(config.util.val_batch_size, "util.val_batch_size")
     check_batches(images, batch_size, place, config)
     precision = Precision(config.compute.opt_level, place.device)
-    fingerprint = hashlib.sha256("\n".join(images.names.tolist()).encode()).hexdigest()
-    identity = {"arch": config.model.arch, "class_names": list(images.class_names), "images_sha256": fingerprint}
+    identity = {
+        "arch": config.model.arch,
+        "class_names": list(images.class_names),
+        "images_sha256": fingerprint(images),
+        "validation_images_sha256": fingerprint(test_images),
+        "precision": precision.name,
+    }
 
     folder = Path(config.util.run_dir)
-    start = from_main(find_start(folder, config, identity, place.world_size) if place.is_main else None)
-    assert start is not None
+    start = from_main(lambda: find_start(folder, config, identity, place.world_size))
     torch.manual_seed(start.seed)
     model = build_model(config, len(images.class_names), precision)
+    check_image_sizes(config, model, len(images.class_names), precision)
     plan = make_plan(config, images, batch_size * place.world_size, start.seed)
     trainer = Trainer(
         model=model,
@@ -76,13 +86,22 @@ def train(place: Place, config: FrozenMunch) -> None:
         trainer.resume(start.state)
     if trainer.finished:
         if place.is_main:
+            if read_status(folder) != "done":  # killed between its last checkpoint and its last word
+                trainer.write_done()
             best = f"best top-1 {trainer.best_accuracy:.2f} % after epoch {trainer.best_epoch}"
             print(f"{folder} is finished: {best}. Set another --util.run_dir for a new run.", flush=True)
         return
-    if place.is_main:
-        open_run_folder(folder, config, start.seed)
-        introduce(config, images, test_images, trainer)
-    fit(trainer)
+    with open_run_folder(folder, config, start) if place.is_main else nullcontext():
+        if place.is_main:
+            introduce(config, images, test_images, trainer)
+        if config.compute.compile:
+            model.compile()
+        fit(trainer)
+
+
+def fingerprint(images: ImageList) -> str:
+    """Hash of the names of all images, classes included."""
+    return hashlib.sha256(os.fsencode("\n".join(images.names.tolist()))).hexdigest()
 
 
 def introduce(config: FrozenMunch, images: ImageList, test_images: ImageList, trainer: Trainer) -> None:
@@ -111,173 +130,48 @@ def introduce(config: FrozenMunch, images: ImageList, test_images: ImageList, tr
 
 
 def fit(trainer: Trainer) -> None:
-    """Run the trainer; whatever ends it early stands in status.json, from whichever process it came."""
+    """Run the trainer; whatever ends it early stands in status.json, from whichever process it came.
+
+    Raises:
+        UserError: as the trainer; a process other than the main one has already told its own.
+        SystemExit: 143 when preempted; 1 when another process has failed and told why.
+    """
     try:
-        trainer.fit()
+        with tell_worker_deaths():
+            trainer.fit()
     except Preempted:
         sys.exit(EXIT_PREEMPTED)
+    except UserError as error:
+        note_failure(trainer, error)
+        if not (trainer.place.is_main or isinstance(error, SharedError)):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        raise
     except Exception as error:
-        write_status(trainer.folder, "failed", step=trainer.step, epoch=trainer.epoch, reason=str(error))
+        if trainer.place.world_size > 1 and read_status(trainer.folder) == "failed":
+            sys.exit(1)  # this process only lost its connection to the one that failed
+        note_failure(trainer, error)
         raise
 
 
-def list_split(config: FrozenMunch, split: str) -> ImageList:
-    """The images of train/ or val/."""
-    return list_images(Path(config.data.data_path) / split)
+@contextmanager
+def tell_worker_deaths() -> Iterator[None]:
+    """A loader worker's death reaches the main thread wherever it is; here it becomes a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise_worker_death(error)
+        raise
 
 
-def checked_label_store(config: FrozenMunch, images: ImageList) -> LabelStore:
-    """The label maps of the training images: all present, one of each class read and sound."""
-    store = open_label_store(config.data.relabel.path, images.keys(), len(images.class_names))
-    store.check_present(images.path)
-    store.check_one_per_class(images.labels)
-    return store
-
-
-def check_batches(images: ImageList, batch_size: int, place: Place, config: FrozenMunch) -> None:
-    """Refuse a training set smaller than a batch, and micro-batches that do not come out even."""
-    steps_per_epoch(len(images), batch_size * place.world_size)
-    if batch_size % config.optim.accumulation:
-        raise UserError(
-            f"optim.accumulation is {config.optim.accumulation}, which does not divide the {batch_size} images that "
-            f"each process has in a batch.\n  Change --optim.accumulation or --optim.batch_size."
-        )
-
-
-def make_plan(config: FrozenMunch, images: ImageList, global_batch: int, seed: int) -> Plan:
-    """The recipe as plain values and functions; the schedule's length comes from the data."""
-    optim, cut = config.optim, config.data.cutmix
-    steps = steps_per_epoch(len(images), global_batch)
-    return Plan(
-        epochs=optim.epochs,
-        steps_per_epoch=steps,
-        accumulation=optim.accumulation,
-        learning_rate=partial(
-            learning_rate,
-            steps_per_epoch=steps,
-            epochs=optim.epochs,
-            warmup_epochs=optim.warmup.epochs,
-            lr_init=optim.lr.init,
-            warmup_lr=optim.warmup.lr,
-            decay_type=optim.lr.decay_type,
-        ),
-        targets=make_targets(config, len(images.class_names)),
-        cutmix_prob=cut.prob,
-        cutmix_beta=cut.beta,
-        cutmix_epochs=optim.epochs - cut.off_epoch,
-        clip_grad_norm=optim.clip_grad_norm,
-        ema_decay=optim.ema.decay,
-        seed=seed,
-        print_freq=config.util.print_freq,
-        checkpoint_s=60.0 * config.util.checkpoint_minutes,
-    )
-
-
-def make_targets(config: FrozenMunch, num_classes: int) -> Callable[[Batch], Tensor]:
-    """Batch -> soft targets [B, K]: from the label maps or the folders' labels, then smoothed."""
-    smoothing = config.optim.label_smoothing
-    relabel = config.data.relabel
-    if not relabel.use:
-        return lambda batch: smooth(original_target(batch.labels, num_classes), smoothing)
-
-    def targets(batch: Batch) -> Tensor:
-        assert batch.scores is not None and batch.classes is not None, "the dataset was built with a label store"
-        target = relabel_target(
-            batch.scores,
-            batch.classes,
-            batch.boxes,
-            batch.labels,
-            num_classes,
-            fill=relabel.fill,
-            temperature=relabel.temperature,
-            supervision=relabel.supervision,
-            ground_truth_weight=relabel.ground_truth_weight,
-            box_axes=relabel.box_axes,
-        )
-        return smooth(target, smoothing)
-
-    return targets
-
-
-def train_loader(
-    config: FrozenMunch, images: ImageList, store: LabelStore | None, plan: Plan, batch_size: int, place: Place
-) -> Callable[[int], Iterable[Batch]]:
-    """First update -> this process's training batches from there to the end of the run."""
-    data = config.data
-    view = RandomView(data.image_size, data.rrc_minimum, data.flip_prob, data.color_jitter, data.lighting, plan.seed)
-    dataset = ImageDataset(images, view, store)
-
-    def batches(start_step: int) -> Iterable[Batch]:
-        sampler = TrainBatches(
-            num_images=len(images),
-            batch_size_per_process=batch_size,
-            accumulation=plan.accumulation,
-            rank=place.rank,
-            world_size=place.world_size,
-            seed=plan.seed,
-            start_step=start_step,
-            total_steps=plan.total_steps,
-        )
-        return make_loader(dataset, sampler, workers_of(config, place), place.device)
-
-    return batches
-
-
-# ---- what training and evaluation share
-
-
-def set_up_device() -> None:
-    """TF32 for what stays in float32, and convolutions chosen by timing; neither touches a CPU."""
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.benchmark = True
-
-
-def build_model(config: FrozenMunch, num_classes: int, precision: Precision) -> nn.Module:
-    """The network on its device; the same start for every process and every restart of a seed."""
-    model = create_model(config.model.arch, num_classes)
-    set_batch_norm(model, config.optim.bn.momentum, config.optim.bn.eps)
-    return model.to(precision.device).to(memory_format=precision.memory_format)
-
-
-def make_optimizer(config: FrozenMunch, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
-    """The optimizer over every parameter."""
-    optim = config.optim
-    return create_optimizer(
-        model.parameters(),
-        optim.optimizer,
-        lr=optim.lr.init,
-        momentum=optim.momentum,
-        nesterov=optim.nesterov,
-        weight_decay=optim.wd.base,
-        fused=device.type == "cuda",
-    )
-
-
-def test_loader(config: FrozenMunch, images: ImageList, place: Place) -> Callable[[], Iterable[Batch]]:
-    """This process's share of a test set: whole images, resized and centre-cropped."""
-    size = config.data.test_size or config.data.image_size
-    dataset = ImageDataset(images, CentreView(size, config.data.crop_ratio))
-    batch_size = place.share(config.util.val_batch_size, "util.val_batch_size")
-
-    def batches() -> Iterable[Batch]:
-        sampler = TestBatches(len(images), batch_size, place.rank, place.world_size)
-        return make_loader(dataset, sampler, workers_of(config, place), place.device)
-
-    return batches
-
-
-def workers_of(config: FrozenMunch, place: Place) -> int:
-    """Loader workers of this process: its share, capped by its share of the cores; 0 stays 0."""
-    wanted = place.share(config.compute.num_workers, "compute.num_workers")
-    return min(wanted, max(1, available_cores() // place.local_world_size))
-
-
-# ---- evaluation
+def note_failure(trainer: Trainer, error: Exception) -> None:
+    """Into status.json if it can be written; the error itself matters more than that it cannot."""
+    with suppress(OSError):
+        write_status(trainer.folder, "failed", step=trainer.step, epoch=trainer.epoch, reason=str(error))
 
 
 def test(place: Place, config: FrozenMunch) -> None:
     """One process of `--util.test_only True`: print top-1 and top-5 with n, write evaluation-<weights>.json."""
-    set_up_device()
+    set_up_device(place.device)
     path = Path(config.util.test_weight_file)
     content = load_checkpoint(path)
     weights = split_weights(content, path)
@@ -290,15 +184,16 @@ def test(place: Place, config: FrozenMunch) -> None:
         check_class_count(images, num_classes, path)
     precision = Precision(config.compute.opt_level, place.device)
     model = build_model(config, num_classes, precision)
-    scores = {}
+    check_image_sizes(config, model, num_classes, precision)
+    folder, scores = Path(config.util.run_dir), {}
     for name, state_dict in weights.items():
         load_from(path, model, state_dict, content.get("arch"))
+        if place.is_main:
+            make_run_folder(folder)  # before the work, in case it cannot be written
         scores[name] = evaluate(model, test_loader(config, images, place)(), precision)
         if place.is_main:
             print(f"{path}{' (EMA)' * (name == 'ema')}  {scores[name]}", flush=True)
     if place.is_main:
-        folder = Path(config.util.run_dir)
-        folder.mkdir(parents=True, exist_ok=True)
         report = {
             "weights": str(path),
             "arch": config.model.arch,

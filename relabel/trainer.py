@@ -21,8 +21,8 @@ from relabel.dataset import STEP, keyed_rng
 from relabel.evaluation import evaluate
 from relabel.loader import Batch
 from utils.checkpoint import BEST, LAST, PREVIOUS, save_checkpoint
-from utils.distributed import Place, StopRequest, broadcast_buffers, gather_rows
-from utils.errors import UserError
+from utils.distributed import Place, StopRequest, broadcast_buffers, gather_rows, wait_for_all
+from utils.errors import SharedError
 from utils.guard import StepGuard, Verdict, assert_finite_weights
 from utils.metrics import TrainingMeter
 from utils.precision import Precision
@@ -124,7 +124,7 @@ class Trainer:
     # ---- one update: the method, in the order of the paper
 
     def train_step(self, batches: list[Batch]) -> Verdict:
-        """One update from the micro-batches of this process; nothing changes if any loss is not finite."""
+        """One update from the micro-batches of this process; no weight changes if any process's loss is not finite."""
         rng = self._seed_step()
         rate = self.plan.learning_rate(self.step)
         for group in self.optimizer.param_groups:
@@ -199,7 +199,11 @@ class Trainer:
                 self.validate()
         if self.place.is_main:
             self.log.close()
-            write_status(self.folder, "done", step=self.step, epoch=self.epoch, top1_percent=self.accuracy)
+            self.write_done()
+
+    def write_done(self) -> None:
+        """The last word of a run."""
+        write_status(self.folder, "done", step=self.step, epoch=self.epoch, top1_percent=self.accuracy)
 
     def _begin(self) -> None:
         self.network: nn.Module = self.model
@@ -215,9 +219,9 @@ class Trainer:
             "training", self.plan.total_steps, "steps", done=self.step, lines=False, speaks=self.place.is_main
         )
         if self.place.is_main:
-            self.log = MetricsLog(self.folder, self.metrics_bytes, self.tensorboard)
+            self.log = MetricsLog(self.folder, self.metrics_bytes, self.tensorboard, self.step)
             write_status(self.folder, "running", step=self.step, epoch=self.epoch)
-        self._last_save = time.monotonic()
+        self._last_save, self._saved_step = time.monotonic(), self.step
         self._began = time.monotonic() - self.elapsed_s
         self.meter.restart_clock()
 
@@ -280,14 +284,15 @@ class Trainer:
             who = self.stop_request.signal_name or "another process"
             self._say(f"stopped by {who} at step {self.step:,}; the same command continues this run")
             write_status(self.folder, "preempted", step=self.step, epoch=self.epoch)
+        wait_for_all()  # who starts us may end everybody as soon as the first of us has ended
         raise Preempted
 
     def _stop_non_finite(self, loss: float, rate: float) -> None:
         self._record("non_finite_loss", loss=loss, learning_rate=rate)
-        raise UserError(
-            f"the loss of step {self.step + 1:,} is not finite (here {loss}); no process updated its weights and the "
-            f"last checkpoint is intact.\n  Set a lower --optim.lr.init, --optim.clip_grad_norm 1 or "
-            f"--compute.opt_level bf16, and start with another --util.run_dir."
+        raise SharedError(
+            f"the loss of step {self.step + 1:,} is not finite on some process ({loss} on the main one); this update "
+            f"was not made, and the last checkpoint is intact.\n  Set a lower --optim.lr.init, "
+            f"--optim.clip_grad_norm 1 or --compute.opt_level bf16, and start with another --util.run_dir."
         )
 
     # ---- checkpoints
@@ -305,7 +310,9 @@ class Trainer:
             state = self._state(meters)
             if also_as_best:
                 save_checkpoint(state, self.folder / BEST)
-            save_checkpoint(state, self.folder / LAST, keep_old_as=self.folder / PREVIOUS)
+            older = self.folder / PREVIOUS if self.step != self._saved_step else None
+            save_checkpoint(state, self.folder / LAST, keep_old_as=older)
+            self._saved_step = self.step
             write_status(self.folder, "running", step=self.step, epoch=self.epoch)
         self._last_save = time.monotonic()
 

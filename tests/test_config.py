@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from munch import Munch
 
-from utils.config import BASE_FILE, changed_keys, config_yaml, load_config, to_plain
+from utils.config import BASE_FILE, changed_keys, load_config, to_plain
 from utils.config_file import read_config_file, to_yaml
 from utils.config_schema import LEAVES, flatten
 from utils.errors import UserError
@@ -201,10 +201,10 @@ BAD_FLAGS = [
     ("optim.lr.init", "0.1,0.2", "expected a number"),
     ("optim.momentum", "1", "expected a number >= 0 and < 1"),
     ("data.rrc_minimum", "0", "expected a number > 0 and <= 1"),
-    ("data.crop_ratio", "1.1", "expected a number > 0 and <= 1, or null"),
-    ("data.test_size", "x", "expected a whole number >= 1, or null"),
+    ("data.crop_ratio", "1.1", "expected a number > 0 and <= 1, or none"),
+    ("data.test_size", "x", "expected a whole number >= 1, or none"),
     ("data.cutmix.prob", "2", "expected a number >= 0 and <= 1"),
-    ("data.relabel.temperature", "0", "expected a number > 0"),
+    ("data.relabel.temperature", "1e-4", "expected a number >= 0.001"),
     ("data.relabel.use", "yes", "expected true or false; the default is True"),
     ("data.relabel.use", "1", "expected true or false"),
     ("data.relabel.supervision", "localized", "expected one of localized_multi, .*did you mean localized_"),
@@ -253,7 +253,7 @@ BAD_FLAGS = [
 def test_a_bad_flag_is_refused(load: Load, key: str, text: str, match: str) -> None:
     with pytest.raises(UserError, match=match) as caught:
         load(None, {key: text})
-    assert str(caught.value).startswith("1 problem in the configuration; nothing was started.")
+    assert str(caught.value).startswith("1 problem; nothing was started.")
 
 
 BAD_FILES = [
@@ -287,7 +287,12 @@ BAD_FILES = [
     ("optim: {epochs: 3\n", r"config file \(my.yaml\): is not YAML: line 2: expected ',' or '}'"),
     ("optim:\n\tepochs: 3\n", "is not YAML: line 2"),
     ("a: 1\n---\nb: 2\n", "is not YAML: line 2: but found another document"),
-    ("? [a]\n: 1\n", "no such key"),
+    ("? [a]\n: 1\n", r"a key \(my.yaml, line 1\): must be plain text, found a list; write a name such as"),
+    ("optim:\n  ? {a: 1}\n  : 1\n", r"a key of optim \(my.yaml, line 2\): must be plain text, found a section"),
+    ("optim:\n  1: 3\n", r"a key of optim \(my.yaml, line 2\): must be plain text, found `1`;"),
+    ("optim:\n  : 3\n", "must be plain text, found ``"),
+    ("!x optim:\n  epochs: 3\n", "must be plain text, found `optim` with the tag !x"),
+    ("config_file_path: x.yaml\n", r"config_file_path .*no such key; remove it"),
     ("<<: {a: 1}\n", "<< .*no such key"),
     ("\0\1", "is not YAML"),
     ("[" * 500, "is not YAML"),
@@ -411,7 +416,7 @@ def test_plain_tree_and_yaml_lead_back_to_the_same_config(load: Load, tmp_path: 
     config = load(None, {"util.run_dir": "1e-3", "data.crop_ratio": "none", "optim.wd.base": "1e-5"})
     plain = to_plain(config)
     assert {type(plain), type(plain["optim"]), type(plain["optim"]["lr"])} == {dict}
-    (tmp_path / "again.yaml").write_text(config_yaml(config))
+    (tmp_path / "again.yaml").write_text(to_yaml(plain), encoding="utf-8")
     assert to_plain(load_config("again.yaml", {})) == plain
 
 

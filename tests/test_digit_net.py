@@ -1,4 +1,4 @@
-"""The demo's network: the sizes that FIELD 7 gives."""
+"""The demo's network: six convolutions of stated widths and strides."""
 
 import torch
 from torch import nn

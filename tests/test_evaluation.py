@@ -13,7 +13,7 @@ import torch
 from models.digit_net import DigitNet
 from relabel.dataset import CentreView, ImageDataset, list_images
 from relabel.evaluation import evaluate, predict
-from relabel.loader import TestBatches, make_loader
+from relabel.loader import Loader, TestBatches
 from relabel.runs import run
 from tests.conftest import Flags
 from utils.config import load_config
@@ -65,9 +65,7 @@ def expected_top1(photos: Path) -> float:
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
 def test_counts_do_not_depend_on_the_batch_size(photos: Path, batch_size: int) -> None:
     images = list_images(photos / "val")
-    loader = make_loader(
-        ImageDataset(images, CentreView(16, 0.875)), TestBatches(len(images), batch_size, 0, 1), 0, CPU
-    )
+    loader = Loader(ImageDataset(images, CentreView(16, 0.875)), TestBatches(len(images), batch_size, 0, 1), 0, CPU)
     score = evaluate(network(), loader, Precision("O0", CPU))
     assert score.images == 13 and score.top5 == 13  # three classes: the label is always among five
     assert score.top1_percent == pytest.approx(expected_top1(photos))
@@ -76,8 +74,8 @@ def test_counts_do_not_depend_on_the_batch_size(photos: Path, batch_size: int) -
 def test_predictions_come_in_the_order_of_the_images(photos: Path) -> None:
     images = list_images(photos / "val")
     dataset, precision = ImageDataset(images, CentreView(16, 0.875)), Precision("O0", CPU)
-    one = predict(network(), make_loader(dataset, TestBatches(13, 1, 0, 1), 0, CPU), precision)
-    many = predict(network(), make_loader(dataset, TestBatches(13, 4, 0, 1), 0, CPU), precision)
+    one = predict(network(), Loader(dataset, TestBatches(13, 1, 0, 1), 0, CPU), precision)
+    many = predict(network(), Loader(dataset, TestBatches(13, 4, 0, 1), 0, CPU), precision)
     assert one.shape == (13, 3)
     torch.testing.assert_close(one, many)
 
@@ -86,7 +84,7 @@ def test_a_network_in_training_stays_in_training(photos: Path) -> None:
     images = list_images(photos / "val")
     model = network().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    loader = make_loader(ImageDataset(images, CentreView(16, 0.875)), TestBatches(13, 4, 0, 1), 0, CPU)
+    loader = Loader(ImageDataset(images, CentreView(16, 0.875)), TestBatches(13, 4, 0, 1), 0, CPU)
     evaluate(model, loader, Precision("O0", CPU))
     assert model.training
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
@@ -189,3 +187,10 @@ def test_a_malicious_checkpoint_runs_nothing(test_flags: Flags, tmp_path: Path) 
     with pytest.raises(UserError, match=r"w\.pth"):
         start(test_flags)
     assert not (tmp_path / "mark").exists() and not test_flags["util.run_dir"].exists()
+
+
+def test_a_run_folder_that_cannot_be_written_is_refused_before_the_work(test_flags: Flags, tmp_path: Path) -> None:
+    torch.save(network().state_dict(), test_flags["util.test_weight_file"])
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot be written"):
+        start({**test_flags, "util.run_dir": tmp_path / "file" / "run"})

@@ -56,11 +56,29 @@ def test_skipped_updates_are_counted_and_twenty_in_a_row_stop() -> None:
     assert weight.item() == 1.0
 
 
+def test_a_checkpoint_between_does_not_break_the_row() -> None:
+    scaler = GradScaler("cpu", init_scale=2.0**40)
+    guard = StepGuard(CPU, scaler)
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    with pytest.raises(UserError, match="in a row"):
+        for _ in range(MAX_SKIPPED_IN_A_ROW):
+            guard.send(torch.tensor(0.5), stop=False, save=False)
+            guard.receive()
+            scaler.scale(torch.zeros(()))
+            weight.grad = torch.tensor([float("inf")])
+            scaler.step(optimizer)
+            scaler.update()
+            guard.settle()  # what a save does
+            guard = StepGuard(CPU, scaler, guard.skipped, guard.skipped_in_a_row)  # and what a resume does
+
+
 def test_weights_that_are_not_finite_are_named() -> None:
-    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    last = nn.Linear(3, 1)
+    model = nn.Sequential(nn.Linear(2, 3), last)
     assert_finite_weights(model)
     with torch.no_grad():
-        model[1].bias[0] = float("inf")
+        last.bias.fill_(float("inf"))
     with pytest.raises(UserError, match=r"1\.bias"):
         assert_finite_weights(model)
 

@@ -16,7 +16,7 @@ from relabel.crop_box import CropBox
 from relabel.dataset import CentreView, ImageDataset, RandomView, Sample, list_images
 from relabel.label_map import LabelMap
 from relabel.label_store import open_label_store, write_label_map
-from relabel.loader import Batch, TestBatches, TrainBatches, collate, epoch_order, make_loader, steps_per_epoch
+from relabel.loader import Batch, Loader, TestBatches, TrainBatches, collate, epoch_order, steps_per_epoch
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -160,15 +160,15 @@ def test_testing_reads_every_image_once_over_all_ranks(num_images: int, world_si
 
 
 def test_a_batch_holds_the_samples_of_its_keys(dataset: ImageDataset) -> None:
-    for keys, batch in zip(train_batches(), make_loader(dataset, train_batches(), 0, CPU), strict=True):
+    for keys, batch in zip(train_batches(), Loader(dataset, train_batches(), 0, CPU), strict=True):
         assert_same_batch(batch, collate([dataset[key] for key in keys]).to(CPU))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
 def test_workers_and_restarts_change_nothing(dataset: ImageDataset, num_workers: int) -> None:
-    straight = list(make_loader(dataset, train_batches(), 0, CPU))
+    straight = list(Loader(dataset, train_batches(), 0, CPU))
     for start_step in (0, 3, 6):
-        loader = make_loader(dataset, train_batches(start_step), num_workers, CPU)
+        loader = Loader(dataset, train_batches(start_step), num_workers, CPU)
         batches = list(loader)
         assert len(batches) == len(loader) == 7 - start_step
         for expected, found in zip(straight[start_step:], batches, strict=True):
@@ -177,10 +177,10 @@ def test_workers_and_restarts_change_nothing(dataset: ImageDataset, num_workers:
 
 def test_test_batches_come_in_order_and_a_rank_may_have_none(dataset: ImageDataset) -> None:
     plain = ImageDataset(dataset.images, CentreView(12, 0.875))
-    loader = make_loader(plain, TestBatches(23, 8, 0, 1), 1, CPU)
+    loader = Loader(plain, TestBatches(23, 8, 0, 1), 1, CPU)
     assert [len(batch) for batch in loader] == [8, 8, 7]
     assert [i for batch in loader for i in batch.indices.tolist()] == list(range(23))  # a second pass
-    assert list(make_loader(plain, TestBatches(1, 8, 1, 2), 1, CPU)) == []
+    assert list(Loader(plain, TestBatches(1, 8, 1, 2), 1, CPU)) == []
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -189,7 +189,7 @@ def test_a_damaged_file_ends_the_loop_with_its_own_message(dataset: ImageDataset
     path = dataset.images.path(first[1])
     path.write_bytes(b"")
     with pytest.raises(UserError) as refusal:
-        list(make_loader(dataset, train_batches(), num_workers, CPU))
+        list(Loader(dataset, train_batches(), num_workers, CPU))
     assert str(refusal.value).startswith(f"{path}: cannot be read as an image")
     assert "Traceback" not in str(refusal.value) and "DataLoader" not in str(refusal.value)
 
@@ -198,18 +198,18 @@ def test_a_damaged_label_map_ends_the_loop_with_its_own_message(dataset: ImageDa
     for path in (tmp_path / "labels").glob("*/*.pt"):
         path.write_bytes(b"damaged")
     with pytest.raises(UserError, match=r"^\S+\.pt: cannot be read as a label map"):
-        list(make_loader(dataset, train_batches(), 1, CPU))
+        list(Loader(dataset, train_batches(), 1, CPU))
 
 
 SPAWNED = """
 import multiprocessing, sys, torch
 from relabel.dataset import CentreView, ImageDataset, list_images
-from relabel.loader import TestBatches, make_loader
+from relabel.loader import TestBatches, Loader
 
 if __name__ == "__main__":
     multiprocessing.set_start_method(sys.argv[1])
     dataset = ImageDataset(list_images(sys.argv[2]), CentreView(8, 0.875))
-    here, there = (list(make_loader(dataset, TestBatches(23, 10, 0, 1), n, torch.device("cpu"))) for n in (0, 1))
+    here, there = (list(Loader(dataset, TestBatches(23, 10, 0, 1), n, torch.device("cpu"))) for n in (0, 1))
     assert len(here) == len(there) == 3
     assert all(torch.equal(a.images, b.images) for a, b in zip(here, there))
     print("equal")
@@ -229,8 +229,8 @@ def test_workers_need_not_be_forked(dataset: ImageDataset, tmp_path: Path, start
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_batches_arrive_on_the_gpu_unchanged(dataset: ImageDataset) -> None:
-    straight = make_loader(dataset, train_batches(), 0, CPU)
-    ahead = make_loader(dataset, train_batches(), 2, torch.device("cuda"))
+    straight = Loader(dataset, train_batches(), 0, CPU)
+    ahead = Loader(dataset, train_batches(), 2, torch.device("cuda"))
     for expected, found in zip(straight, ahead, strict=True):
         assert found.images.device.type == "cuda"
         assert_same_batch(expected, found.to(CPU))

@@ -58,7 +58,7 @@ BAD_COMMAND_LINES = [
     (["--optim.epochs", "3", "--optim.epochs", "4"], "--optim.epochs .*given twice: '3' and '4'; keep one"),
     (["--optim.batch_size", "64", "--optim.batch-size=64"], "--optim.batch-size .*given twice"),
     (["--config-file-path", "my.yaml", "--config_file_path", "my.yaml"], "--config_file_path .*given twice"),
-    (["--=3"], "has no key"),
+    (["--=3"], "--=3 .*has no name; write --NAME VALUE"),
     (["--nodata"], "--nodata .*no such key"),
     (["--verbose", "--optim.epochs", "30"], "--verbose .*no such key"),
     (["--optim.epoch", "3"], r"--optim.epoch .*did you mean --optim.epochs\?"),
@@ -83,7 +83,7 @@ def test_a_bad_command_line_exits_2(
         main.main([*FOLDERS, *argv])
     out, err = capsys.readouterr()
     assert (caught.value.code, out) == (2, "")
-    assert re.search(match, err) and err.startswith("error: 1 problem in the configuration; nothing was started.")
+    assert re.search(match, err) and err.startswith("error: 1 problem; nothing was started.")
     assert tree(here) == before
 
 

@@ -125,3 +125,18 @@ def test_fused_sgd_on_cuda_equals_the_plain_one() -> None:
     found = trained(network, fused, [[g.cuda() for g in step] for step in grads])
     for weight, expected in zip(found, trained(plain, slow, grads), strict=True):
         torch.testing.assert_close(weight.cpu(), expected)
+
+
+def test_fused_sgd_starts_clean_after_a_skipped_first_update() -> None:
+    results = []
+    for fused in (False, True):
+        weight = nn.Parameter(torch.linspace(-1, 1, 1000))
+        optimizer = create_optimizer([weight], "sgd", 0.1, 0.9, True, 1e-4, fused=fused)
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        for gradient in (float("inf"), 1.0, float("nan"), -2.0, 0.5):
+            scaler.scale(torch.zeros(()))
+            weight.grad = torch.full_like(weight, gradient * scaler.get_scale())
+            scaler.step(optimizer)
+            scaler.update()
+        results.append(weight.detach())
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-6)

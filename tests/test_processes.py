@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from relabel.dataset import list_images
+from relabel.loader import epoch_order
 from tests.conftest import ROOT, Flags, command_line, environment
 from tests.test_runs import assert_same_weights, metrics, status, weights
 from utils.checkpoint import BEST, LAST, load_checkpoint
@@ -144,6 +147,46 @@ def test_torchrun_starts_the_same_run(flags: Flags, tmp_path: Path, run_main: Ru
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment(), cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert_same_weights(weights(tmp_path / "ours"), weights(flags["util.run_dir"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_bad_image_of_any_process_is_named(
+    flags: Flags, photos: Path, tmp_path: Path, run_main: RunMain, rank: int
+) -> None:
+    shutil.copytree(photos / "train", tmp_path / "data" / "train")
+    (tmp_path / "data" / "val").symlink_to(photos / "val")
+    images = list_images(tmp_path / "data" / "train")
+    bad = images.path(int(epoch_order(flags["compute.seed"], 0, 30)[6 + 3 * rank]))  # of step 2, this rank's first
+    bad.write_bytes(bad.read_bytes()[:300])
+    done = run_main({**flags, **processes(2), "data.data_path": tmp_path / "data"})
+    assert done.returncode == 2
+    assert done.stderr.count("error: ") == 1 and bad.name in done.stderr
+    assert "Traceback" not in done.stderr
+    assert status(flags["util.run_dir"])["state"] == "failed" and bad.name in status(flags["util.run_dir"])["reason"]
+
+
+@pytest.mark.slow
+def test_what_the_main_process_refuses_is_told_once(flags: Flags, run_main: RunMain) -> None:
+    flags |= {**processes(2), "optim.epochs": 1, "optim.warmup.epochs": 0}
+    assert run_main(flags).returncode == 0
+    done = run_main({**flags, "optim.momentum": 0.8})
+    assert done.returncode == 2
+    assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr
+    assert "optim.momentum: 0.9 there, 0.8 now" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_second_run_in_the_same_folder_is_kept_out(flags: Flags, run_main: RunMain) -> None:
+    flags |= {"optim.epochs": 200, "util.print_freq": 1}
+    process = run_to_step(command_line(flags), flags["util.run_dir"], step=3)
+    try:
+        second = run_main(flags)
+    finally:
+        process.kill()
+        process.communicate()
+    assert second.returncode == 2
+    assert "another process is training in" in second.stderr
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ def test_resnet18_learns_64_photos_by_heart(sixty_four: Path, use_label_maps: bo
     flags: Flags = {
         "model.arch": "resnet18",
         "data.data_path": sixty_four,
-        "data.image_size": 64,
+        "data.image_size": 32,
         "data.rrc_minimum": 0.5,
         "data.relabel.use": use_label_maps,
         "optim.epochs": 30,

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 
+from relabel.build import workers_of
 from relabel.label_map import LabelMap
 from relabel.label_store import write_label_map
 from relabel.runs import run
 from tests.conftest import Flags
 from utils.checkpoint import BEST, LAST, PREVIOUS, load_checkpoint
 from utils.config import load_config
+from utils.distributed import Place, available_cores
 from utils.errors import EXIT_PREEMPTED, UserError
 from utils.run_log import read_metrics
 
@@ -313,3 +316,65 @@ def test_a_run_folder_that_cannot_be_written_is_refused(flags: Flags, tmp_path: 
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"run folder .* cannot be written"):
         start({**flags, "util.run_dir": tmp_path / "file" / "run"})
+
+
+@pytest.mark.parametrize(("arch", "size"), [("densenet121", 8), ("vit_b_16", 96)])
+def test_a_network_that_cannot_take_the_images_is_refused_before_the_run(flags: Flags, arch: str, size: int) -> None:
+    with pytest.raises(UserError, match=f"{arch} cannot classify images of {size} x {size} pixels"):
+        start({**flags, "model.arch": arch, "data.image_size": size})
+    assert not flags["util.run_dir"].exists()
+
+
+def test_workers_need_not_be_divided_by_the_processes(flags: Flags) -> None:
+    config = load_config("", {key: str(value) for key, value in flags.items()} | {"compute.num_workers": "32"})
+    for n in (1, 2, 3):
+        assert 1 <= workers_of(config, Place(0, n, 0, n, torch.device("cpu"))) <= max(1, available_cores() // n)
+    none = load_config("", {key: str(value) for key, value in flags.items()})
+    assert workers_of(none, Place(0, 3, 0, 3, torch.device("cpu"))) == 0
+
+
+def test_a_worker_that_is_killed_ends_the_run_with_a_message(flags: Flags, monkeypatch: pytest.MonkeyPatch) -> None:
+    from relabel.trainer import Trainer
+
+    original = Trainer.train_step
+
+    def train_step(trainer: Trainer, batches: Any) -> Any:
+        for child in active_children():
+            os.kill(child.pid or 0, signal.SIGKILL)
+        return original(trainer, batches)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    with pytest.raises(UserError, match="a process that loads images died"):
+        start({**flags, "compute.num_workers": 1})
+    assert status(flags["util.run_dir"])["state"] == "failed"
+
+
+def test_a_damaged_checkpoint_never_replaces_the_whole_one_before(
+    flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start({**flags, "util.run_dir": tmp_path / "undisturbed"})
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        StopAt(patch, 7, signal.SIGTERM)
+        start(flags)
+    folder = flags["util.run_dir"]
+    last = (folder / LAST).read_bytes()
+    (folder / LAST).write_bytes(last[: len(last) // 2])
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        StopAt(patch, 8, signal.SIGTERM)
+        start(flags)
+    assert "Continuing from checkpoint-previous.pth" in capsys.readouterr().err
+    assert load_checkpoint(folder / PREVIOUS)["step"] < load_checkpoint(folder / LAST)["step"]
+    start(flags)
+    assert_same_weights(weights(tmp_path / "undisturbed"), weights(folder))
+    assert metrics(tmp_path / "undisturbed") == metrics(folder)
+
+
+def test_a_run_folder_may_be_moved_and_named_in_other_ways(
+    flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        StopAt(patch, 7, signal.SIGTERM)
+        start(flags)
+    flags["util.run_dir"].rename(tmp_path / "moved")
+    start({**flags, "util.run_dir": f"{tmp_path}/./moved/"})
+    assert status(tmp_path / "moved")["state"] == "done"

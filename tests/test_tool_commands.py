@@ -13,7 +13,7 @@ from pydantic import Field
 
 from utils.errors import UserError
 from utils.tool_commands import Command, run_commands
-from utils.tool_parameters import Count, ExistingFile, ExistingFolder, Joined, Positive, Size
+from utils.value_types import Count, ExistingFile, ExistingFolder, Joined, Positive, Size
 
 ROOT = Path(__file__).resolve().parent.parent
 CALLS: list[dict[str, Any]] = []
@@ -118,7 +118,7 @@ ONE_MISTAKE = [
     ([*GOOD, "--cots"], r"--cots .*no such flag; did you mean --coats\?"),
     ([*GOOD, "--COATS=3"], r"did you mean --coats\?"),
     ([*GOOD, "--nodry"], "--nodry .*no such flag"),
-    ([*GOOD, "--=3"], "-- .*no such flag"),
+    ([*GOOD, "--=3"], "--=3 .*has no name; write --NAME VALUE"),
     ([*GOOD, "--trace", "1"], "--trace .*no such flag"),
     ([*GOOD, "--coats", "ten"], r"--coats = 'ten' \(command line\): expected a whole number >= 1; the default is 2"),
     ([*GOOD, "--coats", "0"], "--coats = '0' .*expected a whole number >= 1"),

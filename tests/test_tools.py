@@ -175,7 +175,7 @@ def test_a_teacher_of_other_classes_is_refused(
     [
         (["--arch", "digitnet"], "found --arch 'digitnet'; expected .*Did you mean digit_net"),
         (["--arch", "vgg11"], "VGG cannot make label maps: .*A teacher must end in global average pooling"),
-        (["--arch", "digit_net", "--top_k", "11"], "k = 11 .*give a k in 1..10"),
+        (["--arch", "digit_net", "--top_k", "11"], "--top_k = 11 .*give a --top_k in 1..10"),
         (
             ["--arch", "resnet18", "--weights", "teacher.pth"],
             "teacher.pth: the checkpoint does not fit(.*\n)*.*set --arch",

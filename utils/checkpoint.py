@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,9 @@ def save_checkpoint(state: dict[str, Any], path: Path, keep_old_as: Path | None 
             path.replace(keep_old_as)
         temporary.replace(path)
         _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # a full disk reaches us as either
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch's own word for a full disk
+            raise
         raise UserError(
             f"{path} could not be written: {error}\n  Make room, or set another --util.run_dir; the same command "
             f"continues from the checkpoint before."
@@ -80,14 +83,15 @@ def load_checkpoint(path: Path) -> Any:
     except FileNotFoundError:
         raise DamagedCheckpoint(f"{path} does not exist.") from None
     except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0].split("Please file")[0].strip()
+        culprit = re.search(r"GLOBAL (\S+)", str(error))
+        found = f"\n  It refers to {culprit[1]}." if culprit else ""
         raise DamagedCheckpoint(
-            f"{path} is not a file of plain tensors, as a checkpoint must be; nothing in it was run.\n  {reason}"
+            f"{path} is not a file of plain tensors, as a checkpoint must be; nothing in it was run.{found}"
         ) from None
     except DamagedCheckpoint:
         raise
     except Exception as error:  # damaged bytes make torch raise almost anything; the reason is kept
-        reason = str(error).split("\n")[0] or "it ends too early"
+        reason = f"{type(error).__name__}: {str(error).split(chr(10))[0]}"
         raise DamagedCheckpoint(f"{path} cannot be read as a checkpoint: {reason}") from None
 
 
@@ -110,6 +114,11 @@ def load_latest(folder: Path) -> tuple[dict[str, Any] | None, str]:
     return None, ""
 
 
+def set_aside_damaged(folder: Path) -> None:
+    """Rename a last checkpoint that was found damaged, so that it never takes the place of the whole previous one."""
+    (folder / LAST).replace(folder / "checkpoint-damaged.pth")
+
+
 def split_weights(content: Any, path: Path) -> dict[str, dict[str, torch.Tensor]]:
     """The weights in a checkpoint, bare or wrapped.
 
@@ -122,10 +131,8 @@ def split_weights(content: Any, path: Path) -> dict[str, dict[str, torch.Tensor]
     if isinstance(content, dict):
         wrapped = content.get("state_dict", content)
         if isinstance(wrapped, dict) and wrapped and all(isinstance(value, torch.Tensor) for value in wrapped.values()):
-            weights = {"model": wrapped}
-            if content.get("state_dict_ema"):
-                weights["ema"] = content["state_dict_ema"]
-            return weights
+            averaged = content.get("state_dict_ema")
+            return {"model": wrapped, "ema": averaged} if averaged else {"model": wrapped}
     found = (
         f"a dict of {', '.join(map(repr, list(content)[:8]))}" if isinstance(content, dict) else type(content).__name__
     )

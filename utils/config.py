@@ -1,6 +1,6 @@
 """The configuration: base.yaml <- config file <- dotted flags, checked as a whole, then frozen.
 
-Only this file and its neighbours (config_*.py, command_line.py) know where values come from. Neither torch nor numpy is
+Only this file and its neighbours (config_*.py) know where values come from. Neither torch nor numpy is
 imported: a mistake is told within a second and before anything is created.
 """
 
@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from utils.config_file import read_config_file, to_yaml, unknown_key
-from utils.config_problems import Problem, Setting, did_you_mean, first_of_node, nearest, normal_key, report
+from utils.config_problems import COMMAND_LINE, Problem, Setting, first_of_node, normal_key, report
 from utils.config_rules import DISK_RULES, RULES, broken_rules, warnings
-from utils.config_schema import LEAVES, choices, convert_flag, expected, flatten, nest, validate
+from utils.config_schema import FILE_FLAG, LEAVES, flatten, nest, validate
 from utils.errors import UserError
 from utils.frozen_munch import FrozenMunch
 
 BASE_FILE = Path(__file__).resolve().parent.parent / "configs" / "base.yaml"
-_COMMAND_LINE = "command line"
 _COMMENT_COLUMN = 48
 
 
@@ -74,11 +73,13 @@ def resolve(config_file_path: str, flags: dict[str, str], spoiled: Iterable[str]
     problems += [_wrong_value(key, settings, base) for key in wrong_keys if key in settings or key not in told]
     settings = {key: replace(setting, value=values[key]) for key, setting in settings.items()}
     bad_keys = {key for problem in problems for key in problem.keys}.union(spoiled)
+    if FILE_FLAG in bad_keys:
+        bad_keys.update(LEAVES)
     if "util.run_dir" in settings and settings["util.run_dir"].value == "":
         settings["util.run_dir"] = _default_run_dir(config_file_path)
     problems += broken_rules(RULES, settings, bad_keys)
-    printing = settings.get("util.print_config")
-    if printing is None or printing.value is not True:  # printing starts nothing, so it needs no folders
+    # Printing starts nothing, so it needs no folders.
+    if "util.print_config" not in bad_keys and not settings["util.print_config"].value:
         problems += broken_rules(DISK_RULES, settings, bad_keys)
     return Resolution(settings, {key: setting.value for key, setting in base.items()}, problems)
 
@@ -89,11 +90,11 @@ def _read_flags(flags: dict[str, str]) -> tuple[dict[str, Setting], list[Problem
     for name, text in flags.items():
         key = normal_key(name)
         if key not in LEAVES:
-            problems.append(unknown_key(key, _COMMAND_LINE, prefix="--"))
+            problems.append(unknown_key(key, COMMAND_LINE, prefix="--"))
         elif key in settings:
-            problems.append(Problem("--" + key, _COMMAND_LINE, "given twice; keep one of them", keys=(key,)))
+            problems.append(Problem("--" + key, COMMAND_LINE, "given twice; keep one of them", keys=(key,)))
         else:
-            settings[key] = Setting(convert_flag(key, text), _COMMAND_LINE, _COMMAND_LINE)
+            settings[key] = Setting(LEAVES[key].read(text), COMMAND_LINE, COMMAND_LINE)
     return settings, problems
 
 
@@ -102,10 +103,8 @@ def _wrong_value(key: str, settings: dict[str, Setting], base: dict[str, Setting
         return Problem(key, str(BASE_FILE), "base.yaml must hold every key; restore this one", keys=(key,))
     setting = settings[key]
     default = base[key].value if key in base else None
-    text = f"expected {expected(key)}"
-    if isinstance(setting.value, str):
-        text += did_you_mean(nearest(setting.value, choices(key)))
-    elif LEAVES[key].annotation is str and setting.value is not None:
+    text = LEAVES[key].refusal(setting.value)
+    if LEAVES[key].base is str and setting.value is not None and not isinstance(setting.value, str):
         text += "; put it in quotes"
     if default not in ("", None, setting.value):
         text += f"; the default is {default}"
@@ -137,11 +136,6 @@ def _annotated(tree: dict[str, Any], settings: dict[str, Setting], prefix: str =
 def to_plain(config: FrozenMunch) -> dict[str, Any]:
     """The tree as nested dicts of plain values, for checkpoints (a Munch breaks `weights_only=True`) and JSON."""
     return config.toDict()
-
-
-def config_yaml(config: FrozenMunch) -> str:
-    """The resolved tree as YAML for the run folder; it can be given as a config file again."""
-    return to_yaml(to_plain(config))
 
 
 def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 
 from utils.config_problems import Problem, Setting, did_you_mean, nearest, normal_key
-from utils.config_schema import LEAVES, SECTIONS, boolean, keys_below, null, number
+from utils.config_schema import CONFIG_FLAGS, LEAVES, SECTIONS, keys_below
+from utils.value_types import boolean, number
 
 _LARGEST_FILE = 1_000_000  # bytes; a path to a checkpoint or a tar file must not be read whole
 _STR, _NULL, _BOOL, _INT, _FLOAT = (f"tag:yaml.org,2002:{name}" for name in ("str", "null", "bool", "int", "float"))
@@ -105,7 +106,10 @@ def _walk(node: yaml.MappingNode, prefix: str, path: Path, source: str) -> Itera
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
         where = f"{path}, line {line}"
-        name = normal_key(str(key_node.value)) if isinstance(key_node, yaml.ScalarNode) else "?"
+        if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != _STR:
+            yield "", _not_a_name(key_node, prefix, where)
+            continue
+        name = normal_key(key_node.value)
         key = prefix + name
         if name in first_lines:
             text = f"given twice, first on line {first_lines[name]}; keep one of them"
@@ -120,6 +124,13 @@ def _walk(node: yaml.MappingNode, prefix: str, path: Path, source: str) -> Itera
         else:
             yield key, unknown_key(key, where)
         first_lines.setdefault(name, line)
+
+
+def _not_a_name(node: yaml.Node, prefix: str, where: str) -> Problem:
+    kinds = {yaml.SequenceNode: "a list", yaml.MappingNode: "a section"}
+    found = kinds.get(type(node)) or f"`{node.value}`" + (f" with the tag {node.tag}" if "!" in node.tag else "")
+    subject = f"a key of {prefix[:-1]}" if prefix else "a key"
+    return Problem(subject, where, f"must be plain text, found {found}; write a name such as `optim`")
 
 
 def _section(node: yaml.Node, key: str, path: Path, source: str, where: str) -> Iterator[tuple[str, Setting | Problem]]:
@@ -144,7 +155,9 @@ def _scalar(node: yaml.ScalarNode, key: str) -> object:
         return None
     if node.tag == _BOOL:
         return boolean(node.value)
-    return null(key, node.value) if node.tag == _STR else number(node.value)
+    if node.tag == _STR:
+        return None if LEAVES[key].is_null(node.value) else node.value
+    return number(node.value)
 
 
 def unknown_key(key: str, where: str, prefix: str = "") -> Problem:
@@ -152,6 +165,6 @@ def unknown_key(key: str, where: str, prefix: str = "") -> Problem:
     if below := keys_below(key):
         names = " or ".join(prefix + leaf for leaf in below[:4])
         return Problem(prefix + key, where, f"is a section, not a key; did you mean {names}?", keys=below)
-    names_near = nearest(key, LEAVES) or nearest(key, SECTIONS)
-    keys = tuple(leaf for name in names_near for leaf in keys_below(name))
+    names_near = nearest(key, CONFIG_FLAGS if prefix else LEAVES) or nearest(key, SECTIONS)
+    keys = tuple(leaf for name in names_near for leaf in keys_below(name) or (name,))
     return Problem(prefix + key, where, "no such key" + (did_you_mean(names_near, prefix) or "; remove it"), keys=keys)

@@ -1,9 +1,14 @@
 """What is wrong with a configuration, told all at once: where it came from, what was expected, what to do."""
 
 import difflib
+import io
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+COMMAND_LINE = "command line"
+_HELP = "Every key with its default and meaning: python main.py --help"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
     """At most three known names that the user may have meant, best first.
 
     A key with the right last part (`--batch_size`, `--optim.print_freq`) was put in the wrong section, or in none;
-    otherwise it is taken for a misspelling.
+    otherwise it is taken for a misspelling, or for the start of the only name that starts so.
     """
     lower = {key.lower(): key for key in known}
     if name.lower() in lower:
@@ -56,7 +61,9 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
     moved = [key for low, key in lower.items() if low.rpartition(".")[2] == last]
     if moved:
         return [lower[low] for low in difflib.get_close_matches(name.lower(), map(str.lower, moved), n=3, cutoff=0.0)]
-    return [lower[low] for low in difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)]
+    close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
+    started = [low for low in lower if name and low.startswith(name.lower())]
+    return [lower[low] for low in close or started[: len(started) == 1]]
 
 
 def did_you_mean(names: Sequence[str], prefix: str = "") -> str:
@@ -64,14 +71,22 @@ def did_you_mean(names: Sequence[str], prefix: str = "") -> str:
     return f"; did you mean {' or '.join(prefix + name for name in names)}?" if names else ""
 
 
-def report(problems: Sequence[Problem]) -> str:
-    """The text of one UserError that lists every problem."""
+def report(problems: Sequence[Problem], advice: str = _HELP) -> str:
+    """The text of one UserError that lists every problem, then where to read more."""
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    lines = [f"{count} in the configuration; nothing was started."]
-    lines += [f"  - {problem}" for problem in problems]
-    return "\n".join([*lines, "Every key with its default and meaning: python main.py --help"])
+    return "\n".join([f"{count}; nothing was started.", *(f"  - {problem}" for problem in problems), advice])
 
 
 def first_of_node() -> bool:
     """Whether this process speaks for its node: under torchrun one mistake is told once, not once per process."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def speak_utf8() -> None:
+    """Write stdout and stderr as UTF-8 whatever the locale: what `--util.print_config` prints is a config file.
+
+    What is no text, such as a path in another encoding, is shown escaped instead of ending the program.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")

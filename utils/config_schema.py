@@ -1,24 +1,18 @@
 """Types, ranges and choices of every key of configs/base.yaml. Defaults live there and only there."""
 
-import math
+import inspect
 import re
-import types
-from inspect import isclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from pydantic.fields import FieldInfo
 
-_INTEGER = re.compile(r"[-+]?[0-9]{1,18}")  # 18 digits fit into 64 bits
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_BOOLEANS = {"true": True, "false": False}
-_NULL_WORDS = ("none", "null")
-_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-_RANGE_SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+from utils.value_types import NULL_WORDS, STRICT, Count, Positive, ValueType
+
+FILE_FLAG = "config_file_path"
 
 
 def _not_a_null_word(text: str) -> str:
-    if text.lower() in _NULL_WORDS:
+    if text.lower() in NULL_WORDS:
         raise ValueError("null is for optional keys")
     return text
 
@@ -30,9 +24,7 @@ def _meeting_point(url: str) -> str:
     return url
 
 
-Text = Annotated[str, AfterValidator(_not_a_null_word), Field(description="'' where none is wanted")]
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
+Text = Annotated[str, AfterValidator(_not_a_null_word), Field(description="text ('' where none is wanted)")]
 MinusOneOrMore = Annotated[int, Field(ge=-1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -42,11 +34,13 @@ BelowOne = Annotated[float, Field(ge=0, lt=1)]
 class Section(BaseModel):
     """Base of all sections: no conversion between types, no unknown key, no key left out, no infinity."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(**STRICT, extra="forbid", frozen=True)
 
 
 class Model(Section):
-    arch: Annotated[str, AfterValidator(_not_a_null_word), Field(min_length=1, description="the name of a network")]
+    arch: Annotated[
+        str, AfterValidator(_not_a_null_word), Field(min_length=1, description="text (the name of a network)")
+    ]
 
 
 class Relabel(Section):
@@ -54,7 +48,7 @@ class Relabel(Section):
     path: Text
     supervision: Literal["localized_multi", "localized_single", "global_multi", "global_single"]
     fill: float
-    temperature: Annotated[float, Field(gt=0)]
+    temperature: Annotated[float, Field(ge=1e-3)]  # below, the softmax leaves the range of float32
     ground_truth_weight: Share
     box_axes: Literal["xy", "yx"]
 
@@ -70,8 +64,8 @@ class Data(Section):
     data_path: Text
     image_size: Positive
     rrc_minimum: Annotated[float, Field(gt=0, le=1)]
-    crop_ratio: Annotated[float | None, Field(gt=0, le=1)]
-    test_size: Annotated[int | None, Field(ge=1)]
+    crop_ratio: Annotated[float, Field(gt=0, le=1)] | None
+    test_size: Positive | None
     flip_prob: Share
     color_jitter: Share
     lighting: NonNegative
@@ -80,8 +74,8 @@ class Data(Section):
 
 
 class BatchNorm(Section):
-    momentum: Annotated[float | None, Field(ge=0, le=1)]
-    eps: Annotated[float | None, Field(gt=0)]
+    momentum: Share | None
+    eps: Annotated[float, Field(gt=0)] | None
 
 
 class LearningRate(Section):
@@ -122,7 +116,7 @@ class Optim(Section):
 class Distributed(Section):
     use: bool
     num_processes_per_node: Positive
-    url: Annotated[str, AfterValidator(_meeting_point), Field(description="tcp://HOST:PORT")]
+    url: Annotated[str, AfterValidator(_meeting_point), Field(description="text (tcp://HOST:PORT)")]
     backend: Literal["auto", "nccl", "gloo"]
 
 
@@ -159,20 +153,19 @@ class Config(Section):
     util: Util
 
 
-def _is_section(annotation: object) -> bool:
-    return isclass(annotation) and issubclass(annotation, Section)
-
-
-def _leaves(section: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
-    found: dict[str, FieldInfo] = {}
-    for name, field in section.model_fields.items():
-        annotation: Any = field.annotation
-        found |= _leaves(annotation, f"{prefix}{name}.") if _is_section(annotation) else {prefix + name: field}
+def _leaves(section: type[BaseModel], prefix: str = "") -> dict[str, ValueType]:
+    found: dict[str, ValueType] = {}
+    for name, annotation in inspect.get_annotations(section).items():
+        is_section = inspect.isclass(annotation) and issubclass(annotation, Section)
+        found |= _leaves(annotation, f"{prefix}{name}.") if is_section else {prefix + name: ValueType.of(annotation)}
     return found
 
 
 LEAVES = _leaves(Config)
-"""Every dotted key with its pydantic field, in the order of base.yaml."""
+"""Every dotted key with what it accepts, in the order of base.yaml."""
+
+CONFIG_FLAGS = (FILE_FLAG, *LEAVES)
+"""Every flag of main.py."""
 
 SECTIONS = {key.rsplit(".", depth)[0] for key in LEAVES for depth in range(1, key.count(".") + 1)}
 """Every dotted section."""
@@ -181,58 +174,6 @@ SECTIONS = {key.rsplit(".", depth)[0] for key in LEAVES for depth in range(1, ke
 def keys_below(place: str) -> tuple[str, ...]:
     """Every key of a section; of a key, itself; of a name that is neither, none."""
     return tuple(key for key in LEAVES if key == place or key.startswith(place + "."))
-
-
-def _kinds(key: str) -> tuple[Any, ...]:
-    """The types that a key may have: (int,), (float, NoneType), (str,); the type of its choices for a choice."""
-    annotation = LEAVES[key].annotation
-    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-
-
-def choices(key: str) -> tuple[str, ...]:
-    """The allowed values of a key with choices, else ()."""
-    annotation = LEAVES[key].annotation
-    return get_args(annotation) if get_origin(annotation) is Literal else ()
-
-
-def number(text: str) -> int | float | str:
-    """The number that a text is in YAML 1.2, else the text: 1e-3 is one, 010 is ten; 1_0, 0x1 and 1e400 are none."""
-    if _INTEGER.fullmatch(text):
-        return int(text)
-    if _FLOAT.fullmatch(text) and math.isfinite(value := float(text)):
-        return value
-    return text
-
-
-def boolean(text: str) -> bool | str:
-    """true and false in any case; anything else stays the text that it is."""
-    return _BOOLEANS.get(text.lower(), text)
-
-
-def null(key: str, text: str) -> str | None:
-    """None for `none` and `null` where the key is optional; anything else stays the text that it is."""
-    return None if types.NoneType in _kinds(key) and text.lower() in _NULL_WORDS else text
-
-
-def convert_flag(key: str, text: str) -> object:
-    """The value of a command-line flag by its key's declared type; a text that does not fit is left for `validate`."""
-    kinds = _kinds(key)
-    if null(key, text) is None:
-        return None
-    if bool in kinds:
-        return boolean(text)
-    return number(text) if int in kinds or float in kinds else text
-
-
-def expected(key: str) -> str:
-    """What a key accepts, in words: type, range, choices, null, and a remark where the key has one."""
-    names = [_TYPE_NAMES[kind] for kind in _kinds(key) if kind in _TYPE_NAMES]
-    text = " or ".join(names) or f"one of {', '.join(choices(key))}"
-    field = LEAVES[key]
-    signs = [f"{_RANGE_SIGNS[n]} {getattr(m, n):g}" for m in field.metadata for n in _RANGE_SIGNS if hasattr(m, n)]
-    text += " " + " and ".join(signs) if signs else ""
-    text += ", or null" if types.NoneType in _kinds(key) else ""
-    return text + (f" ({field.description})" if field.description else "")
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -23,13 +23,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from utils.errors import EXIT_PREEMPTED, UserError, exit_on_user_error
+from utils.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, SharedError, UserError, exit_on_user_error
 
 T = TypeVar("T")
 
 _PR_SET_PDEATHSIG = 1
 _GRACE_S = 5.0  # what the other processes get to report their own error after one has failed
 _PREEMPTION_GRACE_S = 120.0  # a preempted process still writes its checkpoint
+_TORCHRUN_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -73,7 +74,7 @@ def launch(function: Callable[[Place, T], None], argument: T, settings: Any) -> 
         UserError: settings that this machine cannot serve.
         SystemExit: a process failed; its exit status.
     """
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+    if all(name in os.environ for name in _TORCHRUN_NAMES):
         _run_under_torchrun(function, argument, settings)
         return
     n = _count_processes(settings)
@@ -95,12 +96,18 @@ def _count_processes(settings: Any) -> int:
     if settings.gpu >= 0 or not settings.distributed.use:
         return 1
     n = max(gpus, 1) if wanted == 1 else wanted
-    if n > 1 and backend == "nccl" and n > gpus:
-        raise UserError(
-            f"compute.distributed.num_processes_per_node is {n}, but this machine shows {gpus} GPU(s) and nccl "
-            f"needs one for each process.\n  Set it to 1 (one process per GPU) or --compute.distributed.backend gloo."
-        )
+    _check_gpus(n, backend)
     return n
+
+
+def _check_gpus(processes: int, backend: str) -> None:
+    gpus = torch.cuda.device_count()
+    if backend == "nccl" and processes > max(gpus, 1):
+        raise UserError(
+            f"this node would run {processes} processes, but it shows {gpus} GPU(s) and nccl needs one for each.\n"
+            f"  Start one process per GPU (--compute.distributed.num_processes_per_node 1), or set "
+            f"--compute.distributed.backend gloo."
+        )
 
 
 def _backend(settings: Any) -> str:
@@ -136,11 +143,10 @@ def _run_under_torchrun(function: Callable[[Place, T], None], argument: T, setti
             f"compute.gpu is {settings.gpu}, but torchrun gives each process its own GPU.\n"
             f"  Leave --compute.gpu out, or start main.py without torchrun."
         )
-    rank, world_size, local_rank, local_world_size = (
-        int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    )
+    rank, world_size, local_rank, local_world_size = (int(os.environ[name]) for name in _TORCHRUN_NAMES)
     place = Place(rank, world_size, local_rank, local_world_size, _device(-1, local_rank))
     backend = _backend(settings)
+    _check_gpus(local_world_size, backend)
     if world_size > 1:
         dist.init_process_group(backend, device_id=place.device if backend == "nccl" else None)
     function(place, argument)
@@ -200,6 +206,8 @@ def _supervise(children: Sequence[BaseProcess]) -> int:
                 child.kill()
     for number, handler in previous.items():
         signal.signal(number, handler)
+    if any(child.exitcode == EXIT_USER_ERROR for child in children):
+        return EXIT_USER_ERROR  # the cause; others may have ended for want of this one
     return 128 - failed if failed < 0 else failed
 
 
@@ -262,13 +270,31 @@ def gather_rows(row: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def from_main(value: T) -> T:
-    """The main process's value of a small picklable object, on every process."""
+def from_main(function: Callable[[], T]) -> T:
+    """What function() gives on the main process, on every process; it is called there alone.
+
+    Raises:
+        SharedError: the function raised a UserError there; the same on every process.
+    """
     if not dist.is_initialized():
-        return value
-    box = [value]
+        return function()
+    box: list[Any] = [None, None]  # value, error
+    if dist.get_rank() == 0:
+        try:
+            box[0] = function()
+        except UserError as error:
+            box[1] = str(error)
     dist.broadcast_object_list(box, src=0)
-    return box[0]
+    if box[1] is not None:
+        raise SharedError(box[1])
+    value: T = box[0]
+    return value
+
+
+def wait_for_all() -> None:
+    """Return when every process has come here."""
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def broadcast_buffers(model: torch.nn.Module) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
 EXIT_PREEMPTED = 143
 
 
@@ -15,9 +16,13 @@ class UserError(Exception):
     """
 
 
+class SharedError(UserError):
+    """A UserError that every process of a run raises alike; the main one tells it."""
+
+
 @contextmanager
 def exit_on_user_error(speaks: bool = True) -> Iterator[None]:
-    """Turn a UserError into one message on stderr and exit status 2.
+    """Turn a UserError into one message on stderr and exit status 2; Ctrl-C ends quietly.
 
     Args:
         speaks: False on all processes of a node but one, so that one mistake is told once.
@@ -28,3 +33,5 @@ def exit_on_user_error(speaks: bool = True) -> Iterator[None]:
         if speaks:
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)

@@ -1,6 +1,5 @@
 """What all processes agree on once a step: whether the loss is finite, whether to stop, whether to save."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 from torch.amp import GradScaler
 
 from utils.distributed import sum_over_processes
-from utils.errors import UserError
+from utils.errors import SharedError, UserError
 
 MAX_SKIPPED_IN_A_ROW = 20
 
@@ -38,6 +37,7 @@ class StepGuard:
         self.skipped, self.skipped_in_a_row = skipped, skipped_in_a_row
         self._scaler = scaler
         self._scale = scaler.get_scale()
+        self._settled = True  # has the update before been counted? There was none, or the continued run counted it
         self._one = torch.ones((), device=device)
         self._on_host = torch.zeros(5, pin_memory=device.type == "cuda")
         self._copied = torch.cuda.Event() if device.type == "cuda" else None
@@ -52,34 +52,40 @@ class StepGuard:
             self._copied.record()
 
     def receive(self) -> Verdict:
-        """What all processes said of this step; call it after the backward pass was started."""
+        """What all processes said of this step; call it after the backward pass was started.
+
+        Raises:
+            SharedError: too many updates in a row were skipped.
+        """
         if self._copied:
             self._copied.synchronize()
         stop, save, processes, bad, scales = self._on_host.tolist()
-        self.observe_scale(scales / processes)
+        self._count_last_update(scales / processes)
+        self._settled = False
         return Verdict(finite=not bad, stop=bool(stop), save=bool(save))
 
-    def observe_scale(self, scale: float) -> None:
-        """Note the loss scale as it stands: where it fell, the update before was skipped.
+    def settle(self) -> None:
+        """Count the last update now, so that a checkpoint knows of it.
 
         Raises:
-            UserError: too many updates in a row were skipped.
+            SharedError: as in `receive`.
         """
-        fell = scale < 0.75 * self._scale
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if fell else 0
-        self.skipped += fell
+        self._count_last_update(self._scaler.get_scale())
+
+    def _count_last_update(self, scale: float) -> None:
+        """Where the loss scale has fallen, the update before was skipped."""
+        if self._settled:
+            return
+        self._settled = True
+        skipped = scale < 0.75 * self._scale
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        self.skipped += skipped
         self._scale = scale
         if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise UserError(
+            raise SharedError(
                 f"{MAX_SKIPPED_IN_A_ROW} updates in a row had non-finite gradients in float16 (loss scale now "
                 f"{scale:g}).\n  Set --compute.opt_level bf16 or O0, or a lower --optim.lr.init."
             )
-
-    def settle(self) -> None:
-        """Take in the scale after the last update, so that a checkpoint of now knows of it."""
-        scale = self._scaler.get_scale()
-        if scale != self._scale:
-            self.observe_scale(scale)
 
 
 def assert_finite_weights(model: torch.nn.Module) -> None:
@@ -88,8 +94,11 @@ def assert_finite_weights(model: torch.nn.Module) -> None:
     Raises:
         UserError: naming the first such parameter.
     """
+    weights = [parameter.detach() for parameter in model.parameters()]
+    if torch.nn.utils.get_total_norm(weights).isfinite():  # one value to wait for, not one per tensor
+        return
     for name, parameter in model.named_parameters():
-        if not math.isfinite(parameter.detach().sum().item()) and not bool(parameter.isfinite().all()):
+        if not bool(parameter.isfinite().all()):
             raise UserError(
                 f"the weights of {name} are no longer finite, so they are not saved; the last checkpoint is intact.\n"
                 f"  Set a lower --optim.lr.init, or --optim.clip_grad_norm 1, and start with another --util.run_dir."

@@ -55,7 +55,7 @@ class TrainingMeter:
         """Add one batch of this process: logits and targets [B, K], the mean loss of its images."""
         right = (logits.argmax(dim=1) == targets.argmax(dim=1)).sum()
         n = len(logits)
-        self.sums += torch.stack([loss.double() * n, right.double(), right.new_tensor(n).double()])
+        self.sums += torch.stack([loss.double() * n, right.double(), torch.full_like(right, n).double()])
         self._images += n
 
     def report(self) -> dict[str, float]:

@@ -45,6 +45,12 @@ def create_optimizer(
             "optim.nesterov is True but optim.momentum is 0; Nesterov's method needs a momentum above 0: "
             "set --optim.momentum 0.9, or --optim.nesterov False"
         )
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=fused
     )
+    if fused and momentum:
+        # torch makes these buffers without filling them and then does nothing if the loss scaler skips the first
+        # update, which is common: the second update would start from garbage.
+        for parameter in optimizer.param_groups[0]["params"]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer

@@ -1,12 +1,18 @@
 """Opening a run folder: a new run gets its config and seed, an unfinished one is taken up, anything else is refused."""
 
+import fcntl
+import os
 import secrets
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.checkpoint import load_latest
+from utils.checkpoint import load_latest, set_aside_damaged
 from utils.config import changed_keys, to_plain
 from utils.config_file import read_config_file, to_yaml
 from utils.config_schema import nest
@@ -24,6 +30,7 @@ FREE_ON_RESUME = {
     "util.checkpoint_minutes",
     "util.tensorboard",
     "util.print_config",
+    "util.run_dir",
     "util.test_weight_file",
 }
 WARNED_ON_RESUME = {
@@ -33,13 +40,16 @@ WARNED_ON_RESUME = {
     "compute.distributed.backend",
 }
 
+_LOCK_PATIENCE_S = 5.0  # the workers of a run that was just killed hold its lock for a moment
+
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where a run begins: its seed, and the checkpoint to continue from, or None."""
+    """Where a run begins: its seed, the checkpoint to continue from or None, and whether a newer one is damaged."""
 
     seed: int
     state: dict[str, Any] | None
+    last_is_damaged: bool = False
 
 
 def find_start(folder: Path, config: FrozenMunch, identity: dict[str, Any], processes: int) -> Start:
@@ -66,22 +76,69 @@ def find_start(folder: Path, config: FrozenMunch, identity: dict[str, Any], proc
         _compare_identities(folder, state, identity)
         if len(state["meters"]) != processes:
             _warn(f"this run had {len(state['meters'])} process(es) and continues with {processes}")
-    return Start(before["compute"]["seed"], state)
+    return Start(before["compute"]["seed"], state, last_is_damaged=bool(note))
 
 
-def open_run_folder(folder: Path, config: FrozenMunch, seed: int) -> None:
-    """Make the folder, show that it can be written, and put the resolved config into it.
+@contextmanager
+def open_run_folder(folder: Path, config: FrozenMunch, start: Start) -> Iterator[None]:
+    """Make the folder, put the resolved config into it, and keep other runs out of it while entered.
+
+    Raises:
+        UserError: it cannot be made or written, or another process trains in it.
+    """
+    resolved = to_plain(config)
+    resolved["compute"]["seed"] = start.seed
+    make_run_folder(folder)
+    with _locked(folder):
+        if start.last_is_damaged:
+            set_aside_damaged(folder)
+        temporary = folder / f".{CONFIG}.tmp"
+        temporary.write_text(to_yaml(resolved), encoding="utf-8")
+        temporary.replace(folder / CONFIG)
+        yield
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep a second run out of the folder: each would overwrite the other's checkpoints.
+
+    Raises:
+        UserError: another process has it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        deadline = time.monotonic() + _LOCK_PATIENCE_S
+        while not _try_lock(descriptor):
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"another process is training in {folder}.\n  Wait for it, stop it, or set another --util.run_dir."
+                )
+            time.sleep(0.1)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+def make_run_folder(folder: Path) -> None:
+    """Make the folder and try to write into it.
 
     Raises:
         UserError: it cannot be made or written.
     """
-    resolved = to_plain(config)
-    resolved["compute"]["seed"] = seed
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{CONFIG}.tmp"
-        temporary.write_text(to_yaml(resolved))
-        temporary.replace(folder / CONFIG)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise UserError(
             f"the run folder {folder} cannot be written: {error.strerror}.\n"
@@ -125,8 +182,8 @@ def _compare_identities(folder: Path, state: dict[str, Any], identity: dict[str,
     for key, value in identity.items():
         if state.get(key) != value:
             raise UserError(
-                f"{folder} holds a run on other data: its {key} differs from that of the images found now.\n"
-                f"  Restore the data, or set another --util.run_dir."
+                f"{folder} holds another run: its {key} differs from what is found now.\n"
+                f"  Restore the data and the device it ran on, or set another --util.run_dir."
             )
 
 

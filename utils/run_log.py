@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from utils.errors import UserError
+
 METRICS, STATUS, ENVIRONMENT, CONFIG = "metrics.jsonl", "status.json", "environment.json", "config.yaml"
 _RECORDED_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "adamp")
 
@@ -42,9 +44,10 @@ class MetricsLog:
         keep_bytes: length of the file that belongs to the checkpoint a run continues from; what an interrupted
             run wrote after it is cut off, because it will be written again.
         tensorboard: also write event files into the folder.
+        step: that the run continues from; TensorBoard forgets what came after it.
     """
 
-    def __init__(self, folder: Path, keep_bytes: int = 0, tensorboard: bool = False) -> None:
+    def __init__(self, folder: Path, keep_bytes: int = 0, tensorboard: bool = False, step: int = 0) -> None:
         self._file = (folder / METRICS).open("a+b")
         self._file.truncate(min(keep_bytes, self._file.seek(0, os.SEEK_END)))
         self._file.seek(0, os.SEEK_END)
@@ -52,13 +55,19 @@ class MetricsLog:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(folder))
+            self._board = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, event: str, step: int, **values: Any) -> None:
         """Append one event and hand it to the system; a number that is not finite is written as text."""
         plain = {name: _finite(value) for name, value in values.items()}
-        self._file.write(json.dumps({"event": event, "step": step, **plain}, allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"event": event, "step": step, **plain}, allow_nan=False).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"{self._file.name} could not be written: {error.strerror}.\n  Make room; the same command continues "
+                f"from the last checkpoint."
+            ) from error
         if self._board:
             for name, value in plain.items():
                 if isinstance(value, int | float):
@@ -80,6 +89,14 @@ def _finite(value: Any) -> Any:
     return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def read_status(folder: Path) -> str:
+    """The state in status.json; '' where there is none that can be read."""
+    try:
+        return str(json.loads((folder / STATUS).read_text())["state"])
+    except (OSError, ValueError, KeyError):
+        return ""
+
+
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The events of a run, in order."""
     return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
@@ -92,7 +109,10 @@ def record_environment(folder: Path, **facts: Any) -> None:
         facts: what the run knows itself, as the step it starts from and its number of processes.
     """
     path = folder / ENVIRONMENT
-    starts = json.loads(path.read_text()) if path.exists() else []
+    try:
+        starts = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        starts = []
     starts.append({"time": _now(), **facts, **_environment()})
     write_json(path, starts)
 

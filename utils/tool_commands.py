@@ -3,8 +3,7 @@
     python -m PROGRAM COMMAND [ARGUMENT ...] [--flag VALUE ...]
 
 A parameter without default that can be given by position is an argument, every other one a flag; its annotation says
-type, range and choices (utils/tool_parameters.py), the function's `Args:` say what it is for. fire calls a function
-first and complains afterwards, so only lines without mistakes are handed on, each value as one `--key=text`.
+type, range and choices (utils/value_types.py), the function's `Args:` say what it is for.
 """
 
 import inspect
@@ -12,23 +11,61 @@ import re
 import signal
 import sys
 import textwrap
-import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import Any, get_type_hints
 
 import fire
 from pydantic import ValidationError
 
-from utils.config_problems import Problem, did_you_mean, first_of_node, nearest, normal_key
+from utils.command_line import HELP_FLAGS, CommandLine, parse_command_line
+from utils.config_problems import COMMAND_LINE, Problem, did_you_mean, first_of_node, nearest, normal_key, report
 from utils.errors import UserError, exit_on_user_error
-from utils.tool_parameters import Parameter
+from utils.value_types import ValueType
 
 EXIT_INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
-_WHERE = "command line"
-_HELP_FLAGS = ("--help", "-h")
 _WIDTH, _COLUMN, _NARROW_COLUMN = 100, 26, 20  # of a help screen; where explanations of flags and commands start
 _FORM = "Flags are --flag VALUE or --flag=VALUE; hyphens and underscores are the same in their names."
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter of a command.
+
+    Attributes:
+        name: as in the signature.
+        type: what it accepts.
+        default: inspect.Parameter.empty where it must be given.
+        positional: may be given by position.
+        meaning: its text in the docstring.
+    """
+
+    name: str
+    type: ValueType
+    default: Any
+    positional: bool
+    meaning: str
+
+    @property
+    def required(self) -> bool:
+        """Whether it has no default."""
+        return self.default is inspect.Parameter.empty
+
+    @property
+    def subject(self) -> str:
+        """What messages call it: IMAGES or --top_k."""
+        return self.name.upper() if self.positional else f"--{self.name}"
+
+    @property
+    def written(self) -> str:
+        """How it is written on a command line: IMAGES or --top_k N."""
+        return self.subject if self.positional else f"{self.subject} {self.type.word}"
+
+    def shown_default(self) -> str:
+        """The default as a person would type it."""
+        if isinstance(self.default, tuple):
+            return (self.type.separator or " ").join(f"{part:g}" for part in self.default)
+        return str(self.default).lower() if isinstance(self.default, bool | None) else str(self.default)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +87,10 @@ class Command:
         parameters = {}
         for name, parameter in inspect.signature(function).parameters.items():
             assert name in meanings and name in hints, f"{function.__name__}: {name} lacks its type or its docstring"
-            annotation, optional = _without_none(hints[name])
             required = parameter.default is parameter.empty
             positional = required and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-            parameters[name] = Parameter(name, annotation, optional, parameter.default, positional, meanings[name])
+            kind = ValueType.of(hints[name])
+            parameters[name] = Parameter(name, kind, parameter.default, positional, meanings[name])
         return cls(function.__name__.replace("_", "-"), function, summary.replace("\n", " "), details, parameters)
 
     def help_text(self, program: str) -> str:
@@ -78,100 +115,39 @@ def run_commands(functions: Sequence[Callable[..., None]], argv: Sequence[str], 
     """
     commands = {normal_key(command.name): command for command in map(Command.of, functions)}
     with exit_on_user_error(speaks=first_of_node()):
-        if not argv or argv[0] in _HELP_FLAGS:
+        if not argv or argv[0] in HELP_FLAGS:
             print(_overview(commands, program, about), end="")
             sys.exit(0)
         command = _find_command(commands, argv, program)
-        if any(word in _HELP_FLAGS for word in argv):
+        if any(word in HELP_FLAGS for word in argv):
             print(command.help_text(program), end="")
             sys.exit(0)
-        texts = check_line(command, argv[1:], program)
+        line = check_line(command, argv[1:], program)
         # Until here Ctrl-C may end the process at once; a command may have to clean up.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        _call(command, texts, program)
+        _call(command, line, program)
 
 
-def check_line(command: Command, argv: Sequence[str], program: str) -> dict[str, str]:
-    """The raw text of every parameter that a command line names.
+def check_line(command: Command, argv: Sequence[str], program: str) -> CommandLine:
+    """Read the words after a command's name.
 
     Raises:
         UserError: lists all that is wrong with it: its form, missing and unknown names, values that do not fit.
     """
-    line = _parse(command, argv)
-    problems = line.problems + _wrong_values(command, line.texts)[1]
+    arguments = [parameter.name for parameter in command.parameters.values() if parameter.positional]
+    line = parse_command_line(argv, command.parameters, arguments)
+    unknown = [name for name in line.texts if name not in command.parameters]
+    for name in unknown:
+        line.refuse(f"--{name}", f"no such flag{did_you_mean(nearest(name, command.parameters), prefix='--')}")
+        del line.texts[name]
+    spoiled = line.spoiled
+    line.problems += _wrong_values(command, line.texts)[1]
     for parameter in command.parameters.values():
-        if parameter.required and parameter.name not in {*line.texts, *line.spoiled}:
-            text = f"is missing; expected {parameter.expected}"
-            problems.append(Problem(parameter.written, _WHERE, text))
-    if problems:
-        raise UserError(_report(problems, f"How it is written: {program} {command.name} --help"))
-    return line.texts
-
-
-# ---- reading a line
-
-
-@dataclass(slots=True)
-class _Line:
-    """Raw texts by parameter, what is wrong with the form, and the parameters whose text is unknown because of it."""
-
-    texts: dict[str, str] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
-    spoiled: set[str] = field(default_factory=set)
-
-    def refuse(self, subject: str, text: str, name: str = "") -> None:
-        self.problems.append(Problem(subject, _WHERE, text))
-        self.spoiled.add(name)
-
-
-def _parse(command: Command, argv: Sequence[str]) -> _Line:
-    line = _Line()
-    words = list(argv)
-    while words:
-        word = words.pop(0)
-        if word == "--":
-            line.refuse("--", "what follows would be dropped; remove it")
-        elif word.startswith("--"):
-            _read_flag(line, command, word, words)
-        else:
-            _read_word(line, command, word, words)
+        if parameter.required and parameter.name not in {*line.texts, *spoiled}:
+            line.refuse(parameter.written, f"is missing; expected {parameter.type.expected}")
+    if line.problems:
+        raise UserError(report(line.problems, f"How it is written: {program} {command.name} --help"))
     return line
-
-
-def _read_flag(line: _Line, command: Command, word: str, words: list[str]) -> None:
-    """Take a flag, with the next word as its value unless one is attached."""
-    flag, attached, text = word[2:].partition("=")
-    has_value = bool(attached) or _value_follows(words)
-    if has_value and not attached:
-        text = words.pop(0)
-    name = normal_key(flag)
-    if name not in command.parameters:
-        line.refuse(f"--{flag}", f"no such flag{did_you_mean(nearest(name, command.parameters), prefix='--')}")
-    elif not has_value:
-        line.refuse(f"--{flag}", f"has no value; write --{flag} VALUE", name)
-    elif name in line.texts:
-        line.refuse(f"--{flag}", f"given twice: {line.texts[name]!r} and {text!r}; keep one of them", name)
-    else:
-        line.texts[name] = text
-
-
-def _read_word(line: _Line, command: Command, word: str, words: list[str]) -> None:
-    """Take a word as the next argument, or refuse it; a flag that lacks its hyphens takes its value out of `words`."""
-    name = normal_key(word.lstrip("-").partition("=")[0])
-    looks_like_flag = word.startswith("-") or ("=" in word and name in command.parameters)
-    free = [p.name for p in command.parameters.values() if p.positional and p.name not in line.texts]
-    if free and not looks_like_flag:
-        line.texts[free[0]] = word
-    elif name in command.parameters and not (name in line.texts and command.parameters[name].positional):
-        line.refuse(word, f"flags start with two hyphens; write --{word.lstrip('-')}", name)
-        if "=" not in word and _value_follows(words):
-            words.pop(0)
-    else:
-        line.refuse(word, "belongs to no flag; remove it, or put a value with spaces in quotes")
-
-
-def _value_follows(words: Sequence[str]) -> bool:
-    return bool(words) and not words[0].startswith("--")
 
 
 def _wrong_values(command: Command, texts: Mapping[str, str]) -> tuple[dict[str, object], list[Problem]]:
@@ -180,11 +156,11 @@ def _wrong_values(command: Command, texts: Mapping[str, str]) -> tuple[dict[str,
     for name, text in texts.items():
         parameter = command.parameters[name]
         try:
-            values[name] = parameter.convert(text)
+            values[name] = parameter.type.convert(text)
         except ValidationError:
-            expected = f"expected {parameter.expected}{did_you_mean(nearest(text, parameter.choices))}"
             default = "" if parameter.required else f"; the default is {parameter.shown_default()}"
-            problems.append(Problem(f"{parameter.subject} = {text!r}", _WHERE, expected + default))
+            refusal = parameter.type.refusal(text) + default
+            problems.append(Problem(f"{parameter.subject} = {text!r}", COMMAND_LINE, refusal))
     return values, problems
 
 
@@ -199,10 +175,10 @@ def _find_command(commands: Mapping[str, Command], argv: Sequence[str], program:
         advice = f"the command comes first; write {program} {later[0] if later else 'COMMAND'} ..."
     else:
         advice = f"no such command{did_you_mean(nearest(word, names))}; expected one of {', '.join(names)}"
-    raise UserError(_report([Problem(word, _WHERE, advice)], f"What each does: {program} --help"))
+    raise UserError(report([Problem(word, COMMAND_LINE, advice)], f"What each does: {program} --help"))
 
 
-def _call(command: Command, texts: Mapping[str, str], program: str) -> None:
+def _call(command: Command, line: CommandLine, program: str) -> None:
     """Let fire call the function with its values."""
 
     @fire.decorators.SetParseFn(str)
@@ -211,17 +187,11 @@ def _call(command: Command, texts: Mapping[str, str], program: str) -> None:
         assert not problems, f"checked before: {problems}"
         command.function(**values)
 
-    words = [command.name, *(f"--{name}={text}" for name, text in texts.items())]
     try:
-        fire.Fire({command.name: call}, command=words, name=program)
+        fire.Fire({command.name: call}, command=[command.name, *line.words], name=program)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         sys.exit(EXIT_INTERRUPTED)
-
-
-def _report(problems: Sequence[Problem], advice: str) -> str:
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return "\n".join([f"{count}; nothing was started.", *(f"  - {problem}" for problem in problems), advice])
 
 
 # ---- reading a function
@@ -238,15 +208,6 @@ def _split_docstring(text: str) -> tuple[str, dict[str, str]]:
     return description.strip(), meanings
 
 
-def _without_none(annotation: Any) -> tuple[Any, bool]:
-    """`T | None` -> T, True; any other type -> itself, False."""
-    if get_origin(annotation) in (Union, types.UnionType):
-        kinds = [kind for kind in get_args(annotation) if kind is not types.NoneType]
-        assert len(kinds) == 1, f"a parameter has one type, or one and None; not {annotation}"
-        return kinds[0], True
-    return annotation, False
-
-
 # ---- help
 
 
@@ -260,7 +221,7 @@ def _overview(commands: Mapping[str, Command], program: str, about: str) -> str:
 def _entry(parameter: Parameter) -> str:
     """A parameter's lines of a help screen."""
     default = "required" if parameter.required else f"default {parameter.shown_default()}"
-    return _columns(parameter.written, f"{parameter.meaning} [{parameter.expected}; {default}]", _COLUMN)
+    return _columns(parameter.written, f"{parameter.meaning} [{parameter.type.expected}; {default}]", _COLUMN)
 
 
 def _columns(left: str, text: str, column: int) -> str:

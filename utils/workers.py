@@ -91,15 +91,23 @@ def _next(batches: "Iterator[T | _Refusal]") -> T | None:
     try:
         batch = next(batches, None)
     except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker (pid"):
-            raise
+        raise_worker_death(error)
+        raise
+    if isinstance(batch, _Refusal):
+        raise UserError(batch.message)
+    return batch
+
+
+def raise_worker_death(error: Exception) -> None:
+    """Turn torch's word for a worker's death into a UserError; any other error is left alone.
+
+    torch raises it wherever the main thread happens to be, so loops over batches call this for errors of theirs too.
+    """
+    if str(error).startswith("DataLoader worker (pid"):
         raise UserError(
             f"a process that loads images died ({error}); expected it to live as long as the run. Usually memory or "
             "/dev/shm has run out: lower --compute.num_workers or the batch size, or give the container more of both."
         ) from error
-    if isinstance(batch, _Refusal):
-        raise UserError(batch.message)
-    return batch
 
 
 @atexit.register

@@ -1,0 +1,187 @@
+"""From the config to the parts of a run: data, targets, network, optimizer, plan; each checked as it is built."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from models.batch_norm import set_batch_norm
+from models.build import create_model
+from relabel.dataset import CentreView, ImageDataset, ImageList, RandomView, list_images
+from relabel.label_store import LabelStore, open_label_store
+from relabel.loader import Batch, Loader, TestBatches, TrainBatches, steps_per_epoch
+from relabel.targets import original_target, relabel_target, smooth
+from relabel.trainer import Plan
+from utils.distributed import Place, available_cores
+from utils.errors import UserError
+from utils.frozen_munch import FrozenMunch
+from utils.optimizers import create_optimizer
+from utils.precision import Precision
+from utils.schedule import learning_rate
+
+
+def set_up_device(device: torch.device) -> None:
+    """On a GPU: TF32 for what stays in float32, and convolutions chosen by timing."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+
+
+def list_split(config: FrozenMunch, split: str) -> ImageList:
+    """The images of train/ or val/."""
+    return list_images(Path(config.data.data_path) / split)
+
+
+def checked_label_store(config: FrozenMunch, images: ImageList) -> LabelStore:
+    """The label maps of the training images: all present, one of each class read and sound."""
+    store = open_label_store(config.data.relabel.path, images.keys(), len(images.class_names))
+    store.check_present(images.path)
+    store.check_one_per_class(images.labels)
+    return store
+
+
+def build_model(config: FrozenMunch, num_classes: int, precision: Precision) -> nn.Module:
+    """The network on its device; the same start for every process and every restart of a seed."""
+    model = create_model(config.model.arch, num_classes)
+    set_batch_norm(model, config.optim.bn.momentum, config.optim.bn.eps)
+    return model.to(precision.device).to(memory_format=precision.memory_format)
+
+
+@torch.inference_mode()
+def check_image_sizes(config: FrozenMunch, model: nn.Module, num_classes: int, precision: Precision) -> None:
+    """One forward pass for each image size of the run: some networks refuse small images, or only take one size."""
+    model.eval()
+    for size in sorted({config.data.image_size, config.data.test_size or config.data.image_size}):
+        try:
+            shape = model(torch.zeros(1, 3, size, size, device=precision.device)).shape
+            assert shape == (1, num_classes), f"it gives {list(shape)} instead of one logit per class"
+        except (RuntimeError, ValueError, AssertionError, AttributeError) as error:
+            raise UserError(
+                f"{config.model.arch} cannot classify images of {size} x {size} pixels: {str(error).splitlines()[0]}\n"
+                f"  Set another --model.arch, --data.image_size or --data.test_size."
+            ) from error
+    model.train()
+
+
+def make_optimizer(config: FrozenMunch, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
+    """The optimizer over every parameter."""
+    optim = config.optim
+    return create_optimizer(
+        model.parameters(),
+        optim.optimizer,
+        lr=optim.lr.init,
+        momentum=optim.momentum,
+        nesterov=optim.nesterov,
+        weight_decay=optim.wd.base,
+        fused=device.type == "cuda",
+    )
+
+
+def check_batches(images: ImageList, batch_size: int, place: Place, config: FrozenMunch) -> None:
+    """Refuse a training set smaller than a batch, and micro-batches that do not come out even."""
+    steps_per_epoch(len(images), batch_size * place.world_size)
+    if batch_size % config.optim.accumulation:
+        raise UserError(
+            f"optim.accumulation is {config.optim.accumulation}, which does not divide the {batch_size} images that "
+            f"each process has in a batch.\n  Change --optim.accumulation or --optim.batch_size."
+        )
+
+
+def make_plan(config: FrozenMunch, images: ImageList, global_batch: int, seed: int) -> Plan:
+    """The recipe as plain values and functions; the schedule's length comes from the data."""
+    optim, cut = config.optim, config.data.cutmix
+    steps = steps_per_epoch(len(images), global_batch)
+    return Plan(
+        epochs=optim.epochs,
+        steps_per_epoch=steps,
+        accumulation=optim.accumulation,
+        learning_rate=partial(
+            learning_rate,
+            steps_per_epoch=steps,
+            epochs=optim.epochs,
+            warmup_epochs=optim.warmup.epochs,
+            lr_init=optim.lr.init,
+            warmup_lr=optim.warmup.lr,
+            decay_type=optim.lr.decay_type,
+        ),
+        targets=make_targets(config, len(images.class_names)),
+        cutmix_prob=cut.prob,
+        cutmix_beta=cut.beta,
+        cutmix_epochs=optim.epochs - cut.off_epoch,
+        clip_grad_norm=optim.clip_grad_norm,
+        ema_decay=optim.ema.decay,
+        seed=seed,
+        print_freq=config.util.print_freq,
+        checkpoint_s=60.0 * config.util.checkpoint_minutes,
+    )
+
+
+def make_targets(config: FrozenMunch, num_classes: int) -> Callable[[Batch], Tensor]:
+    """Batch -> soft targets [B, K]: from the label maps or the folders' labels, then smoothed."""
+    smoothing = config.optim.label_smoothing
+    relabel = config.data.relabel
+    if not relabel.use:
+        return lambda batch: smooth(original_target(batch.labels, num_classes), smoothing)
+
+    def targets(batch: Batch) -> Tensor:
+        assert batch.scores is not None and batch.classes is not None, "the dataset was built with a label store"
+        target = relabel_target(
+            batch.scores,
+            batch.classes,
+            batch.boxes,
+            batch.labels,
+            num_classes,
+            fill=relabel.fill,
+            temperature=relabel.temperature,
+            supervision=relabel.supervision,
+            ground_truth_weight=relabel.ground_truth_weight,
+            box_axes=relabel.box_axes,
+        )
+        return smooth(target, smoothing)
+
+    return targets
+
+
+def train_loader(
+    config: FrozenMunch, images: ImageList, store: LabelStore | None, plan: Plan, batch_size: int, place: Place
+) -> Callable[[int], Iterable[Batch]]:
+    """First update -> this process's training batches from there to the end of the run."""
+    data = config.data
+    view = RandomView(data.image_size, data.rrc_minimum, data.flip_prob, data.color_jitter, data.lighting, plan.seed)
+    dataset = ImageDataset(images, view, store)
+
+    def batches(start_step: int) -> Iterable[Batch]:
+        sampler = TrainBatches(
+            num_images=len(images),
+            batch_size_per_process=batch_size,
+            accumulation=plan.accumulation,
+            rank=place.rank,
+            world_size=place.world_size,
+            seed=plan.seed,
+            start_step=start_step,
+            total_steps=plan.total_steps,
+        )
+        return Loader(dataset, sampler, workers_of(config, place), place.device)
+
+    return batches
+
+
+def test_loader(config: FrozenMunch, images: ImageList, place: Place) -> Callable[[], Iterable[Batch]]:
+    """This process's share of a test set: whole images, resized and centre-cropped."""
+    size = config.data.test_size or config.data.image_size
+    dataset = ImageDataset(images, CentreView(size, config.data.crop_ratio))
+    batch_size = place.share(config.util.val_batch_size, "util.val_batch_size")
+
+    def batches() -> Iterable[Batch]:
+        sampler = TestBatches(len(images), batch_size, place.rank, place.world_size)
+        return Loader(dataset, sampler, workers_of(config, place), place.device)
+
+    return batches
+
+
+def workers_of(config: FrozenMunch, place: Place) -> int:
+    """Loader workers of this process: its share, rounded up and capped by its share of the cores; 0 stays 0."""
+    wanted = -(-config.compute.num_workers // place.local_world_size)
+    return min(wanted, max(1, available_cores() // place.local_world_size))
