@@ -80,7 +80,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
 
     def load_here(text: str | None = None, flags: dict[str, str] | None = None) -> Any:
         if text is not None:
-            Path("my.yaml").write_text(text)
+            Path("my.yaml").write_text(text, encoding="utf-8")
         folders = {"data.data_path": "DATA", "data.relabel.path": "LABELS"}
         return load_config("" if text is None else "my.yaml", {**folders, **(flags or {})})
 
@@ -107,14 +107,16 @@ def test_a_damaged_base_is_an_error_like_any_other(
 ) -> None:
     monkeypatch.setattr("utils.config.BASE_FILE", Path("base.yaml"))
     if text is not None:
-        Path("base.yaml").write_text(text)
+        Path("base.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=match) as caught:
         load_config("", {})
     assert str(caught.value).startswith(f"{problems} problem")
 
 
 def test_every_key_is_explained_in_base() -> None:
-    lines = [line for line in BASE_FILE.read_text().splitlines() if re.match(r" +[a-z_]+: [^{\s]", line)]
+    lines = [
+        line for line in BASE_FILE.read_text(encoding="utf-8").splitlines() if re.match(r" +[a-z_]+: [^{\s]", line)
+    ]
     assert len(lines) == len(LEAVES)
     plain = {"epochs: 100", "momentum: 0.9", "eps: 1e-5"}
     assert [line for line in lines if "#" not in line and line.strip() not in plain] == []
@@ -133,12 +135,12 @@ def test_a_config_file_of_2021_with_every_key_runs_unchanged(load: Load, capsys:
 
 
 def _named_in(text: str, key: str) -> bool:
-    Path("2021.yaml").write_text(text)
+    Path("2021.yaml").write_text(text, encoding="utf-8")
     return key in read_config_file(Path("2021.yaml"), "")[0]
 
 
 def test_flags_win_over_the_file_and_the_file_over_base(load: Load) -> None:
-    config = load("optim: {epochs: 7, batch-size: 64}\ncompute:\n", {"optim.epochs": "9", "util.print-freq": "3"})
+    config = load("optim: {epochs: 7, batch-size: 64}\ncompute:\n", {"optim.epochs": "9", "util.print_freq": "3"})
     assert (config.optim.epochs, config.optim.batch_size, config.util.print_freq) == (9, 64, 3)
     assert config.optim.momentum == 0.9
     assert config.util.run_dir == "runs/my"
@@ -230,7 +232,7 @@ BAD_FLAGS = [
     ("util.test_only", "true", "util.test_weight_file = '' .*--util.test_weight_file FILE"),
     ("optim.epoch", "3", "--optim.epoch .*no such key; did you mean --optim.epochs?"),
     ("batch_size", "3", "did you mean --optim.batch_size"),
-    ("data.batch-size", "3", "did you mean --optim.batch_size"),
+    ("data.batch_size", "3", "did you mean --optim.batch_size"),
     ("optim.lr", "0.1", "--optim.lr .*is a section, not a key; did you mean --optim.lr.init or"),
     ("dta.relabel", "x", "no such key; did you mean --data.relabel"),
     ("zzz", "x", "--zzz .*no such key"),
@@ -290,8 +292,7 @@ BAD_FILES = [
     ("? [a]\n: 1\n", r"a key \(my.yaml, line 1\): must be plain text, found a list; write a name such as"),
     ("optim:\n  ? {a: 1}\n  : 1\n", r"a key of optim \(my.yaml, line 2\): must be plain text, found a section"),
     ("optim:\n  1: 3\n", r"a key of optim \(my.yaml, line 2\): must be plain text, found `1`;"),
-    ("optim:\n  : 3\n", "must be plain text, found ``"),
-    ("!x optim:\n  epochs: 3\n", "must be plain text, found `optim` with the tag !x"),
+    ("optim:\n  ~: 3\n", "must be plain text, found `~`"),
     ("config_file_path: x.yaml\n", r"config_file_path .*no such key; remove it"),
     ("<<: {a: 1}\n", "<< .*no such key"),
     ("\0\1", "is not YAML"),
@@ -373,11 +374,6 @@ def test_a_setting_without_effect_warns(
 def test_a_default_that_is_disabled_does_not_warn(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
     load("data: {cutmix: {beta: 0, off_epoch: 5}}", {"optim.optimizer": "adamp", "optim.nesterov": "true"})
     assert capsys.readouterr().err == ""
-
-
-def test_the_same_key_in_two_spellings_is_refused(load: Load) -> None:
-    with pytest.raises(UserError, match=r"--optim.batch_size .*given twice"):
-        load(None, {"optim.batch_size": "64", "optim.batch-size": "64"})
 
 
 def test_the_tree_cannot_be_changed_or_misread(load: Load) -> None:

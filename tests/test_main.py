@@ -70,6 +70,7 @@ BAD_COMMAND_LINES = [
     (["--data.relabel.use", "nope"], "expected true or false"),
     (["--config-file-path", "no.yaml"], "config file .*no.yaml.*cannot be read"),
     (["--trace", "1"], "--trace .*no such key"),
+    (["--zz", "1", "--zz", "2"], "--zz .*no such key"),
     (["--flags", "1"], "--flags .*no such key"),
 ]
 
@@ -85,6 +86,37 @@ def test_a_bad_command_line_exits_2(
     assert (caught.value.code, out) == (2, "")
     assert re.search(match, err) and err.startswith("error: 1 problem; nothing was started.")
     assert tree(here) == before
+
+
+@pytest.mark.parametrize("flag", ["--config", "--config_file", "--config-file", "--CONFIG_FILE_PATH"])
+def test_a_misspelt_flag_of_the_config_file_is_the_only_complaint(
+    capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    with pytest.raises(SystemExit):
+        main.main([flag, "my.yaml"])  # which might name the folders
+    err = capsys.readouterr().err
+    assert err.startswith("error: 1 problem;") and "no such key; did you mean --config_file_path?" in err
+
+
+@pytest.mark.parametrize(
+    "argv", [["--util.print_config", "1"], ["--util.print_config"], ["--util.print_confg", "True"]]
+)
+def test_folders_are_not_missed_by_who_may_only_want_to_print(
+    capsys: pytest.CaptureFixture[str], argv: list[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main.main(argv)
+    err = capsys.readouterr().err
+    assert err.startswith("error: 1 problem;") and "util.print_conf" in err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_is_printed_is_utf8_whatever_the_locale(here: Path, encoding: str) -> None:
+    (here / "my.yaml").write_text('util: {run_dir: "r\u00e9sum\u00e9 \u96ea"}\n', encoding="utf-8")
+    command = [sys.executable, str(ROOT / "main.py"), "--config-file-path", "my.yaml", "--util.print_config", "True"]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    done = subprocess.run(command, capture_output=True, env=environment, check=True, timeout=60)
+    assert "run_dir: r\u00e9sum\u00e9 \u96ea" in done.stdout.decode("utf-8") and done.stderr == b""
 
 
 @pytest.mark.parametrize(
@@ -144,8 +176,10 @@ def test_what_print_config_prints_is_a_config_file(here: Path, capsys: pytest.Ca
     for command_line in (argv, ["--config-file-path", "printed.yaml"]):
         with pytest.raises(SystemExit):
             main.main(command_line)
-        (here / "printed.yaml").write_text(capsys.readouterr().out)
-    values = [text.partition("#")[0].rstrip() for text in (here / "printed.yaml").read_text().splitlines()]
+        (here / "printed.yaml").write_text(capsys.readouterr().out, encoding="utf-8")
+    values = [
+        text.partition("#")[0].rstrip() for text in (here / "printed.yaml").read_text(encoding="utf-8").splitlines()
+    ]
     assert "    init: 1.0e-05" in values and "  run_dir: '1e-5'" in values
 
 
@@ -155,7 +189,9 @@ def test_help_prints_usage_and_base_itself(capsys: pytest.CaptureFixture[str], a
         main.main(argv)
     out, err = capsys.readouterr()
     assert (caught.value.code, err) == (0, "")
-    assert out.startswith("usage: python main.py --config-file-path FILE") and out.endswith(BASE_FILE.read_text())
+    assert out.startswith("usage: python main.py --config-file-path FILE") and out.endswith(
+        BASE_FILE.read_text(encoding="utf-8")
+    )
 
 
 def test_one_process_of_a_node_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,3 +77,14 @@ def test_each_source_file_has_a_test_file() -> None:
         for path in (ROOT / layer).glob("*.py"):
             if path.stem != "__init__":
                 assert f"test_{covered_by.get(path.stem, path.stem)}.py" in tests, path
+
+
+def test_the_readme_is_complete() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert not re.search(r"@\w+@|\bTODO\b", text)
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / target).exists(), target
+    for named in re.findall(r"(?:configs|relabel|models|utils|tests)/[\w/]+\.\w+", text):
+        assert (ROOT / named).exists(), named
+    for test in re.findall(r"\btest_\w+\b(?!\.py)", text):
+        assert (ROOT / "tests" / f"{test}.py").exists(), test

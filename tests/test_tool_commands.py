@@ -117,6 +117,8 @@ ONE_MISTAKE = [
     ([*GOOD, "--cots", "3"], r"--cots .*no such flag; did you mean --coats\?"),
     ([*GOOD, "--cots"], r"--cots .*no such flag; did you mean --coats\?"),
     ([*GOOD, "--COATS=3"], r"did you mean --coats\?"),
+    (["paint", "wall", "--colr=red"], r"--colr .*no such flag; did you mean --colour\?"),
+    ([*GOOD, "--zz", "1", "--zz", "2"], "--zz .*no such flag"),
     ([*GOOD, "--nodry"], "--nodry .*no such flag"),
     ([*GOOD, "--=3"], "--=3 .*has no name; write --NAME VALUE"),
     ([*GOOD, "--trace", "1"], "--trace .*no such flag"),

@@ -1,8 +1,4 @@
-"""The form of a command line, for main.py and the tools alike: flags with values, arguments, and what is neither.
-
-fire calls a function first and complains afterwards, keeps the last of two equal flags, and makes True of a flag
-without value. So only a command line without mistakes is handed on, each value as one `--key=text`.
-"""
+"""The form of a command line, for main.py and the tools alike: flags with values, arguments, and what is neither."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -34,14 +30,9 @@ class CommandLine:
         """The names whose text is unknown because of a problem."""
         return {key for problem in self.problems for key in problem.keys}
 
-    @property
-    def words(self) -> list[str]:
-        """The line in the one form that fire cannot misread."""
-        return [f"--{name}={text}" for name, text in self.texts.items()]
-
-    def refuse(self, subject: str, text: str, name: str = "") -> None:
-        """Record a problem that leaves the text of `name` unknown."""
-        self.problems.append(Problem(subject, COMMAND_LINE, text, keys=(name,)))
+    def refuse(self, subject: str, text: str, *names: str) -> None:
+        """Record a problem that leaves the texts of `names` unknown."""
+        self.problems.append(Problem(subject, COMMAND_LINE, text, keys=names))
 
 
 def parse_command_line(

@@ -5,13 +5,14 @@ imported: a mistake is told within a second and before anything is created.
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from utils.command_line import HELP_FLAGS, parse_command_line
 from utils.config_file import read_config_file, to_yaml, unknown_key
-from utils.config_problems import COMMAND_LINE, Problem, Setting, first_of_node, normal_key, report
+from utils.config_problems import COMMAND_LINE, Problem, Setting, first_of_node, report
 from utils.config_rules import DISK_RULES, RULES, broken_rules, warnings
 from utils.config_schema import FILE_FLAG, LEAVES, flatten, nest, validate
 from utils.errors import UserError
@@ -19,6 +20,16 @@ from utils.frozen_munch import FrozenMunch
 
 BASE_FILE = Path(__file__).resolve().parent.parent / "configs" / "base.yaml"
 _COMMENT_COLUMN = 48
+_USAGE = """\
+usage: python main.py --config-file-path FILE [--section.key VALUE ...]
+
+Trains and evaluates, or with --util.test_only True only evaluates. FILE is a recipe such as
+configs/relabel_train_resnet50.yaml; flags come last and win. Hyphens and underscores are the same,
+so are `--section.key VALUE` and `--section.key=VALUE`. --util.print_config True shows what a command
+line resolves to. The label-map tools: python -m relabel --help
+
+Every key with its default:
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +41,32 @@ class Resolution:
     problems: list[Problem]
 
 
+def fire_arguments(argv: Sequence[str]) -> list[str]:
+    """Check a command line and hand it on in the one form that fire cannot misread: `--key=text`.
+
+    fire calls the function first and complains afterwards, keeps the last of two equal flags, and makes True of a flag
+    without value.
+
+    Args:
+        argv: the words after the program's name.
+
+    Raises:
+        UserError: stray words, flags without value or given twice; with them all that else can be found wrong.
+        SystemExit: status 0, after `--help` or `-h` was answered with the usage and base.yaml itself.
+    """
+    if any(word in HELP_FLAGS for word in argv):
+        print(f"{_USAGE}\n{BASE_FILE.read_text(encoding='utf-8')}", end="")
+        sys.exit(0)
+    line = parse_command_line(argv)
+    if line.texts.get(FILE_FLAG) == "":
+        line.refuse("--config-file-path", "is empty; give the path of a config file, or leave the flag out", FILE_FLAG)
+    if line.problems:
+        flags = {key: text for key, text in line.texts.items() if key != FILE_FLAG}
+        more = resolve(line.texts.get(FILE_FLAG, ""), flags, line.spoiled).problems
+        raise UserError(report([*line.problems, *more]))
+    return [f"--{key}={text}" for key, text in line.texts.items()]
+
+
 def load_config(config_file_path: str, flags: dict[str, str]) -> FrozenMunch:
     """Merge base.yaml, a config file and command-line flags into the frozen tree that a run is built from.
 
@@ -37,7 +74,7 @@ def load_config(config_file_path: str, flags: dict[str, str]) -> FrozenMunch:
 
     Args:
         config_file_path: YAML file that names what differs from base.yaml; '' for none.
-        flags: dotted key, with hyphens or underscores -> raw text as typed.
+        flags: dotted key, as in base.yaml -> raw text as typed.
 
     Raises:
         UserError: lists every mistake in the file, the flags, and the folders that they name.
@@ -87,14 +124,11 @@ def resolve(config_file_path: str, flags: dict[str, str], spoiled: Iterable[str]
 def _read_flags(flags: dict[str, str]) -> tuple[dict[str, Setting], list[Problem]]:
     settings: dict[str, Setting] = {}
     problems = []
-    for name, text in flags.items():
-        key = normal_key(name)
-        if key not in LEAVES:
-            problems.append(unknown_key(key, COMMAND_LINE, prefix="--"))
-        elif key in settings:
-            problems.append(Problem("--" + key, COMMAND_LINE, "given twice; keep one of them", keys=(key,)))
-        else:
+    for key, text in flags.items():
+        if key in LEAVES:
             settings[key] = Setting(LEAVES[key].read(text), COMMAND_LINE, COMMAND_LINE)
+        else:
+            problems.append(unknown_key(key, COMMAND_LINE, prefix="--"))
     return settings, problems
 
 

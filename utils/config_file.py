@@ -127,10 +127,13 @@ def _walk(node: yaml.MappingNode, prefix: str, path: Path, source: str) -> Itera
 
 
 def _not_a_name(node: yaml.Node, prefix: str, where: str) -> Problem:
-    kinds = {yaml.SequenceNode: "a list", yaml.MappingNode: "a section"}
-    found = kinds.get(type(node)) or f"`{node.value}`" + (f" with the tag {node.tag}" if "!" in node.tag else "")
+    found = f"`{node.value}`" if isinstance(node, yaml.ScalarNode) else _kind(node)
     subject = f"a key of {prefix[:-1]}" if prefix else "a key"
     return Problem(subject, where, f"must be plain text, found {found}; write a name such as `optim`")
+
+
+def _kind(node: yaml.Node) -> str:
+    return "a list" if isinstance(node, yaml.SequenceNode) else "a section"
 
 
 def _section(node: yaml.Node, key: str, path: Path, source: str, where: str) -> Iterator[tuple[str, Setting | Problem]]:
@@ -143,8 +146,8 @@ def _section(node: yaml.Node, key: str, path: Path, source: str, where: str) -> 
 
 def _leaf(node: yaml.Node, key: str, where: str, source: str) -> Setting | Problem:
     if not isinstance(node, yaml.ScalarNode):
-        kind = "a list" if isinstance(node, yaml.SequenceNode) else "a section"
-        return Problem(key, where, f"expected one value, found {kind}; write `{key.rpartition('.')[2]}: VALUE`", (key,))
+        text = f"expected one value, found {_kind(node)}; write `{key.rpartition('.')[2]}: VALUE`"
+        return Problem(key, where, text, keys=(key,))
     if node.tag not in (_STR, *_PLAIN_VALUES):
         return Problem(key, where, f"expected a plain value, found the tag {node.tag}; remove the tag", keys=(key,))
     return Setting(_scalar(node, key), where, source)

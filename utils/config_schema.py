@@ -1,12 +1,11 @@
 """Types, ranges and choices of every key of configs/base.yaml. Defaults live there and only there."""
 
-import inspect
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
-from utils.value_types import NULL_WORDS, STRICT, Count, Positive, ValueType
+from utils.value_types import NULL_WORDS, Count, Positive, ValueType
 
 FILE_FLAG = "config_file_path"
 
@@ -30,138 +29,71 @@ NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
-
-class Section(BaseModel):
-    """Base of all sections: no conversion between types, no unknown key, no key left out, no infinity."""
-
-    model_config = ConfigDict(**STRICT, extra="forbid", frozen=True)
-
-
-class Model(Section):
-    arch: Annotated[
+_SCHEMA: dict[str, Any] = {
+    "model.arch": Annotated[
         str, AfterValidator(_not_a_null_word), Field(min_length=1, description="text (the name of a network)")
-    ]
-
-
-class Relabel(Section):
-    use: bool
-    path: Text
-    supervision: Literal["localized_multi", "localized_single", "global_multi", "global_single"]
-    fill: float
-    temperature: Annotated[float, Field(ge=1e-3)]  # below, the softmax leaves the range of float32
-    ground_truth_weight: Share
-    box_axes: Literal["xy", "yx"]
-
-
-class CutMix(Section):
-    prob: Share
-    beta: NonNegative
-    off_epoch: Count
-
-
-class Data(Section):
-    dataset: Literal["imagenet"]
-    data_path: Text
-    image_size: Positive
-    rrc_minimum: Annotated[float, Field(gt=0, le=1)]
-    crop_ratio: Annotated[float, Field(gt=0, le=1)] | None
-    test_size: Positive | None
-    flip_prob: Share
-    color_jitter: Share
-    lighting: NonNegative
-    relabel: Relabel
-    cutmix: CutMix
-
-
-class BatchNorm(Section):
-    momentum: Share | None
-    eps: Annotated[float, Field(gt=0)] | None
-
-
-class LearningRate(Section):
-    init: NonNegative
-    decay_type: Literal["cos", "linear", "default"]
-
-
-class WarmUp(Section):
-    lr: NonNegative
-    epochs: Count
-
-
-class WeightDecay(Section):
-    base: NonNegative
-
-
-class Ema(Section):
-    decay: BelowOne
-
-
-class Optim(Section):
-    optimizer: Literal["sgd", "adamp"]
-    epochs: Positive
-    start_epoch: int  # any other than 0 is refused by a rule that says why
-    batch_size: Positive
-    accumulation: Positive
-    bn: BatchNorm
-    lr: LearningRate
-    warmup: WarmUp
-    nesterov: bool
-    momentum: BelowOne
-    wd: WeightDecay
-    label_smoothing: BelowOne
-    clip_grad_norm: NonNegative
-    ema: Ema
-
-
-class Distributed(Section):
-    use: bool
-    num_processes_per_node: Positive
-    url: Annotated[str, AfterValidator(_meeting_point), Field(description="text (tcp://HOST:PORT)")]
-    backend: Literal["auto", "nccl", "gloo"]
-
-
-class Compute(Section):
-    seed: MinusOneOrMore
-    gpu: MinusOneOrMore
-    opt_level: Annotated[
+    ],
+    "data.dataset": Literal["imagenet"],
+    "data.data_path": Text,
+    "data.image_size": Positive,
+    "data.rrc_minimum": Annotated[float, Field(gt=0, le=1)],
+    "data.crop_ratio": Annotated[float, Field(gt=0, le=1)] | None,
+    "data.test_size": Positive | None,
+    "data.flip_prob": Share,
+    "data.color_jitter": Share,
+    "data.lighting": NonNegative,
+    "data.relabel.use": bool,
+    "data.relabel.path": Text,
+    "data.relabel.supervision": Literal["localized_multi", "localized_single", "global_multi", "global_single"],
+    "data.relabel.fill": float,
+    "data.relabel.temperature": Annotated[float, Field(ge=1e-3)],  # below, the softmax leaves the range of float32
+    "data.relabel.ground_truth_weight": Share,
+    "data.relabel.box_axes": Literal["xy", "yx"],
+    "data.cutmix.prob": Share,
+    "data.cutmix.beta": NonNegative,
+    "data.cutmix.off_epoch": Count,
+    "optim.optimizer": Literal["sgd", "adamp"],
+    "optim.epochs": Positive,
+    "optim.start_epoch": int,  # any other than 0 is refused by a rule that says why
+    "optim.batch_size": Positive,
+    "optim.accumulation": Positive,
+    "optim.bn.momentum": Share | None,
+    "optim.bn.eps": Annotated[float, Field(gt=0)] | None,
+    "optim.lr.init": NonNegative,
+    "optim.lr.decay_type": Literal["cos", "linear", "default"],
+    "optim.warmup.lr": NonNegative,
+    "optim.warmup.epochs": Count,
+    "optim.nesterov": bool,
+    "optim.momentum": BelowOne,
+    "optim.wd.base": NonNegative,
+    "optim.label_smoothing": BelowOne,
+    "optim.clip_grad_norm": NonNegative,
+    "optim.ema.decay": BelowOne,
+    "compute.seed": MinusOneOrMore,
+    "compute.gpu": MinusOneOrMore,
+    "compute.opt_level": Annotated[
         Literal["O0", "O1", "O2", "bf16"],
         Field(description="O3, pure float16, is refused as unsafe: O1 or bf16 are the fast ones"),
-    ]
-    num_workers: Count
-    compile: bool
-    distributed: Distributed
+    ],
+    "compute.num_workers": Count,
+    "compute.compile": bool,
+    "compute.distributed.use": bool,
+    "compute.distributed.num_processes_per_node": Positive,
+    "compute.distributed.url": Annotated[
+        str, AfterValidator(_meeting_point), Field(description="text (tcp://HOST:PORT)")
+    ],
+    "compute.distributed.backend": Literal["auto", "nccl", "gloo"],
+    "util.run_dir": Text,
+    "util.print_freq": Positive,
+    "util.val_batch_size": Positive,
+    "util.checkpoint_minutes": NonNegative,
+    "util.tensorboard": bool,
+    "util.test_only": bool,
+    "util.test_weight_file": Text,
+    "util.print_config": bool,
+}
 
-
-class Util(Section):
-    run_dir: Text
-    print_freq: Positive
-    val_batch_size: Positive
-    checkpoint_minutes: NonNegative
-    tensorboard: bool
-    test_only: bool
-    test_weight_file: Text
-    print_config: bool
-
-
-class Config(Section):
-    """The whole tree of base.yaml."""
-
-    model: Model
-    data: Data
-    optim: Optim
-    compute: Compute
-    util: Util
-
-
-def _leaves(section: type[BaseModel], prefix: str = "") -> dict[str, ValueType]:
-    found: dict[str, ValueType] = {}
-    for name, annotation in inspect.get_annotations(section).items():
-        is_section = inspect.isclass(annotation) and issubclass(annotation, Section)
-        found |= _leaves(annotation, f"{prefix}{name}.") if is_section else {prefix + name: ValueType.of(annotation)}
-    return found
-
-
-LEAVES = _leaves(Config)
+LEAVES = {key: ValueType.of(annotation) for key, annotation in _SCHEMA.items()}
 """Every dotted key with what it accepts, in the order of base.yaml."""
 
 CONFIG_FLAGS = (FILE_FLAG, *LEAVES)
@@ -201,10 +133,12 @@ def validate(flat: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
     Returns:
         The values in their declared types (1 becomes 1.0 where a number is declared), and the dotted keys whose value
-        does not fit or is missing; the values come back as they were if there is one.
+        does not fit or is missing; such a value comes back as it was.
     """
-    try:
-        return flatten(Config.model_validate(nest(flat)).model_dump()), []
-    except ValidationError as error:
-        places = [".".join(str(part) for part in details["loc"]) for details in error.errors()]
-        return flat, [key for place in places for key in keys_below(place)]
+    values, wrong = dict(flat), []
+    for key, kind in LEAVES.items():
+        try:
+            values[key] = kind.check(flat[key])
+        except (KeyError, ValidationError):
+            wrong.append(key)
+    return values, wrong

@@ -15,10 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
-import fire
 from pydantic import ValidationError
 
-from utils.command_line import HELP_FLAGS, CommandLine, parse_command_line
+from utils.command_line import HELP_FLAGS, parse_command_line
 from utils.config_problems import COMMAND_LINE, Problem, did_you_mean, first_of_node, nearest, normal_key, report
 from utils.errors import UserError, exit_on_user_error
 from utils.value_types import ValueType
@@ -60,6 +59,10 @@ class Parameter:
     def written(self) -> str:
         """How it is written on a command line: IMAGES or --top_k N."""
         return self.subject if self.positional else f"{self.subject} {self.type.word}"
+
+    def refusal(self, text: str) -> str:
+        """The advice on a text that does not fit."""
+        return self.type.refusal(text) + ("" if self.required else f"; the default is {self.shown_default()}")
 
     def shown_default(self) -> str:
         """The default as a person would type it."""
@@ -122,46 +125,40 @@ def run_commands(functions: Sequence[Callable[..., None]], argv: Sequence[str], 
         if any(word in HELP_FLAGS for word in argv):
             print(command.help_text(program), end="")
             sys.exit(0)
-        line = check_line(command, argv[1:], program)
+        values = read_values(command, argv[1:], program)
         # Until here Ctrl-C may end the process at once; a command may have to clean up.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        _call(command, line, program)
+        try:
+            command.function(**values)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr, flush=True)
+            sys.exit(EXIT_INTERRUPTED)
 
 
-def check_line(command: Command, argv: Sequence[str], program: str) -> CommandLine:
-    """Read the words after a command's name.
+def read_values(command: Command, argv: Sequence[str], program: str) -> dict[str, object]:
+    """The value of every parameter that the words after a command's name give.
 
     Raises:
-        UserError: lists all that is wrong with it: its form, missing and unknown names, values that do not fit.
+        UserError: lists all that is wrong with them: form, missing and unknown names, values that do not fit.
     """
-    arguments = [parameter.name for parameter in command.parameters.values() if parameter.positional]
-    line = parse_command_line(argv, command.parameters, arguments)
-    unknown = [name for name in line.texts if name not in command.parameters]
-    for name in unknown:
-        line.refuse(f"--{name}", f"no such flag{did_you_mean(nearest(name, command.parameters), prefix='--')}")
-        del line.texts[name]
-    spoiled = line.spoiled
-    line.problems += _wrong_values(command, line.texts)[1]
-    for parameter in command.parameters.values():
-        if parameter.required and parameter.name not in {*line.texts, *spoiled}:
+    parameters = command.parameters
+    line = parse_command_line(argv, parameters, [name for name in parameters if parameters[name].positional])
+    values: dict[str, object] = {}
+    for name, text in line.texts.items():
+        if name not in parameters:
+            near = nearest(name, parameters)
+            line.refuse(f"--{name}", f"no such flag{did_you_mean(near, prefix='--')}", *near)
+            continue
+        try:
+            values[name] = parameters[name].type.check(parameters[name].type.read(text))
+        except ValidationError:
+            line.refuse(f"{parameters[name].subject} = {text!r}", parameters[name].refusal(text), name)
+    for name, parameter in parameters.items():
+        if parameter.required and name not in {*values, *line.spoiled}:
             line.refuse(parameter.written, f"is missing; expected {parameter.type.expected}")
     if line.problems:
         raise UserError(report(line.problems, f"How it is written: {program} {command.name} --help"))
-    return line
-
-
-def _wrong_values(command: Command, texts: Mapping[str, str]) -> tuple[dict[str, object], list[Problem]]:
-    """The value of each text that fits, and a problem for each that does not."""
-    values, problems = {}, []
-    for name, text in texts.items():
-        parameter = command.parameters[name]
-        try:
-            values[name] = parameter.type.convert(text)
-        except ValidationError:
-            default = "" if parameter.required else f"; the default is {parameter.shown_default()}"
-            refusal = parameter.type.refusal(text) + default
-            problems.append(Problem(f"{parameter.subject} = {text!r}", COMMAND_LINE, refusal))
-    return values, problems
+    return values
 
 
 def _find_command(commands: Mapping[str, Command], argv: Sequence[str], program: str) -> Command:
@@ -176,22 +173,6 @@ def _find_command(commands: Mapping[str, Command], argv: Sequence[str], program:
     else:
         advice = f"no such command{did_you_mean(nearest(word, names))}; expected one of {', '.join(names)}"
     raise UserError(report([Problem(word, COMMAND_LINE, advice)], f"What each does: {program} --help"))
-
-
-def _call(command: Command, line: CommandLine, program: str) -> None:
-    """Let fire call the function with its values."""
-
-    @fire.decorators.SetParseFn(str)
-    def call(**texts: str) -> None:
-        values, problems = _wrong_values(command, texts)
-        assert not problems, f"checked before: {problems}"
-        command.function(**values)
-
-    try:
-        fire.Fire({command.name: call}, command=[command.name, *line.words], name=program)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
-        sys.exit(EXIT_INTERRUPTED)
 
 
 # ---- reading a function

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from utils.config_problems import did_you_mean, nearest
 
-STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 NULL_WORDS = ("none", "null")
 _INTEGER = re.compile(r"[-+]?[0-9]{1,18}")  # 18 digits fit into 64 bits
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
@@ -168,14 +168,13 @@ class ValueType:
             return tuple(number(part) for part in text.split(self.separator))
         return self._kind.read(text)
 
-    def convert(self, text: str) -> object:
-        """The checked value of a text as typed.
+    def check(self, value: object) -> object:
+        """A value in its declared type: 1 becomes 1.0 where a number is declared.
 
         Raises:
             ValidationError: it is not what is `expected`.
         """
-        value = self.read(text)
-        return None if value is None else self._adapter.validate_python(value)
+        return None if value is None and self.optional else self._adapter.validate_python(value)
 
     @cached_property
     def _field(self) -> FieldInfo:
@@ -183,7 +182,7 @@ class ValueType:
 
     @cached_property
     def _adapter(self) -> TypeAdapter[Any]:
-        return TypeAdapter(self.annotation, config=STRICT)
+        return TypeAdapter(self.annotation, config=_STRICT)
 
     @property
     def _kind(self) -> Kind:
