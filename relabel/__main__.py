@@ -135,7 +135,7 @@ def annotate(
     print(f"label maps: {out}", flush=True)
 
 
-def demo(*, out: NewFolder = Path("runs/demo"), seeds: Positive = 1) -> None:
+def demo(*, out: NewFolder = Path("runs/demo"), seeds: Positive = 1, train: Scenes = 6000, val: Scenes = 1500) -> None:
     """Run the main job on the embedded data: annotate, train with and without label maps, compare.
 
     Ends with a table of both trainings and pictures, and says where they are. The same command continues an
@@ -144,21 +144,32 @@ def demo(*, out: NewFolder = Path("runs/demo"), seeds: Positive = 1) -> None:
     Args:
         out: folder for data, label maps, runs and pictures.
         seeds: trainings of each kind; the table shows their mean.
+        train: training scenes; with fewer it is a rehearsal, not a comparison.
+        val: validation scenes.
     """
     from relabel.digit_demo import run_demo
 
-    run_demo(out, seeds)
+    run_demo(out, seeds, train, val)
 
 
-def digits_annotator(*, out: NewFile) -> None:
+def digits_annotator(
+    *,
+    out: NewFile,
+    work: NewFolder = Path("runs/digits-annotator"),
+    train: Scenes = 16000,
+    val: Scenes = 1500,
+) -> None:
     """Train the demo's machine annotator from scratch, on scenes that its students never see.
 
     Args:
         out: the checkpoint to write.
+        work: folder of its scenes and its training run.
+        train: training scenes.
+        val: validation scenes.
     """
     from relabel.digit_demo import train_annotator
 
-    train_annotator(out)
+    train_annotator(out, work, train, val)
 
 
 def load_teacher(arch: str, weights: Path | None, images: "ImageList") -> "nn.Module":

@@ -38,7 +38,7 @@ from utils.run_log import CONFIG, read_metrics, write_json
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "configs" / "digits"
 ANNOTATOR = RECIPES / "annotator.pth"
-ANNOTATOR_SIZE = "64x64"  # what the annotator was tested at: maps of 4 x 4 cells
+ANNOTATOR_SIZE = "48x64"  # rows x columns of the squashed scene: maps of 3 x 4 cells
 TOP_K = 5
 SUPERVISIONS = {"original labels": "original", "ReLabel": "relabel"}
 
@@ -55,14 +55,19 @@ class Result:
     seconds: float
 
 
-def run_demo(out: Path, seeds: int = 1) -> None:
+def run_demo(out: Path, seeds: int, train: int, val: int) -> None:
     """Scenes, label maps, one student per supervision and seed; then a table, its JSON, and two pictures in `out`.
 
     Finished steps are not repeated: given again after an interruption, it goes on.
+
+    Args:
+        out: folder of all that is made.
+        seeds: students per supervision, of the seeds 0, 1, ...
+        train, val: scenes of each split.
     """
     out = out.resolve()  # the commands run in the project's folder, whatever folder this one was called from
     scenes, labels = out / "scenes", out / "labels"
-    _relabel("digits", "--out", scenes)
+    _relabel("digits", "--out", scenes, "--train", train, "--val", val)
     _relabel(
         *("annotate", scenes / "train", labels, "--arch", "digit_net", "--weights", ANNOTATOR),
         *("--size", ANNOTATOR_SIZE, "--top_k", TOP_K),
@@ -85,16 +90,18 @@ def run_demo(out: Path, seeds: int = 1) -> None:
     )
 
 
-def train_annotator(out: Path) -> None:
-    """Make the machine annotator from scratch: 16,000 other scenes, the task's labels, the project's own training.
+def train_annotator(out: Path, work: Path, train: int, val: int) -> None:
+    """Make the machine annotator from scratch: scenes of another seed, the task's labels, the project's own training.
 
     Args:
         out: the checkpoint to write; weights and class names, without the optimizer.
+        work: folder of the scenes and the run.
+        train, val: scenes of each split.
     """
-    folder = ROOT / "runs" / "digits-annotator"
-    _relabel("digits", "--out", folder / "scenes", "--seed", 1, "--train", 16000)
-    _train("annotator", "--data.data_path", folder / "scenes", "--util.run_dir", folder / "run")
-    state = load_checkpoint(folder / "run" / BEST)
+    work = work.resolve()
+    _relabel("digits", "--out", work / "scenes", "--seed", 1, "--train", train, "--val", val)
+    _train("annotator", "--data.data_path", work / "scenes", "--util.run_dir", work / "run")
+    state = load_checkpoint(work / "run" / BEST)
     save_checkpoint({key: state[key] for key in ("arch", "class_names", "accuracy", "epoch", "state_dict")}, out)
     print(f"{out}: top-1 {state['accuracy']:.2f} % on the validation scenes")
 
