@@ -16,7 +16,7 @@ test: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-# The demo's machine annotator from scratch (about 15 minutes on 2 cores); the result stands in configs/digits.
+# The demo's machine annotator from scratch (about 10 minutes on 2 cores); the result stands in configs/digits.
 annotator: $(VENV)/installed
 	$(BIN)/python -m relabel digits-annotator --out configs/digits/annotator.pth
 

@@ -27,7 +27,7 @@ from relabel.evaluation import predict
 from relabel.label_store import LabelStore, open_label_store
 from relabel.targets import relabel_target
 from relabel.viewer import SceneExample, draw_curves, draw_scenes
-from utils.checkpoint import BEST, LAST, load_checkpoint, save_checkpoint
+from utils.checkpoint import LAST, load_checkpoint, save_checkpoint
 from utils.config import load_config
 from utils.distributed import Place
 from utils.errors import EXIT_PREEMPTED
@@ -38,7 +38,7 @@ from utils.run_log import CONFIG, read_metrics, write_json
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "configs" / "digits"
 ANNOTATOR = RECIPES / "annotator.pth"
-ANNOTATOR_SIZE = "48x64"  # rows x columns of the squashed scene: maps of 3 x 4 cells
+ANNOTATOR_SIZE = "64x80"  # rows x columns of the squashed scene: maps of 4 x 5 cells, each about a digit wide
 TOP_K = 5
 SUPERVISIONS = {"original labels": "original", "ReLabel": "relabel"}
 
@@ -101,7 +101,7 @@ def train_annotator(out: Path, work: Path, train: int, val: int) -> None:
     work = work.resolve()
     _relabel("digits", "--out", work / "scenes", "--seed", 1, "--train", train, "--val", val)
     _train("annotator", "--data.data_path", work / "scenes", "--util.run_dir", work / "run")
-    state = load_checkpoint(work / "run" / BEST)
+    state = load_checkpoint(work / "run" / LAST)
     save_checkpoint({key: state[key] for key in ("arch", "class_names", "accuracy", "epoch", "state_dict")}, out)
     print(f"{out}: top-1 {state['accuracy']:.2f} % on the validation scenes")
 
