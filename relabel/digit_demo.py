@@ -184,7 +184,8 @@ def _short(word: str) -> str:
 
 def _print_table(results: Sequence[Result], images: int) -> None:
     seeds = len({result.seed for result in results})
-    table = Table(title=f"\n{images:,} validation scenes, {seeds} seed(s); mean ± standard deviation over seeds")
+    spread = "; mean ± standard deviation over seeds" if seeds > 1 else ""
+    table = Table(title=f"\n{images:,} validation scenes, {seeds} seed(s){spread}")
     table.add_column("supervision")
     columns = {
         "top-1 %": "top1_percent",
