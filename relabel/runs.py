@@ -3,9 +3,10 @@
 import hashlib
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,15 +26,16 @@ from relabel.build import (
 )
 from relabel.dataset import ImageList
 from relabel.evaluation import evaluate
+from relabel.label_store import LabelStore
 from relabel.trainer import Preempted, Trainer
 from utils.checkpoint import load_checkpoint, split_weights
 from utils.distributed import Place, from_main, launch
 from utils.errors import EXIT_PREEMPTED, SharedError, UserError
 from utils.frozen_munch import FrozenMunch
 from utils.precision import Precision
-from utils.run_folder import find_start, make_run_folder, open_run_folder
+from utils.run_folder import Start, find_start, locked, make_run_folder, open_run_folder
 from utils.run_log import read_status, record_environment, write_json, write_status
-from utils.workers import raise_worker_death
+from utils.workers import end_workers, raise_worker_death
 
 
 def run(config: FrozenMunch) -> None:
@@ -52,9 +54,8 @@ def train(place: Place, config: FrozenMunch) -> None:
     images, test_images = list_split(config, "train"), list_split(config, "val")
     test_images = test_images.with_classes_of(images.class_names, "the training folders")
     store = checked_label_store(config, images) if config.data.relabel.use else None
-    batch_size = place.share(config.optim.batch_size, "optim.batch_size")
     place.share(config.util.val_batch_size, "util.val_batch_size")
-    check_batches(images, batch_size, place, config)
+    check_batches(images, place.share(config.optim.batch_size, "optim.batch_size"), place, config)
     precision = Precision(config.compute.opt_level, place.device)
     identity = {
         "arch": config.model.arch,
@@ -65,10 +66,48 @@ def train(place: Place, config: FrozenMunch) -> None:
     }
 
     folder = Path(config.util.run_dir)
-    start = from_main(lambda: find_start(folder, config, identity, place.world_size))
+    with ExitStack() as stack:  # the lock on the run folder, held by the main process to the end
+
+        def begin() -> Start:
+            if folder.is_dir():
+                stack.enter_context(locked(folder))
+            return find_start(folder, config, identity, place.world_size)
+
+        start = from_main(begin)
+        trainer = make_trainer(config, images, test_images, store, precision, place, identity, start)
+        if trainer.finished:
+            if place.is_main:
+                say_finished(trainer)
+            return
+
+        def open_folder() -> None:
+            if start.is_new:
+                make_run_folder(folder)
+                stack.enter_context(locked(folder))
+            open_run_folder(folder, config, start)
+            introduce(config, images, test_images, trainer)
+
+        from_main(open_folder)
+        if config.compute.compile:
+            trainer.model.compile()
+        fit(trainer)
+
+
+def make_trainer(
+    config: FrozenMunch,
+    images: ImageList,
+    test_images: ImageList,
+    store: LabelStore | None,
+    precision: Precision,
+    place: Place,
+    identity: dict[str, Any],
+    start: Start,
+) -> Trainer:
+    """All parts together, as they stood at the checkpoint if there is one; nothing is written yet."""
     torch.manual_seed(start.seed)
     model = build_model(config, len(images.class_names), precision)
     check_image_sizes(config, model, len(images.class_names), precision)
+    batch_size = place.share(config.optim.batch_size, "optim.batch_size")
     plan = make_plan(config, images, batch_size * place.world_size, start.seed)
     trainer = Trainer(
         model=model,
@@ -78,25 +117,21 @@ def train(place: Place, config: FrozenMunch) -> None:
         place=place,
         train_batches=train_loader(config, images, store, plan, batch_size, place),
         test_batches=test_loader(config, test_images, place),
-        folder=folder,
+        folder=Path(config.util.run_dir),
         identity=identity,
         tensorboard=config.util.tensorboard,
     )
     if start.state is not None:
         trainer.resume(start.state)
-    if trainer.finished:
-        if place.is_main:
-            if read_status(folder) != "done":  # killed between its last checkpoint and its last word
-                trainer.write_done()
-            best = f"best top-1 {trainer.best_accuracy:.2f} % after epoch {trainer.best_epoch}"
-            print(f"{folder} is finished: {best}. Set another --util.run_dir for a new run.", flush=True)
-        return
-    with open_run_folder(folder, config, start) if place.is_main else nullcontext():
-        if place.is_main:
-            introduce(config, images, test_images, trainer)
-        if config.compute.compile:
-            model.compile()
-        fit(trainer)
+    return trainer
+
+
+def say_finished(trainer: Trainer) -> None:
+    """Answer the command of a run that has nothing left to do."""
+    if read_status(trainer.folder) != "done":  # killed between its last checkpoint and its last word
+        trainer.write_done()
+    best = f"best top-1 {trainer.best_accuracy:.2f} % after epoch {trainer.best_epoch}"
+    print(f"{trainer.folder} is finished: {best}. Set another --util.run_dir for a new run.", flush=True)
 
 
 def fingerprint(images: ImageList) -> str:
@@ -107,6 +142,7 @@ def fingerprint(images: ImageList) -> str:
 def introduce(config: FrozenMunch, images: ImageList, test_images: ImageList, trainer: Trainer) -> None:
     """Say what is about to run, and record what it runs on."""
     plan, place, folder = trainer.plan, trainer.place, trainer.folder
+    write_status(folder, "running", step=trainer.step, epoch=trainer.epoch)
     record_environment(
         folder,
         start_step=trainer.step,
@@ -114,6 +150,7 @@ def introduce(config: FrozenMunch, images: ImageList, test_images: ImageList, tr
         device=str(place.device),
         precision=trainer.precision.name,
     )
+    batch = config.optim.batch_size // place.local_world_size * place.world_size
     parameters = sum(p.numel() for p in trainer.model.parameters())
     labels = f"label maps {config.data.relabel.path}" if config.data.relabel.use else "the folders' labels"
     for line in (
@@ -122,7 +159,7 @@ def introduce(config: FrozenMunch, images: ImageList, test_images: ImageList, tr
         f"{place.world_size} process(es) on {place.device.type}, seed {plan.seed}",
         f"{len(images):,} training images of {len(images.class_names):,} classes with {labels}; "
         f"{len(test_images):,} validation images",
-        f"{plan.epochs} epochs of {plan.steps_per_epoch:,} steps, batch {config.optim.batch_size}; run folder {folder}",
+        f"{plan.epochs} epochs of {plan.steps_per_epoch:,} steps, batch {batch:,}; run folder {folder}",
         f"continuing at step {trainer.step:,} of {plan.total_steps:,}" if trainer.step else "",
     ):
         if line:
@@ -133,40 +170,59 @@ def fit(trainer: Trainer) -> None:
     """Run the trainer; whatever ends it early stands in status.json, from whichever process it came.
 
     Raises:
-        UserError: as the trainer; a process other than the main one has already told its own.
+        UserError: as the trainer.
         SystemExit: 143 when preempted; 1 when another process has failed and told why.
     """
+
+    def note(error: Exception) -> None:
+        with suppress(UserError):  # the error itself matters more than that it cannot be written down
+            write_status(trainer.folder, "failed", step=trainer.step, epoch=trainer.epoch, reason=str(error))
+
     try:
-        with tell_worker_deaths():
+        with failures_told(trainer.place, note, told_before=lambda _: read_status(trainer.folder) == "failed"):
             trainer.fit()
     except Preempted:
         sys.exit(EXIT_PREEMPTED)
-    except UserError as error:
-        note_failure(trainer, error)
-        if not (trainer.place.is_main or isinstance(error, SharedError)):
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        raise
-    except Exception as error:
-        if trainer.place.world_size > 1 and read_status(trainer.folder) == "failed":
-            sys.exit(1)  # this process only lost its connection to the one that failed
-        note_failure(trainer, error)
-        raise
 
 
 @contextmanager
-def tell_worker_deaths() -> Iterator[None]:
+def failures_told(
+    place: Place, note: Callable[[Exception], None], told_before: Callable[[Exception], bool]
+) -> Iterator[None]:
+    """One clear message from the process that fails; those that only lose their connection to it end silently.
+
+    Args:
+        place: of this process; the main one's UserErrors are told by whoever started it.
+        note: writes a failure down.
+        told_before: has another process told why it failed, before this error arose here?
+    """
+    try:
+        with worker_deaths_told():
+            yield
+    except Preempted:
+        raise
+    except UserError as error:
+        note(error)
+        if not (place.is_main or isinstance(error, SharedError)):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        raise
+    except Exception as error:
+        if place.world_size > 1 and told_before(error):
+            sys.exit(1)
+        note(error)
+        raise
+    finally:
+        end_workers()
+
+
+@contextmanager
+def worker_deaths_told() -> Iterator[None]:
     """A loader worker's death reaches the main thread wherever it is; here it becomes a UserError."""
     try:
         yield
     except RuntimeError as error:
         raise_worker_death(error)
         raise
-
-
-def note_failure(trainer: Trainer, error: Exception) -> None:
-    """Into status.json if it can be written; the error itself matters more than that it cannot."""
-    with suppress(OSError):
-        write_status(trainer.folder, "failed", step=trainer.step, epoch=trainer.epoch, reason=str(error))
 
 
 def test(place: Place, config: FrozenMunch) -> None:
@@ -185,12 +241,12 @@ def test(place: Place, config: FrozenMunch) -> None:
     precision = Precision(config.compute.opt_level, place.device)
     model = build_model(config, num_classes, precision)
     check_image_sizes(config, model, num_classes, precision)
-    folder, scores = Path(config.util.run_dir), {}
+    batches, folder, scores = test_loader(config, images, place), Path(config.util.run_dir), {}
     for name, state_dict in weights.items():
         load_from(path, model, state_dict, content.get("arch"))
-        if place.is_main:
-            make_run_folder(folder)  # before the work, in case it cannot be written
-        scores[name] = evaluate(model, test_loader(config, images, place)(), precision)
+        from_main(lambda: make_run_folder(folder))  # before the work, in case it cannot be written
+        with failures_told(place, note=lambda _: None, told_before=lambda error: "by peer" in str(error)):
+            scores[name] = evaluate(model, batches(), precision)
         if place.is_main:
             print(f"{path}{' (EMA)' * (name == 'ema')}  {scores[name]}", flush=True)
     if place.is_main:

@@ -220,7 +220,6 @@ class Trainer:
         )
         if self.place.is_main:
             self.log = MetricsLog(self.folder, self.metrics_bytes, self.tensorboard, self.step)
-            write_status(self.folder, "running", step=self.step, epoch=self.epoch)
         self._last_save, self._saved_step = time.monotonic(), self.step
         self._began = time.monotonic() - self.elapsed_s
         self.meter.restart_clock()

@@ -105,7 +105,7 @@ def test_validation_counts_each_image_once_on_any_number_of_processes(
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_a_killed_run_continues_exactly(flags: Flags, tmp_path: Path, run_main: RunMain, workers: int) -> None:
-    flags |= {"compute.num_workers": workers, "util.print_freq": 1, "util.checkpoint_minutes": 0}
+    flags |= {"compute.num_workers": workers, "util.print_freq": 1, "util.checkpoint_minutes": 0, "optim.epochs": 6}
     assert run_main({**flags, "util.run_dir": tmp_path / "undisturbed"}).returncode == 0
     process = run_to_step(command_line(flags), flags["util.run_dir"], step=7)
     os.kill(process.pid, signal.SIGKILL)
@@ -114,7 +114,7 @@ def test_a_killed_run_continues_exactly(flags: Flags, tmp_path: Path, run_main: 
     assert status(flags["util.run_dir"])["state"] == "running"
     again = run_main(flags)
     assert again.returncode == 0, again.stderr
-    assert re.search(r"continuing at step \d+ of 15", again.stdout)
+    assert re.search(r"continuing at step \d+ of 30", again.stdout)
     for name in (LAST, BEST):
         assert_same_weights(weights(tmp_path / "undisturbed", name), weights(flags["util.run_dir"], name))
     assert metrics(tmp_path / "undisturbed") == metrics(flags["util.run_dir"])
@@ -124,7 +124,7 @@ def test_a_killed_run_continues_exactly(flags: Flags, tmp_path: Path, run_main: 
 def test_two_preempted_processes_stop_together_and_continue_exactly(
     flags: Flags, tmp_path: Path, run_main: RunMain
 ) -> None:
-    flags |= {**processes(2), "compute.num_workers": 2, "util.print_freq": 1, "optim.epochs": 6}
+    flags |= {**processes(2), "compute.num_workers": 2, "util.print_freq": 1, "optim.epochs": 12}
     assert run_main({**flags, "util.run_dir": tmp_path / "undisturbed"}).returncode == 0
     process = run_to_step(command_line(flags), flags["util.run_dir"], step=7)
     process.terminate()
@@ -167,6 +167,25 @@ def test_a_bad_image_of_any_process_is_named(
 
 
 @pytest.mark.slow
+def test_a_bad_test_image_of_any_process_is_named(
+    flags: Flags, photos: Path, tmp_path: Path, run_main: RunMain
+) -> None:
+    assert run_main({**flags, "optim.epochs": 1, "optim.warmup.epochs": 0}).returncode == 0
+    shutil.copytree(photos / "val", tmp_path / "data" / "val")
+    bad = list_images(tmp_path / "data" / "val").path(7)  # an odd row: of the second process
+    bad.write_bytes(bad.read_bytes()[:300])
+    keep = ("model.arch", "data.image_size", "compute.num_workers", "compute.opt_level", "util.val_batch_size")
+    done = run_main(
+        {key: flags[key] for key in keep}
+        | processes(2)
+        | {"data.data_path": tmp_path / "data", "util.test_only": True, "util.run_dir": tmp_path / "test"}
+        | {"util.test_weight_file": flags["util.run_dir"] / LAST}
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("error: ") == 1 and bad.name in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
 def test_what_the_main_process_refuses_is_told_once(flags: Flags, run_main: RunMain) -> None:
     flags |= {**processes(2), "optim.epochs": 1, "optim.warmup.epochs": 0}
     assert run_main(flags).returncode == 0
@@ -177,16 +196,18 @@ def test_what_the_main_process_refuses_is_told_once(flags: Flags, run_main: RunM
 
 
 @pytest.mark.slow
-def test_a_second_run_in_the_same_folder_is_kept_out(flags: Flags, run_main: RunMain) -> None:
-    flags |= {"optim.epochs": 200, "util.print_freq": 1}
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_second_run_in_the_same_folder_is_kept_out(flags: Flags, run_main: RunMain, n: int) -> None:
+    flags |= {"optim.epochs": 20000, "util.print_freq": 1}
     process = run_to_step(command_line(flags), flags["util.run_dir"], step=3)
     try:
-        second = run_main(flags)
+        second = run_main(flags | processes(n))
     finally:
         process.kill()
         process.communicate()
     assert second.returncode == 2
-    assert "another process is training in" in second.stderr
+    assert second.stderr.count("error: ") == 1 and "another process is training in" in second.stderr
+    assert status(flags["util.run_dir"])["state"] == "running"
 
 
 @pytest.mark.slow

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from relabel.build import workers_of
+from relabel.build import make_targets, workers_of
+from relabel.dataset import CentreView, ImageDataset, list_images
 from relabel.label_map import LabelMap
 from relabel.label_store import write_label_map
+from relabel.loader import TrainBatches, collate
 from relabel.runs import run
 from tests.conftest import Flags
 from utils.checkpoint import BEST, LAST, PREVIOUS, load_checkpoint
@@ -296,7 +298,6 @@ def test_tensorboard_events_are_written_when_asked(flags: Flags) -> None:
         ({"compute.gpu": 0}, "compute.gpu is 0, but this machine shows 0"),
     ],
 )
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU refuses")
 def test_bad_input_creates_nothing(flags: Flags, changed: Flags, message: str) -> None:
     with pytest.raises(UserError, match=message):
         start(flags | changed)
@@ -378,3 +379,15 @@ def test_a_run_folder_may_be_moved_and_named_in_other_ways(
     flags["util.run_dir"].rename(tmp_path / "moved")
     start({**flags, "util.run_dir": f"{tmp_path}/./moved/"})
     assert status(tmp_path / "moved")["state"] == "done"
+
+
+def test_label_smoothing_works_without_cutmix(flags: Flags, photos: Path) -> None:
+    images = list_images(photos / "train")
+    sampler = TrainBatches(len(images), 6, 1, 0, 1, seed=0, start_step=0, total_steps=1)
+    batch = collate([ImageDataset(images, CentreView(16, None))[key] for key in next(iter(sampler))])
+    changes = {"optim.label_smoothing": 0.3, "data.relabel.use": False}
+    config = load_config("", {key: str(value) for key, value in (flags | changes).items()})
+    targets = make_targets(config, 3)(batch)
+    expected = torch.full((6, 3), 0.1)
+    expected[range(6), batch.labels] = 0.8
+    torch.testing.assert_close(targets, expected)

@@ -90,6 +90,8 @@ def load_checkpoint(path: Path) -> Any:
         ) from None
     except DamagedCheckpoint:
         raise
+    except (PermissionError, MemoryError) as error:  # says nothing about the file's content
+        raise UserError(f"{path} cannot be read: {type(error).__name__}. Allow reading it, or free memory.") from None
     except Exception as error:  # damaged bytes make torch raise almost anything; the reason is kept
         reason = f"{type(error).__name__}: {str(error).split(chr(10))[0]}"
         raise DamagedCheckpoint(f"{path} cannot be read as a checkpoint: {reason}") from None

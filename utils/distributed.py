@@ -174,7 +174,7 @@ def _child(
     die_with_parent(parent)
     with exit_on_user_error(speaks=rank == 0):
         device = _device(-1, rank)
-        if device.type == "cpu":
+        if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, available_cores() // n))
         device_id = device if backend == "nccl" else None
         dist.init_process_group(backend, init_method=url, rank=rank, world_size=n, device_id=device_id)

@@ -45,11 +45,19 @@ _LOCK_PATIENCE_S = 5.0  # the workers of a run that was just killed hold its loc
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where a run begins: its seed, the checkpoint to continue from or None, and whether a newer one is damaged."""
+    """Where a run begins.
+
+    Attributes:
+        seed: of every random choice.
+        state: the checkpoint to continue from, or None.
+        last_is_damaged: a newer checkpoint could not be read.
+        is_new: the folder holds no run.
+    """
 
     seed: int
     state: dict[str, Any] | None
     last_is_damaged: bool = False
+    is_new: bool = False
 
 
 def find_start(folder: Path, config: FrozenMunch, identity: dict[str, Any], processes: int) -> Start:
@@ -66,7 +74,7 @@ def find_start(folder: Path, config: FrozenMunch, identity: dict[str, Any], proc
     """
     if not (folder / CONFIG).exists():
         _refuse_unknown_checkpoints(folder)
-        return Start(config.compute.seed if config.compute.seed >= 0 else secrets.randbits(31), None)
+        return Start(config.compute.seed if config.compute.seed >= 0 else secrets.randbits(31), None, is_new=True)
     before = _read_config(folder / CONFIG)
     _compare_configs(folder, before, to_plain(config))
     state, note = load_latest(folder)
@@ -79,27 +87,25 @@ def find_start(folder: Path, config: FrozenMunch, identity: dict[str, Any], proc
     return Start(before["compute"]["seed"], state, last_is_damaged=bool(note))
 
 
-@contextmanager
-def open_run_folder(folder: Path, config: FrozenMunch, start: Start) -> Iterator[None]:
-    """Make the folder, put the resolved config into it, and keep other runs out of it while entered.
+def open_run_folder(folder: Path, config: FrozenMunch, start: Start) -> None:
+    """Put the resolved config into a folder that this process has locked, and move a damaged checkpoint aside.
 
     Raises:
-        UserError: it cannot be made or written, or another process trains in it.
+        UserError: another run began in it since find_start looked.
     """
+    if start.is_new and (folder / CONFIG).exists():
+        raise UserError(f"another run has just begun in {folder}.\n  Set another --util.run_dir.")
+    if start.last_is_damaged:
+        set_aside_damaged(folder)
     resolved = to_plain(config)
     resolved["compute"]["seed"] = start.seed
-    make_run_folder(folder)
-    with _locked(folder):
-        if start.last_is_damaged:
-            set_aside_damaged(folder)
-        temporary = folder / f".{CONFIG}.tmp"
-        temporary.write_text(to_yaml(resolved), encoding="utf-8")
-        temporary.replace(folder / CONFIG)
-        yield
+    temporary = folder / f".{CONFIG}.tmp"
+    temporary.write_text(to_yaml(resolved), encoding="utf-8")
+    temporary.replace(folder / CONFIG)
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Keep a second run out of the folder: each would overwrite the other's checkpoints.
 
     Raises:

@@ -21,10 +21,18 @@ _RECORDED_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "adamp"
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON under a temporary name and rename it into place: a reader never sees half a file."""
+    """Write JSON under a temporary name and rename it into place: a reader never sees half a file.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path} could not be written: {error.strerror}. Make room, or allow writing.") from error
 
 
 def _now() -> str:

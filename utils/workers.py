@@ -111,11 +111,12 @@ def raise_worker_death(error: Exception) -> None:
 
 
 @atexit.register
-def _end_workers() -> None:
-    """End the workers of loops that nobody finished, when the program ends.
+def end_workers() -> None:
+    """End the workers of loops that nobody finished.
 
-    multiprocessing would send them SIGTERM, which they ignore, and then wait for them for ever. This runs before it
-    (last registered, first called), and ends them in order.
+    multiprocessing would send them SIGTERM, which they ignore, and then wait for them for ever. When the program ends
+    this runs before it (last registered, first called); a process that multiprocessing itself started must call it,
+    because there atexit comes too late.
     """
     for batches in list(_running):
         batches.close()
