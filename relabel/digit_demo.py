@@ -85,9 +85,8 @@ def run_demo(out: Path, seeds: int, train: int, val: int) -> None:
     draw_curves(out / "curves.png", runs)
     draw_scenes(out / "scenes.png", examples(scenes, labels), list_images(scenes / "train").class_names)
     _print_table(results, len(list_images(scenes / "val")))
-    print(
-        f"pictures  {out / 'scenes.png'}  {out / 'curves.png'}\nnumbers   {out / 'demo.json'}\nruns      {out}/*-seed*"
-    )
+    for what, where in (("pictures", "scenes.png"), ("", "curves.png"), ("numbers", "demo.json"), ("runs", "*-seed*")):
+        print(f"{what:<10}{_short(str(out / where))}")
 
 
 def train_annotator(out: Path, work: Path, train: int, val: int) -> None:
