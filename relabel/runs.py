@@ -66,10 +66,11 @@ def train(place: Place, config: FrozenMunch) -> None:
     }
 
     folder = Path(config.util.run_dir)
+    existed = folder.is_dir()
     with ExitStack() as stack:  # the lock on the run folder, held by the main process to the end
 
         def begin() -> Start:
-            if folder.is_dir():
+            if existed:
                 stack.enter_context(locked(folder))
             return find_start(folder, config, identity, place.world_size)
 
@@ -81,8 +82,8 @@ def train(place: Place, config: FrozenMunch) -> None:
             return
 
         def open_folder() -> None:
-            if start.is_new:
-                make_run_folder(folder)
+            make_run_folder(folder)
+            if not existed:
                 stack.enter_context(locked(folder))
             open_run_folder(folder, config, start)
             introduce(config, images, test_images, trainer)

@@ -85,6 +85,12 @@ def test_a_run_leaves_a_folder_that_explains_it(flags: Flags, capsys: pytest.Cap
     assert "epoch 3/3  step 15/15" in printed and "images/s" in printed and "data wait" in printed
 
 
+def test_an_empty_folder_that_exists_is_taken(flags: Flags) -> None:
+    flags["util.run_dir"].mkdir()
+    start({**flags, "optim.epochs": 1, "optim.warmup.epochs": 0})
+    assert status(flags["util.run_dir"])["state"] == "done"
+
+
 def test_a_finished_run_says_so_and_changes_nothing(flags: Flags, capsys: pytest.CaptureFixture[str]) -> None:
     start(flags)
     before = {path: path.stat().st_mtime_ns for path in flags["util.run_dir"].iterdir()}

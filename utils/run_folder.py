@@ -109,9 +109,14 @@ def locked(folder: Path) -> Iterator[None]:
     """Keep a second run out of the folder: each would overwrite the other's checkpoints.
 
     Raises:
-        UserError: another process has it.
+        UserError: another process has it, or it cannot be read.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(
+            f"the run folder {folder} cannot be read: {error.strerror}.\n  Set another --util.run_dir."
+        ) from None
     try:
         deadline = time.monotonic() + _LOCK_PATIENCE_S
         while not _try_lock(descriptor):
