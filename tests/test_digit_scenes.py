@@ -4,6 +4,7 @@ import hashlib
 import json
 import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
 
@@ -139,18 +140,22 @@ def test_numbers_out_of_range_are_refused_before_anything_is_made(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.fixture
+@contextmanager
 def full_disk() -> Iterator[None]:
-    """No file may grow beyond 3 kB, as on a disk that fills up; the truth of ten scenes fits, no image does."""
+    """No file may grow beyond 3 kB, as on a disk that fills up; the truth of ten scenes fits, no image does.
+
+    Only for the call under test: pytest's own output may go to a file.
+    """
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-@pytest.mark.usefixtures("full_disk")
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot be written to .*scenes: File too large"):
+    with full_disk(), pytest.raises(UserError, match=r"cannot be written to .*scenes: File too large"):
         write_scenes(tmp_path / "scenes", train=10, val=10)
     assert not list(tmp_path.iterdir())
 
