@@ -124,7 +124,7 @@ def test_a_killed_run_continues_exactly(flags: Flags, tmp_path: Path, run_main: 
 def test_two_preempted_processes_stop_together_and_continue_exactly(
     flags: Flags, tmp_path: Path, run_main: RunMain
 ) -> None:
-    flags |= {**processes(2), "compute.num_workers": 2, "util.print_freq": 1, "optim.epochs": 12}
+    flags |= {**processes(2), "compute.num_workers": 2, "util.print_freq": 1, "optim.epochs": 6}
     assert run_main({**flags, "util.run_dir": tmp_path / "undisturbed"}).returncode == 0
     process = run_to_step(command_line(flags), flags["util.run_dir"], step=7)
     process.terminate()
