@@ -14,6 +14,7 @@ from utils.errors import UserError
 # timm takes a second to import, so it is imported where no other library has the name.
 
 FORCE_TIMM = "timm/"
+OURS = "this project"
 OUR_MODELS: dict[str, Callable[[int], nn.Module]] = {"digit_net": DigitNet}
 # Both give several outputs while training unless told otherwise; init_weights=True keeps their published start.
 TORCHVISION_OPTIONS: dict[str, dict[str, Any]] = {
@@ -26,24 +27,77 @@ LISTED_MISMATCHES = 10
 SUGGESTIONS = 3  # of each library
 
 
+def library_of(arch: str) -> str:
+    """Where a network comes from: "torchvision", "timm" or OURS.
+
+    Args:
+        arch: a torchvision classification name, else a timm name; "timm/NAME" forces timm's; "digit_net" is ours.
+
+    Raises:
+        UserError: no library has the name; the message gives the nearest ones.
+    """
+    if arch in OUR_MODELS:
+        return OURS
+    if arch in _torchvision_names():
+        return "torchvision"
+    import timm
+
+    if timm.is_model(arch.removeprefix(FORCE_TIMM)):
+        return "timm"
+    raise UserError(_unknown_name_message(arch))
+
+
 def create_model(arch: str, num_classes: int) -> nn.Module:
     """A classifier with random weights: images float [B, 3, H, W] -> logits float [B, K].
 
     Args:
-        arch: a torchvision classification name, else a timm name; "timm/NAME" forces timm's; "digit_net" is ours.
+        arch: as for library_of.
         num_classes: K.
 
     Raises:
-        UserError: no library has the name (the message gives the nearest ones), or the library that has it cannot
-            build it for K classes.
+        UserError: no library has the name, or the library that has it cannot build it for K classes.
     """
-    if arch in OUR_MODELS:
+    library = library_of(arch)
+    if library == OURS:
         return OUR_MODELS[arch](num_classes)
-    if arch in _torchvision_names():
+    if library == "torchvision":
         options = TORCHVISION_OPTIONS.get(arch, {})
         model: nn.Module = torchvision.models.get_model(arch, weights=None, num_classes=num_classes, **options)
         return model
     return _create_timm_model(arch, num_classes)
+
+
+def create_pretrained_model(arch: str) -> tuple[nn.Module, str]:
+    """A classifier with the weights that its library publishes, from the library's cache or the network.
+
+    Args:
+        arch: as for library_of; a timm name may say which weights ("NAME.TAG"), torchvision's are its DEFAULT ones.
+
+    Returns:
+        the network, for the classes of those weights, and the weights' name.
+
+    Raises:
+        UserError: no library has the name, has weights for it, or can fetch them now.
+    """
+    library = library_of(arch)
+    if library == OURS:
+        raise UserError(f"{arch} has no published weights; give --weights FILE, a checkpoint of {arch}")
+    fetch = _pretrained_torchvision_model if library == "torchvision" else _pretrained_timm_model
+    try:
+        model, name = fetch(arch)
+    except Exception as error:  # fetching involves four libraries, each with errors of its own; the reason is kept
+        reason = f"{type(error).__name__}: {str(error).split(chr(10))[0]}"
+        raise UserError(
+            f"the published weights of {arch} are not in {library}'s cache and cannot be fetched, or cannot be read "
+            f"({reason}). Give --weights FILE, a checkpoint of {arch} brought here by other means; connect this "
+            "machine to the network; or try things out with --weights random"
+        ) from error
+    if getattr(model, "num_classes", None) == 0:
+        raise UserError(
+            f"the published weights {name} make features and know no classes; expected those of a classifier. Give an "
+            "--arch whose tag ends in in1k or the like: timm.list_pretrained() lists them"
+        )
+    return model, name
 
 
 def infer_num_classes(arch: str, state_dict: Mapping[str, Tensor]) -> int:
@@ -112,16 +166,28 @@ def _shapes(arch: str, num_classes: int) -> dict[str, torch.Size]:
 def _create_timm_model(arch: str, num_classes: int) -> nn.Module:
     import timm
 
-    name = arch.removeprefix(FORCE_TIMM)
-    if not timm.is_model(name):
-        raise UserError(_unknown_name_message(arch))
     try:
+        name = arch.removeprefix(FORCE_TIMM)
         model: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes)
     except NotImplementedError:
         raise  # the network cannot be built on the meta device, which is not the user's doing; see _shapes
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise UserError(f"timm has model.arch {arch} but cannot build it for {num_classes} classes: {error}") from error
     return model
+
+
+def _pretrained_torchvision_model(arch: str) -> tuple[nn.Module, str]:
+    weights = torchvision.models.get_model_weights(arch).DEFAULT
+    options = {"aux_logits": False} if arch in TORCHVISION_OPTIONS else {}
+    return torchvision.models.get_model(arch, weights=weights, **options), str(weights)
+
+
+def _pretrained_timm_model(arch: str) -> tuple[nn.Module, str]:
+    import timm
+
+    model: Any = timm.create_model(arch.removeprefix(FORCE_TIMM), pretrained=True)
+    published: dict[str, str] = model.pretrained_cfg
+    return model, ".".join(part for part in (published["architecture"], published.get("tag")) if part)
 
 
 def _torchvision_names() -> list[str]:

@@ -1,133 +1,239 @@
-"""Turns a classifier into a network of feature maps: its last layer applied to each cell instead of to their mean."""
+"""Turns a classifier into a network of label maps: its own head, applied to each cell instead of to their mean.
 
-from collections.abc import Callable
+What a map has in common with the classifier's own logits depends on what follows the features:
+
+    head                  families, of timm and torchvision             the map
+    mean, linear layer    ResNet, ResNeXt, RegNet, EfficientNet,        its mean over the cells is the logits
+                          ReXNet, MobileNetV2, DenseNet, Swin
+    mean, then more       ConvNeXt, BEiT (a norm), MobileNetV3 (a       each cell: the logits of an image that is like
+                          hidden layer), MaxViT (both)                  it everywhere; the mean of the map differs
+    class token, linear   ViT, DeiT (distilled: two tokens), CaiT       each patch token takes the class token's place,
+                                                                        for which it was not trained: look at the maps
+    attention pooling     SigLIP's ViT                                  each patch token is pooled alone, likewise
+
+Refused, with the reason: pooling to more than one cell (VGG, AlexNet) or to a maximum (VOLO), several feature maps
+(CrossViT), layers between cells and their mean that timm counts to the head (EfficientViT of MIT).
+"""
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from models.cell_head import CellFeatures, CellHead, Layout, Map, Tokens, as_convolution, is_linear
 from utils.errors import UserError
 
-# What may stand between the pooling and the last layer: nothing that changes a value in evaluation mode.
-TRANSPARENT_MODULES = (nn.Dropout, nn.Identity, nn.Flatten)
-TRANSPARENT_FUNCTIONS = (torch.flatten, F.dropout)
-TRANSPARENT_METHODS = ("flatten",)
+LINEAR_HEAD = "linear after average pooling"
+OWN_HEAD = "the network's own head, which is not linear, on each cell"
+CLASS_TOKEN_HEAD = "patch tokens, classified by the class token's head"
+ATTENTION_HEAD = "patch tokens, each alone through attention pooling and head"
+
+TIMM_NAMES = ("forward_features", "forward_head", "num_features", "get_classifier")
+FIRST_TOKEN = (slice(None), 0)
+SPATIAL = {(2, 3), (-2, -1)}
+# What networks raise that are handed features of another form than theirs.
+MISFITS = (RuntimeError, IndexError, ValueError, AssertionError, TypeError, AttributeError)
+CLOSE = 1e-3  # relative; rounding is a thousandth of it, a head of another kind far more
 
 
-def fully_convolutional(model: nn.Module) -> nn.Module:
-    """The same network without its global average pooling: images [B, 3, H, W] -> logits [B, K, h, w], float.
+class FullyConvolutional(nn.Module):
+    """A network of maps: images float [B, 3, H, W] -> logits [B, K, h, w].
 
-    Averaging is linear and so is the last layer, so the mean of the map over its cells is what the classifier says
-    about the whole image (section 3.1 of the paper). Weights are shared with `model`, which is
-    put into evaluation mode; the result stays in that mode.
-
-    Args:
-        model: a classifier that ends in global average pooling, dropout and one linear layer.
-
-    Raises:
-        UserError: the network does not end so; the message says what was found instead.
+    Attributes:
+        head: what classifies a cell, in one phrase.
+        mean_is_logits: the mean of a map over its cells is what the classifier says about the whole image.
     """
-    model = model.eval()
-    if callable(getattr(model, "forward_features", None)) and callable(getattr(model, "forward_head", None)):
-        return _from_halves(model)
-    return _from_graph(model)
 
-
-class _CellClassifier(nn.Module):
-    """Features, then the last layer on each cell. For timm's networks, which name the two halves."""
-
-    def __init__(self, model: nn.Module, head: nn.Conv2d) -> None:
+    def __init__(self, features: nn.Module, classifier: nn.Module, head: str) -> None:
         super().__init__()
-        self.model = model
+        self.features = features
+        self.classifier = classifier
         self.head = head
+        self.mean_is_logits = head == LINEAR_HEAD
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, K, h, w]."""
-        cells: Tensor = self.head(self._forward_features(images))
+        cells: Tensor = self.classifier(self.features(images))
         return cells
 
-    def _forward_features(self, images: Tensor) -> Tensor:
-        forward_features: Callable[[Tensor], Tensor] = self.model.forward_features  # type: ignore[assignment]
-        return forward_features(images)
+
+def fully_convolutional(model: nn.Module) -> FullyConvolutional:
+    """The same network without its global pooling, in evaluation mode; the table above says what its maps are.
+
+    A linear head becomes a 1x1 convolution: averaging the cells before or after it is the same (section 3.1 of the
+    paper). Any other head is applied to each cell as if that were the pooled feature of a whole image. Weights are
+    shared with `model`, which is put into evaluation mode.
+
+    Args:
+        model: a classifier: images [B, 3, H, W] -> logits [B, K].
+
+    Raises:
+        UserError: its head does not act on one feature per image; the message says what was found instead.
+    """
+    model = model.eval()
+    named = all(hasattr(model, name) for name in TIMM_NAMES)
+    return (_from_methods if named else _from_graph)(model).eval()
 
 
-def _from_halves(model: nn.Module) -> nn.Module:
-    head = _as_convolution(_last_layer(model), model)
-    _check_head_by_probe(model, head)
-    return _CellClassifier(model, head).eval()
+# timm's networks name their halves, forward_features and forward_head, but not what passes between them nor what the
+# second makes of it: random features tell.
 
 
-def _last_layer(model: nn.Module) -> nn.Module:
-    layer = model.get_classifier()  # type: ignore[operator]
-    return layer if isinstance(layer, nn.Module) else nn.Identity()
+class _Method(nn.Module):
+    """A method of a network as a module."""
+
+    def __init__(self, model: nn.Module, method: str) -> None:
+        super().__init__()
+        self.model, self.method = model, method
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """What the method makes of its input."""
+        method: Callable[[Tensor], Tensor] = getattr(self.model, self.method)
+        return method(inputs)
 
 
-def _as_convolution(layer: nn.Module, model: nn.Module) -> nn.Conv2d:
-    """The last layer as a 1x1 convolution that shares its weights."""
-    if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
-        return layer
-    if not isinstance(layer, nn.Linear):
-        raise _refusal(model, f"its last layer is no linear one but {type(layer).__name__}")
-    convolution = nn.Conv2d(layer.in_features, layer.out_features, 1, bias=layer.bias is not None, device="meta")
-    convolution.weight = nn.Parameter(layer.weight.detach()[:, :, None, None], requires_grad=False)
-    if layer.bias is not None:
-        convolution.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
-    return convolution.eval()
+def _from_methods(model: nn.Module) -> FullyConvolutional:
+    second = _Method(model, "forward_head")
+    channels: int = model.num_features  # type: ignore[assignment]
+    last = model.get_classifier()  # type: ignore[operator]
+    for layout in _layouts(model):
+        own_head = CellHead(second, layout)
+        head = _describe_head(own_head, channels, getattr(model, "global_pool", None))
+        if head:
+            fast = _as_one_layer(own_head, last, channels) if head == LINEAR_HEAD else None
+            features = CellFeatures(_Method(model, "forward_features"), layout)
+            return FullyConvolutional(features, fast or own_head, head)
+    raise _refusal(model, "its head takes more from the features than their mean or a class token")
+
+
+def _layouts(model: nn.Module) -> Iterator[Layout]:
+    """What may pass between the halves."""
+    yield Map()
+    yield Map(channels_last=True)
+    stages = getattr(model, "feature_info", None)
+    if isinstance(stages, list) and stages:
+        yield Tokens(getattr(model, "num_prefix_tokens", 0), stages[-1]["reduction"])
 
 
 @torch.inference_mode()
-def _check_head_by_probe(model: nn.Module, head: nn.Conv2d) -> None:
-    """Refuse a second half that is not mean, then linear: on random features both orders must say the same."""
-    weight = head.weight
+def _describe_head(own_head: CellHead, channels: int, pooling: object) -> str | None:
+    """What a head does with features of this layout; None = they do not fit it, or it needs more than their mean."""
+    layout, cells = own_head.layout, _probe(own_head, channels)
+    features = layout.features(cells)
+    with _no_zeros(own_head):
+        try:
+            logits: Tensor = own_head.part(features)
+            apart: Tensor = own_head(cells)
+            of_mean = own_head(cells.mean((2, 3), keepdim=True))[:, :, 0, 0]
+        except MISFITS:
+            return None
+        if logits.shape != apart.shape[:2]:
+            return None
+        if isinstance(layout, Tokens) and pooling == "map":
+            return ATTENTION_HEAD
+        if not _agree(of_mean, logits):
+            return None
+        if isinstance(layout, Tokens) and not _agree(own_head.part(layout.without_prefix(features)), logits):
+            return CLASS_TOKEN_HEAD
+    return LINEAR_HEAD if _agree(apart.mean((2, 3)), logits) else OWN_HEAD
+
+
+@torch.inference_mode()
+def _as_one_layer(own_head: CellHead, last: object, channels: int) -> nn.Module | None:
+    """The last layer as a 1x1 convolution, or no layer at all, if the head is just that: faster than the head."""
+    layer = as_convolution(last) if is_linear(last) else nn.Identity()
+    cells = _probe(own_head, channels)
+    with _no_zeros(own_head):
+        try:
+            return layer if _agree(layer(cells), own_head(cells)) else None
+        except MISFITS:
+            return None
+
+
+def _probe(model: nn.Module, channels: int) -> Tensor:
+    """Features of cells, [1, C, 3, 2]. Neither side is as long as the channels: one in another place cannot pass."""
+    cells = torch.randn(1, channels, 3, 2, generator=torch.Generator().manual_seed(0))
+    return cells.to(next(model.parameters(), cells))
+
+
+@contextmanager
+def _no_zeros(model: nn.Module) -> Iterator[None]:
+    """Random numbers for parameters that are all 0: transformers start with such heads, which agree with anything."""
     generator = torch.Generator().manual_seed(0)
-    # More rows than columns, and neither as many as channels: a layout with the channels last cannot pass by chance.
-    probe = torch.randn(1, head.in_channels, 3, 2, generator=generator).to(weight)
-    means = head(probe).mean((2, 3))
+    zeros = [parameter for parameter in model.parameters() if not parameter.any()]
     try:
-        logits: Tensor = model.forward_head(probe)  # type: ignore[operator]
-    except (RuntimeError, IndexError, ValueError, AssertionError) as error:
-        reason = f"its head does not take features [B, {head.in_channels}, h, w] and average them ({error})"
-        raise _refusal(model, reason) from error
-    if logits.shape != means.shape or not torch.allclose(logits, means, rtol=0, atol=1e-2 * float(means.abs().max())):
-        raise _refusal(model, "its head does more than average the cells and apply one linear layer")
+        for parameter in zeros:
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        yield
+    finally:
+        for parameter in zeros:
+            parameter.zero_()
 
 
-def _from_graph(model: nn.Module) -> nn.Module:
-    """Cut the pooling out of the traced network. torchvision's classifiers do not name their halves, but all trace."""
+def _agree(found: Tensor, expected: Tensor) -> bool:
+    return found.shape == expected.shape and bool((found - expected).abs().max() <= CLOSE * expected.abs().max())
+
+
+# torchvision's networks do not name their halves, but all trace: the graph is cut where it pools.
+
+
+def _from_graph(model: nn.Module) -> FullyConvolutional:
     try:
-        cells = fx.symbolic_trace(model)
+        network = fx.symbolic_trace(model)
     except (fx.proxy.TraceError, TypeError) as error:
         raise _refusal(model, f"it cannot be traced ({error})") from error
-    output = next(node for node in reversed(cells.graph.nodes) if node.op == "output")
-    last = _input_node(output, model)
-    if last.op != "call_module":
-        raise _refusal(model, f"it ends in {_describe(last, model)}, not in a linear layer")
-    convolution = _as_convolution(model.get_submodule(str(last.target)), model)
-    pooling = _input_node(last, model)
-    while _is_transparent(pooling, model):
-        pooling = _input_node(pooling, model)
-    if not _is_global_average(pooling, model):
-        raise _refusal(model, f"{_describe(pooling, model)} stands before its last layer, not global average pooling")
-    last.args = (_input_node(pooling, model),)
-    cells.graph.eliminate_dead_code()
-    cells.set_submodule(str(last.target), convolution)
-    cells.recompile()
-    return cells.eval()
+    output = network.graph.output_node()
+    last, pooling = _input_node(output, model), _find_pooling(output, model)
+    second = _graph_from(pooling, network, model)
+    output.args = (_input_node(pooling, model),)
+    network.graph.eliminate_dead_code()
+    network.recompile()
+    if _takes_first_token(pooling):
+        layout = Tokens(1, _patch_size(model))
+        return FullyConvolutional(CellFeatures(network, layout), CellHead(second, layout), CLASS_TOKEN_HEAD)
+    own_head = CellHead(second, Map())
+    layer = model.get_submodule(str(last.target)) if last.op == "call_module" else None
+    fast = _as_one_layer(own_head, layer, getattr(layer, "in_features", 5))
+    return FullyConvolutional(network, fast or own_head, LINEAR_HEAD if fast else OWN_HEAD)
+
+
+def _find_pooling(output: fx.Node, model: nn.Module) -> fx.Node:
+    """The node that makes one feature of all cells, looked for from the output backwards."""
+    node = _input_node(output, model)
+    while not (_is_global_average(node, model) or _takes_first_token(node)):
+        if "pool" in _describe(node, model).lower():
+            raise _refusal(model, f"{_describe(node, model)} stands before its last layers, not the mean of all cells")
+        node = _input_node(node, model)
+    return node
+
+
+def _graph_from(pooling: fx.Node, network: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
+    """The network from its pooling on: features -> logits [B, K]."""
+    graph = fx.Graph()
+    features = {_input_node(pooling, model): graph.placeholder("features")}
+    copies = {pooling: graph.node_copy(pooling, features.__getitem__)}
+    image, after = set[fx.Node](), {pooling}  # and what follows from them; the rest are weights
+    for node in network.graph.nodes:
+        sources = node.all_input_nodes
+        if node.op == "placeholder" or not image.isdisjoint(sources):
+            image.add(node)
+        if not after.isdisjoint(sources):
+            after.add(node)
+            if not copies.keys() >= set(sources):
+                raise _refusal(model, "its last layers take more from the image than the mean of all cells")
+        if node not in image or (node in after and node is not pooling):
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    return fx.GraphModule(network, graph)
 
 
 def _input_node(node: fx.Node, model: nn.Module) -> fx.Node:
     source = node.args[0] if node.args else None
     if not isinstance(source, fx.Node):
-        raise _refusal(model, f"{_describe(node, model)} at its end does not act on one tensor")
+        raise _refusal(model, f"{_describe(node, model)} stands before its last layers, not the mean of all cells")
     return source
-
-
-def _is_transparent(node: fx.Node, model: nn.Module) -> bool:
-    if node.op == "call_module":
-        return isinstance(model.get_submodule(str(node.target)), TRANSPARENT_MODULES)
-    if node.op == "call_method":
-        return node.target in TRANSPARENT_METHODS
-    return node.op == "call_function" and node.target in TRANSPARENT_FUNCTIONS
 
 
 def _is_global_average(node: fx.Node, model: nn.Module) -> bool:
@@ -136,17 +242,32 @@ def _is_global_average(node: fx.Node, model: nn.Module) -> bool:
         return isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1))
     if node.target is F.adaptive_avg_pool2d:
         return node.args[1:] in ((1,), ((1, 1),), ([1, 1],))
-    return node.target in ("mean", torch.mean) and node.args[1:] in (([2, 3],), ((2, 3),))
+    dimensions = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    return node.target in ("mean", torch.mean) and isinstance(dimensions, Sequence) and tuple(dimensions) in SPATIAL
+
+
+def _takes_first_token(node: fx.Node) -> bool:
+    return node.target is operator.getitem and node.args[1] == FIRST_TOKEN
+
+
+def _patch_size(model: nn.Module) -> int:
+    size = getattr(model, "patch_size", None)
+    if not isinstance(size, int):
+        raise _refusal(model, "it classifies a class token but has no patch_size, so nobody knows where its tokens lie")
+    return size
 
 
 def _describe(node: fx.Node, model: nn.Module) -> str:
     if node.op == "call_module":
         return type(model.get_submodule(str(node.target))).__name__
+    if node.op == "placeholder":
+        return "the image"
     return str(getattr(node.target, "__name__", node.target))
 
 
 def _refusal(model: nn.Module, reason: str) -> UserError:
     return UserError(
         f"{type(model).__name__} cannot make label maps: {reason}. A teacher must end in global average pooling and "
-        "one linear layer: ResNet, ResNeXt, RegNet, EfficientNet, ReXNet, MobileNetV2, DenseNet or alike"
+        "any layers after it, or in patch tokens and a class token: ResNet, RegNet, EfficientNet, ReXNet, ConvNeXt, "
+        "MobileNet, DenseNet, Swin, ViT, DeiT or alike"
     )

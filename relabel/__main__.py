@@ -1,4 +1,4 @@
-"""The tools for label maps: make them with a strong classifier, and try the whole method on embedded data.
+"""The tools for label maps: make, check, show, pack and export them, and try the whole method on embedded data.
 
 Train with them afterwards: python main.py --help
 """
@@ -11,7 +11,7 @@ if __name__ == "__main__":
     # Until a command runs, Ctrl-C ends the process at once and without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -21,17 +21,20 @@ from pydantic import Field
 from utils.config_problems import speak_utf8
 from utils.errors import UserError
 from utils.tool_commands import run_commands
-from utils.value_types import Count, ExistingFile, ExistingFolder, Joined, NewFile, NewFolder, Positive, Size
+from utils.value_types import Count, ExistingFolder, ExistingPath, Joined, NewFile, NewFolder, Positive, Size
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from relabel.dataset import ImageList
+    from relabel.teacher import Teacher
 
 # Each command imports what it needs itself: a wrong command line is told before torch is loaded.
 
 Scenes = Annotated[int, Field(ge=10)]
 Name = Annotated[str, Field(min_length=1, title="NAME", description="the name of a network")]
+Weights = Annotated[str, Field(min_length=1, title="FILE", description="pretrained, random or a checkpoint")]
+Classes = Annotated[str, Field(min_length=1, title="FILE", description="imagenet or a text file")]
+Percent = Annotated[float, Field(gt=0, le=100)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Temperature = Annotated[float, Field(ge=1e-3)]
 Deviation = Annotated[float, Field(gt=0)]
 Means = Annotated[
     tuple[float, float, float],
@@ -46,6 +49,10 @@ Deviations = Annotated[
 # What shared functions call things that have other names here, as patterns.
 OWN_WORDS = {
     r"--data\.data_path": "IMAGES",
+    r"--data\.relabel\.path": "LABELS",
+    r", or train without label maps: --data\.relabel\.use False": "",
+    r"training images have no": "images have no",
+    r"compute\.opt_level": "--opt_level",
     r"(--)?model\.arch": "--arch",
     r"\bk = (?=\d)": "--top_k = ",
     r"\bgive a k\b": "give a --top_k",
@@ -74,65 +81,252 @@ def annotate(
     images: ExistingFolder,
     out: NewFolder,
     *,
-    arch: Name,
-    weights: ExistingFile | None = None,
-    size: Size = (224, 224),
+    arch: Name | None = None,
+    weights: Weights = "pretrained",
+    size: Size | None = None,
     top_k: Positive = 5,
-    mean: Means = (0.485, 0.456, 0.406),
-    std: Deviations = (0.229, 0.224, 0.225),
-    interpolation: Literal["bilinear", "bicubic", "lanczos"] = "bilinear",
+    mean: Means | None = None,
+    std: Deviations | None = None,
+    interpolation: Literal["bilinear", "bicubic", "lanczos"] | None = None,
+    flip: bool = False,
+    format: Literal["packed", "pt"] = "packed",
+    opt_level: Literal["O0", "O1", "bf16"] = "O1",
     batch_size: Positive = 32,
     num_workers: Count = 4,
-    half: bool = False,
+    on_error: Literal["stop", "skip"] = "stop",
 ) -> None:
     """Write the label map of every image: what a strong classifier, the teacher, says about each of its cells.
 
-    OUT gets CLASS/STEM.pt for every IMAGES/CLASS/STEM.JPEG, in the form that was released in 2021; train with
-    it as --data.relabel.path OUT. Maps that are there already are kept: the same command continues an
-    interrupted run. Give the size, mean, std and interpolation that the teacher was trained with.
+    Train with the maps as --data.relabel.path OUT. The same command continues an interrupted one; started by
+    torchrun, several processes share the work. Both end with the same bytes as one undisturbed process.
 
     Args:
-        images: folder with a folder of images per class, such as DATA/train.
+        images: folder with a folder of images per class, such as DATA/train, or with images only.
         out: folder of the label maps.
-        arch: the teacher: a torchvision or timm classifier ("timm/NAME" forces timm), or digit_net. It must end
-            in global average pooling and one linear layer.
-        weights: its checkpoint, bare or as the training writes it; it must know the same classes as IMAGES.
-            Without it the weights are random and the maps mean nothing: for trying things out only.
-        size: what each whole image is squashed to.
+        arch: the teacher: a torchvision or timm classifier ("timm/NAME" forces timm), or digit_net. none: the one that
+            the checkpoint names.
+        weights: pretrained: those that the library publishes; random: meaningless, for trying things out only; or a
+            checkpoint, bare or as the training writes it. The teacher must know all classes of IMAGES by name.
+        size: what each whole image is squashed to. none: the teacher's own size.
         top_k: classes kept per cell, those with the highest scores.
-        mean: subtracted from the pixels, which are in 0..1; red, green, blue. The default is ImageNet's.
-        std: what the difference is divided by. The default is ImageNet's.
-        interpolation: how the image is resized; always antialiased.
+        mean: subtracted from the pixels, which are in 0..1; red, green, blue. none: the teacher's own.
+        std: what the difference is divided by. none: the teacher's own.
+        interpolation: how the image is resized; always antialiased. none: the teacher's own.
+        flip: average each map with that of the mirrored image; twice the work.
+        format: packed: a few files, float16; pt: a file per image, float32, as released in 2021.
+        opt_level: O1: float16 on a GPU, float32 without one; O0: float32; bf16: bfloat16.
         batch_size: images in one pass of the teacher; less memory with fewer.
         num_workers: processes that read images ahead, at most one per core; 0 reads between the passes.
-        half: write float16 maps, which take half the room, instead of float32.
+        on_error: what an image that cannot be read does: stop: it is an error, told when all others are done; skip:
+            it gets no label map, and is listed.
     """
-    import torch
+    from relabel.annotator import Settings
+    from relabel.annotator import annotate as write_maps
+    from relabel.dataset import list_any_images
+    from relabel.teacher import load_teacher
+    from utils.distributed import available_cores, shared_job
 
-    from relabel import annotator
-    from relabel.dataset import list_images
-    from utils.distributed import available_cores
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with in_own_words():
-        found = list_images(images)
-        teacher = load_teacher(arch, weights, found)
-        print(f"{len(found):,} images of {len(found.class_names):,} classes; {arch} on {device.type}", flush=True)
-        annotator.annotate(
-            found,
-            out,
-            teacher,
+    with in_own_words(), shared_job() as place:
+        found = list_any_images(images)
+        teacher = load_teacher(
+            arch,
+            weights,
+            found.class_names or None,
             input_size=size,
-            k=top_k,
             mean=mean,
             std=std,
             interpolation=interpolation,
-            batch_size=batch_size,
-            device=device,
-            num_workers=min(num_workers, available_cores()),
-            half=half,
         )
-    print(f"label maps: {out}", flush=True)
+        if place.is_main:
+            print(describe(teacher, len(found), len(found.class_names), place.device.type), flush=True)
+        write_maps(
+            found,
+            out,
+            teacher,
+            Settings(top_k, flip, opt_level, batch_size),
+            form=format,
+            skip_unreadable=on_error == "skip",
+            num_workers=min(num_workers, max(1, available_cores() // place.local_world_size)),
+            place=place,
+        )
+        if place.is_main:
+            print(f"label maps: {out}", flush=True)
+
+
+def pack(
+    labels: ExistingFolder,
+    out: NewFolder,
+    *,
+    images: ExistingFolder | None = None,
+    classes: Classes | None = None,
+    on_error: Literal["stop", "skip"] = "stop",
+) -> None:
+    """Put label maps from a folder of .pt files into a packed store: a few files, less than half the room, fast.
+
+    Scores become float16; how much that changes the targets of random crops is measured and printed. A partial download
+    can be packed. The same command continues an interrupted one.
+
+    Args:
+        labels: folder of CLASS/STEM.pt files, such as those released in 2021.
+        out: folder of the store.
+        images: folder of the images that the maps are for; says which of them have no map.
+        classes: what the class ids in the files stand for: imagenet, or a text file with a class folder's name a line.
+            none: the class folders of --images, or else those of LABELS, sorted.
+        on_error: what a map that cannot be read does: stop: it is an error, told when all others are done; skip: it is
+            left out and listed.
+    """
+    from relabel.packing import pack as pack_files
+
+    with in_own_words():
+        pack_files(labels, out, images, classes, skip_damaged=on_error == "skip")
+
+
+def unpack(labels: ExistingFolder, out: NewFolder) -> None:
+    """Write each map of a packed store as a .pt file, in the form that was released in 2021.
+
+    Args:
+        labels: the packed store.
+        out: folder of the files.
+    """
+    from relabel.packing import unpack as write_files
+
+    with in_own_words():
+        write_files(labels, out)
+
+
+def check(
+    labels: ExistingFolder,
+    *,
+    images: ExistingFolder | None = None,
+    boxes: ExistingPath | None = None,
+    teacher_accuracy: Percent | None = None,
+    classifier: Name | None = None,
+    classifier_weights: Weights = "pretrained",
+    fill: float = 0.0,
+    temperature: Temperature = 1.0,
+    maps: Positive = 10_000,
+    json: NewFile | None = None,
+) -> None:
+    """Say whether label maps are whole, make good targets, and lie the right way round; status 1 if not.
+
+    Reads every map and the header of every image, then measures targets on a sample.
+
+    Args:
+        labels: a packed store or a folder of .pt files.
+        images: folder of the images that the maps are for. none: only the maps themselves are checked.
+        boxes: where the objects are: a folder of Pascal-VOC XML files, CLASS/STEM.xml, or the JSON file that
+            `digits` writes. For the quality of crops and the test of the axes.
+        teacher_accuracy: known top-1 accuracy of the maps' teacher, percent; maps far below it are wrong.
+        classifier: a torchvision or timm classifier that looks at crops, for the test of the axes without boxes.
+        classifier_weights: pretrained, random, or its checkpoint.
+        fill: as data.relabel.fill in training.
+        temperature: as data.relabel.temperature in training.
+        maps: label maps to measure; all are read in any case.
+        json: file to write the report to as well.
+    """
+    from relabel.axis_check import classifier_named
+    from relabel.label_set import open_label_set
+    from relabel.object_boxes import open_object_boxes
+    from relabel.report import Settings, make_report
+    from relabel.report_tables import print_report
+    from utils.run_log import write_json
+
+    with in_own_words():
+        found = open_label_set(labels, images)
+        report = make_report(
+            found,
+            Settings(fill=fill, temperature=temperature, maps=maps),
+            boxes=open_object_boxes(boxes, found.class_names) if boxes else None,
+            classifier=classifier_named(classifier, classifier_weights, found.class_names) if classifier else None,
+            teacher_top1_percent=teacher_accuracy,
+        )
+        print_report(report)
+        if json:
+            write_json(json, report.as_dict())
+    if report.problems:
+        sys.exit(1)
+
+
+def show(
+    *image: str,
+    labels: ExistingFolder,
+    images: ExistingFolder,
+    out: NewFile,
+    figure: Literal["rows", "sheet", "axes"] = "rows",
+    count: Positive = 4,
+    crops: Positive = 3,
+    fill: float = 0.0,
+    temperature: Temperature = 1.0,
+    seed: Count = 0,
+) -> None:
+    """Draw label maps: over their images, with random crops and their targets.
+
+    Args:
+        image: path of an image, or CLASS/FILE or CLASS/STEM of one; without any, some are drawn at random.
+        labels: a packed store or a folder of .pt files.
+        images: folder of the images.
+        out: the PNG file to write.
+        figure: rows: image, map, crops and targets of each; sheet: many images with their likeliest classes; axes: why
+            the order of a crop's sides matters, on the first image.
+        count: images drawn at random.
+        crops: random crops of each image, in rows.
+        fill: as data.relabel.fill in training.
+        temperature: as data.relabel.temperature in training.
+        seed: of the random images and crops.
+    """
+    from relabel.gallery import draw_figure
+
+    with in_own_words():
+        draw_figure(
+            image,
+            labels,
+            images,
+            out,
+            figure,
+            count=count,
+            crops=crops,
+            seed=seed,
+            fill=fill,
+            temperature=temperature,
+        )
+    print(f"picture: {out}", flush=True)
+
+
+def export_labels(
+    labels: ExistingFolder,
+    out: NewFile,
+    *,
+    images: ExistingFolder,
+    form: Literal["multi-hot", "soft", "agreeing", "disagreeing"] = "multi-hot",
+    threshold: Share = 0.1,
+    fill: float = 0.0,
+    temperature: Temperature = 1.0,
+) -> None:
+    """Write the labels of whole images, or the list of images whose label map agrees with their folder.
+
+    Args:
+        labels: a packed store or a folder of .pt files.
+        out: the file to write; for multi-hot and soft labels JSON if it ends in .json, else TSV.
+        images: folder of the images.
+        form: multi-hot: the classes of each image; soft: with their probabilities; agreeing: the images whose map
+            names the folder's class, for training as --data.keep_list OUT; disagreeing: the others.
+        threshold: smallest probability of a label; the likeliest class is one in any case.
+        fill: as data.relabel.fill in training.
+        temperature: as data.relabel.temperature in training.
+    """
+    from relabel.label_export import export_cleaning
+    from relabel.label_export import export_labels as write_labels
+    from relabel.label_set import open_label_set
+
+    with in_own_words():
+        found = open_label_set(labels, images)
+        options = {"threshold": threshold, "fill": fill, "temperature": temperature}
+        if form in ("agreeing", "disagreeing"):
+            count = export_cleaning(found, out, agreeing=form == "agreeing", **options)
+            print(f"{count:,} of {len(found):,} images: {out}", flush=True)
+        else:
+            count = write_labels(found, out, soft=form == "soft", **options)
+            print(f"{count:,} labels of {len(found):,} images: {out}", flush=True)
 
 
 def demo(*, out: NewFolder = Path("runs/demo"), seeds: Positive = 1, train: Scenes = 6000, val: Scenes = 1500) -> None:
@@ -172,68 +366,19 @@ def digits_annotator(
     train_annotator(out, work, train, val)
 
 
-def load_teacher(arch: str, weights: Path | None, images: "ImageList") -> "nn.Module":
-    """The teacher as a network of maps, images [B, 3, H, W] -> logits [B, K, h, w] with K the classes of `images`.
-
-    Raises:
-        UserError: unknown name, weights of another network or of other classes, a network that cannot make maps.
-    """
-    import torch
-
-    from models.build import create_model
-    from models.fully_convolutional import fully_convolutional
-
-    torch.manual_seed(0)  # a continued run must find its random teacher again
-    model = create_model(arch, len(images.class_names))
-    if weights is not None:
-        fill_with_weights(model, arch, weights, images.class_names)
-    teacher = fully_convolutional(model)
-    if weights is None:
-        print(
-            f"warning: no --weights, so {arch} has RANDOM WEIGHTS and its label maps are MEANINGLESS: "
-            "good for trying the tools, not for training",
-            file=sys.stderr,
-            flush=True,
+def describe(teacher: "Teacher", images: int, classes: int, device: str) -> str:
+    """What is about to be annotated, by whom."""
+    rows, columns = teacher.input_size
+    about = teacher.description
+    lines = [
+        f"{images:,} images{f' of {classes:,} classes' if classes else ''}, squashed to {rows} x {columns} pixels",
+        f"teacher: {about['arch']} ({about['weights']}), {teacher.num_classes:,} classes, on {device}; {about['head']}",
+    ]
+    if not about["mean_is_logits"]:
+        lines.append(
+            "its maps do not average to what it says of the whole image: see what `check` says of their targets"
         )
-    return teacher
-
-
-def fill_with_weights(model: "nn.Module", arch: str, path: Path, class_names: Sequence[str]) -> None:
-    """Load a checkpoint that knows these classes; the averaged weights (EMA) where it holds them.
-
-    Raises:
-        UserError: no checkpoint, no weights in it, weights of another network or of other classes.
-    """
-    from models.build import infer_num_classes, load_weights
-    from utils.checkpoint import load_checkpoint, split_weights
-
-    content = load_checkpoint(path)
-    by_name = split_weights(content, path)
-    state_dict = by_name.get("ema", by_name["model"])
-    try:
-        check_classes(infer_num_classes(arch, state_dict), content.get("class_names"), class_names)
-        load_weights(model, state_dict)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-
-
-def check_classes(num_classes: int, names: Sequence[str] | None, folders: Sequence[str]) -> None:
-    """Label maps hold class numbers, which training takes for the position of a class folder: both must agree.
-
-    Args:
-        num_classes: that the teacher tells apart.
-        names: of these classes, where the checkpoint says them.
-        folders: the class folders of the images.
-    """
-    if num_classes == len(folders) and list(names or folders) == list(folders):
-        return
-    strange = [folder for folder in folders if names and folder not in names]
-    example = f" (it does not know {strange[0]})" if strange else ""
-    raise UserError(
-        f"found a teacher of {num_classes:,} classes{example} and images of {len(folders):,} classes; expected the "
-        "same classes in the same order, because label maps hold class numbers. Give --weights of a teacher of these "
-        "classes, or the images of its classes"
-    )
+    return "\n".join(lines)
 
 
 @contextmanager
@@ -250,7 +395,7 @@ def in_own_words() -> Iterator[None]:
 
 def main(argv: list[str]) -> None:
     """Run a command line (without the program's name)."""
-    commands = (digits, annotate, demo, digits_annotator)
+    commands = (annotate, check, show, pack, unpack, export_labels, demo, digits, digits_annotator)
     run_commands(commands, argv, program="python -m relabel", about=__doc__ or "")
 
 

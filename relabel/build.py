@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from models.batch_norm import set_batch_norm
 from models.build import create_model
 from relabel.dataset import CentreView, ImageDataset, ImageList, RandomView, list_images
-from relabel.label_store import LabelStore, open_label_store
+from relabel.keep_list import keep_listed
+from relabel.label_store import LabelStore, check_one_per_class, check_present, open_label_store
 from relabel.loader import Batch, Loader, TestBatches, TrainBatches, steps_per_epoch
 from relabel.targets import original_target, relabel_target, smooth
 from relabel.trainer import Plan
@@ -30,15 +31,16 @@ def set_up_device(device: torch.device) -> None:
 
 
 def list_split(config: FrozenMunch, split: str) -> ImageList:
-    """The images of train/ or val/."""
-    return list_images(Path(config.data.data_path) / split)
+    """The images of train/, those on the keep list if there is one, or of val/."""
+    images = list_images(Path(config.data.data_path) / split)
+    return keep_listed(images, config.data.keep_list) if split == "train" and config.data.keep_list else images
 
 
 def checked_label_store(config: FrozenMunch, images: ImageList) -> LabelStore:
     """The label maps of the training images: all present, one of each class read and sound."""
-    store = open_label_store(config.data.relabel.path, images.keys(), len(images.class_names))
-    store.check_present(images.path)
-    store.check_one_per_class(images.labels)
+    store = open_label_store(config.data.relabel.path, images.keys(), images.class_names)
+    check_present(store, images.path)
+    check_one_per_class(store, images.labels)
     return store
 
 

@@ -53,6 +53,10 @@ class CropBox:
         shared = max(across, 0.0) * max(down, 0.0)
         return shared / (self.area + other.area - shared)
 
+    def mirrored(self) -> "CropBox":
+        """The box with x and y exchanged, in fractions: its mirror image at the diagonal of the image."""
+        return CropBox(self.top, self.left, self.bottom, self.right)
+
 
 WHOLE_IMAGE = CropBox(0.0, 0.0, 1.0, 1.0)
 

@@ -17,6 +17,7 @@ from relabel.label_store import LabelStore
 from utils.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
+NAMES_AT_ONCE = 65_536
 EXPECTED_LAYOUT = f"expected ROOT/CLASS/IMAGE with images ending in {' '.join(EXTENSIONS)}"
 
 # What a stream of random numbers is for; two purposes never share a stream.
@@ -46,8 +47,10 @@ class ImageList:
     Fields:
         root: folder of the class folders.
         class_names: K texts; the class folders, sorted as text.
-        names: text [N]; "CLASS/FILE", sorted by class, then by file.
+        names: bytes [N]; "CLASS/FILE", sorted by class, then by file. A quarter of the room that texts take.
         labels: int64 [N]; position of the image's class in class_names.
+
+    A flat folder (`list_flat_images`) has no classes: names are "FILE", class_names is empty, labels are -1.
     """
 
     root: Path
@@ -59,25 +62,32 @@ class ImageList:
         """N."""
         return len(self.names)
 
+    def name(self, index: int) -> str:
+        """CLASS/FILE of an image."""
+        return os.fsdecode(self.names[index])
+
     def path(self, index: int) -> Path:
         """The file of an image."""
-        return self.root / str(self.names[index])
+        return self.root / self.name(index)
 
     def keys(self) -> np.ndarray:
-        """text [N]; "CLASS/STEM", the keys of the label maps. The stem is everything before the last dot.
+        """bytes [N]; "CLASS/STEM", the keys of the label maps. The stem is everything before the last dot.
 
         Raises:
             UserError: two images have one key, and so would share a label map.
         """
-        keys = [name.rpartition(".")[0] for name in self.names.tolist()]
-        if len(set(keys)) < len(keys):
-            first = {key: index for index, key in reversed(list(enumerate(keys)))}
-            second = next(index for index, key in enumerate(keys) if first[key] < index)
+        keys = np.concatenate([_without_extension(part) for part in _parts(self.names)])
+        if (keys[1:] > keys[:-1]).all():
+            return keys
+        order = np.argsort(keys, kind="stable")
+        twice = np.flatnonzero(keys[order[1:]] == keys[order[:-1]])
+        if len(twice):
+            first, second = order[twice[0]], order[twice[0] + 1]
             raise UserError(
-                f"{self.path(first[keys[second]])} and {self.path(second)} differ in the extension only; expected one "
+                f"{self.path(first)} and {self.path(second)} differ in the extension only; expected one "
                 "image per class folder and stem, because a label map is named after them. Rename one of them."
             )
-        return np.array(keys)
+        return keys
 
     def with_classes_of(self, class_names: Sequence[str], whose: str) -> "ImageList":
         """The same images with labels that point into another list of class names, which may name more classes.
@@ -121,7 +131,44 @@ def list_images(root: str | Path) -> ImageList:
         )
     names = [f"{name}/{file}" for name, found in zip(class_names, files, strict=True) for file in found]
     labels = np.repeat(np.arange(len(class_names)), [len(found) for found in files])
-    return ImageList(root, class_names, np.array(names), labels.astype(np.int64))
+    return ImageList(root, class_names, _as_bytes(names), labels.astype(np.int64))
+
+
+def list_flat_images(root: str | Path) -> ImageList:
+    """List ROOT/IMAGE: images without class folders, as others than training can use them.
+
+    Raises:
+        UserError: no such folder, or no image in it.
+    """
+    root = Path(root)
+    names = _image_names(root)
+    if not names:
+        raise UserError(
+            f"{root}: found neither class folders nor images; {EXPECTED_LAYOUT}, or ROOT/IMAGE. Name another folder."
+        )
+    return ImageList(root, [], _as_bytes(names), np.full(len(names), -1, dtype=np.int64))
+
+
+def list_any_images(root: str | Path) -> ImageList:
+    """List ROOT/CLASS/IMAGE, or ROOT/IMAGE where there is no folder in ROOT. UserError as in either."""
+    with _listing(Path(root)):
+        has_folders = any(entry.is_dir() for entry in _visible(Path(root)))
+    return list_images(root) if has_folders else list_flat_images(root)
+
+
+def _as_bytes(names: Sequence[str]) -> np.ndarray:
+    """Texts as bytes [N], as the file system has them."""
+    return np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
+
+
+def _parts(names: np.ndarray) -> Iterator[np.ndarray]:
+    """An array in pieces that are small as Python objects."""
+    return (names[start : start + NAMES_AT_ONCE] for start in range(0, len(names), NAMES_AT_ONCE))
+
+
+def _without_extension(names: np.ndarray) -> np.ndarray:
+    """bytes [n]; each name up to its last dot."""
+    return np.array([name.rpartition(b".")[0] for name in names.tolist()], dtype=np.bytes_)
 
 
 def _image_names(folder: Path) -> list[str]:

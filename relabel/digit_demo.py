@@ -13,20 +13,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from models.build import load_weights
 from relabel.build import build_model, list_split, test_loader
-from relabel.crop_box import random_crop_box
-from relabel.dataset import SAMPLE, ImageList, keyed_rng, list_images
-from relabel.decode import ImageFile
-from relabel.digit_scenes import read_truth
+from relabel.dataset import ImageList, list_images
 from relabel.evaluation import predict
-from relabel.label_store import LabelStore, open_label_store
-from relabel.targets import relabel_target
-from relabel.viewer import SceneExample, draw_curves, draw_scenes
+from relabel.object_boxes import read_truth
+from relabel.viewer import draw_curves
 from utils.checkpoint import LAST, load_checkpoint, save_checkpoint
 from utils.config import load_config
 from utils.distributed import Place
@@ -40,6 +35,7 @@ RECIPES = ROOT / "configs" / "digits"
 ANNOTATOR = RECIPES / "annotator.pth"
 ANNOTATOR_SIZE = "64x80"  # rows x columns of the squashed scene: maps of 4 x 5 cells, each about a digit wide
 TOP_K = 5
+SHOWN_SCENES = 4  # the first of as many classes
 SUPERVISIONS = {"original labels": "original", "ReLabel": "relabel"}
 
 
@@ -69,8 +65,7 @@ def run_demo(out: Path, seeds: int, train: int, val: int) -> None:
     scenes, labels = out / "scenes", out / "labels"
     _relabel("digits", "--out", scenes, "--train", train, "--val", val)
     _relabel(
-        *("annotate", scenes / "train", labels, "--arch", "digit_net", "--weights", ANNOTATOR),
-        *("--size", ANNOTATOR_SIZE, "--top_k", TOP_K),
+        *("annotate", scenes / "train", labels, "--weights", ANNOTATOR, "--size", ANNOTATOR_SIZE, "--top_k", TOP_K),
     )
     results: list[Result] = []
     runs: dict[str, list[dict[str, Any]]] = {}
@@ -83,7 +78,8 @@ def run_demo(out: Path, seeds: int, train: int, val: int) -> None:
             runs.setdefault(title, read_metrics(folder))
     write_json(out / "demo.json", [asdict(result) for result in results])
     draw_curves(out / "curves.png", runs)
-    draw_scenes(out / "scenes.png", examples(scenes, labels), list_images(scenes / "train").class_names)
+    shown = [f"digit_{digit}/train_{digit:05d}" for digit in range(SHOWN_SCENES)]
+    _relabel("show", *shown, "--labels", labels, "--images", scenes / "train", "--out", out / "scenes.png")
     _print_table(results, len(list_images(scenes / "val")))
     for what, where in (("pictures", "scenes.png"), ("", "curves.png"), ("numbers", "demo.json"), ("runs", "*-seed*")):
         print(f"{what:<10}{_short(str(out / where))}")
@@ -129,31 +125,9 @@ def true_labels(images: ImageList, truth_file: Path) -> np.ndarray:
     """bool [N, K]; which digits each scene shows."""
     truth = read_truth(truth_file)
     table = np.zeros((len(images), len(images.class_names)), dtype=bool)
-    for row, name in enumerate(images.names.tolist()):
-        table[row, list(truth[name].labels)] = True
+    for row in range(len(images)):
+        table[row, list(truth[images.name(row)].labels)] = True
     return table
-
-
-def examples(scenes: Path, labels: Path, count: int = 4, crops: int = 3) -> list[SceneExample]:
-    """The first scenes of a few classes, with crops as training draws them and the targets pooled from their maps."""
-    images = list_images(scenes / "train")
-    store = open_label_store(labels, images.keys(), len(images.class_names))
-    rows = [int(np.flatnonzero(images.labels == label)[0]) for label in range(count)]
-    return [_example(images, store, row, crops) for row in rows]
-
-
-def _example(images: ImageList, store: LabelStore, row: int, crops: int) -> SceneExample:
-    file, label_map = ImageFile(images.path(row)), store.read(row)
-    boxes = [random_crop_box(keyed_rng(0, SAMPLE, e, row), file.width, file.height, 0.08) for e in range(crops)]
-    targets = relabel_target(
-        torch.from_numpy(np.stack([label_map.scores] * crops)),
-        torch.from_numpy(np.stack([label_map.classes] * crops)).long(),
-        torch.tensor([(box.left, box.top, box.right, box.bottom) for box in boxes]),
-        torch.full((crops,), int(images.labels[row])),
-        len(images.class_names),
-    )
-    pixels = np.asarray(Image.open(images.path(row)).convert("RGB"))
-    return SceneExample(pixels, int(images.labels[row]), label_map, boxes, targets.numpy())
 
 
 def _relabel(*words: object) -> None:

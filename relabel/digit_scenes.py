@@ -55,14 +55,6 @@ class Scene:
     boxes: tuple[CropBox, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Truth:
-    """The labels and boxes of a scene as read back from disk, in the order of `Scene`."""
-
-    labels: tuple[int, ...]
-    boxes: tuple[CropBox, ...]
-
-
 def draw_scene(seed: int, split: str, number: int) -> Scene:
     """Draw scene `number` of a split; (seed, split, number) alone decide every pixel."""
     assert split in SPLITS
@@ -118,31 +110,6 @@ def write_scenes(out: Path, seed: int = 0, train: int = 6000, val: int = 1500) -
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def read_truth(path: Path) -> dict[str, Truth]:
-    """Read train.json or val.json of a scene folder: "CLASS/FILE" -> Truth.
-
-    Raises:
-        UserError: the file is missing or is not such a file.
-    """
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            name: Truth(tuple(entry["labels"]), tuple(map(_box, entry["boxes"]))) for name, entry in entries.items()
-        }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"cannot read the true labels of digit scenes from {path}: {error}\n"
-            f"Expected the file that `python -m relabel digits --out {path.parent}` writes."
-        ) from error
-
-
-def _box(sides: list[float]) -> CropBox:
-    left, top, right, bottom = sides
-    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
-        raise ValueError(f"found the box {sides}; expected left, top, right, bottom as fractions of the image")
-    return CropBox(left, top, right, bottom)
 
 
 @cache

@@ -1,5 +1,6 @@
 """A label map: what a strong classifier sees in each cell of an image, kept as the k best classes per cell."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +10,8 @@ from utils.errors import UserError
 
 
 def class_dtype(num_classes: int) -> type[np.signedinteger]:
-    """The smallest integer type for class ids in memory: a batch's ids travel to the device four times as fast."""
-    return np.int16 if num_classes - 1 <= np.iinfo(np.int16).max else np.int32
+    """The smallest integer type for the ids 0..K in memory: a batch's ids travel to the device four times as fast."""
+    return np.int16 if num_classes <= np.iinfo(np.int16).max else np.int32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,7 +20,9 @@ class LabelMap:
 
     Fields:
         scores: float16 or float32 [k, h, w]; logits, row 0 at the image's top.
-        classes: integer [k, h, w]; the class of each score, in 0..K-1, no class twice in a cell.
+        classes: integer [k, h, w]; the class of each score, in 0..K-1, no class twice in a cell. Maps of a teacher that
+            knows more classes than the data, read for that data, hold K for each class that the data lacks: those
+            scores count for nothing.
     """
 
     scores: np.ndarray
@@ -27,10 +30,10 @@ class LabelMap:
 
     def __post_init__(self) -> None:
         """Refuse arrays that cannot belong together."""
-        shapes = (self.scores.shape, self.classes.shape)
-        assert shapes[0] == shapes[1] and len(shapes[0]) == 3, shapes
-        assert self.scores.dtype in (np.float16, np.float32), self.scores.dtype
-        assert np.issubdtype(self.classes.dtype, np.integer), self.classes.dtype
+        scores, classes = self.scores, self.classes
+        assert scores.shape == classes.shape and scores.ndim == 3, (scores.shape, classes.shape)
+        assert scores.dtype.kind == "f" and scores.dtype.itemsize <= 4, scores.dtype
+        assert classes.dtype.kind in "iu", classes.dtype
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -53,9 +56,9 @@ class LabelMap:
 
     def to_dense(self, num_classes: int, fill: float = 0.0) -> np.ndarray:
         """The logits of all K classes, float32 [K, h, w]; `fill` where a cell does not store the class."""
-        dense = np.full((num_classes, *self.scores.shape[1:]), fill, dtype=np.float32)
+        dense = np.full((num_classes + 1, *self.scores.shape[1:]), fill, dtype=np.float32)
         np.put_along_axis(dense, self.classes.astype(np.int64), self.scores, axis=0)
-        return dense
+        return dense[:num_classes]  # the last one took the classes that the data lacks
 
     def validate(self, num_classes: int, where: str) -> None:
         """Check what pooling relies on: finite scores, class ids in range, no class twice in a cell.
@@ -71,13 +74,40 @@ class LabelMap:
         wrong_ids = (self.classes < 0) | (self.classes >= num_classes)
         expected = (
             f"ids in 0..{num_classes - 1} (the data has {num_classes} classes). "
-            "Give label maps that were made for these classes"
+            "Give label maps that were made for these classes, or name theirs: `python -m relabel pack --help`"
         )
         _refuse(wrong_ids, self.classes, where, "the class id", expected)
         # Pooling would add both scores, where a dense map could hold only one of them.
         ordered = np.sort(self.classes, axis=0)
         once = "each class at most once in a cell. Make this map again"
         _refuse(ordered[1:] == ordered[:-1], ordered, where, "twice the class", once)
+
+
+def class_translation(own: Sequence[str], wanted: Sequence[str], where: str) -> np.ndarray | None:
+    """What class ids of maps made for one list of classes are in another, by name.
+
+    Args:
+        own: the classes that the maps speak of.
+        wanted: the K classes of the data.
+        where: the maps, for the message.
+
+    Returns:
+        [len(own)]; the new id of each class, K for one that the data lacks. None where the lists are the same.
+
+    Raises:
+        UserError: the data has a class that the maps never name.
+    """
+    if list(own) == list(wanted):
+        return None
+    unknown = [name for name in wanted if name not in set(own)]
+    if unknown:
+        raise UserError(
+            f"{where} does not know {len(unknown):,} of the data's {len(wanted):,} classes, the first: {unknown[0]!r}; "
+            f"expected class folders named as its own {len(own):,} classes ({own[0]!r}, ...). "
+            "Give label maps of a teacher that knows these classes, or rename the folders."
+        )
+    position = {name: index for index, name in enumerate(wanted)}
+    return np.array([position.get(name, len(wanted)) for name in own], dtype=class_dtype(len(wanted)))
 
 
 def _refuse(wrong: np.ndarray, values: np.ndarray, where: str, what: str, expected: str) -> None:

@@ -18,7 +18,8 @@ def pool_scores(scores: Tensor, classes: Tensor, boxes: Tensor, num_classes: int
 
     Args:
         scores: float [B, k, h, w]; the k largest logits of each cell, row 0 at the image top.
-        classes: integer [B, k, h, w]; the class of each score, in 0..num_classes-1 (checked when maps are read).
+        classes: integer [B, k, h, w]; the class of each score, in 0..num_classes-1 (checked when maps are read), or
+            num_classes: a class that the data lacks, whose score counts for nothing.
         boxes: float [B, 4]; left, top, right, bottom as fractions of the image, in [0, 1].
         num_classes: K.
         fill: logit of the classes that a cell does not store (0 in the paper).
@@ -36,8 +37,9 @@ def pool_scores(scores: Tensor, classes: Tensor, boxes: Tensor, num_classes: int
     # The weights of a box sum to 1, so pooling (score - fill) and adding fill gives absent classes exactly `fill`.
     excess = scores.float() if fill == 0 else scores.float() - fill
     parts = excess * (down[:, None, :, None] * across[:, None, None, :])
-    pooled = torch.zeros(len(scores), num_classes, device=scores.device)
+    pooled = torch.zeros(len(scores), num_classes + 1, device=scores.device)
     pooled.scatter_add_(1, classes.flatten(1).long(), parts.flatten(1))
+    pooled = pooled[:, :num_classes]
     return pooled if fill == 0 else pooled.add_(fill)
 
 

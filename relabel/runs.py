@@ -1,7 +1,6 @@
 """A training run or an evaluation, from its config to its end: every check comes before anything is created."""
 
 import hashlib
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -33,7 +32,7 @@ from utils.distributed import Place, from_main, launch
 from utils.errors import EXIT_PREEMPTED, SharedError, UserError
 from utils.frozen_munch import FrozenMunch
 from utils.precision import Precision
-from utils.run_folder import Start, find_start, locked, make_run_folder, open_run_folder
+from utils.run_folder import Start, find_start, lock_run_folder, make_run_folder, open_run_folder
 from utils.run_log import read_status, record_environment, write_json, write_status
 from utils.workers import end_workers, raise_worker_death
 
@@ -71,7 +70,7 @@ def train(place: Place, config: FrozenMunch) -> None:
 
         def begin() -> Start:
             if existed:
-                stack.enter_context(locked(folder))
+                stack.enter_context(lock_run_folder(folder))
             return find_start(folder, config, identity, place.world_size)
 
         start = from_main(begin)
@@ -84,7 +83,7 @@ def train(place: Place, config: FrozenMunch) -> None:
         def open_folder() -> None:
             make_run_folder(folder)
             if not existed:
-                stack.enter_context(locked(folder))
+                stack.enter_context(lock_run_folder(folder))
             open_run_folder(folder, config, start)
             introduce(config, images, test_images, trainer)
 
@@ -137,7 +136,7 @@ def say_finished(trainer: Trainer) -> None:
 
 def fingerprint(images: ImageList) -> str:
     """Hash of the names of all images, classes included."""
-    return hashlib.sha256(os.fsencode("\n".join(images.names.tolist()))).hexdigest()
+    return hashlib.sha256(b"\n".join(images.names.tolist())).hexdigest()
 
 
 def introduce(config: FrozenMunch, images: ImageList, test_images: ImageList, trainer: Trainer) -> None:

@@ -1,96 +1,169 @@
-"""Pictures: scenes with their label map, random crops and pooled targets; the curves of runs.
+"""Pictures: images with their label map, random crops and pooled targets; a contact sheet of many; the curves of runs.
 
 Everything here takes arrays and plain values and writes one PNG.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.patches import Rectangle
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from relabel.crop_box import CropBox
+from relabel.crop_box import WHOLE_IMAGE, CropBox
 from relabel.label_map import LabelMap
+from relabel.panels import (
+    DPI,
+    INK,
+    MUTED,
+    OTHER_COLOUR,
+    PALETTE,
+    SMALL,
+    TEXT,
+    TRACK,
+    add_panel,
+    badge_in_corner,
+    cell_probabilities,
+    class_colours,
+    draw_badge,
+    draw_bars,
+    draw_boxes,
+    draw_image,
+    draw_map,
+    fitted,
+    name_regions,
+    percent,
+    text_width,
+    write,
+)
+from relabel.targets import relabel_target
 
-# Matplotlib's ten colours, but navy for grey: grey is what a map shows where the annotator sees nothing.
-PALETTE = tuple("#17344f" if index == 7 else f"C{index}" for index in range(10))
-OTHER_COLOUR = "0.55"  # classes beyond the palette
-INK, MUTED, TRACK = "0.15", "0.45", "0.92"
-ROW_INCHES = 1.7  # height of a picture on the sheet
-SURE = 0.5  # probability from which a cell may carry its class's name
-BARS_WIDTH = 1.05  # of the bars beside a crop, in units of the crop's
-BARS = 4  # classes shown of each target
+MARGIN, GAP = 0.12, 0.1  # inches; around a sheet, between panels that belong together
+WIDER_GAP = 0.22  # between a row's groups, and between tiles
+ROW_INCHES = 1.65  # height of a row whose image is 4:3
+BARS_WIDTH = 1.1  # of the bars beside a crop, in units of the crop's
 CROP_SIDE = 224  # pixels; a crop is shown squashed to a square, as the network sees it
+ASPECTS = (0.4, 2.6)  # width / height of a panel; images beyond are shown smaller in it
+HEADING, CAPTION = 0.34, 0.36  # inches; above the first row, under each
+TILE_INCHES, LINE_INCHES = 2.05, 0.175  # of the contact sheet: width of a tile, height of a line under it
+TILE_NAMES = 3  # classes under a tile
+TILE_SHARE = 0.05  # from which a second or third class is worth a line
+WARNING = "#c62828"
 
 
 @dataclass(frozen=True, slots=True)
-class SceneExample:
-    """One row of the sheet.
+class Example:
+    """An image and what is known about it.
 
     Attributes:
         image: uint8 [H, W, 3], RGB.
-        label: the class the data set gives the image, 0..K-1.
+        label: the class the data set gives the image, 0..K-1; None where it gives none.
         label_map: what the annotator says.
-        crops: n boxes, at least one; every example of a sheet has as many.
+        crops: n boxes; every example of a sheet has as many, a contact sheet needs none.
         targets: float [n, K]; the target of each crop.
     """
 
     image: np.ndarray
-    label: int
+    label: int | None
     label_map: LabelMap
-    crops: Sequence[CropBox]
-    targets: np.ndarray
+    crops: Sequence[CropBox] = ()
+    targets: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+
+    @property
+    def aspect(self) -> float:
+        """Width / height of the image."""
+        return float(self.image.shape[1] / self.image.shape[0])
+
+    def label_text(self, class_labels: Sequence[str]) -> str:
+        """What to call the folder's class."""
+        return "none" if self.label is None else class_labels[self.label]
 
 
-def draw_scenes(
+def draw_examples(
     out: Path,
-    examples: Sequence[SceneExample],
-    class_names: Sequence[str],
+    examples: Sequence[Example],
+    class_labels: Sequence[str],
     fill: float = 0.0,
     temperature: float = 1.0,
 ) -> None:
     """Write a sheet: a row per example with the image and its crops' boxes, the label map, each crop and its target.
 
-    A cell of the map has the colour of its likeliest class, the stronger the likelier. Colours mean the same class all
-    over the sheet.
+    A cell of the map has the colour of its likeliest class, the stronger the likelier. All rows are of one width, so
+    a row with an upright image is a little higher than one with a wide image.
 
     Args:
         out: the PNG to write; its folder must exist.
         examples: at least one.
-        class_names: the name of each of the K classes.
+        class_labels: what to call each of the K classes.
         fill: logit of the classes that a cell does not store.
         temperature: the map's logits are divided by it before the softmax.
     """
-    colours = class_colours(examples, len(class_names))
+    maps = [cell_probabilities(example.label_map, len(class_labels), fill, temperature) for example in examples]
+    colours = class_colours(np.stack([_shares(*both) for both in zip(examples, maps, strict=True)]))
     num_crops = len(examples[0].crops)
-    height, width = examples[0].image.shape[:2]
-    columns = [width / height] * 2 + [1.0, BARS_WIDTH] * num_crops  # widths in units of a row's height
-    figure = Figure(
-        figsize=(ROW_INCHES * 1.08 * sum(columns), ROW_INCHES * 1.22 * len(examples) + 0.4),
-        layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.05, wspace=0.01, hspace=0.02),
-        dpi=150,
-    )
-    grid = figure.subplots(len(examples), len(columns), squeeze=False, width_ratios=columns)
-    for axes, example in zip(grid, examples, strict=True):
-        _draw_image(axes[0], example, class_names)
-        _draw_map(axes[1], example, class_names, colours, fill, temperature)
-        for number, (box, target) in enumerate(zip(example.crops, example.targets, strict=True)):
-            _draw_crop(axes[2 + 2 * number], example.image, box)
-            _draw_target(axes[3 + 2 * number], target, class_names, colours)
-    headings = ["image and random crops", "label map"]
-    for number in range(1, num_crops + 1):
-        headings += [f"crop {number}", "target"]
-    for axes, heading in zip(grid[0], headings, strict=True):
-        axes.set_title(heading, fontsize=11, color=INK, pad=7)
+    gaps = GAP + num_crops * (WIDER_GAP + GAP)
+    width = ROW_INCHES * _units(4 / 3, num_crops) + gaps
+    heights = [(width - gaps) / _units(_panel_aspect(example), num_crops) for example in examples]
+    figure = Figure(figsize=(width + 2 * MARGIN, HEADING + sum(heights) + CAPTION * len(examples) + MARGIN), dpi=DPI)
+    top = HEADING
+    for example, probabilities, height in zip(examples, maps, heights, strict=True):
+        _draw_row(figure, top, height, example, probabilities, class_labels, colours, headings=top == HEADING)
+        top += height + CAPTION
+    figure.savefig(out, facecolor="white")
+
+
+def draw_contact_sheet(
+    out: Path,
+    examples: Sequence[Example],
+    class_labels: Sequence[str],
+    *,
+    columns: int = 6,
+    fill: float = 0.0,
+    temperature: float = 1.0,
+) -> None:
+    """Write many images at once: each under its label map, the folder's label, and the target of the whole image.
+
+    Where the target's largest class is not the label, the tile has a red frame and its label a red "≠".
+
+    Args:
+        out: the PNG to write; its folder must exist.
+        examples: at least one; their crops and targets are not used.
+        class_labels: what to call each of the K classes.
+        columns: tiles in a row.
+        fill: logit of the classes that a cell does not store.
+        temperature: the logits are divided by it before the softmax.
+    """
+    targets = [pooled_target(e.label_map, WHOLE_IMAGE, len(class_labels), fill, temperature) for e in examples]
+    maps = [cell_probabilities(example.label_map, len(class_labels), fill, temperature) for example in examples]
+    shares = [np.maximum(target, map_.mean((1, 2))) for target, map_ in zip(targets, maps, strict=True)]
+    colours = class_colours(np.stack(shares))
+    shown = [_strongest(target) for target in targets]
+    columns = min(columns, len(examples))
+    mat = TILE_INCHES / float(np.clip(np.median([example.aspect for example in examples]), 0.8, 1.6))
+    lines = [1 + max(map(len, shown[start : start + columns])) for start in range(0, len(examples), columns)]
+    tops = HEADING + np.cumsum([0.0, *(mat + count * LINE_INCHES + 0.27 for count in lines)])
+    width = columns * (TILE_INCHES + WIDER_GAP) - WIDER_GAP + 2 * MARGIN
+    figure = Figure(figsize=(width, float(tops[-1])), dpi=DPI)
+    wrong = sum(example.label not in (None, classes[0]) for classes, example in zip(shown, examples, strict=True))
+    summary = f"{wrong} of {len(examples)} targets disagree with the label (≠)"
+    write(figure, MARGIN, 0.22, fitted(summary, width - 2 * MARGIN, 11), 11)
+    for number, example in enumerate(examples):
+        left, top = MARGIN + number % columns * (TILE_INCHES + WIDER_GAP), float(tops[number // columns])
+        agrees = example.label in (None, shown[number][0])
+        _draw_tile(figure, (left, top), mat, example, maps[number], colours, agrees)
+        label = example.label_text(class_labels) if agrees else f"≠ {example.label_text(class_labels)}"
+        write(
+            figure, left, top + mat + 0.19, fitted(label, TILE_INCHES, TEXT, "bold"),
+            weight="bold", color=INK if agrees else WARNING,
+        )  # fmt: skip
+        for line, index in enumerate(shown[number], 1):
+            baseline = top + mat + 0.19 + line * LINE_INCHES
+            _write_share(figure, left, baseline, class_labels[index], float(targets[number][index]), colours.get(index))
     figure.savefig(out, facecolor="white")
 
 
@@ -102,7 +175,7 @@ def draw_curves(out: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> N
         runs: name of the run -> its records, the lines of metrics.jsonl. Those of the event `validation` are drawn;
             where an epoch has two, the second one's: of the averaged weights.
     """
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained", dpi=150)
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained", dpi=DPI)
     axes = figure.subplots()
     ends = []
     for number, (name, records) in enumerate(runs.items()):
@@ -124,100 +197,131 @@ def draw_curves(out: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> N
     figure.savefig(out, facecolor="white")
 
 
-def class_colours(examples: Sequence[SceneExample], num_classes: int) -> dict[int, str]:
-    """The colour of each class: by id if the palette suffices, else the classes with most weight in the targets."""
-    if num_classes <= len(PALETTE):
-        return dict(enumerate(PALETTE[:num_classes]))
-    weight = sum(example.targets.sum(0) for example in examples)
-    heaviest = np.argsort(-np.asarray(weight), kind="stable")[: len(PALETTE)]
-    return {int(index): colour for index, colour in zip(sorted(heaviest), PALETTE, strict=True)}
-
-
-def _draw_image(axes: Axes, example: SceneExample, class_names: Sequence[str]) -> None:
-    height, width = example.image.shape[:2]
-    axes.imshow(example.image, extent=(0, width, height, 0))
-    for number, box in enumerate(example.crops, 1):
-        edges = box.left * width, box.top * height, box.right * width, box.bottom * height
-        for colour, line in (("black", 3.2), ("white", 1.6)):  # white on black shows on any image
-            axes.add_patch(
-                Rectangle(
-                    edges[:2], edges[2] - edges[0], edges[3] - edges[1], fill=False, edgecolor=colour, linewidth=line
-                )
-            )
-        axes.text(
-            *edges[:2], f" {number} ", va="top", ha="left", fontsize=8, color="black",
-            bbox={"facecolor": "white", "edgecolor": "black", "linewidth": 0.8, "pad": 1.2},
-        )  # fmt: skip
-    _frame(axes)
-    axes.set_xlabel(f"label: {class_names[example.label]}", fontsize=10, color=INK)
-
-
-def _draw_map(
-    axes: Axes,
-    example: SceneExample,
-    class_names: Sequence[str],
-    colours: Mapping[int, str],
-    fill: float,
-    temperature: float,
-) -> None:
-    height, width = example.image.shape[:2]
-    probabilities = _softmax(example.label_map.to_dense(len(class_names), fill) / temperature)
-    best, strength = probabilities.argmax(0), probabilities.max(0)
-    overlay = np.zeros((*best.shape, 4))
-    for row, column in np.ndindex(*best.shape):
-        colour = to_rgb(colours.get(int(best[row, column]), OTHER_COLOUR))
-        overlay[row, column] = (*colour, 0.85 * strength[row, column])
-    grey = np.asarray(Image.fromarray(example.image).convert("L"))
-    axes.imshow(grey, cmap="gray", vmin=-80, vmax=320, extent=(0, width, height, 0))
-    axes.imshow(overlay, extent=(0, width, height, 0), interpolation="nearest")
-    for index, row, column in _places_for_names(best, strength):
-        axes.text(
-            (column + 0.5) * width / best.shape[1], (row + 0.5) * height / best.shape[0], class_names[index],
-            fontsize=8.5, ha="center", va="center", color="white",
-            path_effects=[withStroke(linewidth=2.2, foreground="black")],
-        )  # fmt: skip
-    _frame(axes)
-
-
-def _places_for_names(best: np.ndarray, strength: np.ndarray) -> list[tuple[int, int, int]]:
-    """(class, row, column) of the surest cell of each class, surest first, if no surer name stands too near.
-
-    Args:
-        best: int64 [h, w]; the likeliest class of each cell.
-        strength: float [h, w]; its probability.
-    """
-    h, w = best.shape
-    places: list[tuple[int, int, int]] = []
-    for cell in np.argsort(-strength, axis=None, kind="stable"):
-        row, column = divmod(int(cell), w)
-        index = int(best[row, column])
-        near = any(abs(row - y) < h / 9 and abs(column - x) < w / 3.2 for _, y, x in places)
-        if strength[row, column] > SURE and not near and all(index != named for named, _, _ in places):
-            places.append((index, row, column))
-    return places
-
-
-def _draw_crop(axes: Axes, image: np.ndarray, box: CropBox) -> None:
+def squashed_crop(image: np.ndarray, box: CropBox) -> np.ndarray:
+    """uint8 [CROP_SIDE, CROP_SIDE, 3]; the part of the image in a box, as the network sees it."""
     height, width = image.shape[:2]
     crop = Image.fromarray(image).crop(box.pixels(width, height))  # resize(box=...) would let its surroundings in
-    resized = crop.resize((CROP_SIDE, CROP_SIDE), Image.Resampling.BILINEAR)
-    axes.imshow(np.asarray(resized))
-    _frame(axes)
+    return np.asarray(crop.resize((CROP_SIDE, CROP_SIDE), Image.Resampling.BILINEAR))
 
 
-def _draw_target(axes: Axes, target: np.ndarray, class_names: Sequence[str], colours: Mapping[int, str]) -> None:
-    """Bars of the largest classes; names stand above the bars, so that long ones need no margin."""
-    order = np.argsort(-target, kind="stable")[:BARS]
-    for place, index in enumerate(order):
-        axes.barh(place, 1, height=0.32, color=TRACK)
-        axes.barh(place, target[index], height=0.32, color=colours.get(int(index), OTHER_COLOUR))
-        axes.text(0, place - 0.24, class_names[index], fontsize=8.5, color=INK, ha="left", va="bottom")
-        axes.text(1, place - 0.24, f"{100 * target[index]:.0f} %", fontsize=8.5, color=MUTED, ha="right", va="bottom")
-    axes.set_xlim(0, 1)
-    axes.set_ylim(BARS - 0.8, -0.65)
-    axes.set_box_aspect(1 / BARS_WIDTH)
-    axes.set_anchor("N")
-    axes.axis("off")
+def pooled_target(
+    label_map: LabelMap, box: CropBox, num_classes: int, fill: float, temperature: float, box_axes: str = "xy"
+) -> np.ndarray:
+    """float [K]; ReLabel's target of one crop."""
+    target = relabel_target(
+        torch.tensor(label_map.scores)[None],
+        torch.tensor(label_map.classes)[None],
+        torch.tensor([[box.left, box.top, box.right, box.bottom]]),
+        torch.zeros(1, dtype=torch.int64),  # not used without a weight for the folder's label
+        num_classes,
+        fill=fill,
+        temperature=temperature,
+        box_axes=box_axes,
+    )
+    return target[0].numpy()
+
+
+def _units(aspect: float, num_crops: int) -> float:
+    """Width of a row's panels in units of its height."""
+    return 2 * aspect + num_crops * (1 + BARS_WIDTH)
+
+
+def _panel_aspect(example: Example) -> float:
+    return float(np.clip(example.aspect, *ASPECTS))
+
+
+def _shares(example: Example, probabilities: np.ndarray) -> np.ndarray:
+    """float [K]; how much of each class a row shows, on its map or in one of its targets."""
+    return np.concatenate([probabilities.mean((1, 2))[None], example.targets.reshape(-1, len(probabilities))]).max(0)
+
+
+def _draw_row(
+    figure: Figure,
+    top: float,
+    height: float,
+    example: Example,
+    probabilities: np.ndarray,
+    class_labels: Sequence[str],
+    colours: Mapping[int, str],
+    headings: bool,
+) -> None:
+    """Draw an example from left to right; `top` and `height` in inches."""
+    num_crops = len(example.crops)
+    width = height * _panel_aspect(example)
+    widths = np.array([width, width] + [height, BARS_WIDTH * height] * num_crops)
+    lefts = MARGIN + np.cumsum([0, GAP] + [WIDER_GAP, GAP] * num_crops) + np.cumsum(widths) - widths
+    if headings:
+        crops = [heading for number in range(1, num_crops + 1) for heading in (f"crop {number}", "target")]
+        for middle, heading in zip(lefts + widths / 2, ["image", "label map", *crops], strict=True):
+            write(figure, middle, top - 0.1, heading, 11, ha="center")
+    image_panel, map_panel = (_fitted_panel(figure, left, width, top, height, example.aspect) for left in lefts[:2])
+    draw_image(image_panel, example.image)
+    draw_boxes(image_panel, example.crops)
+    draw_map(map_panel, example.image, probabilities, colours)
+    name_regions(map_panel, probabilities, class_labels, colours)
+    for number, (box, target) in enumerate(zip(example.crops, example.targets, strict=True)):
+        crop_left, bars_left = lefts[2 + 2 * number : 4 + 2 * number]
+        panel = add_panel(figure, crop_left, top, height, height)
+        draw_image(panel, squashed_crop(example.image, box))
+        draw_badge(panel, badge_in_corner(panel), str(number + 1))
+        bars = add_panel(figure, bars_left, top, BARS_WIDTH * height, height)
+        draw_bars(bars, target, class_labels, colours, example.label)
+    _caption_row(figure, top + height + 0.17, 2 * width + GAP, example.label_text(class_labels), probabilities)
+
+
+def _caption_row(figure: Figure, baseline: float, inches: float, label: str, probabilities: np.ndarray) -> None:
+    """Under image and map: the folder's label, and how fine and how sure the map is."""
+    rows, columns = probabilities.shape[1:]
+    facts = f"{rows}x{columns} cells, surest {percent(float(probabilities.max()))}"
+    room = figure.get_size_inches()[0] - 2 * MARGIN - text_width(f"label: {facts}") - 0.2
+    label = fitted(label, room, TEXT, "bold")
+    write(figure, MARGIN, baseline, "label: ", color=MUTED)
+    write(figure, MARGIN + text_width("label: "), baseline, label, weight="bold")
+    end = text_width("label: ") + text_width(label, TEXT, "bold")
+    # Under a narrow image both texts go on below the crops, where there is room.
+    write(figure, MARGIN + max(end + 0.2, inches - text_width(facts)), baseline, facts, color=MUTED)
+
+
+def _fitted_panel(figure: Figure, left: float, width: float, top: float, height: float, aspect: float) -> Axes:
+    """The largest panel of an aspect ratio in the middle of a place."""
+    across, down = min(width, height * aspect), min(height, width / aspect)
+    return add_panel(figure, left + (width - across) / 2, top + (height - down) / 2, across, down)
+
+
+def _strongest(target: np.ndarray) -> list[int]:
+    """The largest class of a target [K], and the next ones if they are worth a line."""
+    order = [int(index) for index in np.argsort(-target, kind="stable")[:TILE_NAMES]]
+    return [index for index in order if index == order[0] or target[index] >= TILE_SHARE]
+
+
+def _draw_tile(
+    figure: Figure,
+    place: tuple[float, float],
+    height: float,
+    example: Example,
+    probabilities: np.ndarray,
+    colours: Mapping[int, str],
+    agrees: bool,
+) -> None:
+    """An image under its map, on a mat that makes all tiles alike."""
+    mat = add_panel(figure, *place, TILE_INCHES, height)
+    mat.set_facecolor("0.955")
+    mat.spines[:].set_visible(False)
+    panel = _fitted_panel(figure, place[0], TILE_INCHES, place[1], height, example.aspect)
+    draw_map(panel, example.image, probabilities, colours)
+    if not agrees:
+        panel.spines[:].set(edgecolor=WARNING, linewidth=2.5)
+
+
+def _write_share(figure: Figure, left: float, baseline: float, name: str, share: float, colour: str | None) -> None:
+    """A line under a tile: the class's colour, its name, its share of the target."""
+    swatch = add_panel(figure, left, baseline - 0.1, 0.1, 0.1)
+    swatch.set_facecolor(colour or OTHER_COLOUR)
+    swatch.spines[:].set_visible(False)
+    value = percent(share)
+    room = TILE_INCHES - 0.16 - text_width(value, SMALL) - 0.08
+    write(figure, left + 0.16, baseline, fitted(name, room, SMALL), SMALL)
+    write(figure, left + TILE_INCHES, baseline, value, SMALL, ha="right", color=MUTED)
 
 
 def _name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
@@ -230,16 +334,3 @@ def _name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
             f"{name}\n{accuracy:.1f} %", (epoch, at), xytext=(9, 0), textcoords="offset points",
             fontsize=11, color=colour, va="center", annotation_clip=False,
         )  # fmt: skip
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    exponentials = np.exp(logits - logits.max(0))
-    return exponentials / exponentials.sum(0)
-
-
-def _frame(axes: Axes) -> None:
-    axes.set_anchor("N")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_edgecolor(MUTED)

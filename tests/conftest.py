@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from relabel.label_folder import write_label_map
 from relabel.label_map import LabelMap
-from relabel.label_store import write_label_map
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ("ant", "bee", "cow")

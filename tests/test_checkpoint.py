@@ -122,3 +122,13 @@ def test_averaged_weights_are_found() -> None:
 def test_a_file_without_weights_is_refused(content: Any) -> None:
     with pytest.raises(UserError, match="holds no weights"):
         split_weights(content, Path("w.pth"))
+
+
+def test_weights_under_either_name_are_found(tmp_path: Path) -> None:
+    weights = {"fc.bias": torch.ones(3)}
+    for content in (weights, {"state_dict": weights, "epoch": 3}, {"model": weights}):
+        assert split_weights(content, tmp_path) == {"model": weights}
+    with pytest.raises(
+        UserError, match=r"expected a dict of tensors, or one with the key 'state_dict' or 'model'; found"
+    ):
+        split_weights({"weights": weights}, tmp_path)

@@ -87,5 +87,5 @@ def test_true_labels_are_those_of_the_scenes(tmp_path: Path) -> None:
     truth = true_labels(images, tmp_path / "scenes" / "val.json")
     entries = json.loads((tmp_path / "scenes" / "val.json").read_text())
     assert truth[np.arange(20), images.labels].all()
-    for name, row in zip(images.names.tolist(), truth, strict=True):
+    for name, row in zip(map(images.name, range(len(images))), truth, strict=True):
         assert set(np.flatnonzero(row)) == set(entries[name]["labels"])

@@ -212,12 +212,23 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
+def test_classes_that_the_data_lacks_count_for_nothing() -> None:
+    """Their id is K. What is left is pooled as if the map had never held them."""
+    scores, classes = random_maps(3, 4, 5, 7, positive=True)
+    boxes = torch.from_numpy(boxes_anywhere(np.random.default_rng(1), 3)).float()
+    foreign = torch.rand(classes.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    for fill in (0.0, -2.0):
+        found = pool_scores(scores, classes.masked_fill(foreign, 5000), boxes, 5000, fill)
+        expected = pool_scores(scores.masked_fill(foreign, fill), classes, boxes, 5000, fill)
+        torch.testing.assert_close(found, expected)
+
+
 def test_no_tensor_grows_with_classes_times_cells() -> None:
     scores, classes = random_maps(4, 5, 15, 13, positive=True)
     boxes = torch.from_numpy(boxes_anywhere(np.random.default_rng(0), 4)).float()
     with LargestTensor() as largest:
         pool_scores(scores, classes, boxes, num_classes=5000, fill=-1.0)
-    assert largest.elements == 4 * 5000  # the result itself; the dense tensor would hold 195 times as much
+    assert largest.elements == 4 * 5001  # the result itself; the dense tensor would hold 195 times as much
 
 
 def test_needs_no_value_on_the_host() -> None:

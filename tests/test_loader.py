@@ -14,8 +14,9 @@ from PIL import Image
 from relabel.augment import Augmentation
 from relabel.crop_box import CropBox
 from relabel.dataset import CentreView, ImageDataset, RandomView, Sample, list_images
+from relabel.label_folder import write_label_map
 from relabel.label_map import LabelMap
-from relabel.label_store import open_label_store, write_label_map
+from relabel.label_store import open_label_store
 from relabel.loader import Batch, Loader, TestBatches, TrainBatches, collate, epoch_order, steps_per_epoch
 from utils.errors import UserError
 
@@ -36,8 +37,8 @@ def dataset(tmp_path: Path) -> ImageDataset:
     images = list_images(tmp_path / "train")
     for key in images.keys().tolist():
         dense = rng.normal(size=(2, 2, 3)).astype(np.float32)
-        write_label_map(tmp_path / "labels", key, LabelMap.from_dense(dense, 2))
-    store = open_label_store(tmp_path / "labels", images.keys(), 2)
+        write_label_map(tmp_path / "labels", key.decode(), LabelMap.from_dense(dense, 2))
+    store = open_label_store(tmp_path / "labels", images.keys(), images.class_names)
     return ImageDataset(images, RandomView(12, 0.08, 0.5, 0.4, 0.1, seed=5), store)
 
 

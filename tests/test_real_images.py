@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from relabel.dataset import list_images
+from relabel.label_folder import write_label_map
 from relabel.label_map import LabelMap
-from relabel.label_store import write_label_map
 from relabel.runs import run
 from tests.conftest import ROOT, Flags
 from utils.config import load_config
@@ -31,7 +31,7 @@ def sixty_four(tmp_path: Path) -> Path:
     for key, label in zip(images.keys().tolist(), images.labels.tolist(), strict=True):
         dense = np.zeros((64, 5, 7), dtype=np.float32)
         dense[label] = 15
-        write_label_map(tmp_path / "labels", key, LabelMap.from_dense(dense, 2))
+        write_label_map(tmp_path / "labels", key.decode(), LabelMap.from_dense(dense, 2))
     return tmp_path
 
 

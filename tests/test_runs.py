@@ -14,8 +14,8 @@ import torch
 
 from relabel.build import make_targets, workers_of
 from relabel.dataset import CentreView, ImageDataset, list_images
+from relabel.label_folder import write_label_map
 from relabel.label_map import LabelMap
-from relabel.label_store import write_label_map
 from relabel.loader import TrainBatches, collate
 from relabel.runs import run
 from tests.conftest import Flags

@@ -56,6 +56,17 @@ def paint(
     CALLS[-1] |= {"note": note, "tin": tin, "shift": shift}
 
 
+def polish(wall: ExistingFolder, *spots: Count, cloth: str = "wool") -> None:
+    """Polish spots of a wall.
+
+    Args:
+        wall: to be polished.
+        spots: where.
+        cloth: what with.
+    """
+    CALLS.append({"wall": wall, "spots": spots, "cloth": cloth})
+
+
 def take_a_rest(start: Path, end: Path, *, hours: Count = 1) -> None:
     """Rest.
 
@@ -157,6 +168,25 @@ def test_a_mistake_is_told_and_nothing_is_called(
     message = told(capsys, *argv)
     assert re.search(match, message) and message.startswith("error: 1 problem; nothing was started.\n  - ")
     assert re.search(r"\n(How it is written: tools [a-z-]+|What each does: tools) --help\n$", message)
+
+
+def test_an_argument_may_be_repeated(capsys: pytest.CaptureFixture[str]) -> None:
+    run_commands([polish], ["polish", "wall", "3", "--cloth", "silk", "1", "2"], "tools", "")
+    run_commands([polish], ["polish", "wall"], "tools", "")
+    assert [(call["spots"], call["cloth"]) for call in CALLS] == [((3, 1, 2), "silk"), ((), "wool")]
+    for argv, match in (
+        (["wall", "1", "two"], r"two \(command line\): expected a whole number >= 0$"),
+        (["wall", "1", "--spots", "2"], "--spots .*no such flag"),
+        (["wall", "-1"], "-1 .*belongs to no flag"),
+    ):
+        with pytest.raises(SystemExit):
+            run_commands([polish], ["polish", *argv], "tools", "")
+        assert re.search(match, capsys.readouterr().err, flags=re.MULTILINE)
+    with pytest.raises(SystemExit):
+        run_commands([polish], ["polish", "--help"], "tools", "")
+    out = capsys.readouterr().out
+    assert "polish WALL [SPOTS ...] [--cloth TEXT]" in out
+    assert re.search(r"^  SPOTS \.\.\. +where. \[a whole number >= 0; any number\]$", out, flags=re.MULTILINE)
 
 
 def test_all_mistakes_are_told_together(capsys: pytest.CaptureFixture[str]) -> None:

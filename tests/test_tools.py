@@ -1,6 +1,7 @@
 """The tools as a person types them: their screens, their mistakes, and real label maps of real scenes."""
 
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -15,14 +16,17 @@ import torch
 
 from models.digit_net import DigitNet
 from relabel import __main__ as tools
-from relabel.augment import MEAN, STD
 from relabel.dataset import list_images
 from relabel.decode import RESAMPLING
 from relabel.label_store import open_label_store
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS: list[Callable[..., None]] = [tools.digits, tools.annotate, tools.demo, tools.digits_annotator]
-TEACHER = ["--arch", "digit_net", "--size", "56x72", "--num_workers", "0"]
+COMMANDS: list[Callable[..., None]] = [
+    *(tools.annotate, tools.check, tools.show, tools.pack, tools.unpack, tools.export_labels),
+    *(tools.demo, tools.digits, tools.digits_annotator),
+]
+VIEW = ["--size", "56x72", "--num_workers", "0"]
+TEACHER = ["--arch", "digit_net", *VIEW]
 
 
 def tree(folder: Path) -> list[str]:
@@ -72,13 +76,13 @@ def test_the_first_screen_shows_every_command(capsys: pytest.CaptureFixture[str]
         tools.main([])
     out = capsys.readouterr().out
     assert caught.value.code == 0
-    assert re.findall(r"^  ([a-z-]+) ", out, flags=re.MULTILINE) == ["digits", "annotate", "demo", "digits-annotator"]
+    names = [command.__name__.replace("_", "-") for command in COMMANDS]
+    assert re.findall(r"^  ([a-z-]+) ", out, flags=re.MULTILINE) == names
 
 
-def test_defaults_and_choices_are_those_of_the_parts() -> None:
-    parameters = inspect.signature(tools.annotate).parameters
-    assert (parameters["mean"].default, parameters["std"].default) == (MEAN, STD)
-    assert list(get_args(parameters["interpolation"].annotation)) == list(RESAMPLING)
+def test_choices_are_those_of_the_parts() -> None:
+    annotation = inspect.signature(tools.annotate).parameters["interpolation"].annotation
+    assert list(get_args(get_args(annotation)[0])) == list(RESAMPLING)
 
 
 @pytest.mark.parametrize(
@@ -89,8 +93,20 @@ def test_defaults_and_choices_are_those_of_the_parts() -> None:
         (["anotate", "a", "b"], 2, "did you mean annotate"),
         (["digits", "--out", "new", "--train", "9", "--vall", "10"], 2, "2 problems.*\n.*--train = '9'.*\n.*--vall "),
         (["digits", "out=new"], 2, "write --out=new"),
-        (["annotate", ".", "new", "--arch", "resnet18", "--weights", "no.pth"], 2, "--weights = 'no.pth'"),
-        (["annotate", "nowhere", "new"], 2, "IMAGES = 'nowhere'.*\n.*--arch NAME .*is missing"),
+        (["annotate", "nowhere", "new", "--top_k", "0"], 2, "IMAGES = 'nowhere'.*\n.*--top_k = '0'"),
+        (["annotate", "nowhere"], 2, "IMAGES = 'nowhere'.*\n.*OUT .*is missing"),
+        (["show", "a", "--labels", "."], 2, "--images DIR .*is missing.*\n.*--out FILE .*is missing"),
+        (["pack", "."], 2, "OUT .*is missing"),
+        (
+            ["check", "nowhere", "--teacher_accuracy", "101"],
+            2,
+            "LABELS = 'nowhere'.*\n.*expected a number > 0 and <= 100",
+        ),
+        (
+            ["export-labels", ".", "x.tsv", "--images", ".", "--form", "hard"],
+            2,
+            "--form = 'hard'.*one of multi-hot, soft",
+        ),
         (["demo", "--seeds", "0", "--out", "new"], 2, "--seeds = '0'"),
         (["digits-annotator"], 2, "--out FILE .*is missing"),
         (["digits-annotator", "--out", "no/a.pth"], 2, "--out = 'no/a.pth' .*expected a file in a folder that exists"),
@@ -119,21 +135,23 @@ def test_digits_writes_scenes(scenes: Path) -> None:
 def test_annotate_with_random_weights_says_so_and_continues(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = ["annotate", str(scenes / "train"), str(tmp_path / "maps"), *TEACHER, "--top-k", "3", "--half", "true"]
+    argv = ["annotate", str(scenes / "train"), str(tmp_path / "maps"), *TEACHER, "--top-k", "3", "--weights", "random"]
+    argv += ["--format", "pt"]
     tools.main(argv)
     out, err = capsys.readouterr()
-    assert re.search(r"warning: no --weights, so digit_net has RANDOM WEIGHTS and its label maps are MEANINGLESS", err)
-    assert "20 images of 10 classes; digit_net on " in out and f"label maps: {tmp_path / 'maps'}\n" in out
+    assert re.search("warning: digit_net has RANDOM WEIGHTS and its label maps are MEANINGLESS", err)
+    assert "20 images of 10 classes, squashed to 56 x 72 pixels\nteacher: digit_net (random), 10 classes, on " in out
+    assert f"label maps: {tmp_path / 'maps'}\n" in out
     images = list_images(scenes / "train")
-    store = open_label_store(tmp_path / "maps", images.keys(), 10)
-    store.check_present(images.path)
+    store = open_label_store(tmp_path / "maps", images.keys(), images.class_names)
+    assert len(store.missing()) == 0
     for row in range(20):
         label_map = store.read(row)  # validates
-        assert label_map.shape == (3, 4, 5) and label_map.scores.dtype == np.float16
-    (tmp_path / "maps" / f"{images.keys()[7]}.pt").unlink()
+        assert label_map.shape == (3, 4, 5) and label_map.scores.dtype == np.float32
+    (tmp_path / "maps" / f"{images.keys()[7].decode()}.pt").unlink()
     tools.main(argv)
     assert "1 written" in capsys.readouterr().out
-    store.check_present(images.path)
+    assert len(store.missing()) == 0
 
 
 def test_annotate_uses_the_checkpoint_its_averaged_weights_first(
@@ -141,43 +159,93 @@ def test_annotate_uses_the_checkpoint_its_averaged_weights_first(
 ) -> None:
     images = list_images(scenes / "train")
     bias = [0.0, 1.0, 9.0, 2.0, 3.0, 4.0, 8.0, 5.0, 6.0, 7.0]
-    plain = save_teacher(tmp_path / "plain.pth", bias, class_names=images.class_names)
+    plain = save_teacher(tmp_path / "plain.pth", bias, class_names=images.class_names, arch="digit_net")
     ema = {f"module.{name}": tensor for name, tensor in torch.load(plain)["state_dict"].items()}
     ema["module.fc.bias"] = torch.tensor(bias).neg()
-    both = save_teacher(tmp_path / "both.pth", bias, state_dict_ema=ema)
+    both = save_teacher(tmp_path / "both.pth", bias, state_dict_ema=ema, arch="digit_net")
     for weights, top in ((plain, {2: 9.0, 6: 8.0}), (both, {0: 0.0, 1: -1.0})):
         out = tmp_path / weights.stem
-        tools.main(["annotate", *map(str, (scenes / "train", out)), *TEACHER, "--top_k=2", f"--weights={weights}"])
+        tools.main(["annotate", *map(str, (scenes / "train", out)), *VIEW, "--top_k=2", f"--weights={weights}"])
         assert capsys.readouterr().err == ""
-        label_map = open_label_store(out, images.keys(), 10).read(11)
+        label_map = open_label_store(out, images.keys(), images.class_names).read(11)
         assert label_map.shape == (2, 4, 5)
         for plane, (label, score) in enumerate(top.items()):
             assert (label_map.classes[plane] == label).all() and (label_map.scores[plane] == score).all()
 
 
-def test_a_teacher_of_other_classes_is_refused(
+def test_a_teacher_may_know_more_classes_but_not_others(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = [f"digit_{i}" for i in range(10)]
     few = save_teacher(tmp_path / "few.pth", [0.0] * 7)
-    named = save_teacher(tmp_path / "named.pth", [0.0] * 7, class_names=names[:7])
     other = save_teacher(tmp_path / "other.pth", [0.0] * 10, class_names=[*names[:9], "zebra"])
     for weights, match in (
-        (few, r"few.pth: found a teacher of 7 classes and images of 10 classes; expected the same"),
-        (named, r"of 7 classes \(it does not know digit_7\)"),
-        (other, r"other.pth: found a teacher of 10 classes \(it does not know digit_9\)"),
+        (few, "few.pth: found a teacher of 7 classes, whose names nobody says, and images of 10 classes; expected"),
+        (other, r"other.pth: found a teacher of 10 classes \(it does not know digit_9\) and images of 10 classes"),
     ):
         argv = ("annotate", scenes / "train", tmp_path / "maps", *TEACHER, "--weights", weights)
         assert re.search(match, refused(capsys, *argv))
     assert not (tmp_path / "maps").exists()
+    more = save_teacher(tmp_path / "more.pth", [5.0, *[0.0] * 9, 9.0], class_names=["zebra", *names[::-1]])
+    tools.main(["annotate", *map(str, (scenes / "train", tmp_path / "maps")), *TEACHER, "--weights", str(more)])
+    label_map = open_label_store(tmp_path / "maps", list_images(scenes / "train").keys(), names).read(0)
+    assert (label_map.classes[0] == 0).all() and (label_map.classes[1] == 10).all()  # digit_0; zebra counts for nothing
+
+
+@pytest.mark.slow
+def test_label_maps_from_making_to_training(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Annotate, check, show, unpack, pack, export, as a person types it; then the keep list and the store in a run."""
+    train, labels = str(scenes / "train"), str(tmp_path / "labels")
+    tools.main(["annotate", train, labels, "--weights", str(ROOT / "configs/digits/annotator.pth"), "--size", "64x80"])
+    report = tmp_path / "report.json"
+    argv = ["check", labels, "--images", train, "--boxes", str(scenes / "train.json"), "--json", str(report)]
+    tools.main(argv)
+    out = capsys.readouterr().out
+    assert "Nothing is wrong with these label maps" in out and json.loads(report.read_text())["problems"] == []
+    tools.main(["show", "digit_3/train_00003", "--labels", labels, "--images", train, "--out", str(tmp_path / "a.png")])
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+
+    tools.main(["unpack", labels, str(tmp_path / "files")])
+    tools.main(["pack", str(tmp_path / "files"), str(tmp_path / "again"), "--images", train])
+    assert "the same, to the last bit" in capsys.readouterr().out
+    for name in ("maps.npy", "keys.npy", "crc32.npy"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "labels" / name).read_bytes()
+
+    keep = str(tmp_path / "keep.txt")
+    tools.main(["export-labels", labels, keep, "--images", train, "--form", "agreeing"])
+    count = sum(not line.startswith("#") for line in Path(keep).read_text().splitlines())
+    assert 12 <= count <= 20
+
+    command = [sys.executable, str(ROOT / "main.py"), "--config-file-path", str(ROOT / "configs/digits/relabel.yaml")]
+    command += ["--data.data_path", str(scenes), "--data.relabel.path", labels, "--data.keep_list", keep]
+    command += ["--optim.epochs", "1", "--optim.warmup.epochs", "0", "--optim.batch_size", "4"]
+    command += ["--util.run_dir", str(tmp_path / "run"), "--compute.num_workers", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert f"{count} training images of 10 classes" in done.stdout
+
+    damaged = np.load(tmp_path / "labels" / "maps.npy", mmap_mode="r+")
+    damaged["scores"][5] += 1
+    damaged.flush()
+    with pytest.raises(SystemExit) as caught:
+        tools.main(argv)
+    assert caught.value.code == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert "does not fit its CRC" in out
 
 
 @pytest.mark.parametrize(
     ("flags", "match"),
     [
-        (["--arch", "digitnet"], "found --arch 'digitnet'; expected .*Did you mean digit_net"),
-        (["--arch", "vgg11"], "VGG cannot make label maps: .*A teacher must end in global average pooling"),
-        (["--arch", "digit_net", "--top_k", "11"], "--top_k = 11 .*give a --top_k in 1..10"),
+        (["--arch", "digitnet", "--weights", "random"], "found --arch 'digitnet'; expected .*Did you mean digit_net"),
+        (["--arch", "vgg11", "--weights", "random"], "VGG cannot make label maps: "),
+        (["--arch", "digit_net"], "digit_net has no published weights; give --weights FILE"),
+        ([], "--weights pretrained says no network; give --arch"),
+        (
+            ["--arch", "digit_net", "--weights", "nothing.pth"],
+            "found no file nothing.pth; expected --weights pretrained",
+        ),
+        (["--arch", "digit_net", "--weights", "random", "--top_k", "11"], "--top_k = 11 .*give a --top_k in 1..10"),
         (
             ["--arch", "resnet18", "--weights", "teacher.pth"],
             "teacher.pth: the checkpoint does not fit(.*\n)*.*set --arch",
@@ -202,9 +270,7 @@ def test_a_teacher_that_cannot_serve_is_refused(
     assert not Path("maps").exists()
 
 
-def test_the_folder_above_the_class_folders_is_refused_in_the_words_of_the_tool(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    err = refused(capsys, "annotate", tmp_path, tmp_path / "maps", *TEACHER)
-    assert "found no class folder" in err and "Point IMAGES to such data" in err
+def test_a_folder_without_images_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    err = refused(capsys, "annotate", tmp_path, tmp_path / "maps", *TEACHER, "--weights", "random")
+    assert "found neither class folders nor images" in err and "Name another folder" in err
     assert tree(tmp_path) == []

@@ -1,142 +1,193 @@
-"""Pictures, looked at as a person would: is the right colour in the right place."""
+"""Whole pictures: they say the right thing, every text has its room, and nothing runs out of the page."""
 
+from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 from PIL import Image
 
-from relabel.crop_box import CropBox
+from relabel.crop_box import WHOLE_IMAGE, CropBox
 from relabel.label_map import LabelMap
+from relabel.panels import PALETTE
 from relabel.viewer import (
-    BARS,
-    OTHER_COLOUR,
-    PALETTE,
-    SceneExample,
-    _draw_crop,
-    _draw_image,
-    _draw_map,
-    _draw_target,
-    class_colours,
+    WARNING,
+    Example,
+    draw_contact_sheet,
     draw_curves,
-    draw_scenes,
+    draw_examples,
+    pooled_target,
+    squashed_crop,
 )
 
 NAMES = [f"class_{index}" for index in range(7)]
-COLOURS = dict(enumerate(PALETTE))
-RED = np.array([255, 0, 0], dtype=np.uint8)
+LONG_NAMES = [
+    "soft-coated wheaten terrier",
+    "American Staffordshire terrier",
+    *(f"{'long' * 9} {n}" for n in range(998)),
+]
+CROPS = (CropBox(0, 0, 0.5, 0.5), CropBox(0, 0.5, 1, 1))
+SIZES = ((40, 60), (60, 40), (20, 90), (90, 25))  # rows and columns
 
 
-def left_right_map(logit: float = 12.0) -> LabelMap:
+def left_right_map(num_classes: int = 7, logit: float = 12.0) -> LabelMap:
     """4x6 cells: class 0 on the left half, class 1 on the right."""
-    dense = np.zeros((7, 4, 6), dtype=np.float32)
+    dense = np.zeros((num_classes, 4, 6), dtype=np.float32)
     dense[0, :, :3] = dense[1, :, 3:] = logit
     return LabelMap.from_dense(dense, k=2)
 
 
-def example() -> SceneExample:
-    """40 rows x 60 columns; the upper left quarter is red; one crop is that quarter, one the lower half."""
-    image = np.full((40, 60, 3), 128, dtype=np.uint8)
-    image[:20, :30] = RED
-    targets = np.array([[0.9, 0.1, 0, 0, 0, 0, 0], [0.5, 0.5, 0, 0, 0, 0, 0]])
-    return SceneExample(image, 0, left_right_map(), (CropBox(0, 0, 0.5, 0.5), CropBox(0, 0.5, 1, 1)), targets)
+def example(size: tuple[int, int] = (40, 60), label: int = 0, num_classes: int = 7, logit: float = 12.0) -> Example:
+    """A grey image, the upper left quarter red; one crop is that quarter, one the lower half."""
+    image = np.full((*size, 3), 128, dtype=np.uint8)
+    image[: size[0] // 2, : size[1] // 2] = (255, 0, 0)
+    label_map = left_right_map(num_classes, logit)
+    targets = np.stack([pooled_target(label_map, box, num_classes, 0.0, 1.0) for box in CROPS])
+    return Example(image, label, label_map, CROPS, targets)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are saved while a test runs; they are saved nevertheless."""
+    figures: list[Figure] = []
+    save = Figure.savefig
+
+    def keep(self: Figure, *words: object, **settings: object) -> None:
+        figures.append(self)
+        save(self, *words, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures
+
+
+def written(figure: Figure) -> list[Text]:
+    return [*figure.texts, *(text for axes in figure.axes for text in axes.texts)]
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in written(figure)]
+
+
+def check_texts_have_room(figure: Figure) -> None:
+    """No text leaves the page, and no two touch."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    width, height = figure.get_size_inches() * figure.dpi
+    boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in written(figure)]
+    for text, box in boxes:
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, text
+    for (text, box), (other, place) in combinations(boxes, 2):
+        apart = box.x1 <= place.x0 or place.x1 <= box.x0 or box.y1 <= place.y0 or place.y1 <= box.y0
+        assert apart, (text, other)
 
 
 def pixels_of(path: Path, colour: str) -> np.ndarray:
     """Rows and columns, int [n, 2], of the pixels of exactly that colour."""
     with Image.open(path) as image:
+        assert image.format == "PNG"
         pixels = np.asarray(image.convert("RGB")).astype(int)
     return np.argwhere(np.abs(pixels - np.round(255 * np.array(to_rgb(colour)))).max(axis=2) <= 1)
 
 
-def rectangles(axes: Axes) -> list[Rectangle]:
-    return [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+def mixed(num_classes: int, count: int) -> Sequence[Example]:
+    """Images of all shapes, with sure and unsure maps."""
+    return [example(SIZES[n % 4], n % 2, num_classes, logit=(12.0, 3.0, 0.1)[n % 3]) for n in range(count)]
 
 
-def test_the_overlay_has_each_class_on_its_side_and_its_strength() -> None:
-    for logit, at_least, at_most in ((12.0, 0.8, 0.85), (0.5, 0.1, 0.25)):
-        shown = SceneExample(example().image, 0, left_right_map(logit), example().crops, example().targets)
-        axes = Figure().subplots()
-        _draw_map(axes, shown, NAMES, COLOURS, fill=0.0, temperature=1.0)
-        overlay = np.asarray(axes.images[1].get_array())
-        assert overlay.shape == (4, 6, 4)
-        assert np.allclose(overlay[:, :3, :3], to_rgb(PALETTE[0])) and np.allclose(
-            overlay[:, 3:, :3], to_rgb(PALETTE[1])
-        )
-        assert (overlay[..., 3] >= at_least).all() and (overlay[..., 3] <= at_most).all()
+@pytest.mark.parametrize(("num_classes", "names"), [(7, NAMES), (1000, LONG_NAMES)])
+def test_a_sheet_of_mixed_shapes_has_room_for_every_text(
+    tmp_path: Path, drawn: list[Figure], num_classes: int, names: list[str]
+) -> None:
+    draw_examples(tmp_path / "sheet.png", mixed(num_classes, 4), names)
+    check_texts_have_room(drawn[0])
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert 1000 < sheet.width < 4000 and 900 < sheet.height < 4000
 
 
-def test_names_stand_on_the_map_only_where_the_annotator_is_sure() -> None:
-    for logit, names in ((12.0, {"class_0", "class_1"}), (0.5, set())):
-        axes = Figure().subplots()
-        shown = SceneExample(example().image, 0, left_right_map(logit), example().crops, example().targets)
-        _draw_map(axes, shown, NAMES, COLOURS, fill=0.0, temperature=1.0)
-        assert {text.get_text() for text in axes.texts} == names
+def test_rows_are_of_one_width_whatever_the_shape_of_the_image(tmp_path: Path, drawn: list[Figure]) -> None:
+    draw_examples(tmp_path / "sheet.png", [example(size) for size in SIZES], NAMES)
+    panels = [axes.get_position() for axes in drawn[0].axes]
+    rows = [panels[start : start + 6] for start in range(0, len(panels), 6)]
+    ends = [max(place.x1 for place in row) for row in rows]
+    assert len(rows) == len(SIZES) and max(ends) - min(ends) < 1e-6
+    heights = [row[2].height for row in rows]  # of the crops
+    assert heights[2] < heights[0] < heights[1] < 2 * heights[2] + heights[0]
 
 
-def test_temperature_and_fill_change_the_strength_as_in_the_targets() -> None:
-    strengths = []
-    for fill, temperature in ((0.0, 1.0), (0.0, 8.0), (-20.0, 8.0)):
-        axes = Figure().subplots()
-        _draw_map(axes, example(), NAMES, COLOURS, fill, temperature)
-        strengths.append(float(np.asarray(axes.images[1].get_array())[0, 0, 3]))
-    # One stored class has logit 12, one 0, five are filled: softmax of (12, 0, 5 x fill) / temperature, x 0.85.
-    expected = [1 / (1 + 6 * np.exp(-12)), 1 / (1 + 6 * np.exp(-1.5)), 1 / (1 + np.exp(-1.5) + 5 * np.exp(-4))]
-    assert strengths == pytest.approx([0.85 * value for value in expected], abs=1e-5)
+def test_a_row_says_label_map_and_targets(tmp_path: Path, drawn: list[Figure]) -> None:
+    draw_examples(tmp_path / "sheet.png", [example(label=1)], ["ant", "bee", *NAMES[2:]])
+    said = texts(drawn[0])
+    assert "4x6 cells, surest 100 %" in said and said.count("bee") >= 2
+    assert said[said.index("100 %") - 1] == "ant"  # the first crop is in the left half
+    assert said.count("50 %") == 2  # the second one shows as much of both
 
 
-def test_boxes_are_drawn_where_the_crops_are() -> None:
-    axes = Figure().subplots()
-    _draw_image(axes, example(), NAMES)
-    drawn = {box.get_bbox().bounds for box in rectangles(axes)}
-    assert drawn == {(0, 0, 30, 20), (0, 20, 60, 20)}
-    assert axes.get_xlabel() == "label: class_0"
+def test_fill_and_temperature_reach_the_map(tmp_path: Path, drawn: list[Figure]) -> None:
+    for fill, temperature in ((0.0, 4.0), (-50.0, 4.0)):
+        draw_examples(tmp_path / "sheet.png", [example()], NAMES, fill, temperature)
+    # One class at logit 12, one stored and five filled ones: e^3 / (e^3 + 6), and e^3 / (e^3 + 1).
+    assert "4x6 cells, surest 77 %" in texts(drawn[0]) and "4x6 cells, surest 95 %" in texts(drawn[1])
+
+
+def test_a_class_has_one_colour_all_over_the_sheet(tmp_path: Path) -> None:
+    examples = [example(num_classes=1000), example((60, 40), num_classes=1000)]
+    draw_examples(tmp_path / "sheet.png", examples, LONG_NAMES)
+    found = [len(pixels_of(tmp_path / "sheet.png", colour)) for colour in PALETTE]
+    assert sorted(found)[-2] > 1000 and sorted(found)[-3] == 0  # the bars of two classes
 
 
 def test_a_crop_shows_its_part_of_the_image() -> None:
-    for box, is_red in zip(example().crops, (True, False), strict=True):
-        axes = Figure().subplots()
-        _draw_crop(axes, example().image, box)
-        shown = np.asarray(axes.images[0].get_array())
-        assert shown.shape[0] == shown.shape[1]
-        assert (shown == (RED if is_red else 128)).all()
+    shown = squashed_crop(example().image, CROPS[0])
+    assert shown.shape[0] == shown.shape[1] and (shown == (255, 0, 0)).all()
+    assert (squashed_crop(example().image, CROPS[1]) == 128).all()
 
 
-def test_bars_are_the_largest_probabilities_in_the_classes_colours() -> None:
-    axes = Figure().subplots()
-    target = np.array([0.05, 0.1, 0.6, 0, 0, 0.25, 0])
-    _draw_target(axes, target, NAMES, {**COLOURS, 1: OTHER_COLOUR})
-    bars = rectangles(axes)[1::2]  # each follows its grey track
-    assert [bar.get_width() for bar in bars] == [0.6, 0.25, 0.1, 0.05] and len(bars) == BARS
-    expected = [to_rgb(colour) for colour in (PALETTE[2], PALETTE[5], OTHER_COLOUR, PALETTE[0])]
-    assert [tuple(bar.get_facecolor()[:3]) for bar in bars] == expected
-    assert [text.get_text() for text in axes.texts][:4] == ["class_2", "60 %", "class_5", "25 %"]
+def test_a_pooled_target_is_of_the_region_that_the_axes_mean() -> None:
+    left, upper = CropBox(0, 0, 0.5, 1), CropBox(0, 0, 1, 0.5)
+    for box, axes in ((left, "xy"), (upper, "yx")):
+        assert pooled_target(left_right_map(), box, 7, 0.0, 1.0, axes).argmax() == 0
+    even = pooled_target(left_right_map(), upper, 7, 0.0, 1.0)
+    assert even[0] == pytest.approx(even[1]) and even.sum() == pytest.approx(1)
 
 
-def test_few_classes_keep_their_colours_and_of_many_the_heaviest_get_one() -> None:
-    assert class_colours([example()], 7) == dict(enumerate(PALETTE[:7]))
-    targets = np.zeros((1, 1000))
-    heavy = [907, 3, 500, 12, 44, 45, 46, 700, 801, 999]
-    targets[0, heavy] = np.linspace(0.05, 0.1, 10)
-    many = SceneExample(example().image, 0, left_right_map(), example().crops[:1], targets)
-    colours = class_colours([many], 1000)
-    assert sorted(colours) == sorted(heavy) and len(set(colours.values())) == 10
+def test_a_contact_sheet_marks_where_target_and_label_disagree(tmp_path: Path, drawn: list[Figure]) -> None:
+    dense = np.zeros((7, 3, 5), dtype=np.float32)
+    dense[2], dense[5] = 9, 7.5
+    image = example().image
+    examples = [Example(image, label, LabelMap.from_dense(dense, k=2)) for label in (2, 5)]
+    draw_contact_sheet(tmp_path / "agree.png", examples[:1], NAMES)
+    draw_contact_sheet(tmp_path / "both.png", examples, NAMES)
+    assert not len(pixels_of(tmp_path / "agree.png", WARNING))
+    red = pixels_of(tmp_path / "both.png", WARNING)
+    with Image.open(tmp_path / "both.png") as sheet:
+        assert len(red) > 1000 and red[:, 1].min() > sheet.width / 2 - 10  # about the second tile only
+    said = texts(drawn[1])
+    assert "≠ class_5" in said and "class_2" in said and said[0].startswith("1 of 2")
+    target = pooled_target(examples[0].label_map, WHOLE_IMAGE, 7, 0.0, 1.0)
+    assert said.count(f"{100 * target[2]:.0f} %") == said.count(f"{100 * target[5]:.0f} %") == 2
 
 
-@pytest.mark.parametrize("num_classes", [7, 1000])
-def test_a_sheet_is_written_for_few_and_for_many_classes(tmp_path: Path, num_classes: int) -> None:
-    targets = np.full((2, num_classes), 0.1 / (num_classes - 1))
-    targets[:, 1] = 0.9
-    examples = [SceneExample(example().image, 0, left_right_map(), example().crops, targets) for _ in range(3)]
-    draw_scenes(tmp_path / "sheet.png", examples, [f"name_{index}" for index in range(num_classes)])
+@pytest.mark.parametrize("count", [1, 8])
+def test_a_contact_sheet_has_room_for_every_text(tmp_path: Path, drawn: list[Figure], count: int) -> None:
+    draw_contact_sheet(tmp_path / "sheet.png", mixed(1000, count), LONG_NAMES, columns=3)
+    check_texts_have_room(drawn[0])
+    assert any(text.endswith("…") for text in texts(drawn[0]))
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.width > sheet.height > 600
-    colour = class_colours(examples, num_classes)[1]
-    assert len(pixels_of(tmp_path / "sheet.png", colour)) > 1000
+        assert sheet.format == "PNG" and min(sheet.size) > 250
+
+
+def test_a_tile_shows_its_map_over_the_image(tmp_path: Path) -> None:
+    draw_contact_sheet(tmp_path / "sheet.png", [example()], NAMES)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        pixels = np.asarray(sheet.convert("RGB")).astype(float)
+    shown = pixels[60:240]  # the tile's upper part
+    blue = np.argwhere(shown[..., 2] - shown[..., 0] > 60)[:, 1]
+    orange = np.argwhere(shown[..., 0] - shown[..., 2] > 60)[:, 1]
+    assert len(blue) > 3000 and len(orange) > 3000 and blue.max() <= orange.min()
 
 
 def test_the_better_run_ends_higher_and_only_validation_counts(tmp_path: Path) -> None:

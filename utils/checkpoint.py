@@ -13,6 +13,7 @@ import torch
 from utils.errors import UserError
 
 LAST, PREVIOUS, BEST = "checkpoint-last.pth", "checkpoint-previous.pth", "checkpoint-best.pth"
+WRAPPERS = ("state_dict", "model")  # where checkpoints hold their weights; the second as in published DeiT files
 
 # Checkpoints of 2021 hold their accuracy as a NumPy scalar. Rebuilding one from its bytes runs nothing.
 _NUMPY_SCALARS: list[Any] = [
@@ -131,7 +132,7 @@ def split_weights(content: Any, path: Path) -> dict[str, dict[str, torch.Tensor]
         UserError: there are none.
     """
     if isinstance(content, dict):
-        wrapped = content.get("state_dict", content)
+        wrapped = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
         if isinstance(wrapped, dict) and wrapped and all(isinstance(value, torch.Tensor) for value in wrapped.values()):
             averaged = content.get("state_dict_ema")
             return {"model": wrapped, "ema": averaged} if averaged else {"model": wrapped}
@@ -139,5 +140,6 @@ def split_weights(content: Any, path: Path) -> dict[str, dict[str, torch.Tensor]
         f"a dict of {', '.join(map(repr, list(content)[:8]))}" if isinstance(content, dict) else type(content).__name__
     )
     raise UserError(
-        f"{path} holds no weights: expected a dict of tensors, or one with the key 'state_dict'; found {found}."
+        f"{path} holds no weights: expected a dict of tensors, or one with the key {' or '.join(map(repr, WRAPPERS))}; "
+        f"found {found}."
     )

@@ -16,12 +16,16 @@ class CommandLine:
     Attributes:
         known: the names of flags, with underscores.
         arguments: those of them that can be given by position, in their order.
+        takes_more: whether words beyond those are arguments too.
+        more: these words.
         texts: raw text by name. Unknown names too: whoever knows what is near them refuses them.
         problems: of form.
     """
 
     known: Collection[str]
     arguments: Sequence[str]
+    takes_more: bool = False
+    more: list[str] = field(default_factory=list)
     texts: dict[str, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
@@ -36,7 +40,10 @@ class CommandLine:
 
 
 def parse_command_line(
-    argv: Sequence[str], known: Collection[str] = CONFIG_FLAGS, arguments: Sequence[str] = ()
+    argv: Sequence[str],
+    known: Collection[str] = CONFIG_FLAGS,
+    arguments: Sequence[str] = (),
+    takes_more: bool = False,
 ) -> CommandLine:
     """Read flags as `--name value` or `--name=value`; whether values fit is not asked here.
 
@@ -44,8 +51,9 @@ def parse_command_line(
         argv: the words after the program's name, or its command's.
         known: names of flags; those of main.py unless told otherwise.
         arguments: those of them that can be given by position, in their order.
+        takes_more: whether any number of words may follow these.
     """
-    line = CommandLine(known, arguments)
+    line = CommandLine(known, arguments, takes_more)
     words = list(argv)
     while words:
         word = words.pop(0)
@@ -84,6 +92,8 @@ def _read_word(line: CommandLine, word: str, words: list[str]) -> None:
     free = [argument for argument in line.arguments if argument not in line.texts]
     if free and not looks_like_flag:
         line.texts[free[0]] = word
+    elif line.takes_more and not looks_like_flag:
+        line.more.append(word)
     elif name in line.known and not (name in line.arguments and name in line.texts):
         line.refuse(word, f"flags start with two hyphens; write --{word.lstrip('-')}", name)
         if "=" not in word and _value_follows(words):

@@ -11,8 +11,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
@@ -30,6 +32,7 @@ T = TypeVar("T")
 _PR_SET_PDEATHSIG = 1
 _GRACE_S = 5.0  # what the other processes get to report their own error after one has failed
 _PREEMPTION_GRACE_S = 120.0  # a preempted process still writes its checkpoint
+_JOB_PATIENCE = timedelta(days=7)  # processes of a job may end far apart
 _TORCHRUN_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -74,7 +77,7 @@ def launch(function: Callable[[Place, T], None], argument: T, settings: Any) -> 
         UserError: settings that this machine cannot serve.
         SystemExit: a process failed; its exit status.
     """
-    if all(name in os.environ for name in _TORCHRUN_NAMES):
+    if _under_torchrun():
         _run_under_torchrun(function, argument, settings)
         return
     n = _count_processes(settings)
@@ -143,15 +146,47 @@ def _run_under_torchrun(function: Callable[[Place, T], None], argument: T, setti
             f"compute.gpu is {settings.gpu}, but torchrun gives each process its own GPU.\n"
             f"  Leave --compute.gpu out, or start main.py without torchrun."
         )
-    rank, world_size, local_rank, local_world_size = (int(os.environ[name]) for name in _TORCHRUN_NAMES)
-    place = Place(rank, world_size, local_rank, local_world_size, _device(-1, local_rank))
+    place = _torchrun_place()
     backend = _backend(settings)
-    _check_gpus(local_world_size, backend)
-    if world_size > 1:
+    _check_gpus(place.local_world_size, backend)
+    if place.world_size > 1:
         dist.init_process_group(backend, device_id=place.device if backend == "nccl" else None)
     function(place, argument)
-    if world_size > 1:
+    if place.world_size > 1:
         dist.destroy_process_group()
+
+
+@contextmanager
+def shared_job() -> Iterator[Place]:
+    """The place of this process in a job whose processes meet at its start and end only; alone without torchrun.
+
+    Each process has its own device, where there are GPUs.
+    """
+    if not _under_torchrun():
+        yield Place(0, 1, 0, 1, _device(-1, 0))
+        return
+    place = _torchrun_place()
+    if place.world_size > 1:
+        dist.init_process_group("gloo", timeout=_JOB_PATIENCE)
+    try:
+        yield place
+    except SharedError:
+        raise
+    except UserError as error:
+        if not place.is_main:  # the others end with this one, and would not know why
+            print(f"error: process {place.rank}: {error}", file=sys.stderr, flush=True)
+        raise
+    if place.world_size > 1:
+        dist.destroy_process_group()
+
+
+def _under_torchrun() -> bool:
+    return all(name in os.environ for name in _TORCHRUN_NAMES)
+
+
+def _torchrun_place() -> Place:
+    rank, world_size, local_rank, local_world_size = (int(os.environ[name]) for name in _TORCHRUN_NAMES)
+    return Place(rank, world_size, local_rank, local_world_size, _device(-1, local_rank))
 
 
 def _check_url(url: str) -> None:
@@ -268,6 +303,15 @@ def gather_rows(row: Tensor) -> Tensor:
     rows = [torch.empty_like(row) for _ in range(dist.get_world_size())]
     dist.all_gather(rows, row)
     return torch.stack(rows)
+
+
+def gather_objects(value: T) -> list[T]:
+    """The plain values of all processes, in rank order, on every one."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def from_main(function: Callable[[], T]) -> T:

@@ -72,7 +72,9 @@ class JobProgress:
 
     def pace(self) -> str:
         """Rate and time left."""
-        return f"{self.rate():,.3g} {self.unit}/s  {self.time_left()}" if self.rate() else ""
+        rate = self.rate()
+        decimals = 0 if rate >= 100 else 1 if rate >= 10 else 2
+        return f"{rate:,.{decimals}f} {self.unit}/s  {self.time_left()}" if rate else ""
 
     def say(self, text: str) -> None:
         """A line that stays, above the bar where there is one."""

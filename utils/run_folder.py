@@ -1,13 +1,8 @@
 """Opening a run folder: a new run gets its config and seed, an unfinished one is taken up, anything else is refused."""
 
-import fcntl
-import os
 import secrets
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +12,7 @@ from utils.config import changed_keys, to_plain
 from utils.config_file import read_config_file, to_yaml
 from utils.config_schema import nest
 from utils.errors import UserError
+from utils.folders import locked, make_writable
 from utils.frozen_munch import FrozenMunch
 from utils.run_log import CONFIG
 
@@ -39,8 +35,6 @@ WARNED_ON_RESUME = {
     "compute.distributed.num_processes_per_node",
     "compute.distributed.backend",
 }
-
-_LOCK_PATIENCE_S = 5.0  # the workers of a run that was just killed hold its lock for a moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,57 +98,14 @@ def open_run_folder(folder: Path, config: FrozenMunch, start: Start) -> None:
     temporary.replace(folder / CONFIG)
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep a second run out of the folder: each would overwrite the other's checkpoints.
-
-    Raises:
-        UserError: another process has it, or it cannot be read.
-    """
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(
-            f"the run folder {folder} cannot be read: {error.strerror}.\n  Set another --util.run_dir."
-        ) from None
-    try:
-        deadline = time.monotonic() + _LOCK_PATIENCE_S
-        while not _try_lock(descriptor):
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"another process is training in {folder}.\n  Wait for it, stop it, or set another --util.run_dir."
-                )
-            time.sleep(0.1)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True
+def lock_run_folder(folder: Path) -> AbstractContextManager[None]:
+    """Keep a second run out of the folder. UserError where another process has it, or it cannot be read."""
+    return locked(folder, "the run folder", "training", "Set another --util.run_dir.")
 
 
 def make_run_folder(folder: Path) -> None:
-    """Make the folder and try to write into it.
-
-    Raises:
-        UserError: it cannot be made or written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"the run folder {folder} cannot be written: {error.strerror}.\n"
-            f"  Set --util.run_dir to a folder where you may write."
-        ) from None
+    """Make the folder and try to write into it. UserError where that fails."""
+    make_writable(folder, "the run folder", "Set --util.run_dir to a folder where you may write.")
 
 
 def _read_config(path: Path) -> dict[str, Any]:

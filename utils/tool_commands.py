@@ -2,8 +2,9 @@
 
     python -m PROGRAM COMMAND [ARGUMENT ...] [--flag VALUE ...]
 
-A parameter without default that can be given by position is an argument, every other one a flag; its annotation says
-type, range and choices (utils/value_types.py), the function's `Args:` say what it is for.
+A parameter without default that can be given by position is an argument, `*name` takes any number of them, every other
+one is a flag. Its annotation says type, range and choices (utils/value_types.py), the function's `Args:` say what it is
+for.
 """
 
 import inspect
@@ -36,6 +37,7 @@ class Parameter:
         type: what it accepts.
         default: inspect.Parameter.empty where it must be given.
         positional: may be given by position.
+        repeated: any number of them may be given.
         meaning: its text in the docstring.
     """
 
@@ -43,12 +45,13 @@ class Parameter:
     type: ValueType
     default: Any
     positional: bool
+    repeated: bool
     meaning: str
 
     @property
     def required(self) -> bool:
-        """Whether it has no default."""
-        return self.default is inspect.Parameter.empty
+        """Whether it must be given."""
+        return self.default is inspect.Parameter.empty and not self.repeated
 
     @property
     def subject(self) -> str:
@@ -58,11 +61,14 @@ class Parameter:
     @property
     def written(self) -> str:
         """How it is written on a command line: IMAGES or --top_k N."""
+        if self.repeated:
+            return f"{self.subject} ..."
         return self.subject if self.positional else f"{self.subject} {self.type.word}"
 
     def refusal(self, text: str) -> str:
         """The advice on a text that does not fit."""
-        return self.type.refusal(text) + ("" if self.required else f"; the default is {self.shown_default()}")
+        has_default = self.default is not inspect.Parameter.empty
+        return self.type.refusal(text) + (f"; the default is {self.shown_default()}" if has_default else "")
 
     def shown_default(self) -> str:
         """The default as a person would type it."""
@@ -91,9 +97,10 @@ class Command:
         for name, parameter in inspect.signature(function).parameters.items():
             assert name in meanings and name in hints, f"{function.__name__}: {name} lacks its type or its docstring"
             required = parameter.default is parameter.empty
-            positional = required and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+            repeated = parameter.kind is parameter.VAR_POSITIONAL
+            positional = repeated or (required and parameter.kind is parameter.POSITIONAL_OR_KEYWORD)
             kind = ValueType.of(hints[name])
-            parameters[name] = Parameter(name, kind, parameter.default, positional, meanings[name])
+            parameters[name] = Parameter(name, kind, parameter.default, positional, repeated, meanings[name])
         return cls(function.__name__.replace("_", "-"), function, summary.replace("\n", " "), details, parameters)
 
     def help_text(self, program: str) -> str:
@@ -125,28 +132,37 @@ def run_commands(functions: Sequence[Callable[..., None]], argv: Sequence[str], 
         if any(word in HELP_FLAGS for word in argv):
             print(command.help_text(program), end="")
             sys.exit(0)
-        values = read_values(command, argv[1:], program)
+        more, values = read_values(command, argv[1:], program)
         # Until here Ctrl-C may end the process at once; a command may have to clean up.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
-            command.function(**values)
+            first = [values.pop(name) for name, p in command.parameters.items() if p.positional and not p.repeated]
+            command.function(*first, *more, **values)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr, flush=True)
             sys.exit(EXIT_INTERRUPTED)
 
 
-def read_values(command: Command, argv: Sequence[str], program: str) -> dict[str, object]:
-    """The value of every parameter that the words after a command's name give.
+def read_values(command: Command, argv: Sequence[str], program: str) -> tuple[list[object], dict[str, object]]:
+    """What the words after a command's name give: the repeated argument's values, and every other parameter's.
 
     Raises:
         UserError: lists all that is wrong with them: form, missing and unknown names, values that do not fit.
     """
     parameters = command.parameters
-    line = parse_command_line(argv, parameters, [name for name in parameters if parameters[name].positional])
+    repeated = next((name for name in parameters if parameters[name].repeated), None)
+    flags = [name for name in parameters if name != repeated]
+    line = parse_command_line(argv, flags, [f for f in flags if parameters[f].positional], repeated is not None)
     values: dict[str, object] = {}
+    more: list[object] = []
+    for text in line.more:
+        try:
+            more.append(parameters[str(repeated)].type.check(parameters[str(repeated)].type.read(text)))
+        except ValidationError:
+            line.refuse(text, parameters[str(repeated)].refusal(text))
     for name, text in line.texts.items():
-        if name not in parameters:
-            near = nearest(name, parameters)
+        if name not in flags:
+            near = nearest(name, flags)
             line.refuse(f"--{name}", f"no such flag{did_you_mean(near, prefix='--')}", *near)
             continue
         try:
@@ -158,7 +174,7 @@ def read_values(command: Command, argv: Sequence[str], program: str) -> dict[str
             line.refuse(parameter.written, f"is missing; expected {parameter.type.expected}")
     if line.problems:
         raise UserError(report(line.problems, f"How it is written: {program} {command.name} --help"))
-    return values
+    return more, values
 
 
 def _find_command(commands: Mapping[str, Command], argv: Sequence[str], program: str) -> Command:
@@ -201,6 +217,8 @@ def _overview(commands: Mapping[str, Command], program: str, about: str) -> str:
 
 def _entry(parameter: Parameter) -> str:
     """A parameter's lines of a help screen."""
+    if parameter.repeated:
+        return _columns(parameter.written, f"{parameter.meaning} [{parameter.type.expected}; any number]", _COLUMN)
     default = "required" if parameter.required else f"default {parameter.shown_default()}"
     return _columns(parameter.written, f"{parameter.meaning} [{parameter.type.expected}; {default}]", _COLUMN)
 

@@ -90,6 +90,7 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 ExistingFile = Annotated[Path, _path_that(Path.is_file), Field(title="FILE", description="a file that exists")]
 ExistingFolder = Annotated[Path, _path_that(Path.is_dir), Field(title="DIR", description="a folder that exists")]
+ExistingPath = Annotated[Path, _path_that(Path.exists), Field(title="PATH", description="a path that exists")]
 NewFile = Annotated[
     Path,
     _path_that(_can_be_written),

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from relabel.label_folder import FolderWriter, LabelFolder, list_label_files, write_label_map
+from relabel.label_manifest import Manifest
 from relabel.label_map import LabelMap
-from relabel.label_store import LabelStore, open_label_store, write_label_map
+from relabel.label_store import LabelStore, check_one_per_class, check_present, open_label_store
 from utils.errors import UserError
 
 K = 30
+CLASSES = [f"class{i}" for i in range(K)]
 KEYS = ["n01/a", "n01/name.with.dots", "n02/b", "n02/c", "n03/d"]
 LABELS = np.array([0, 0, 1, 1, 2])
 
@@ -37,7 +40,12 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(folder: Path) -> LabelStore:
-    return open_label_store(folder, KEYS, K)
+    return open_folder(folder)
+
+
+def open_folder(folder: Path, keys: list[str] | np.ndarray = KEYS, num_classes: int = K) -> LabelStore:
+    classes = [f"class{i}" for i in range(num_classes)]
+    return open_label_store(folder, np.array(keys, dtype=np.bytes_), classes)
 
 
 def image_path(row: int) -> Path:
@@ -49,7 +57,7 @@ def image_path(row: int) -> Path:
 def test_reads_both_formats_and_both_precisions(folder: Path, as_zip: bool, dtype: type) -> None:
     written = random_map(77, dtype=dtype)
     torch.save(planes_of(written), folder / "n02" / "b.pt", _use_new_zipfile_serialization=as_zip)
-    found = open_label_store(folder, KEYS, K).read(2)
+    found = open_folder(folder).read(2)
     assert found.scores.dtype == dtype and found.classes.dtype == np.int16
     np.testing.assert_array_equal(found.scores, written.scores)
     np.testing.assert_array_equal(found.classes, written.classes)
@@ -62,24 +70,24 @@ def test_each_row_is_its_keys_map(store: LabelStore) -> None:
 
 def test_a_flat_folder_and_numpy_keys(tmp_path: Path) -> None:
     write_label_map(tmp_path, "only.one", random_map(1))
-    store = open_label_store(str(tmp_path), np.array(["only.one"]), K)
-    store.check_present(image_path)
+    store = open_folder(tmp_path, ["only.one"])
+    check_present(store, image_path)
     np.testing.assert_array_equal(store.read(0).classes, random_map(1).classes)
 
 
 def test_ids_beyond_int16_are_kept(tmp_path: Path) -> None:
     ids = np.array([40000, 65535, 99999]).reshape(3, 1, 1).repeat(2, axis=2)
     write_label_map(tmp_path, "a/b", LabelMap(np.ones((3, 1, 2), np.float32), ids))
-    found = open_label_store(tmp_path, ["a/b"], 100_000).read(0)
+    found = open_folder(tmp_path, ["a/b"], 100_000).read(0)
     np.testing.assert_array_equal(found.classes, ids)
 
 
 def test_opening_reads_nothing_and_the_store_is_cheap_to_pickle(tmp_path: Path) -> None:
-    keys = np.array([f"n{row // 100:05d}/image_{row:07d}" for row in range(20_000)])
-    store = open_label_store(tmp_path, keys, K)
+    keys = np.array([f"n{row // 100:05d}/image_{row:07d}" for row in range(20_000)], dtype=np.bytes_)
+    store = open_folder(tmp_path, keys)
     packed = pickle.dumps(store)
-    assert len(packed) < keys.nbytes + 1000
-    write_label_map(tmp_path, str(keys[12_345]), random_map(5))
+    assert len(packed) < keys.nbytes + 2000
+    write_label_map(tmp_path, keys[12_345].decode(), random_map(5))
     np.testing.assert_array_equal(pickle.loads(packed).read(12_345).scores, random_map(5).scores)
 
 
@@ -90,25 +98,25 @@ def test_no_such_folder(tmp_path: Path, make: Callable[[Path], object]) -> None:
     with pytest.raises(
         UserError, match=r"found (nothing|a file) at .*labels; .*relabel\.path.*relabel annotate.*use False"
     ):
-        open_label_store(path, KEYS, K)
+        open_folder(path)
 
 
 # Presence
 
 
 def test_complete_folder_passes(store: LabelStore) -> None:
-    store.check_present(image_path)
-    store.check_one_per_class(LABELS)
+    check_present(store, image_path)
+    check_one_per_class(store, LABELS)
 
 
 def test_one_missing_map(folder: Path, store: LabelStore) -> None:
     (folder / "n02" / "b.pt").unlink()
     with pytest.raises(UserError) as error:
-        store.check_present(image_path)
+        check_present(store, image_path)
     message = str(error.value)
     assert message.startswith("1 of 5 training images have no label map.")
     assert f"image train/n02/b.JPEG; expected its map at {folder}/n02/b.pt" in message
-    assert f"the folder {folder}/n02 is there" in message
+    assert "the folder is there, the file is not" in message
     assert "`python -m relabel annotate`" in message and "--data.relabel.use False" in message
     with pytest.raises(UserError, match=r"found no label map at .*n02/b\.pt.*relabel annotate"):
         store.read(2)
@@ -118,18 +126,25 @@ def test_a_whole_class_folder_is_missing(folder: Path, store: LabelStore) -> Non
     for path in (folder / "n02").iterdir():
         path.unlink()
     (folder / "n02").rmdir()
-    with pytest.raises(UserError, match=r"2 of 5 .*n02/b\.JPEG.*the whole folder .*n02 is missing"):
-        store.check_present(image_path)
+    with pytest.raises(UserError, match=r"2 of 5 .*n02/b\.JPEG.*n02/b\.pt \(the whole folder is missing"):
+        check_present(store, image_path)
 
 
 def test_the_name_is_the_stem_before_the_last_dot(folder: Path, store: LabelStore) -> None:
     (folder / "n01" / "name.with.dots.pt").rename(folder / "n01" / "name.with.pt")
     with pytest.raises(UserError, match=r"1 of 5 .*name\.with\.dots\.JPEG.*name\.with\.dots\.pt"):
-        store.check_present(image_path)
+        check_present(store, image_path)
 
 
 def test_keys_in_any_order_are_found(folder: Path) -> None:
-    open_label_store(folder, [KEYS[i] for i in (4, 0, 2, 1, 3)], K).check_present(image_path)
+    check_present(open_folder(folder, [KEYS[i] for i in (4, 0, 2, 1, 3)]), image_path)
+
+
+def test_the_maps_of_a_folder_can_be_listed(folder: Path) -> None:
+    (folder / "n01" / ".hidden.pt").touch()
+    (folder / "n01" / "notes.txt").touch()
+    write_label_map(folder, "flat.one", random_map(1))
+    assert sorted(list_label_files(folder)) == sorted([*KEYS, "flat.one"])
 
 
 # Content
@@ -137,14 +152,14 @@ def test_keys_in_any_order_are_found(folder: Path) -> None:
 
 def test_one_map_of_each_class_is_read(folder: Path, store: LabelStore) -> None:
     (folder / "n02" / "c.pt").write_bytes(b"second of its class: not read before training")
-    store.check_one_per_class(LABELS)
+    check_one_per_class(store, LABELS)
     (folder / "n02" / "b.pt").write_bytes(b"first of its class")
     with pytest.raises(UserError, match=r"n02/b\.pt: cannot be read"):
-        store.check_one_per_class(LABELS)
+        check_one_per_class(store, LABELS)
 
 
 def test_one_shape_per_folder(folder: Path, store: LabelStore) -> None:
-    store.check_one_per_class(LABELS)
+    check_one_per_class(store, LABELS)
     write_label_map(folder, "n02/c", random_map(1, h=6, w=4))
     expected = r"n02/c\.pt: found .*\[3, 6, 4\]; expected \[3, 4, 6\] as in .*n01/a\.pt"
     with pytest.raises(UserError, match=expected):
@@ -156,7 +171,7 @@ def test_one_shape_per_folder(folder: Path, store: LabelStore) -> None:
 def test_one_shape_is_checked_over_classes(folder: Path, store: LabelStore) -> None:
     write_label_map(folder, "n03/d", random_map(1, k=2))
     with pytest.raises(UserError, match=r"n03/d\.pt: found .*\[2, 4, 6\]; expected \[3, 4, 6\]"):
-        store.check_one_per_class(LABELS)
+        check_one_per_class(store, LABELS)
 
 
 def changed(plane: int, value: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -211,7 +226,7 @@ def test_ids_that_half_precision_cannot_tell_apart(
 ) -> None:
     """2049 is stored as 2048 in half precision: with 2050 classes nobody knows which of the two was meant."""
     torch.save(torch.full((2, 1, 2, 3), float(top), dtype=dtype), tmp_path / "a.pt")
-    store = open_label_store(tmp_path, ["a"], num_classes)
+    store = open_folder(tmp_path, ["a"], num_classes)
     if accepted or dtype == torch.float32:
         assert (store.read(0).classes == top).all()
     else:
@@ -232,7 +247,7 @@ def test_truncated_files_are_refused(folder: Path, as_zip: bool) -> None:
         with pytest.raises(
             UserError, match=r"n01/a\.pt: cannot be read as a label map \(.*delete it and make it again"
         ):
-            open_label_store(folder, KEYS, K).read(0)
+            open_folder(folder).read(0)
 
 
 @pytest.mark.parametrize(
@@ -322,7 +337,7 @@ def test_a_failed_write_leaves_the_old_map_and_no_rest(tmp_path: Path) -> None:
     path = write_label_map(tmp_path, "n01/a", random_map(3))
     path.unlink()
     path.mkdir()  # a folder in the way: the rename fails
-    with pytest.raises(OSError):
+    with pytest.raises(UserError, match=r"cannot write .*a\.pt: .*same command again"):
         write_label_map(tmp_path, "n01/a", random_map(4))
     assert [entry.name for entry in path.parent.iterdir()] == ["a.pt"]
 
@@ -332,3 +347,47 @@ def test_ids_that_half_precision_cannot_hold_are_not_written(tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"a\.pt: float16 holds class ids exactly only to 2048.*float32"):
         write_label_map(tmp_path, "a", label_map)
     assert list(tmp_path.iterdir()) == []
+
+
+# A folder that says how its maps were made
+
+
+def manifest(**changes: object) -> Manifest:
+    values = {"form": "pt", "maps": 5, "k": 3, "h": 4, "w": 6, "class_names": CLASSES, "made_by": {"teacher": "one"}}
+    return Manifest.model_validate({**values, **changes})
+
+
+def test_a_writer_keeps_what_is_there(tmp_path: Path) -> None:
+    keys = np.array(KEYS, dtype=np.bytes_)
+    writer = FolderWriter(tmp_path, keys, manifest())
+    writer.begin()
+    writer.write(2, random_map(2))
+    again = FolderWriter(tmp_path, keys, manifest())
+    again.begin()
+    assert again.finished().tolist() == [False, False, True, False, False]
+    again.write(4, random_map(4))
+    again.commit({"n01/a": "it is damaged"})
+    np.testing.assert_array_equal(LabelFolder(tmp_path, keys, CLASSES, CLASSES).read(2).scores, random_map(2).scores)
+
+
+def test_maps_of_another_making_are_refused(tmp_path: Path) -> None:
+    FolderWriter(tmp_path, np.array(KEYS, dtype=np.bytes_), manifest()).begin()
+    other = manifest(k=2, made_by={"teacher": "two"})
+    with pytest.raises(UserError, match=r"than this command would:\n  k: 3, not 2\n  made_by.teacher: \"one\""):
+        FolderWriter(tmp_path, np.array(KEYS, dtype=np.bytes_), other).begin()
+
+
+def test_maps_of_unknown_making_are_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"is taken: it holds n01, and no manifest\.json says how"):
+        FolderWriter(folder, np.array(KEYS, dtype=np.bytes_), manifest()).begin()
+
+
+def test_ids_are_translated_by_the_names_of_the_manifest(folder: Path) -> None:
+    """The data has three of the maps' thirty classes, in another order: the others count for nothing."""
+    manifest().write(folder / "manifest.json")
+    wanted = ["class7", "class29", "class0"]
+    store = open_label_store(folder, np.array(KEYS, dtype=np.bytes_), wanted)
+    original, read = random_map(3).to_dense(K, fill=-9), store.read(3).to_dense(3, fill=-9)
+    np.testing.assert_array_equal(read, original[[7, 29, 0]])
+    with pytest.raises(UserError, match=r"does not know 1 of the data's 2 classes, the first: 'zebra'.*its own 30"):
+        open_label_store(folder, np.array(KEYS, dtype=np.bytes_), ["class1", "zebra"])

@@ -1,0 +1,6 @@
+"""Programs that measure: each prints a table and writes JSON with machine, versions, n and spread.
+
+    python -m benchmarks.NAME [--json FILE] [--tiny]
+
+`--tiny` runs a program in seconds, to see that it runs; its figures mean nothing.
+"""

@@ -1,0 +1,114 @@
+"""Annotating against the teacher's bare forward pass: same network, batch, precision. Target on a GPU: at least 90 %.
+
+Photos are made here, 500 x 375 pixels and about 110 kB as ImageNet's are, and read by a worker per core.
+"""
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+
+from benchmarks.result import Figure, arguments, report
+from relabel.annotator import Settings, annotate
+from relabel.dataset import list_flat_images
+from relabel.teacher import Teacher, load_teacher
+from utils.distributed import Place
+from utils.precision import Precision
+
+QUALITY = 96
+PHOTOS = 32  # different ones; the rest are links to them
+
+
+def main() -> None:
+    """For each teacher, whole jobs and bare passes in turn."""
+    options = arguments(__doc__ or "")
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    archs, count, batch, rounds = ["resnet18"], 256, 32, 5
+    if on_gpu:
+        archs, count, batch = ["resnet50", "timm/efficientnet_b3"], 20_000, 256
+    if options.tiny:
+        archs, count, batch, rounds = ["timm/resnet10t"], 16, 8, 1
+    figures = []
+    with tempfile.TemporaryDirectory() as folder:
+        size = write_photos(Path(folder, "photos"), count)
+        for arch in archs:
+            teacher = load_teacher(arch, "random", None, input_size=(64, 64) if options.tiny else None)
+            whole, bare = [], []
+            for number in range(rounds):
+                whole.append(whole_job(Path(folder), teacher, number, batch, device))
+                bare.append(bare_pass(teacher, count, batch, device))
+            figures += [
+                Figure.of(f"{arch}: annotate, whole job", "images/s", whole),
+                Figure.of(f"{arch}: bare forward pass", "images/s", bare),
+                Figure.of(f"{arch}: annotate / bare, same round", "%", 100 * np.array(whole) / np.array(bare)),
+            ]
+    remarks = [f"{count:,} photos of {size / 1000:.0f} kB, batch {batch}, {workers()} workers, O1 on {device}"]
+    report("label maps of whole images", figures, remarks, options.json)
+
+
+def workers() -> int:
+    """Processes that read images."""
+    return len(os.sched_getaffinity(0))
+
+
+def write_photos(folder: Path, count: int) -> float:
+    """Photo-like JPEG files; returns their mean size in bytes."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(min(PHOTOS, count)):
+        shapes = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((500, 375))
+        grain = Image.fromarray(rng.integers(0, 256, (375, 500, 3), dtype=np.uint8)).filter(ImageFilter.GaussianBlur(1))
+        Image.blend(shapes, grain, 0.35).save(folder / f"{number:06d}.jpg", quality=QUALITY)
+    for number in range(PHOTOS, count):
+        (folder / f"{number:06d}.jpg").symlink_to(f"{number % PHOTOS:06d}.jpg")
+    return float(np.mean([path.stat().st_size for path in folder.iterdir()]))
+
+
+def whole_job(folder: Path, teacher: Teacher, number: int, batch: int, device: torch.device) -> float:
+    """Images per second from files to a finished store."""
+    images = list_flat_images(folder / "photos")
+    out = folder / f"{teacher.description['arch']}-{number}".replace("/", "-")
+    start = time.perf_counter()
+    annotate(
+        images,
+        out,
+        teacher,
+        Settings(k=5, flip=False, opt_level="O1", batch_size=batch),
+        form="packed",
+        skip_unreadable=False,
+        num_workers=workers(),
+        place=Place(0, 1, 0, 1, device),
+    )
+    return len(images) / (time.perf_counter() - start)
+
+
+@torch.inference_mode()
+def bare_pass(teacher: Teacher, count: int, batch: int, device: torch.device) -> float:
+    """Images per second of the network alone, on random input that lies on the device."""
+    precision = Precision("O1", device)
+    network = teacher.network.to(device).to(memory_format=precision.memory_format)
+    images = torch.randn(batch, 3, *teacher.input_size, device=device).contiguous(memory_format=precision.memory_format)
+    passes = max(1, count // batch)
+    with precision.autocast():
+        network(images)
+        synchronize(device)
+        start = time.perf_counter()
+        for _ in range(passes):
+            network(images)
+        synchronize(device)
+    return passes * batch / (time.perf_counter() - start)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""A data set of ImageNet's size in one process: memory held, time until it is ready, and into a worker.
+
+Targets: at most 100 MB a process, ready in 2 s once the file list is known, pickled to a worker in 0.1 s. Images and
+maps are simulated: names, classes and keys are as many and as long as ImageNet's, records are small (all stay on disk).
+"""
+
+import gc
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.result import Figure, arguments, report
+from relabel.dataset import ImageDataset, ImageList, RandomView
+from relabel.label_manifest import Manifest
+from relabel.label_map import LabelMap
+from relabel.label_store import check_one_per_class, check_present, open_label_store
+from relabel.packed_writer import PackedWriter
+
+IMAGES, CLASSES = 1_281_167, 1000
+
+
+def main() -> None:
+    """Several fresh processes, each of which opens the same simulated data set."""
+    options = arguments(__doc__ or "")
+    count, repeats = (20_000, 2) if options.tiny else (IMAGES, 7)
+    with tempfile.TemporaryDirectory() as folder:
+        write_store(Path(folder), simulated_images(count))
+        command = [sys.executable, "-c", f"from benchmarks.dataset_scale import measure; measure({folder!r}, {count})"]
+        lines = [subprocess.run(command, check=True, capture_output=True, text=True).stdout for _ in range(repeats)]
+    values = np.array([[float(number) for number in line.split()] for line in lines])
+    figures = [
+        Figure.of("ready: keys, rows of the store, presence, one map of each class", "s", values[:, 0]),
+        Figure.of("pickled and unpickled again", "s", values[:, 1]),
+        Figure.of("size in a worker (pickled)", "MB", values[:, 2]),
+        Figure.of("resident memory held by the data set", "MB", values[:, 3]),
+    ]
+    report(
+        f"{count:,} images and label maps in {CLASSES:,} classes",
+        figures,
+        ["targets: 2 s, 0.1 s, 100 MB"],
+        options.json,
+    )
+
+
+def simulated_images(count: int) -> ImageList:
+    """Names as ImageNet's: n01440764/n01440764_10026.JPEG."""
+    per_class = -(-count // CLASSES)
+    numbers = sorted(f"{13 * i + 2}.JPEG" for i in range(per_class))
+    folders = [f"n{1_440_764 + 9_973 * c:08d}" for c in range(CLASSES)]
+    names = [f"{folder}/{folder}_{number}" for folder in folders for number in numbers][:count]
+    labels = np.repeat(np.arange(CLASSES), per_class)[:count]
+    return ImageList(Path("train"), folders, np.array([name.encode() for name in names]), labels)
+
+
+def write_store(folder: Path, images: ImageList) -> None:
+    """A packed store for the images, one sound record for the first image of each class."""
+    keys = images.keys()
+    manifest = Manifest(form="packed", maps=len(keys), k=1, h=1, w=1, class_names=images.class_names, made_by={})
+    writer = PackedWriter(folder, keys, manifest)
+    writer.begin()
+    writer.open()
+    label_map = LabelMap(np.ones((1, 1, 1), np.float16), np.zeros((1, 1, 1), np.int16))
+    for row in np.unique(images.labels, return_index=True)[1].tolist():
+        writer.write(row, label_map)
+    writer.commit({})
+
+
+def measure(folder: str, count: int) -> None:
+    """Print seconds until ready, seconds through pickle, MB pickled, MB held."""
+    images = simulated_images(count)
+    resident = resident_mb() - (images.names.nbytes + images.labels.nbytes) / 1e6
+    start = time.perf_counter()
+    keys = images.keys()
+    store = open_label_store(folder, keys, images.class_names)
+    check_present(store, images.path)
+    check_one_per_class(store, images.labels)
+    dataset = ImageDataset(images, RandomView(224, 0.08, 0.5, 0.4, 0.1, seed=0), store)
+    ready = time.perf_counter() - start
+    del keys
+    held = resident_mb() - resident
+    start = time.perf_counter()
+    packed = pickle.dumps(dataset)
+    pickle.loads(packed)
+    print(ready, time.perf_counter() - start, len(packed) / 1e6, held)
+
+
+def resident_mb() -> float:
+    """Memory of this process that is in RAM."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+if __name__ == "__main__":
+    main()

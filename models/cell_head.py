@@ -1,0 +1,120 @@
+"""A classifier's two halves on cells: features of each cell of an image, and the head on each cell alone.
+
+What passes between the halves is a map or a row of tokens; a layout turns either into [B, C, h, w] and back.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import UserError
+
+
+class Layout(Protocol):
+    """The form in which features pass from the first half of a network to the second."""
+
+    def cells(self, features: Tensor, images: Tensor) -> Tensor:
+        """What the first half makes of images [B, 3, H, W] -> [B, C, h, w]."""
+
+    def features(self, cells: Tensor) -> Tensor:
+        """[B, C, h, w] -> what the second half takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """Features [B, C, h, w], or [B, h, w, C] where the channels are last."""
+
+    channels_last: bool = False
+
+    def cells(self, features: Tensor, images: Tensor) -> Tensor:
+        """See Layout."""
+        return features.permute(0, 3, 1, 2) if self.channels_last else features
+
+    def features(self, cells: Tensor) -> Tensor:
+        """See Layout."""
+        return cells.permute(0, 2, 3, 1) if self.channels_last else cells
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Features [B, prefix + h w, C]: class token and the like, then a token per patch, row by row.
+
+    Fields:
+        prefix: tokens before those of the patches.
+        stride: side of a patch, pixels.
+    """
+
+    prefix: int
+    stride: int
+
+    def cells(self, features: Tensor, images: Tensor) -> Tensor:
+        """See Layout.
+
+        Raises:
+            UserError: the patches are no grid of this stride over the image.
+        """
+        patches = features[:, self.prefix :].transpose(1, 2)
+        rows, columns = images.shape[2:]
+        whole = (rows // self.stride, columns // self.stride)
+        padded = (-(-rows // self.stride), -(-columns // self.stride))
+        for grid in (whole, padded):
+            if grid[0] * grid[1] == patches.shape[2]:
+                return patches.unflatten(2, grid)
+        raise UserError(
+            f"the network makes {patches.shape[2]} patch tokens of an image of {rows} x {columns} pixels (rows x "
+            f"columns); expected a grid of one per {self.stride} pixels, to know where each lies. Give another --arch"
+        )
+
+    def features(self, cells: Tensor) -> Tensor:
+        """See Layout. The mean of the cells stands in for each token before the patches."""
+        prefix = cells.mean((2, 3)).unsqueeze(1).expand(-1, self.prefix, -1)
+        return torch.cat([prefix, cells.flatten(2).transpose(1, 2)], 1)
+
+    def without_prefix(self, features: Tensor) -> Tensor:
+        """The same patches, with zeros for the tokens before them."""
+        return torch.cat([torch.zeros_like(features[:, : self.prefix]), features[:, self.prefix :]], 1)
+
+
+class CellFeatures(nn.Module):
+    """The first half of a network: images [B, 3, H, W] -> features of its cells [B, C, h, w]."""
+
+    def __init__(self, part: nn.Module, layout: Layout) -> None:
+        super().__init__()
+        self.part, self.layout = part, layout
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, C, h, w]."""
+        return self.layout.cells(self.part(images), images)
+
+
+class CellHead(nn.Module):
+    """The second half of a network on each cell, as if the image had no other: [B, C, h, w] -> [B, K, h, w]."""
+
+    def __init__(self, part: nn.Module, layout: Layout) -> None:
+        super().__init__()
+        self.part, self.layout = part, layout
+
+    def forward(self, cells: Tensor) -> Tensor:
+        """[B, C, h, w] -> [B, K, h, w]."""
+        batch, channels, h, w = cells.shape
+        alone = cells.permute(0, 2, 3, 1).reshape(-1, channels, 1, 1)
+        logits: Tensor = self.part(self.layout.features(alone))
+        return logits.reshape(batch, h, w, -1).permute(0, 3, 1, 2)
+
+
+def as_convolution(layer: nn.Linear | nn.Conv2d) -> nn.Conv2d:
+    """A linear layer as the 1x1 convolution that shares its weights; such a convolution as it is."""
+    if isinstance(layer, nn.Conv2d):
+        return layer
+    convolution = nn.Conv2d(layer.in_features, layer.out_features, 1, bias=layer.bias is not None, device="meta")
+    convolution.weight = nn.Parameter(layer.weight.detach()[:, :, None, None], requires_grad=False)
+    if layer.bias is not None:
+        convolution.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
+    return convolution.eval()
+
+
+def is_linear(layer: object) -> TypeGuard[nn.Linear | nn.Conv2d]:
+    """A linear layer, or a convolution that is one on each cell."""
+    return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1))

@@ -1,0 +1,131 @@
+"""What a set of label maps says about itself: manifest.json, beside the maps."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from utils.errors import UserError
+from utils.run_log import write_json
+
+MANIFEST = "manifest.json"
+VERSION = 1
+AXES = "[k, row, column]; row 0 at the image's top"
+COVERS = "the whole image, squashed; EXIF rotation ignored"
+
+Form = Literal["packed", "pt"]
+_Count = Annotated[int, Field(ge=1)]
+
+
+class Manifest(BaseModel):
+    """Which maps these are; the fields of manifest.json.
+
+    Fields:
+        version: of the format.
+        form: packed (see relabel/packed_store.py) or pt (relabel/label_folder.py).
+        maps: N, the number of maps; of the form pt those that were asked for.
+        k, h, w: shape of each map.
+        axes, covers: how to read a map, for people.
+        class_names: the K classes that ids 0..K-1 stand for.
+        made_by: teacher, input size, and all else that a map depends on.
+        skipped: key -> reason, of images that have no map because they could not be read.
+        sha256: of each file of a packed store.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    version: int = VERSION
+    form: Form
+    maps: Annotated[int, Field(ge=0)]
+    k: _Count
+    h: _Count
+    w: _Count
+    axes: str = AXES
+    covers: str = COVERS
+    class_names: list[str] = Field(min_length=1)
+    made_by: dict[str, Any]
+    skipped: dict[str, str] = {}
+    sha256: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _classes_are_distinct(self) -> "Manifest":
+        """Two classes of one name could not be told apart."""
+        if len(set(self.class_names)) < len(self.class_names):
+            raise ValueError("a class is named twice")
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(k, h, w)."""
+        return self.k, self.h, self.w
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.class_names)
+
+    def write(self, path: Path) -> None:
+        """Put it in place by a rename. UserError where it cannot be written."""
+        write_json(path, self.model_dump())
+
+    def refuse_unless_equal(self, wanted: "Manifest", folder: Path) -> None:
+        """Refuse to go on with maps that were made otherwise; hashes and skipped images apart.
+
+        Raises:
+            UserError: naming the differences.
+        """
+        found, expected = (dict(_leaves(m.model_dump(exclude={"sha256", "skipped"}))) for m in (self, wanted))
+        names = [name for name in {**found, **expected} if found.get(name) != expected.get(name)]
+        if names:
+            listed = "".join(f"\n  {n}: {_short(found.get(n))}, not {_short(expected.get(n))}" for n in names)
+            raise UserError(
+                f"{folder} holds label maps made otherwise than this command would:{listed}\n"
+                "Give the settings they were made with, or another folder for the new maps"
+            )
+
+
+def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest | None:
+    """The manifest of a folder of label maps; None where it has none.
+
+    Raises:
+        UserError: it cannot be read, is no manifest, or is of another version of the format.
+    """
+    path = folder / name
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({error}); {_EXPECTED}") from error
+    version = content.get("version") if isinstance(content, dict) else None
+    if version != VERSION:
+        raise UserError(f"{path}: found version {version!r} of the format; expected {VERSION}. {_ANOTHER_VERSION}")
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the whole"
+        raise UserError(f"{path}: {where}: {first['msg']}; {_EXPECTED}") from None
+
+
+_EXPECTED = (
+    "expected the manifest of label maps that `python -m relabel annotate` or `pack` writes. "
+    "Fetch it again, or make these maps again."
+)
+_ANOTHER_VERSION = "It was written by another version of this program, or is no manifest of label maps."
+
+
+def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{above}{name}.")
+        else:
+            yield above + name, value
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,201 @@
+"""The packed store: all label maps of a data set in one file of equal records, each with its checksum.
+
+A folder of
+    maps.npy      N records (scores float16 [k, h, w], classes uint16 [k, h, w]), in the order of the keys
+    keys.npy      bytes [N]: "CLASS/STEM" of the image that each record belongs to, sorted
+    crc32.npy     uint32 [N]: of key and record, so that a map of another image is found out too
+    manifest.json what they are (relabel/label_manifest.py); written last, by a rename: without it there is no store
+All of it can be read with numpy alone.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+
+from relabel.label_manifest import MANIFEST, Manifest, read_manifest
+from relabel.label_map import LabelMap, class_dtype, class_translation
+from utils.errors import UserError
+
+MAPS, KEYS, CRCS = "maps.npy", "keys.npy", "crc32.npy"
+UNFINISHED = "unfinished.json"  # the manifest of a store that is still being written
+_HALF = np.dtype("<f2")
+AT_ONCE = 65_536  # keys handled together: enough for speed, little memory
+
+
+def record_type(shape: tuple[int, int, int]) -> np.dtype[np.void]:
+    """The record of a map of shape (k, h, w)."""
+    return np.dtype([("scores", "<f2", shape), ("classes", "<u2", shape)])
+
+
+class PackedStore:
+    """A LabelStore over a packed store; see relabel/label_store.py. Reading a map is one pread and one CRC."""
+
+    def __init__(self, folder: Path, keys: np.ndarray, class_names: Sequence[str] | None) -> None:
+        """Find the record of every key; no map is read.
+
+        Args:
+            folder: of the store.
+            keys: bytes [N], without duplicates.
+            class_names: the K classes of the data; None: the maps' own.
+
+        Raises:
+            UserError: no whole store of this version, or one that does not know a class of the data.
+        """
+        manifest = read_whole_manifest(folder)
+        wanted = manifest.class_names if class_names is None else class_names
+        self.shape = manifest.shape
+        self._folder = str(folder)
+        self._size = record_type(self.shape).itemsize
+        self._offset = _data_offset(folder, manifest)
+        self._num_own_classes = manifest.num_classes
+        self._new_ids = class_translation(manifest.class_names, wanted, self._folder)
+        # Ids up to 32,767 are the same two bytes signed, which every operation of torch takes.
+        self._id_type = np.dtype("<i2") if class_dtype(manifest.num_classes) is np.int16 else np.dtype("<u2")
+        self._rows = find_rows(_load(folder, KEYS, manifest.maps, "S"), keys)
+        self._crcs = _load(folder, CRCS, manifest.maps, "u")[self._rows].astype(np.uint32)
+        self._key_crcs = crcs_of(keys)
+        self._file = -1
+
+    def __len__(self) -> int:
+        """N, the number of keys."""
+        return len(self._rows)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Everything but the open file, which every process opens for itself."""
+        return {**self.__dict__, "_file": -1}
+
+    def read(self, row: int) -> LabelMap:
+        """See LabelStore. The scores are float16, the arrays views of the bytes read."""
+        record = self._record(row)
+        scores: np.ndarray = np.ndarray(self.shape, _HALF, record)
+        classes: np.ndarray = np.ndarray(self.shape, self._id_type, record, self._size // 2)
+        if self._new_ids is not None:
+            classes = self._new_ids[classes]
+        elif classes.dtype != np.int16:
+            classes = classes.astype(np.int32)
+        return LabelMap(scores, classes)
+
+    def check(self, row: int) -> None:
+        """See LabelStore. The CRC says that a record is what was written; this looks at what was written."""
+        record = np.frombuffer(self._record(row), record_type(self.shape))[0]
+        LabelMap(record["scores"], record["classes"].astype(np.int32)).validate(self._num_own_classes, self.place(row))
+
+    def missing(self) -> np.ndarray:
+        """See LabelStore."""
+        return np.flatnonzero(self._rows < 0)
+
+    def place(self, row: int) -> str:
+        """See LabelStore."""
+        record = int(self._rows[row])
+        return f"a record of {self._folder}" if record < 0 else f"{self._folder}/{MAPS}, record {record:,}"
+
+    def _record(self, row: int) -> bytes:
+        """The bytes of a row's record, checked against its CRC."""
+        number = self._rows.item(row)
+        if number < 0:
+            raise UserError(f"{self._folder} holds no label map of the image asked for. Make the missing maps.")
+        if self._file < 0:
+            self._file = _open(Path(self._folder, MAPS))
+        record = os.pread(self._file, self._size, self._offset + number * self._size)
+        if crc32(record, self._key_crcs.item(row)) != self._crcs.item(row):
+            found = "ends before its end" if len(record) < self._size else "does not fit its CRC"
+            raise UserError(
+                f"{self.place(row)}: the label map {found}; expected the {self._size} bytes that were written. "
+                "The file is damaged: fetch it again, or make these maps again."
+            )
+        return record
+
+
+def read_whole_manifest(folder: Path) -> Manifest:
+    """The manifest of a finished packed store.
+
+    Raises:
+        UserError: there is none: the store is unfinished, or a part of it is missing.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None or manifest.form != "packed":
+        raise UserError(
+            f"{folder} is no whole packed store: it has no {MANIFEST} of one. If a command is writing it, wait for its "
+            "end; if one was interrupted, give the same command again."
+        )
+    return manifest
+
+
+def find_rows(store_keys: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """int32 [N]; where each of `keys` stands in the sorted `store_keys`, -1 for those that it lacks."""
+    if len(keys) == len(store_keys) and np.array_equal(keys, store_keys):
+        return np.arange(len(keys), dtype=np.int32)
+    if not len(store_keys):
+        return np.full(len(keys), -1, dtype=np.int32)
+    places = np.searchsorted(store_keys, keys).clip(max=len(store_keys) - 1)
+    return np.where(store_keys[places] == keys, places, -1).astype(np.int32)
+
+
+def crcs_of(keys: np.ndarray) -> np.ndarray:
+    """uint32 [N]; the CRC of each key, from which the CRC of its record goes on."""
+    crcs = np.empty(len(keys), np.uint32)
+    for start in range(0, len(keys), AT_ONCE):
+        crcs[start : start + AT_ONCE] = [crc32(key) for key in keys[start : start + AT_ONCE].tolist()]
+    return crcs
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def damaged_files(folder: Path, manifest: Manifest) -> list[str]:
+    """The files of a store whose bytes are not those that the manifest names."""
+    return [name for name, expected in manifest.sha256.items() if sha256_of(folder / Path(name).name) != expected]
+
+
+def load_keys(folder: Path) -> np.ndarray:
+    """bytes [N]; the keys of a finished store. UserError where they cannot be read."""
+    return _load(folder, KEYS, read_whole_manifest(folder).maps, "S")
+
+
+def _load(folder: Path, name: str, count: int, kind: str) -> np.ndarray:
+    """An array [count] of a store, whose type is of this kind."""
+    path = folder / name
+    try:
+        array: np.ndarray = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} cannot be read ({error}). {_FETCH_AGAIN}") from error
+    if array.dtype.kind != kind or array.shape != (count,):
+        found = f"{array.dtype} {list(array.shape)}"
+        raise UserError(f"{path}: found {found}; expected {count:,} of them, as {MANIFEST} says. {_FETCH_AGAIN}")
+    return array
+
+
+def _data_offset(folder: Path, manifest: Manifest) -> int:
+    """Where the first record begins; refused where the file is not as long as the manifest says."""
+    path, expected = folder / MAPS, record_type(manifest.shape)
+    try:
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_2_0 if version == (2, 0) else np.lib.format.read_array_header_1_0
+            shape, _, kind = read(file)
+            offset, size = file.tell(), os.fstat(file.fileno()).st_size
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}). {_FETCH_AGAIN}") from error
+    if shape != (manifest.maps,) or kind != expected or size != offset + manifest.maps * expected.itemsize:
+        raise UserError(
+            f"{path}: found {list(shape)} records of {kind} in {size:,} bytes; expected {manifest.maps:,} of "
+            f"{expected}, as {MANIFEST} says. {_FETCH_AGAIN}"
+        )
+    return offset
+
+
+_FETCH_AGAIN = "A file of the store is missing or damaged: fetch it again, or make these maps again."
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"{path} cannot be opened ({error.strerror}). {_FETCH_AGAIN}") from error

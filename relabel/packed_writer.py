@@ -1,0 +1,167 @@
+"""Writes a packed store (relabel/packed_store.py), whole or not at all."""
+
+import os
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+
+from relabel.label_manifest import MANIFEST, Manifest, read_manifest
+from relabel.label_map import LabelMap
+from relabel.packed_store import CRCS, KEYS, MAPS, UNFINISHED, record_type, sha256_of
+from utils.errors import UserError
+
+LARGEST_CLASS_COUNT = 65_535  # ids are uint16
+AT_ONCE = 4096  # records copied together
+
+
+class PackedWriter:
+    """Writes a packed store: records in any order, by several processes, over several runs; `commit` makes it a store.
+
+    An interrupted store needs no journal: a record is done when it fits its CRC.
+    """
+
+    def __init__(self, folder: Path, keys: np.ndarray, manifest: Manifest) -> None:
+        """Remember what will be written.
+
+        Args:
+            folder: of the store; exists.
+            keys: bytes [N], sorted, without duplicates.
+            manifest: of the finished store, without hashes.
+
+        Raises:
+            UserError: more classes than the records' ids can tell apart.
+        """
+        if manifest.num_classes > LARGEST_CLASS_COUNT:
+            raise UserError(
+                f"a packed store holds maps of at most {LARGEST_CLASS_COUNT:,} classes, and these have "
+                f"{manifest.num_classes:,}. Write .pt files: --format pt"
+            )
+        self.folder, self.manifest = folder, manifest
+        self._keys = keys
+        self._type = record_type(manifest.shape)
+        self._maps: np.ndarray | None = None
+        self._crcs: np.ndarray | None = None
+
+    def begin(self) -> None:
+        """Make the files at their full size, or check that those there belong to the same job. One process calls this.
+
+        Raises:
+            UserError: the folder holds something else (the message names the differences), or cannot be written.
+        """
+        begun = read_manifest(self.folder, UNFINISHED)
+        if begun is not None:
+            begun.refuse_unless_equal(self.manifest, self.folder)
+            self._refuse_other_images()
+        else:
+            self._refuse_other_files()
+            self._make_files()
+            self.manifest.write(self.folder / UNFINISHED)
+
+    def open(self) -> None:
+        """Map the files of `begin` into memory; every process that writes calls this."""
+        self._crcs = np.lib.format.open_memmap(self.folder / CRCS, "r+")
+        self._maps = np.lib.format.open_memmap(self.folder / MAPS, "r+")
+
+    def finished(self) -> np.ndarray:
+        """bool [N]; the records that are done."""
+        assert self._maps is not None and self._crcs is not None
+        done = np.zeros(len(self._keys), dtype=bool)
+        for row in np.flatnonzero(self._crcs).tolist():
+            done[row] = self._crc(row, self._maps[row].tobytes()) == self._crcs[row]
+        return done
+
+    def write(self, row: int, label_map: LabelMap) -> None:
+        """Write the record of a key; scores become float16.
+
+        Raises:
+            UserError: a score that float16 cannot hold.
+        """
+        assert self._maps is not None and self._crcs is not None
+        record = np.empty((), self._type)
+        with np.errstate(over="ignore"):
+            record["scores"] = label_map.scores
+        record["classes"] = label_map.classes
+        if not np.isfinite(record["scores"]).all():
+            key = os.fsdecode(self._keys[row])
+            raise UserError(f"the label map of {key} has scores beyond 65,504, which a packed store cannot hold.")
+        self._maps[row] = record
+        self._crcs[row] = self._crc(row, record.tobytes())
+
+    def commit(self, skipped: dict[str, str]) -> None:
+        """Make the folder a store. One process calls this, when all have closed their files.
+
+        Args:
+            skipped: key -> reason, of the keys that get no record.
+        """
+        self.close()
+        if skipped:
+            self._drop({os.fsencode(key) for key in skipped})
+        for name in (MAPS, KEYS, CRCS):
+            _sync(self.folder / name)
+        changes = {
+            "maps": len(self._keys) - len(skipped),
+            "skipped": skipped,
+            "sha256": {name: sha256_of(self.folder / name) for name in (MAPS, KEYS, CRCS)},
+        }
+        self.manifest.model_copy(update=changes).write(self.folder / MANIFEST)
+        (self.folder / UNFINISHED).unlink()
+
+    def close(self) -> None:
+        """Hand everything to the system."""
+        self._maps = self._crcs = None
+
+    def _crc(self, row: int, record: bytes) -> int:
+        return crc32(record, crc32(self._keys[row]))
+
+    def _refuse_other_files(self) -> None:
+        """A folder that holds anything but a store's own files is not ours to write into."""
+        names = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
+        strange = [name for name in names if name not in (MAPS, KEYS, CRCS)]
+        if strange:
+            raise UserError(
+                f"{self.folder} is taken: it holds {strange[0]}{' and more' if len(strange) > 1 else ''}; expected a "
+                "new or empty folder, or an unfinished store of these very maps. Name another folder"
+            )
+
+    def _refuse_other_images(self) -> None:
+        """An unfinished store goes on for the images that it was begun for."""
+        found = np.load(self.folder / KEYS)
+        records = len(np.load(self.folder / MAPS, mmap_mode="r"))
+        if not np.array_equal(found, self._keys) or records != len(found):
+            raise UserError(
+                f"{self.folder} is an unfinished store of other images ({len(found):,}, not {len(self._keys):,} by "
+                "these names). Give the images it was begun for, or another folder for the new maps"
+            )
+
+    def _make_files(self) -> None:
+        """All files in full length: the room of all records is reserved, so that a full disk shows before the work."""
+        with (self.folder / KEYS).open("wb") as file:
+            np.save(file, self._keys)
+        with (self.folder / CRCS).open("wb") as file:
+            np.save(file, np.zeros(len(self._keys), "<u4"))
+        header = {"descr": np.lib.format.dtype_to_descr(self._type), "fortran_order": False}
+        with (self.folder / MAPS).open("wb") as file:
+            np.lib.format.write_array_header_2_0(file, {**header, "shape": (len(self._keys),)})
+            file.flush()
+            os.posix_fallocate(file.fileno(), 0, file.tell() + len(self._keys) * self._type.itemsize)
+
+    def _drop(self, keys: set[bytes]) -> None:
+        """Take the records of these keys out of all three files."""
+        rows = np.array([row for row, key in enumerate(self._keys.tolist()) if key not in keys], dtype=np.int64)
+        for name in (MAPS, CRCS, KEYS):
+            whole = np.load(self.folder / name, mmap_mode="r")
+            part = np.lib.format.open_memmap(self.folder / f".{name}", "w+", whole.dtype, (len(rows),), version=(2, 0))
+            for start in range(0, len(rows), AT_ONCE):
+                part[start : start + AT_ONCE] = whole[rows[start : start + AT_ONCE]]
+        for name in (MAPS, CRCS, KEYS):
+            (self.folder / f".{name}").replace(self.folder / name)
+
+
+def _sync(path: Path) -> None:
+    """Bytes on the disk, before the manifest says so."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,70 @@
+"""Folders that a program writes into: made, tried, and kept to one process at a time."""
+
+import fcntl
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from utils.errors import UserError
+
+_LOCK_PATIENCE_S = 5.0  # the workers of a program that was just killed hold its lock for a moment
+
+
+def make_writable(folder: Path, name: str, advice: str) -> None:
+    """Make a folder and try to write into it, before anything costs time.
+
+    Args:
+        folder: it, and all above it, are made where they are not there.
+        name: what it is for, for the message: "the run folder".
+        advice: what to do where it cannot be written.
+
+    Raises:
+        UserError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{name} {folder} cannot be written: {error.strerror}.\n  {advice}") from None
+
+
+@contextmanager
+def locked(folder: Path, name: str, busy: str, advice: str) -> Iterator[None]:
+    """Keep a second process out of a folder: each would overwrite what the other writes.
+
+    Args:
+        folder: exists.
+        name: what it is for.
+        busy: what another process is doing in it, for the message: "training".
+        advice: what to do then.
+
+    Raises:
+        UserError: another process has it, or it cannot be read.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"{name} {folder} cannot be read: {error.strerror}.\n  {advice}") from None
+    try:
+        deadline = time.monotonic() + _LOCK_PATIENCE_S
+        while not _try_lock(descriptor):
+            if time.monotonic() > deadline:
+                raise UserError(f"another process is {busy} in {folder}.\n  Wait for it, stop it, or: {advice}")
+            time.sleep(0.1)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
