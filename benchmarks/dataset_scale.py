@@ -54,7 +54,7 @@ def simulated_images(count: int) -> ImageList:
     numbers = sorted(f"{13 * i + 2}.JPEG" for i in range(per_class))
     folders = [f"n{1_440_764 + 9_973 * c:08d}" for c in range(CLASSES)]
     names = [f"{folder}/{folder}_{number}" for folder in folders for number in numbers][:count]
-    labels = np.repeat(np.arange(CLASSES), per_class)[:count]
+    labels = np.repeat(np.arange(CLASSES, dtype=np.int32), per_class)[:count]
     return ImageList(Path("train"), folders, np.array([name.encode() for name in names]), labels)
 
 

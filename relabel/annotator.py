@@ -176,6 +176,11 @@ class _Annotator:
     """Teacher, normalisation and top-k, all on the device. One forward pass on zeros finds K and `shape`, (k, h, w)."""
 
     def __init__(self, teacher: Teacher, settings: Settings, device: torch.device) -> None:
+        if not 1 <= settings.k <= teacher.num_classes:
+            raise UserError(
+                f"k = {settings.k} classes per cell were asked for, but the teacher knows {teacher.num_classes}; "
+                f"give a k in 1..{teacher.num_classes} (5 in the paper)"
+            )
         self.teacher, self.device = teacher, device
         self.precision = Precision(settings.opt_level, device)
         self._network = teacher.network.eval().to(device).to(memory_format=self.precision.memory_format)
@@ -183,13 +188,9 @@ class _Annotator:
         self._std = torch.tensor(teacher.std, device=device).view(3, 1, 1) * 255
         self._flip = settings.flip
         self.num_classes, h, w = self._try(teacher.input_size)
+        assert self.num_classes == teacher.num_classes, (self.num_classes, teacher.num_classes)
         self.shape = (settings.k, h, w)
         self._id_dtype = torch.from_numpy(np.empty(0, class_dtype(self.num_classes))).dtype
-        if not 1 <= settings.k <= self.num_classes:
-            raise UserError(
-                f"k = {settings.k} classes per cell were asked for, but the teacher knows {self.num_classes}; "
-                f"give a k in 1..{self.num_classes} (5 in the paper)"
-            )
 
     @torch.inference_mode()
     def queue(self, batch: _PictureBatch) -> _Queued:

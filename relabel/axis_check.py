@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.build import OURS, library_of
 from relabel.crop_box import WHOLE_IMAGE, CropBox
 from relabel.crop_quality import box_tensor
 from relabel.decode import ImageFile
@@ -22,6 +23,7 @@ from relabel.label_pooling import pool_scores
 from relabel.map_sample import BATCH, MapSample
 from relabel.object_boxes import ObjectBox
 from relabel.targets import relabel_target
+from relabel.teacher import load_teacher
 from utils.errors import UserError
 from utils.estimates import Estimate
 from utils.progress import JobProgress
@@ -32,6 +34,8 @@ MIN_IMAGES = 20  # below, the standard error itself is uncertain
 SYMMETRIC_IOU = 0.9  # of a box with its mirror image: from here on both readings pool nearly the same cells
 SAME_TARGETS = 0.05  # total variation between the targets of the two mirrored regions
 SMALLEST_PROBABILITY = 1e-4  # of a classifier's class; one surprising crop must not decide
+OUR_SIZE = 48  # pixels; networks of ours name no size, and learn from crops of this one
+CROPS_AT_ONCE = 64
 TOP_RIGHT, BOTTOM_LEFT = CropBox(0.5, 0.0, 1.0, 0.5), CropBox(0.0, 0.5, 0.5, 1.0)
 
 
@@ -46,6 +50,34 @@ class Classifier:
 
     probabilities: Callable[[Tensor], Tensor]
     size: int
+
+
+def classifier_named(arch: str, weights: str, class_names: Sequence[str]) -> Classifier:
+    """A classifier of torchvision, timm or a training of ours, on the GPU if there is one.
+
+    It sees crops at the size it was trained for, and may know more classes than the data; those count for nothing.
+
+    Args:
+        arch, weights: as in `load_teacher`.
+        class_names: the K classes of the data.
+
+    Raises:
+        UserError: as `load_teacher`.
+    """
+    size = (OUR_SIZE, OUR_SIZE) if library_of(arch) == OURS else None
+    teacher = load_teacher(arch, weights, class_names, input_size=size)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = teacher.network.to(device)
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in (teacher.mean, teacher.std))
+    position = {name: index for index, name in enumerate(teacher.class_names or class_names)}
+    known = torch.tensor([position[name] for name in class_names], device=device)
+
+    @torch.inference_mode()
+    def probabilities(crops: Tensor) -> Tensor:
+        parts = [network((part.to(device).float() - mean) / std).mean((2, 3)) for part in crops.split(CROPS_AT_ONCE)]
+        return torch.cat(parts)[:, known].softmax(dim=1).cpu()
+
+    return Classifier(probabilities, teacher.input_size[0])
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ class ImageList:
         root: folder of the class folders.
         class_names: K texts; the class folders, sorted as text.
         names: bytes [N]; "CLASS/FILE", sorted by class, then by file. A quarter of the room that texts take.
-        labels: int64 [N]; position of the image's class in class_names.
+        labels: int32 [N]; position of the image's class in class_names.
 
     A flat folder (`list_flat_images`) has no classes: names are "FILE", class_names is empty, labels are -1.
     """
@@ -107,7 +107,7 @@ class ImageList:
                 "Check --data.data_path."
             )
         position = {name: i for i, name in enumerate(class_names)}
-        rows = np.array([position[name] for name in self.class_names], dtype=np.int64)
+        rows = np.array([position[name] for name in self.class_names], dtype=np.int32)
         return replace(self, class_names=list(class_names), labels=rows[self.labels])
 
 
@@ -131,7 +131,7 @@ def list_images(root: str | Path) -> ImageList:
         )
     names = [f"{name}/{file}" for name, found in zip(class_names, files, strict=True) for file in found]
     labels = np.repeat(np.arange(len(class_names)), [len(found) for found in files])
-    return ImageList(root, class_names, _as_bytes(names), labels.astype(np.int64))
+    return ImageList(root, class_names, _as_bytes(names), labels.astype(np.int32))
 
 
 def list_flat_images(root: str | Path) -> ImageList:
@@ -146,7 +146,7 @@ def list_flat_images(root: str | Path) -> ImageList:
         raise UserError(
             f"{root}: found neither class folders nor images; {EXPECTED_LAYOUT}, or ROOT/IMAGE. Name another folder."
         )
-    return ImageList(root, [], _as_bytes(names), np.full(len(names), -1, dtype=np.int64))
+    return ImageList(root, [], _as_bytes(names), np.full(len(names), -1, dtype=np.int32))
 
 
 def list_any_images(root: str | Path) -> ImageList:

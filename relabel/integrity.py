@@ -1,7 +1,6 @@
 """Does every image have its label map, whole and in range; and what about names and images surprises people."""
 
 import os
-import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,12 +10,12 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image
 
+from relabel.class_labels import WNID
 from relabel.label_store import LabelStore
 from utils.errors import UserError
 from utils.progress import JobProgress
 
 LISTED = 3
-WNID = re.compile(r"n\d{8}")
 
 
 @dataclass(slots=True)
@@ -54,6 +53,7 @@ class Integrity:
         parquet_spelling: names such as n01440764/n01440764_10026_n01440764, as the parquet copy of ImageNet has them.
         rotated: images whose EXIF or XMP data ask for a rotation or reflection, which crops and maps ignore alike.
         unreadable_images: files whose header is not that of an image.
+        changed_files: files of a packed store that are not those that its manifest names.
     """
 
     images: int
@@ -68,6 +68,7 @@ class Integrity:
     parquet_spelling: Finding = field(default_factory=Finding)
     rotated: Finding | None = None
     unreadable_images: Finding | None = None
+    changed_files: Finding = field(default_factory=Finding)
 
     def problems(self) -> list[str]:
         """What is wrong, each with what to do."""
@@ -78,6 +79,11 @@ class Integrity:
                 "Make the maps with `python -m relabel annotate`, or fetch them",
             ),
             ("Damaged label maps", self.damaged, "Delete them and make or fetch them again"),
+            (
+                "Files of the store whose sha256 is not the one in its manifest",
+                self.changed_files,
+                "Fetch them again, or make these maps again",
+            ),
             ("Label maps without image", self.orphans, "Put the images back, or remove these maps"),
             ("Images that cannot be read", self.unreadable_images, "Replace or remove them"),
             (
@@ -101,6 +107,7 @@ class Integrity:
             "names_in_parquet_spelling": self.parquet_spelling,
             "rotated_images": self.rotated,
             "unreadable_images": self.unreadable_images,
+            "changed_files": self.changed_files,
         }
         found["whole_maps"] = len(self.usable)
         return found | {name: f and {"count": f.count, "first": f.first} for name, f in findings.items()}

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from relabel.dataset import ImageList, list_any_images
-from relabel.label_store import LabelStore, class_names_of, keys_of, open_label_store
+from relabel.label_manifest import Manifest
+from relabel.label_store import LabelStore, keys_of, manifest_of, open_label_store
 from utils.errors import UserError
 
 
@@ -23,6 +24,7 @@ class LabelSet:
         store_keys: bytes [M], sorted; the keys of all maps that there are.
         class_names: K texts.
         images: the images, in the order of keys; None: they are not at hand.
+        manifest: what the maps say about themselves; None: files of 2021.
     """
 
     path: Path
@@ -31,6 +33,7 @@ class LabelSet:
     store_keys: np.ndarray
     class_names: list[str]
     images: ImageList | None
+    manifest: Manifest | None = None
 
     def __len__(self) -> int:
         """N."""
@@ -38,7 +41,7 @@ class LabelSet:
 
     @property
     def labels(self) -> np.ndarray | None:
-        """int64 [N]; the class folder of every image; None where there are no images, or no class folders."""
+        """int32 [N]; the class folder of every image; None where there are no images, or no class folders."""
         return self.images.labels if self.images and self.images.class_names else None
 
     @property
@@ -70,14 +73,16 @@ def open_label_set(labels: Path, images: Path | None) -> LabelSet:
         raise UserError(
             f"{labels}: found no label map; expected a packed store, or CLASS/STEM.pt files. Name another folder"
         )
-    names = (found.class_names if found else []) or class_names_of(labels) or folders_of(store_keys)
+    manifest = manifest_of(labels)
+    own_names = manifest.class_names if manifest else folders_of(store_keys)
+    names = (found.class_names if found else []) or own_names
     if not names:
         raise UserError(
             f"{labels}: nobody says which classes these maps speak of; expected a manifest, or class folders. Pack "
             "them with --classes first: python -m relabel pack --help"
         )
     keys = found.keys() if found else store_keys
-    return LabelSet(labels, open_label_store(labels, keys, names), keys, store_keys, names, found)
+    return LabelSet(labels, open_label_store(labels, keys, names), keys, store_keys, names, found, manifest)
 
 
 def folders_of(keys: np.ndarray) -> list[str]:

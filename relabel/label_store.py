@@ -62,22 +62,16 @@ def open_label_store(path: str | Path, keys: np.ndarray, class_names: Sequence[s
         UserError: there is no such folder, its store is unfinished or damaged, or it lacks a class of the data.
     """
     root = Path(path)
-    manifest = _manifest_of(root)
+    manifest = manifest_of(root)
     if manifest is not None and manifest.form == "packed":
         return PackedStore(root, keys, class_names)
     return LabelFolder(root, keys, class_names, manifest.class_names if manifest else class_names)
 
 
-def class_names_of(path: str | Path) -> list[str] | None:
-    """The classes that label maps name themselves; None where they do not (files of 2021). UserError as above."""
-    manifest = _manifest_of(Path(path))
-    return manifest.class_names if manifest else None
-
-
 def keys_of(path: str | Path) -> np.ndarray:
     """bytes [N], sorted; the keys of all label maps under a folder. UserError as above."""
     root = Path(path)
-    manifest = _manifest_of(root)
+    manifest = manifest_of(root)
     if manifest is not None and manifest.form == "packed":
         return load_keys(root)
     return sorted_keys(list_label_files(root))
@@ -158,8 +152,8 @@ def holds_already(out: Path, manifest: Manifest, keys: np.ndarray) -> bool:
     return True
 
 
-def _manifest_of(root: Path) -> Manifest | None:
-    """The manifest of a folder of label maps of either form, None for bare .pt files."""
+def manifest_of(root: Path) -> Manifest | None:
+    """The manifest of label maps of either form, None for bare .pt files. UserError: there is no folder, or unfinished."""
     if not root.is_dir():
         found = "a file" if root.exists() else "nothing"
         raise UserError(

@@ -61,7 +61,7 @@ def read_sample(store: LabelStore, rows: np.ndarray, size: int, seed: int = 0) -
     with JobProgress("read a sample", len(drawn), "label maps") as progress:
         for row in drawn.tolist():
             label_map = store.read(row)
-            scores.append(torch.from_numpy(np.asarray(label_map.scores)))
-            classes.append(torch.from_numpy(np.asarray(label_map.classes)))
+            scores.append(torch.tensor(label_map.scores))
+            classes.append(torch.tensor(label_map.classes))
             progress.advance(1)
     return MapSample(drawn, torch.stack(scores), torch.stack(classes))

@@ -9,7 +9,6 @@ is taken for a path.
 
 import json
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,11 @@ from xml.parsers import expat
 
 import numpy as np
 
+from relabel.class_labels import WNID
 from relabel.crop_box import CropBox
 from utils.errors import UserError
 
 LARGEST_XML = 1_000_000  # bytes; a thousand objects take 300,000
-WNID = re.compile(r"n\d{8}")
 EXPECTED_SOURCE = (
     "expected a folder of Pascal-VOC files, FOLDER/CLASS/STEM.xml or FOLDER/STEM.xml for the image CLASS/STEM.JPEG, or "
     "the train.json that `python -m relabel digits` writes"
@@ -55,7 +54,7 @@ class ObjectBoxes(Protocol):
     """Boxes by image, read when asked for."""
 
     def boxes_of(self, key: str) -> list[ObjectBox]:
-        """The objects of the image "CLASS/STEM", none where nobody drew boxes. UserError naming a file that is wrong."""
+        """The objects of the image "CLASS/STEM", none where nobody drew boxes. UserError naming a wrong file."""
         ...
 
 
@@ -233,7 +232,7 @@ def _object(element: Element, width: float, height: float, class_folder: str) ->
         name = class_folder
     sides = [_number(element, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
     left, top, right, bottom = sides
-    # The first pixel is number 1 in VOC and 0 in some of ImageNet's files: one pixel of doubt, less than a map can show.
+    # The first pixel is number 1 in VOC and 0 in some of ImageNet's files: one pixel of doubt, less than a map shows.
     box = (left - 1) / width, (top - 1) / height, right / width, bottom / height
     if not (left < right and top < bottom):
         raise ValueError(f"the box xmin, ymin, xmax, ymax = {_listed(sides)} is empty")

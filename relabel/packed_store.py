@@ -55,14 +55,14 @@ class PackedStore:
         self._new_ids = class_translation(manifest.class_names, wanted, self._folder)
         # Ids up to 32,767 are the same two bytes signed, which every operation of torch takes.
         self._id_type = np.dtype("<i2") if class_dtype(manifest.num_classes) is np.int16 else np.dtype("<u2")
-        self._rows = find_rows(_load(folder, KEYS, manifest.maps, "S"), keys)
-        self._crcs = _load(folder, CRCS, manifest.maps, "u")[self._rows].astype(np.uint32)
-        self._key_crcs = crcs_of(keys)
+        self._records = find_rows(_load(folder, KEYS, manifest.maps, "S"), keys)
+        crcs = _load(folder, CRCS, manifest.maps, "u")
+        self._crcs = record_crcs(crcs if self._records is None else crcs[self._records], keys, self._size)
         self._file = -1
 
     def __len__(self) -> int:
         """N, the number of keys."""
-        return len(self._rows)
+        return len(self._crcs)
 
     def __getstate__(self) -> dict[str, object]:
         """Everything but the open file, which every process opens for itself."""
@@ -86,22 +86,26 @@ class PackedStore:
 
     def missing(self) -> np.ndarray:
         """See LabelStore."""
-        return np.flatnonzero(self._rows < 0)
+        return np.zeros(0, np.int64) if self._records is None else np.flatnonzero(self._records < 0)
 
     def place(self, row: int) -> str:
         """See LabelStore."""
-        record = int(self._rows[row])
-        return f"a record of {self._folder}" if record < 0 else f"{self._folder}/{MAPS}, record {record:,}"
+        number = self._number(row)
+        return f"a record of {self._folder}" if number < 0 else f"{self._folder}/{MAPS}, record {number:,}"
+
+    def _number(self, row: int) -> int:
+        """The record of a row, -1 if there is none."""
+        return row if self._records is None else self._records.item(row)
 
     def _record(self, row: int) -> bytes:
         """The bytes of a row's record, checked against its CRC."""
-        number = self._rows.item(row)
+        number = self._number(row)
         if number < 0:
             raise UserError(f"{self._folder} holds no label map of the image asked for. Make the missing maps.")
         if self._file < 0:
             self._file = _open(Path(self._folder, MAPS))
         record = os.pread(self._file, self._size, self._offset + number * self._size)
-        if crc32(record, self._key_crcs.item(row)) != self._crcs.item(row):
+        if crc32(record) != self._crcs.item(row):
             found = "ends before its end" if len(record) < self._size else "does not fit its CRC"
             raise UserError(
                 f"{self.place(row)}: the label map {found}; expected the {self._size} bytes that were written. "
@@ -125,18 +129,40 @@ def read_whole_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def find_rows(store_keys: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """int32 [N]; where each of `keys` stands in the sorted `store_keys`, -1 for those that it lacks."""
+def find_rows(store_keys: np.ndarray, keys: np.ndarray) -> np.ndarray | None:
+    """int32 [N]; where each of `keys` stands in the sorted `store_keys`, -1 for those that it lacks; None: all at home.
+
+    "At home" is where both are the same list, and row i of one is row i of the other.
+    """
     if len(keys) == len(store_keys) and np.array_equal(keys, store_keys):
-        return np.arange(len(keys), dtype=np.int32)
+        return None
     if not len(store_keys):
         return np.full(len(keys), -1, dtype=np.int32)
     places = np.searchsorted(store_keys, keys).clip(max=len(store_keys) - 1)
     return np.where(store_keys[places] == keys, places, -1).astype(np.int32)
 
 
+def record_crcs(crcs: np.ndarray, keys: np.ndarray, size: int) -> np.ndarray:
+    """uint32 [N]; what the CRC of each record alone must be.
+
+    CRC-32 is linear: that of key and record is that of the record, xor a linear function of the key's, which is added
+    up here from a table for each of its four bytes. So the keys need not be kept to check a record.
+
+    Args:
+        crcs: integer [N]; of each key and record.
+        keys: bytes [N].
+        size: of a record, bytes.
+    """
+    zeros = bytes(size)
+    key_crcs, expected = crcs_of(keys), crcs.astype(np.uint32)
+    for shift in (0, 8, 16, 24):
+        table = np.array([crc32(zeros, byte << shift) ^ crc32(zeros) for byte in range(256)], np.uint32)
+        expected ^= table[key_crcs >> np.uint32(shift) & np.uint32(255)]
+    return expected
+
+
 def crcs_of(keys: np.ndarray) -> np.ndarray:
-    """uint32 [N]; the CRC of each key, from which the CRC of its record goes on."""
+    """uint32 [N]; the CRC of each key."""
     crcs = np.empty(len(keys), np.uint32)
     for start in range(0, len(keys), AT_ONCE):
         crcs[start : start + AT_ONCE] = [crc32(key) for key in keys[start : start + AT_ONCE].tolist()]

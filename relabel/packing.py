@@ -7,11 +7,11 @@ import numpy as np
 
 from relabel.dataset import ImageList, list_any_images
 from relabel.label_folder import SUFFIX, FolderWriter, LabelFolder
-from relabel.label_manifest import Manifest, read_manifest
+from relabel.label_manifest import Manifest
 from relabel.label_map import LabelMap
 from relabel.label_set import folders_of
-from relabel.label_store import LabelStore, class_names_of, holds_already, kept_to_one, keys_of, open_label_store
-from relabel.packed_store import PackedStore, find_rows, load_keys, read_whole_manifest
+from relabel.label_store import LabelStore, holds_already, kept_to_one, keys_of, manifest_of, open_label_store
+from relabel.packed_store import PackedStore, load_keys, read_whole_manifest
 from relabel.packed_writer import PackedWriter
 from relabel.target_change import compare_targets
 from utils.errors import UserError
@@ -48,7 +48,7 @@ def pack(files: Path, out: Path, images: Path | None, classes: str | None, skip_
     names = _class_names(files, keys, found, classes)
     store = LabelFolder(files, keys, names, names)
     k, h, w = store.read(0).shape
-    source = read_manifest(files)
+    source = manifest_of(files)
     made_by = source.made_by if source else {"files": f"{SUFFIX} files of unknown making"}
     manifest = Manifest(form="packed", maps=len(keys), k=k, h=h, w=w, class_names=names, made_by=made_by)
     if not holds_already(out, manifest, keys):
@@ -126,7 +126,8 @@ def _class_names(files: Path, keys: np.ndarray, images: ImageList | None, classe
         return list(ImageNetInfo().label_names())
     if classes is not None:
         return _read_names(Path(classes))
-    names = class_names_of(files) or (images.class_names if images else []) or folders_of(keys)
+    manifest = manifest_of(files)
+    names = (manifest.class_names if manifest else images.class_names if images else []) or folders_of(keys)
     if not names:
         raise UserError(
             f"{files}: nobody says which classes these maps speak of: neither they nor the images have class folders. "
@@ -151,7 +152,7 @@ def _read_names(path: Path) -> list[str]:
 
 def _say_missing(images: ImageList, files: Path, keys: np.ndarray) -> None:
     """How many images have no map, and the first of them; nothing is wrong with packing what is there."""
-    missing = np.flatnonzero(find_rows(keys, images.keys()) < 0)
+    missing = np.flatnonzero(~np.isin(images.keys(), keys))
     if len(missing):
         first = [f"\n  {images.path(int(row))}" for row in missing[:LISTED]]
         rest = f"\n  and {len(missing) - LISTED:,} more" if len(missing) > LISTED else ""

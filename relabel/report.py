@@ -1,5 +1,6 @@
 """One report about a set of label maps: are they whole, do they make good targets, which way round are they stored."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,10 @@ from relabel.integrity import Integrity, check_integrity
 from relabel.label_set import LabelSet
 from relabel.map_sample import MapSample, read_sample
 from relabel.object_boxes import ObjectBoxes, SampleBoxes, look_up
+from relabel.packed_store import damaged_files
 
 CLASSIFIED = 2000  # images whose crops a classifier looks at; 200 would do on the digit scenes
+WEAK_AGREEMENT_PERCENT = 60  # the teacher has usually learned from these very images
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +101,13 @@ def make_report(
         teacher_top1_percent: known accuracy of the maps' teacher.
     """
     integrity = check_integrity(labels.store, labels.keys, labels.store_keys, labels.image_path)
+    for name in damaged_files(labels.path, labels.manifest) if labels.manifest else []:
+        integrity.changed_files.add(name)
+    skipped = labels.manifest.skipped if labels.manifest else {}
     if len(integrity.usable) == 0:
         problems = [*integrity.problems(), "There is no label map that can be read."]
-        return Report(
-            str(labels.path), integrity, None, None, None, [], teacher_top1_percent, problems, _notes(integrity, None)
-        )
+        notes = _notes(integrity, None, None, skipped)
+        return Report(str(labels.path), integrity, None, None, None, [], teacher_top1_percent, problems, notes)
     sample = read_sample(labels.store, integrity.usable, settings.maps, settings.seed)
     found = None if boxes is None else look_up(boxes, labels.keys, sample.rows)
     calibration = calibrate(
@@ -116,7 +121,7 @@ def make_report(
         *(problem for check in axes for problem in check.problems(settings.box_axes)),
         *_box_problems(found),
     ]
-    notes = _notes(integrity, found)
+    notes = _notes(integrity, found, calibration, skipped)
     return Report(str(labels.path), integrity, calibration, crops, found, axes, teacher_top1_percent, problems, notes)
 
 
@@ -169,9 +174,20 @@ def _box_problems(found: SampleBoxes | None) -> list[str]:
     ]
 
 
-def _notes(integrity: Integrity, found: SampleBoxes | None) -> list[str]:
+def _notes(
+    integrity: Integrity, found: SampleBoxes | None, calibration: Calibration | None, skipped: Mapping[str, str]
+) -> list[str]:
     """What is worth knowing though nothing is wrong."""
     notes = []
+    agreement = calibration.top1_agreement if calibration else None
+    if agreement and agreement.high95 < WEAK_AGREEMENT_PERCENT:
+        notes.append(
+            f"The maps name the folder's class first for {agreement.value:.0f} % of the images. A weak teacher can "
+            "cost more than localized labels give (the paper's lost 1.4 points): compare with original labels."
+        )
+    if skipped:
+        key, reason = next(iter(skipped.items()))
+        notes.append(f"Images left out when the maps were made: {len(skipped):,}. The first is {key}: {reason}")
     if integrity.other_classes.count:
         notes.append(f"Label maps of classes that have no images here: {integrity.other_classes.count:,}.")
     if integrity.several_dots.count:

@@ -74,14 +74,15 @@ def _integrity_table(integrity: Integrity) -> Table:
     table.add_row("whole label maps", f"{len(integrity.usable):,}", cells)
     for what, finding, is_wrong in _integrity_rows(integrity):
         style = "dim" if not finding.count else "bold red" if is_wrong else "yellow"
-        first = finding.first[0].partition(": ")[0] if finding.count else ""
-        table.add_row(what, f"{finding.count:,}", Text(f"first: {first}" if first else "", overflow="fold"), style=style)
+        first = f"first: {finding.first[0].partition(': ')[0]}" if finding.count else ""
+        table.add_row(what, f"{finding.count:,}", Text(first, overflow="fold"), style=style)
     return table
 
 
 def _integrity_rows(integrity: Integrity) -> Iterator[tuple[str, Finding, bool]]:
     yield "missing maps", integrity.missing, True
     yield "damaged maps", integrity.damaged, True
+    yield "files unlike the manifest", integrity.changed_files, True
     yield "maps without image", integrity.orphans, True
     if integrity.unreadable_images:
         yield "unreadable images", integrity.unreadable_images, True

@@ -16,9 +16,10 @@ from relabel.map_sample import MapSample
 TOLERATED_LEAK = 0.05
 REACH = 15.0  # temperatures that a fill may be lowered by: one class alone then outweighs 100,000 absent ones
 FITTED_NUMBERS = 2_000_000  # logits that a fit looks at: 2,000 images of 1,000 classes
-TEMPERATURES = 2.0 ** np.arange(-2, 2.25, 0.25)  # tried, times the present one
-# Smaller changes of the temperature, and smaller gains, are not worth a word.
-WORTHWHILE_FACTOR, WORTHWHILE_NATS = 1.25, 0.01
+TEMPERATURES = 2.0 ** np.arange(-4, 4.5, 0.5)  # tried, times the present one
+# Students do not mind a temperature that is off by less. On the digit scenes the cross-entropy is lowest at 0.4, and
+# temperatures 0.1, 0.4, 1, 2, 3 gave 77.8, 78.7, 79.4, 78.6, 71.4 % top-1 (means of seeds 0-2, each to within 1).
+WORTHWHILE_FACTOR = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,7 @@ def _better_temperature(pooled: _Pooled, fill: float, temperature: float) -> _Ch
     gains = losses[tried.index(temperature)] - losses[best]
     gain, error = float(gains.mean()), float(gains.std(correction=0)) / len(gains) ** 0.5
     factor = max(TEMPERATURES[best], 1 / TEMPERATURES[best])
-    worthwhile = factor >= WORTHWHILE_FACTOR and gain > max(WORTHWHILE_NATS, 2 * error)
+    worthwhile = factor >= WORTHWHILE_FACTOR and gain > 2 * error
     # The optimum is flat, and more digits would promise too much.
     rounded = float(f"{tried[best]:.1g}" if tried[best] < 1 else f"{tried[best]:.2g}")
     return _Change(rounded, gain) if worthwhile else None
@@ -145,10 +146,10 @@ def _why_temperature(change: _Change | None, temperature: float, labels: Tensor 
     if labels is None:
         return ""
     if change is None:
-        return f"No other temperature fits the folders' labels clearly better than {temperature:g}."
+        return f"Temperature {temperature:g} is fine: the folders' labels want none that is far from it."
     fault = "sharp" if change.temperature > temperature else "soft"
     return (
-        f"Measured by the folders' labels the targets are far too {fault}: try temperature {change.temperature:g}, which "
-        f"lowers their cross-entropy by {change.gain:.2f} nats. (A teacher that has learned from these very images is "
-        "surer of them than of others.)"
+        f"Measured by the folders' labels the targets are far too {fault}: try temperature {change.temperature:g}, "
+        f"which lowers their cross-entropy by {change.gain:.2f} nats. (A teacher that has learned from these very "
+        "images is surer of them than of others.)"
     )

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from models.digit_net import DigitNet
 from relabel.axis_check import (
     MIN_IMAGES,
     ROW_COLUMN,
@@ -17,6 +18,7 @@ from relabel.axis_check import (
     Classifier,
     check_with_boxes,
     check_with_classifier,
+    classifier_named,
 )
 from relabel.crop_box import CropBox
 from relabel.label_map import LabelMap
@@ -24,6 +26,7 @@ from relabel.map_sample import MapSample
 from relabel.object_boxes import ObjectBox
 from tests.memory_store import left_right_map
 from tests.test_calibration import of, sample_of
+from utils.checkpoint import save_checkpoint
 
 K, H, W = 5, 6, 8
 NAMES = [f"class_{i}" for i in range(K)]
@@ -155,6 +158,18 @@ def test_a_classifier_finds_the_order(tmp_path: Path) -> None:
 def test_a_classifier_that_sees_nothing_decides_nothing(tmp_path: Path) -> None:
     sample, paths = coloured_photos(tmp_path, 40)
     assert check_with_classifier(sample, paths.__getitem__, 3, Classifier(blind, 8)).verdict == UNDECIDED
+
+
+@pytest.mark.parametrize("data_classes", [["ant", "bee", "cow", "dog"], ["dog", "bee", "cow", "ant"], ["dog", "ant"]])
+def test_a_named_classifier_speaks_of_the_datas_classes(tmp_path: Path, data_classes: list[str]) -> None:
+    own = ["ant", "bee", "cow", "dog"]
+    network = DigitNet(4).eval()
+    save_checkpoint({"state_dict": network.state_dict(), "class_names": own}, tmp_path / "w.pth")
+    classifier = classifier_named("digit_net", str(tmp_path / "w.pth"), data_classes)
+    crops = torch.randint(0, 256, (70, 3, classifier.size, classifier.size), dtype=torch.uint8)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    logits = network((crops / 255 - mean) / std).detach()[:, [own.index(name) for name in data_classes]]
+    torch.testing.assert_close(classifier.probabilities(crops), logits.softmax(dim=1), rtol=1e-4, atol=1e-5)
 
 
 def test_images_that_cannot_be_read_and_maps_of_one_class_are_left_out(tmp_path: Path) -> None:

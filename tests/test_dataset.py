@@ -72,7 +72,7 @@ def test_classes_and_files_are_sorted_as_text(tmp_path: Path) -> None:
     images = list_images(tmp_path)
     assert images.class_names == ["10", "2", "Ant", "bee"]
     assert names(images) == ["10/z.JPEG", "2/a.PNG", "2/b.png", "Ant/q.jpg", "bee/r.WebP"]
-    assert images.labels.tolist() == [0, 1, 1, 2, 3] and images.labels.dtype == np.int64
+    assert images.labels.tolist() == [0, 1, 1, 2, 3] and images.labels.dtype == np.int32
     assert len(images) == 5 and images.path(2) == tmp_path / "2" / "b.png"
 
 

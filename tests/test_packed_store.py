@@ -132,7 +132,9 @@ def test_rows_are_found_as_a_dictionary_finds_them() -> None:
         store_keys = sorted_keys([f"k{i}" for i in rng.choice(100, size, replace=False)])
         wanted = np.array([f"k{i}".encode() for i in rng.permutation(100)])
         table = {key: row for row, key in enumerate(store_keys.tolist())}
-        assert find_rows(store_keys, wanted).tolist() == [table.get(key, -1) for key in wanted.tolist()]
+        rows = find_rows(store_keys, wanted)
+        assert rows is not None and rows.tolist() == [table.get(key, -1) for key in wanted.tolist()]
+        assert find_rows(store_keys, store_keys.copy()) is None or size == 0
 
 
 # Damage

@@ -101,9 +101,7 @@ def test_damaged_maps_are_told_together_or_left_out(tmp_path: Path, capsys: pyte
     write_maps(tmp_path / "pt")
     for key in KEYS[5:7]:
         (tmp_path / "pt" / f"{key}.pt").write_bytes(b"PK cut short")
-    with pytest.raises(
-        UserError, match=r"^2 of 12 label maps cannot be read(.|\n)*bee/image\.1\.pt(.|\n)*\.2\.pt"
-    ):
+    with pytest.raises(UserError, match=r"^2 of 12 label maps cannot be read(.|\n)*bee/image\.1\.pt(.|\n)*\.2\.pt"):
         pack(tmp_path / "pt", tmp_path / "packed", None, None, skip_damaged=False)
     assert not (tmp_path / "packed" / "manifest.json").exists()
     pack(tmp_path / "pt", tmp_path / "packed", None, None, skip_damaged=True)
