@@ -84,7 +84,7 @@ def annotate(
     arch: Name | None = None,
     weights: Weights = "pretrained",
     size: Size | None = None,
-    top_k: Positive = 5,
+    top_k: Positive | None = None,
     mean: Means | None = None,
     std: Deviations | None = None,
     interpolation: Literal["bilinear", "bicubic", "lanczos"] | None = None,
@@ -108,7 +108,7 @@ def annotate(
         weights: pretrained: those that the library publishes; random: meaningless, for trying things out only; or a
             checkpoint, bare or as the training writes it. The teacher must know all classes of IMAGES by name.
         size: what each whole image is squashed to. none: the teacher's own size.
-        top_k: classes kept per cell, those with the highest scores.
+        top_k: classes kept per cell, those with the highest scores. none: 5 as in the paper, or all if there are fewer.
         mean: subtracted from the pixels, which are in 0..1; red, green, blue. none: the teacher's own.
         std: what the difference is divided by. none: the teacher's own.
         interpolation: how the image is resized; always antialiased. none: the teacher's own.
@@ -120,7 +120,7 @@ def annotate(
         on_error: what an image that cannot be read does: stop: it is an error, told when all others are done; skip:
             it gets no label map, and is listed.
     """
-    from relabel.annotator import Settings
+    from relabel.annotator import TOP_K, Settings
     from relabel.annotator import annotate as write_maps
     from relabel.dataset import list_any_images
     from relabel.teacher import load_teacher
@@ -143,7 +143,7 @@ def annotate(
             found,
             out,
             teacher,
-            Settings(top_k, flip, opt_level, batch_size),
+            Settings(top_k or min(TOP_K, teacher.num_classes), flip, opt_level, batch_size),
             form=format,
             skip_unreadable=on_error == "skip",
             num_workers=min(num_workers, max(1, available_cores() // place.local_world_size)),

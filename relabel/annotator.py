@@ -35,6 +35,7 @@ from utils.progress import JobProgress, duration
 from utils.workers import read_batches
 
 LISTED_IMAGES = 10
+TOP_K = 5  # of the paper
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,7 +153,7 @@ def holds_already(out: Path, manifest: Manifest, keys: np.ndarray) -> bool:
 
 
 def manifest_of(root: Path) -> Manifest | None:
-    """The manifest of label maps of either form, None for bare .pt files. UserError: there is no folder, or unfinished."""
+    """The manifest of label maps of either form, None for bare .pt files. UserError: no folder, or unfinished."""
     if not root.is_dir():
         found = "a file" if root.exists() else "nothing"
         raise UserError(
