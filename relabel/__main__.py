@@ -52,6 +52,8 @@ OWN_WORDS = {
     r"--data\.relabel\.path": "LABELS",
     r", or train without label maps: --data\.relabel\.use False": "",
     r"training images have no": "images have no",
+    r"name the images that have one in --data\.keep_list, ": "",
+    r"to the folder that holds train/ and val/": "to a folder of images",
     r"compute\.opt_level": "--opt_level",
     r"(--)?model\.arch": "--arch",
     r"\bk = (?=\d)": "--top_k = ",
@@ -127,6 +129,8 @@ def annotate(
     from utils.distributed import available_cores, shared_job
 
     with in_own_words(), shared_job() as place:
+        if images.resolve() in (out.resolve(), *out.resolve().parents):
+            raise UserError(f"OUT {out} lies in IMAGES; expected another place, or the maps would be taken for images")
         found = list_any_images(images)
         teacher = load_teacher(
             arch,

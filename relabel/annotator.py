@@ -25,16 +25,15 @@ from relabel.decode import ImageFile
 from relabel.label_folder import FolderWriter
 from relabel.label_manifest import Form, Manifest
 from relabel.label_map import LabelMap, class_dtype
-from relabel.label_store import holds_already, kept_to_one
+from relabel.label_store import kept_to_one
 from relabel.packed_writer import PackedWriter
 from relabel.teacher import Teacher
 from utils.distributed import Place, from_main, gather_objects
-from utils.errors import SharedError, UserError
+from utils.errors import SharedError, UserError, listed
 from utils.precision import Precision
 from utils.progress import JobProgress, duration
 from utils.workers import read_batches
 
-LISTED_IMAGES = 10
 TOP_K = 5  # of the paper
 
 
@@ -108,9 +107,7 @@ def annotate(
     manifest = _manifest(annotator, settings, form, len(images))
     with ExitStack() as stack:
         if annotator.precision.note and place.is_main:
-            print(annotator.precision.note, flush=True)
-        if from_main(lambda: holds_already(out, manifest, keys)):
-            return Annotated(0, len(images), {}, annotator.shape, math.nan)
+            print(annotator.precision.note.replace("compute.opt_level", "--opt_level"), flush=True)
         writer = (PackedWriter if form == "packed" else FolderWriter)(out, keys[order], manifest)
 
         def begin() -> None:
@@ -275,7 +272,7 @@ class _Job:
         shares = gather_objects((self._written, kept, self._absent_sum, self._named(self._reasons)))
         written, kept = sum(share[0] for share in shares), sum(share[1] for share in shares)
         skipped = {name: reason for share in shares for name, reason in share[3].items()}
-        if skipped and not skip_unreadable:
+        if skipped and (not skip_unreadable or written + kept == 0):
             raise SharedError(_unreadable_message(skipped, len(self._done)))
         from_main(lambda: self._writer.commit({name.rpartition(".")[0]: why for name, why in skipped.items()}))
         absent = sum(share[2] for share in shares) / written if written else math.nan
@@ -345,18 +342,13 @@ def _summary(done: Annotated, seconds: float) -> str:
     if done.written:
         share = f"{100 * done.absent_probability:.1f} %"
         lines.append(f"classes outside a cell's top {k} get {share} of its probability at fill 0, temperature 1")
-    listed = f"\nskipped: {_listed(list(done.skipped.values()))}" if done.skipped else ""
-    return "; ".join(lines) + listed
+    return "; ".join(lines) + (f"\nskipped:{listed(list(done.skipped.values()))}" if done.skipped else "")
 
 
 def _unreadable_message(skipped: dict[str, str], num_images: int) -> str:
+    others = "all others have theirs" if len(skipped) < num_images else "there is nothing to write"
     return (
-        f"{len(skipped):,} of {num_images:,} images cannot be read and have no label map; all others have theirs. "
+        f"{len(skipped):,} of {num_images:,} images cannot be read and have no label map; {others}. "
         "Replace or remove these files, or leave them out with --on_error skip, and give the same command again:"
-        f"{_listed(list(skipped.values()))}"
+        f"{listed(list(skipped.values()))}"
     )
-
-
-def _listed(reasons: list[str]) -> str:
-    listed = "".join(f"\n  {reason}" for reason in reasons[:LISTED_IMAGES])
-    return listed + (f"\n  and {len(reasons) - LISTED_IMAGES:,} more" if len(reasons) > LISTED_IMAGES else "")

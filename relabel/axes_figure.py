@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from relabel.crop_box import CropBox, random_crop_box
+from relabel.crop_box import MIN_AREA, CropBox, random_crop_box
 from relabel.label_map import LabelMap
 from relabel.panels import (
     DPI,
@@ -31,7 +31,6 @@ from relabel.panels import (
 )
 from relabel.viewer import MARGIN, WARNING, WIDER_GAP, pooled_target, squashed_crop
 
-MIN_AREA = 0.08  # of a random crop, as in the paper
 CROPS = 20_000  # of the statistic
 PANEL_INCHES = 3.5  # the longer side of the image in a panel
 MIN_COLUMN = 3.05  # inches; the longest heading

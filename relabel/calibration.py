@@ -29,7 +29,7 @@ class Calibration:
         maps, classes_per_cell, num_classes: n, k, K.
         fill, temperature: that targets were made with.
         top_logit: percentile -> largest logit of a cell.
-        looks_like_probabilities: all scores are in [0, 1].
+        looks_like_probabilities: all scores are positive, and those of a cell add up to no more than 1.
         cell_leak: probability that falls to the classes a cell does not store, percent.
         target_leak: the same in the target of the whole image: to classes that no cell stores.
         top1_agreement, top5_agreement: of that target with the folder's label, percent. Ties count against it.
@@ -64,8 +64,8 @@ class Calibration:
     def _scale_problem(self) -> str | None:
         if self.looks_like_probabilities:
             return (
-                "All scores are in 0..1, as probabilities are; expected logits, from before the softmax. Make the maps "
-                "again with the classifier's logits."
+                "No cell's scores add up to more than 1, as those of probabilities; expected logits, from before the "
+                "softmax. Make the maps again with the classifier's logits."
             )
         if self.target_leak and self.target_leak.value > 100 * MEANINGLESS_LEAK:
             return (
@@ -137,7 +137,7 @@ def calibrate(
         fill=fill,
         temperature=temperature,
         top_logit=_top_logits(sample.scores),
-        looks_like_probabilities=bool(sample.scores.min() >= 0 and sample.scores.max() <= 1),
+        looks_like_probabilities=bool(sample.scores.min() >= 0 and sample.scores.float().sum(1).max() <= 1.01),
         cell_leak=Estimate.percent(torch.cat(cells).numpy()),
         target_leak=Estimate.percent(leak),
         top1_agreement=Estimate.percent(rank < 1) if known else None,

@@ -7,6 +7,7 @@ import numpy as np
 
 RATIO_RANGE = (3 / 4, 4 / 3)
 TRIES = 10
+MIN_AREA = 0.08  # of a random crop, in the paper
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,10 +150,17 @@ def list_flat_images(root: str | Path) -> ImageList:
 
 
 def list_any_images(root: str | Path) -> ImageList:
-    """List ROOT/CLASS/IMAGE, or ROOT/IMAGE where there is no folder in ROOT. UserError as in either."""
-    with _listing(Path(root)):
-        has_folders = any(entry.is_dir() for entry in _visible(Path(root)))
-    return list_images(root) if has_folders else list_flat_images(root)
+    """List ROOT/CLASS/IMAGE, or ROOT/IMAGE where there is no folder in ROOT. UserError as in either, or for both."""
+    root = Path(root)
+    with _listing(root):
+        folders = [entry.name for entry in _visible(root) if entry.is_dir()]
+    loose = _image_names(root)
+    if folders and loose:
+        raise UserError(
+            f"{root}: found {len(loose):,} images ({loose[0]}) beside {len(folders):,} folders ({folders[0]}); "
+            "expected images in class folders, or images alone. Move one or the other away."
+        )
+    return list_images(root) if folders else list_flat_images(root)
 
 
 def _as_bytes(names: Sequence[str]) -> np.ndarray:

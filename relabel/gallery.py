@@ -9,14 +9,13 @@ import numpy as np
 
 from relabel.axes_figure import draw_axes_figure
 from relabel.class_labels import class_labels
-from relabel.crop_box import WHOLE_IMAGE, random_crop_box
+from relabel.crop_box import MIN_AREA, WHOLE_IMAGE, random_crop_box
 from relabel.dataset import SAMPLE, ImageList, keyed_rng
 from relabel.decode import ImageFile
 from relabel.label_set import LabelSet, open_label_set
 from relabel.viewer import Example, draw_contact_sheet, draw_examples, pooled_target
 from utils.errors import UserError
 
-MIN_AREA = 0.08  # of a random crop, as in the paper
 LONGEST_SIDE = 900  # pixels of an image in a picture
 
 
@@ -113,7 +112,7 @@ def random_rows(labels: LabelSet, count: int, seed: int) -> list[int]:
 
 
 def _row_named(images: ImageList, rows: dict[str, int], word: str) -> int:
-    inside = os.path.relpath(Path(word).resolve(), images.root.resolve()) if Path(word).exists() else word
+    inside = _relative(word, images.root)
     if inside in rows:
         return rows[inside]
     near = difflib.get_close_matches(word, rows, n=1)
@@ -121,6 +120,15 @@ def _row_named(images: ImageList, rows: dict[str, int], word: str) -> int:
     raise UserError(
         f"found no image {word!r} in {images.root}; expected the path of one, or its CLASS/FILE or CLASS/STEM{hint}"
     )
+
+
+def _relative(word: str, root: Path) -> str:
+    """A path from the root on, if it is the path of anything; a link stays the link that it is."""
+    try:
+        is_path = Path(word).exists()
+    except OSError:  # too long a name
+        return word
+    return os.path.relpath(Path(word).parent.resolve() / Path(word).name, root.resolve()) if is_path else word
 
 
 def _pixels(file: ImageFile) -> np.ndarray:

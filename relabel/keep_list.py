@@ -1,6 +1,7 @@
 """A list of the images to train on: a text file with one CLASS/FILE a line, for label cleaning or any other choice."""
 
 import os
+from codecs import BOM_UTF8
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,10 @@ import numpy as np
 
 from relabel.dataset import ImageList
 from utils.errors import UserError
+from utils.folders import replacing
 
-COMMENT = "#"
+COMMENT, HERE = "#", "./"
+LONGEST_NAME = 4096  # bytes, of any path
 
 
 def keep_listed(images: ImageList, path: str | Path) -> ImageList:
@@ -25,13 +28,16 @@ def keep_listed(images: ImageList, path: str | Path) -> ImageList:
     """
     path = Path(path)
     try:
-        lines = path.read_bytes().splitlines()
+        lines = path.read_bytes().removeprefix(BOM_UTF8).splitlines()
     except OSError as error:
         raise UserError(
             f"the list of images to train on, {path}, cannot be read ({error.strerror}); expected a text file with one "
             "CLASS/FILE a line. Correct --data.keep_list, or leave it out to train on all images."
         ) from error
-    names = np.array([line for line in lines if line.strip() and not line.startswith(COMMENT.encode())], np.bytes_)
+    found = [line for line in lines if line.strip() and not line.startswith(COMMENT.encode())]
+    if any(len(line) > LONGEST_NAME for line in found):
+        raise UserError(f"{path}: found a line of over {LONGEST_NAME:,} bytes; expected one CLASS/FILE a line.")
+    names = np.array([line.removeprefix(HERE.encode()) for line in found], np.bytes_)
     kept = np.isin(images.names, names)
     if len(names) == 0 or kept.sum() != len(names):
         raise UserError(f"{path}: {_what_is_wrong(names, images)} Correct the file, or --data.keep_list.")
@@ -49,14 +55,15 @@ def write_keep_list(path: Path, names: Iterable[str], remark: str) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    lines = [f"{COMMENT} {line}" for line in remark.splitlines()] + list(names)
-    try:
+    names = list(names)
+    broken = [name for name in names if "\n" in name or "\r" in name]
+    if broken:
+        raise UserError(f"found the name {broken[0]!r}, which a file of one name a line cannot hold. Rename the image.")
+    # A name that begins as a remark does is written as a path from here, which means the same.
+    lines = [f"{COMMENT} {line}" for line in remark.splitlines()]
+    lines += [HERE + name if name.startswith((COMMENT, HERE)) else name for name in names]
+    with replacing(path) as temporary:
         temporary.write_bytes(b"".join(os.fsencode(line) + b"\n" for line in lines))
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written: {error.strerror}. Make room, or allow writing.") from error
 
 
 def _what_is_wrong(names: np.ndarray, images: ImageList) -> str:

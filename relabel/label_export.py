@@ -7,7 +7,6 @@ An image's label is the target pooled over all of it. TSV has a line per image a
 """
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +15,10 @@ import torch
 
 from relabel.keep_list import write_keep_list
 from relabel.label_set import LabelSet
+from relabel.label_store import check_present
 from relabel.targets import relabel_target
 from utils.errors import UserError
+from utils.folders import replacing
 from utils.progress import JobProgress
 
 BATCH = 256
@@ -47,22 +48,19 @@ def export_labels(
     """
     count, images = 0, labels.images
     assert images is not None
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     as_json = out.suffix == ".json"
-    try:
-        with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-            file.write("{\n" if as_json else "image\tclass\tprobability\n" if soft else "image\tclass\n")
-            for row, target in _targets(labels, fill, temperature, "export"):
-                found = [(labels.class_names[index], round(p, DIGITS)) for index, p in _likely(target, threshold)]
-                count += len(found)
-                name = images.name(row)
-                file.write(_json_entry(name, found, soft, row == 0) if as_json else _tsv_lines(name, found, soft))
-            file.write("\n}\n" if as_json else "")
-        temporary.replace(out)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror}. Make room, or allow writing.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    check_present(labels.store, images.path)
+    with (
+        replacing(out) as temporary,
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        file.write("{\n" if as_json else "image\tclass\tprobability\n" if soft else "image\tclass\n")
+        for row, target in _targets(labels, fill, temperature, "export"):
+            found = [(labels.class_names[index], round(p, DIGITS)) for index, p in _likely(target, threshold)]
+            count += len(found)
+            name = images.name(row)
+            file.write(_json_entry(name, found, soft, row == 0) if as_json else _tsv_lines(name, found, soft))
+        file.write("\n}\n" if as_json else "")
     return count
 
 
@@ -92,6 +90,7 @@ def export_cleaning(
     images, folders = labels.images, labels.labels
     if images is None or folders is None:
         raise UserError("these images have no class folders that label maps could agree with. Give a folder of folders")
+    check_present(labels.store, images.path)
     chosen = []
     for row, target in _targets(labels, fill, temperature, "compare"):
         label = int(folders[row])
@@ -135,6 +134,8 @@ def _likely(target: np.ndarray, threshold: float) -> list[tuple[int, float]]:
 
 
 def _tsv_lines(name: str, labels: list[tuple[str, float]], soft: bool) -> str:
+    if any(sign in name for sign in "\t\r\n"):
+        raise UserError(f"found the name {name!r}, which a table with a line a label cannot hold. Write .json")
     return "".join(f"{name}\t{label}\t{p:g}\n" if soft else f"{name}\t{label}\n" for label, p in labels)
 
 

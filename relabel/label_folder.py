@@ -6,7 +6,6 @@ FOLDER/CLASS/STEM.pt is a tensor [2, k, h, w] in float32 or float16, plane 0 the
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 
@@ -17,11 +16,12 @@ from torch import Tensor
 from relabel.label_manifest import MANIFEST, Manifest, read_manifest
 from relabel.label_map import LabelMap, class_dtype, class_translation
 from utils.errors import UserError
+from utils.folders import remove_temporaries, replacing
 
 SUFFIX = ".pt"
 HOW_TO_GO_ON = (
-    "Make the missing maps with `python -m relabel annotate` (it keeps those that are there), "
-    "or train without label maps: --data.relabel.use False"
+    "Make label maps of all images with `python -m relabel annotate`, name the images that have one in "
+    "--data.keep_list, or train without label maps: --data.relabel.use False"
 )
 HOW_TO_CONTINUE = "Make room or allow writing, then give the same command again: the label maps that are there are kept"
 
@@ -36,18 +36,14 @@ def write_label_map(folder: str | Path, key: str, label_map: LabelMap) -> Path:
     planes = torch.from_numpy(np.stack([label_map.scores, label_map.classes.astype(label_map.scores.dtype)]))
     if (planes[1].numpy() != label_map.classes).any():
         raise UserError(f"{path}: float16 holds class ids exactly only to 2048. Write this map in float32.")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Through a file object: given a path, torch.save stores the temporary name in the file. No fsync: a million of
-        # them take hours, and a map that a power failure damaged is refused when read, and made again.
-        with temporary.open("wb") as file:
+        # them take hours, and a map that a power failure damaged is refused when read.
+        with replacing(path, HOW_TO_CONTINUE) as temporary, temporary.open("wb") as file:
             torch.save(planes, file)
-        temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch.save tells some write errors as RuntimeError
-        with suppress(OSError):
-            temporary.unlink()
-        raise UserError(f"cannot write {path}: {error}. {HOW_TO_CONTINUE}") from error
+        raise UserError(f"{path} cannot be written: {error}. {HOW_TO_CONTINUE}") from error
     return path
 
 
@@ -80,12 +76,14 @@ class FolderWriter:
             )
         else:
             self._manifest.write(self._folder / MANIFEST)
+        for folder in (self._folder, *(path for path in self._folder.iterdir() if path.is_dir())):
+            remove_temporaries(folder)
 
     def open(self) -> None:
         """Nothing to open."""
 
     def finished(self) -> np.ndarray:
-        """bool [N]; the files that are there."""
+        """bool [N]; the files that are there and not empty, as a power failure leaves them."""
         done = np.ones(len(self._keys), dtype=bool)
         done[list(missing_rows(self._folder, self._keys))] = False
         return done
@@ -148,6 +146,11 @@ class LabelFolder:
         classes = label_map.classes if self._new_ids is None else self._new_ids[label_map.classes]
         return LabelMap(label_map.scores, classes.astype(self._dtype))
 
+    def expect(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Let this be the shape that all maps must have, whatever the first one has."""
+        self._first = (Path(self._root), shape)
+        return shape
+
     def missing(self) -> np.ndarray:
         """See LabelStore. One directory scan per class folder; no file is touched."""
         return np.fromiter(missing_rows(self._root, self._keys), dtype=np.int64)
@@ -198,10 +201,10 @@ def map_path(root: str | Path, key: str) -> Path:
 
 
 def _file_names(folder: Path) -> set[str]:
-    """Names in a folder; none where it does not exist."""
+    """Names of files in a folder that are not empty; none where it does not exist."""
     try:
         with os.scandir(folder) as entries:
-            return {entry.name for entry in entries}
+            return {entry.name for entry in entries if entry.stat().st_size}
     except (FileNotFoundError, NotADirectoryError):
         return set()
 

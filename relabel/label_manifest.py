@@ -16,6 +16,7 @@ AXES = "[k, row, column]; row 0 at the image's top"
 COVERS = "the whole image, squashed; EXIF rotation ignored"
 
 Form = Literal["packed", "pt"]
+LARGEST_MAP = 2**28
 _Count = Annotated[int, Field(ge=1)]
 
 
@@ -25,7 +26,7 @@ class Manifest(BaseModel):
     Fields:
         version: of the format.
         form: packed (see relabel/packed_store.py) or pt (relabel/label_folder.py).
-        maps: N, the number of maps; of the form pt those that were asked for.
+        maps: how many there are; of the form pt, of how many images.
         k, h, w: shape of each map.
         axes, covers: how to read a map, for people.
         class_names: the K classes that ids 0..K-1 stand for.
@@ -50,10 +51,12 @@ class Manifest(BaseModel):
     sha256: dict[str, str] = {}
 
     @model_validator(mode="after")
-    def _classes_are_distinct(self) -> "Manifest":
-        """Two classes of one name could not be told apart."""
+    def _makes_sense(self) -> "Manifest":
+        """Two classes of one name could not be told apart, and a record must have a size."""
         if len(set(self.class_names)) < len(self.class_names):
             raise ValueError("a class is named twice")
+        if self.k * self.h * self.w > LARGEST_MAP:
+            raise ValueError(f"a map has more than {LARGEST_MAP:,} scores")
         return self
 
     @property
@@ -71,12 +74,12 @@ class Manifest(BaseModel):
         write_json(path, self.model_dump())
 
     def refuse_unless_equal(self, wanted: "Manifest", folder: Path) -> None:
-        """Refuse to go on with maps that were made otherwise; hashes and skipped images apart.
+        """Refuse to go on with maps that were made otherwise; which images, and the hashes, apart.
 
         Raises:
             UserError: naming the differences.
         """
-        found, expected = (dict(_leaves(m.model_dump(exclude={"sha256", "skipped"}))) for m in (self, wanted))
+        found, expected = (dict(_leaves(m.model_dump(exclude={"sha256", "skipped", "maps"}))) for m in (self, wanted))
         names = [name for name in {**found, **expected} if found.get(name) != expected.get(name)]
         if names:
             listed = "".join(f"\n  {n}: {_short(found.get(n))}, not {_short(expected.get(n))}" for n in names)

@@ -99,7 +99,8 @@ def class_translation(own: Sequence[str], wanted: Sequence[str], where: str) -> 
     """
     if list(own) == list(wanted):
         return None
-    unknown = [name for name in wanted if name not in set(own)]
+    known = set(own)
+    unknown = [name for name in wanted if name not in known]
     if unknown:
         raise UserError(
             f"{where} does not know {len(unknown):,} of the data's {len(wanted):,} classes, the first: {unknown[0]!r}; "

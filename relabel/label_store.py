@@ -127,31 +127,6 @@ def kept_to_one(out: Path) -> Iterator[None]:
             raise UserError(f"cannot write label maps into {out}: {error}. {HOW_TO_CONTINUE}") from error
 
 
-def holds_already(out: Path, manifest: Manifest, keys: np.ndarray) -> bool:
-    """Whether a folder is a whole packed store of these very maps.
-
-    Args:
-        out: need not exist.
-        manifest: of the maps that a command is about to write.
-        keys: bytes [N]; their keys.
-
-    Raises:
-        UserError: it is a whole store of other maps or other images.
-    """
-    found = read_manifest(out) if out.is_dir() else None
-    if found is None or found.form != "packed" or manifest.form != "packed":
-        return False
-    found.model_copy(update={"maps": found.maps + len(found.skipped)}).refuse_unless_equal(manifest, out)
-    there = {*load_keys(out).tolist(), *map(os.fsencode, found.skipped)}
-    if there != set(keys.tolist()):
-        raise UserError(
-            f"{out} holds the label maps of other images: of {len(there):,} that are not these {len(keys):,}. "
-            "Name another folder for the new maps"
-        )
-    print(f"{found.maps:,} label maps are there already, made in this very way: nothing to do", flush=True)
-    return True
-
-
 def manifest_of(root: Path) -> Manifest | None:
     """The manifest of label maps of either form, None for bare .pt files. UserError: no folder, or unfinished."""
     if not root.is_dir():

@@ -5,7 +5,8 @@ A folder of
     keys.npy      bytes [N]: "CLASS/STEM" of the image that each record belongs to, sorted
     crc32.npy     uint32 [N]: of key and record, so that a map of another image is found out too
     manifest.json what they are (relabel/label_manifest.py); written last, by a rename: without it there is no store
-All of it can be read with numpy alone.
+Images that could not be read when the maps were made have an empty record; the manifest names them. All of it can be
+read with numpy alone.
 """
 
 import hashlib
@@ -50,13 +51,17 @@ class PackedStore:
         self.shape = manifest.shape
         self._folder = str(folder)
         self._size = record_type(self.shape).itemsize
-        self._offset = _data_offset(folder, manifest)
+        store_keys = _load(folder, KEYS, "S")
+        self._offset = _data_offset(folder, manifest, len(store_keys))
         self._num_own_classes = manifest.num_classes
         self._new_ids = class_translation(manifest.class_names, wanted, self._folder)
         # Ids up to 32,767 are the same two bytes signed, which every operation of torch takes.
         self._id_type = np.dtype("<i2") if class_dtype(manifest.num_classes) is np.int16 else np.dtype("<u2")
-        self._records = find_rows(_load(folder, KEYS, manifest.maps, "S"), keys)
-        crcs = _load(folder, CRCS, manifest.maps, "u")
+        skipped = _skipped(manifest)
+        if manifest.maps != len(np.setdiff1d(store_keys, skipped)):
+            raise UserError(f"{folder}: {MANIFEST} tells of {manifest.maps:,} maps, {KEYS} of others. {_FETCH_AGAIN}")
+        self._records = find_rows(store_keys, keys, skipped)
+        crcs = _load(folder, CRCS, "u", len(store_keys))
         self._crcs = record_crcs(crcs if self._records is None else crcs[self._records], keys, self._size)
         self._file = -1
 
@@ -101,7 +106,7 @@ class PackedStore:
         """The bytes of a row's record, checked against its CRC."""
         number = self._number(row)
         if number < 0:
-            raise UserError(f"{self._folder} holds no label map of the image asked for. Make the missing maps.")
+            raise UserError(f"{self._folder} holds no label map of row {row:,} of the images. Make the missing maps.")
         if self._file < 0:
             self._file = _open(Path(self._folder, MAPS))
         record = os.pread(self._file, self._size, self._offset + number * self._size)
@@ -118,10 +123,12 @@ def read_whole_manifest(folder: Path) -> Manifest:
     """The manifest of a finished packed store.
 
     Raises:
-        UserError: there is none: the store is unfinished, or a part of it is missing.
+        UserError: there is none: the store is unfinished, or a part of it is missing, or these are .pt files.
     """
     manifest = read_manifest(folder)
-    if manifest is None or manifest.form != "packed":
+    if manifest is not None and manifest.form == "pt":
+        raise UserError(f"{folder} holds .pt files; expected a packed store. `python -m relabel pack` makes one.")
+    if manifest is None:
         raise UserError(
             f"{folder} is no whole packed store: it has no {MANIFEST} of one. If a command is writing it, wait for its "
             "end; if one was interrupted, give the same command again."
@@ -129,17 +136,24 @@ def read_whole_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def find_rows(store_keys: np.ndarray, keys: np.ndarray) -> np.ndarray | None:
-    """int32 [N]; where each of `keys` stands in the sorted `store_keys`, -1 for those that it lacks; None: all at home.
+def find_rows(store_keys: np.ndarray, keys: np.ndarray, skipped: np.ndarray) -> np.ndarray | None:
+    """Where each key stands in a store.
 
-    "At home" is where both are the same list, and row i of one is row i of the other.
+    Args:
+        store_keys: bytes [M], sorted.
+        keys: bytes [N].
+        skipped: bytes [n]; those of store_keys that have no map.
+
+    Returns:
+        int32 [N]; -1 for a key without map. None where record i is that of key i, for all of them.
     """
-    if len(keys) == len(store_keys) and np.array_equal(keys, store_keys):
+    if not len(skipped) and len(keys) == len(store_keys) and np.array_equal(keys, store_keys):
         return None
     if not len(store_keys):
         return np.full(len(keys), -1, dtype=np.int32)
     places = np.searchsorted(store_keys, keys).clip(max=len(store_keys) - 1)
-    return np.where(store_keys[places] == keys, places, -1).astype(np.int32)
+    is_there = (store_keys[places] == keys) & ~np.isin(keys, skipped)
+    return np.where(is_there, places, -1).astype(np.int32)
 
 
 def record_crcs(crcs: np.ndarray, keys: np.ndarray, size: int) -> np.ndarray:
@@ -176,30 +190,37 @@ def sha256_of(path: Path) -> str:
 
 
 def damaged_files(folder: Path, manifest: Manifest) -> list[str]:
-    """The files of a store whose bytes are not those that the manifest names."""
-    return [name for name, expected in manifest.sha256.items() if sha256_of(folder / Path(name).name) != expected]
+    """The files of a packed store whose bytes are not those that its manifest names; none for .pt files."""
+    names = (MAPS, KEYS, CRCS) if manifest.form == "packed" else ()
+    return [name for name in names if sha256_of(folder / name) != manifest.sha256.get(name)]
 
 
 def load_keys(folder: Path) -> np.ndarray:
-    """bytes [N]; the keys of a finished store. UserError where they cannot be read."""
-    return _load(folder, KEYS, read_whole_manifest(folder).maps, "S")
+    """bytes [N], sorted; the keys of all maps in a finished store. UserError where they cannot be read."""
+    manifest = read_whole_manifest(folder)
+    return np.setdiff1d(_load(folder, KEYS, "S"), _skipped(manifest))
 
 
-def _load(folder: Path, name: str, count: int, kind: str) -> np.ndarray:
-    """An array [count] of a store, whose type is of this kind."""
+def _skipped(manifest: Manifest) -> np.ndarray:
+    """bytes [n]; keys of images without map."""
+    return np.array([os.fsencode(key) for key in manifest.skipped], dtype=np.bytes_)
+
+
+def _load(folder: Path, name: str, kind: str, count: int | None = None) -> np.ndarray:
+    """An array of a store, whose type is of this kind; [count] where that is known."""
     path = folder / name
     try:
         array: np.ndarray = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error}). {_FETCH_AGAIN}") from error
-    if array.dtype.kind != kind or array.shape != (count,):
-        found = f"{array.dtype} {list(array.shape)}"
-        raise UserError(f"{path}: found {found}; expected {count:,} of them, as {MANIFEST} says. {_FETCH_AGAIN}")
+        raise UserError(f"{path} cannot be read ({error or 'it is empty'}). {_FETCH_AGAIN}") from error
+    if array.dtype.kind != kind or array.ndim != 1 or (count is not None and len(array) != count):
+        expected = "a list" if count is None else f"a list of {count:,}"
+        raise UserError(f"{path}: found {array.dtype} {list(array.shape)}; expected {expected}. {_FETCH_AGAIN}")
     return array
 
 
-def _data_offset(folder: Path, manifest: Manifest) -> int:
-    """Where the first record begins; refused where the file is not as long as the manifest says."""
+def _data_offset(folder: Path, manifest: Manifest, count: int) -> int:
+    """Where the first of `count` records begins; refused where the file is not as long as it must be."""
     path, expected = folder / MAPS, record_type(manifest.shape)
     try:
         with path.open("rb") as file:
@@ -209,10 +230,10 @@ def _data_offset(folder: Path, manifest: Manifest) -> int:
             offset, size = file.tell(), os.fstat(file.fileno()).st_size
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}). {_FETCH_AGAIN}") from error
-    if shape != (manifest.maps,) or kind != expected or size != offset + manifest.maps * expected.itemsize:
+    if shape != (count,) or kind != expected or size != offset + count * expected.itemsize:
         raise UserError(
-            f"{path}: found {list(shape)} records of {kind} in {size:,} bytes; expected {manifest.maps:,} of "
-            f"{expected}, as {MANIFEST} says. {_FETCH_AGAIN}"
+            f"{path}: found {list(shape)} records of {kind} in {size:,} bytes; expected {count:,} of {expected}, "
+            f"as {KEYS} and {MANIFEST} say. {_FETCH_AGAIN}"
         )
     return offset
 

@@ -10,15 +10,16 @@ from relabel.label_manifest import MANIFEST, Manifest, read_manifest
 from relabel.label_map import LabelMap
 from relabel.packed_store import CRCS, KEYS, MAPS, UNFINISHED, record_type, sha256_of
 from utils.errors import UserError
+from utils.folders import remove_temporaries
 
 LARGEST_CLASS_COUNT = 65_535  # ids are uint16
-AT_ONCE = 4096  # records copied together
 
 
 class PackedWriter:
     """Writes a packed store: records in any order, by several processes, over several runs; `commit` makes it a store.
 
-    An interrupted store needs no journal: a record is done when it fits its CRC.
+    No journal is needed: a record is done when it fits its CRC. So a finished store can be begun again too, for records
+    that were skipped or damaged since.
     """
 
     def __init__(self, folder: Path, keys: np.ndarray, manifest: Manifest) -> None:
@@ -49,7 +50,8 @@ class PackedWriter:
         Raises:
             UserError: the folder holds something else (the message names the differences), or cannot be written.
         """
-        begun = read_manifest(self.folder, UNFINISHED)
+        remove_temporaries(self.folder)
+        begun = read_manifest(self.folder) or read_manifest(self.folder, UNFINISHED)
         if begun is not None:
             begun.refuse_unless_equal(self.manifest, self.folder)
             self._refuse_other_images()
@@ -84,7 +86,9 @@ class PackedWriter:
         record["classes"] = label_map.classes
         if not np.isfinite(record["scores"]).all():
             key = os.fsdecode(self._keys[row])
-            raise UserError(f"the label map of {key} has scores beyond 65,504, which a packed store cannot hold.")
+            raise UserError(
+                f"the label map of {key} has scores beyond 65,504; expected logits that float16 holds. Write .pt files"
+            )
         self._maps[row] = record
         self._crcs[row] = self._crc(row, record.tobytes())
 
@@ -92,20 +96,18 @@ class PackedWriter:
         """Make the folder a store. One process calls this, when all have closed their files.
 
         Args:
-            skipped: key -> reason, of the keys that get no record.
+            skipped: key -> reason, of images without map; where they are among the keys, their record stays empty.
         """
         self.close()
-        if skipped:
-            self._drop({os.fsencode(key) for key in skipped})
         for name in (MAPS, KEYS, CRCS):
             _sync(self.folder / name)
         changes = {
-            "maps": len(self._keys) - len(skipped),
+            "maps": len(self._keys) - int(np.isin(self._keys, [os.fsencode(key) for key in skipped]).sum()),
             "skipped": skipped,
             "sha256": {name: sha256_of(self.folder / name) for name in (MAPS, KEYS, CRCS)},
         }
         self.manifest.model_copy(update=changes).write(self.folder / MANIFEST)
-        (self.folder / UNFINISHED).unlink()
+        (self.folder / UNFINISHED).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Hand everything to the system."""
@@ -125,13 +127,19 @@ class PackedWriter:
             )
 
     def _refuse_other_images(self) -> None:
-        """An unfinished store goes on for the images that it was begun for."""
-        found = np.load(self.folder / KEYS)
-        records = len(np.load(self.folder / MAPS, mmap_mode="r"))
-        if not np.array_equal(found, self._keys) or records != len(found):
+        """A store goes on for the images that it was begun for."""
+        try:
+            found = np.load(self.folder / KEYS)
+            lengths = {len(np.load(self.folder / name, mmap_mode="r")) for name in (MAPS, CRCS)}
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{self.folder} is damaged ({error}). Delete it, and make these maps again") from error
+        if lengths != {len(found)}:
+            raise UserError(f"{self.folder} is damaged: its files differ in length. Delete it, and make the maps again")
+        if not np.array_equal(found, self._keys):
             raise UserError(
-                f"{self.folder} is an unfinished store of other images ({len(found):,}, not {len(self._keys):,} by "
-                "these names). Give the images it was begun for, or another folder for the new maps"
+                f"{self.folder} is for the label maps of other images: of {len(found):,} that are not these "
+                f"{len(self._keys):,} by name. A packed store cannot grow: name another folder for the new maps, or "
+                "write .pt files (--format pt)"
             )
 
     def _make_files(self) -> None:
@@ -145,17 +153,6 @@ class PackedWriter:
             np.lib.format.write_array_header_2_0(file, {**header, "shape": (len(self._keys),)})
             file.flush()
             os.posix_fallocate(file.fileno(), 0, file.tell() + len(self._keys) * self._type.itemsize)
-
-    def _drop(self, keys: set[bytes]) -> None:
-        """Take the records of these keys out of all three files."""
-        rows = np.array([row for row, key in enumerate(self._keys.tolist()) if key not in keys], dtype=np.int64)
-        for name in (MAPS, CRCS, KEYS):
-            whole = np.load(self.folder / name, mmap_mode="r")
-            part = np.lib.format.open_memmap(self.folder / f".{name}", "w+", whole.dtype, (len(rows),), version=(2, 0))
-            for start in range(0, len(rows), AT_ONCE):
-                part[start : start + AT_ONCE] = whole[rows[start : start + AT_ONCE]]
-        for name in (MAPS, CRCS, KEYS):
-            (self.folder / f".{name}").replace(self.folder / name)
 
 
 def _sync(path: Path) -> None:

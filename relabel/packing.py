@@ -1,5 +1,7 @@
 """Label maps from one form into the other: a folder of .pt files into a packed store, and back."""
 
+import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,18 +9,18 @@ import numpy as np
 
 from relabel.dataset import ImageList, list_any_images
 from relabel.label_folder import SUFFIX, FolderWriter, LabelFolder
-from relabel.label_manifest import Manifest
+from relabel.label_manifest import MANIFEST, Manifest
 from relabel.label_map import LabelMap
 from relabel.label_set import folders_of
-from relabel.label_store import LabelStore, holds_already, kept_to_one, keys_of, manifest_of, open_label_store
+from relabel.label_store import LabelStore, kept_to_one, keys_of, manifest_of, open_label_store
 from relabel.packed_store import PackedStore, load_keys, read_whole_manifest
 from relabel.packed_writer import PackedWriter
 from relabel.target_change import compare_targets
-from utils.errors import UserError
+from utils.errors import UserError, listed
 from utils.progress import JobProgress
 
 IMAGENET = "imagenet"
-LISTED = 10
+SHAPE_SAMPLE = 9
 COMPARED_MAPS = 1000
 
 
@@ -37,24 +39,23 @@ def pack(files: Path, out: Path, images: Path | None, classes: str | None, skip_
     Raises:
         UserError: there is no map, maps are damaged or of several shapes, or the store cannot be written.
     """
+    source = manifest_of(files)
+    if source is not None and source.form == "packed":
+        raise UserError(f"{files} is a packed store; expected a folder of {SUFFIX} files. To write those: unpack")
     keys = keys_of(files)
     if not len(keys):
-        raise UserError(
-            f"{files}: found no label map; expected CLASS/STEM{SUFFIX} files. Give the folder that holds them."
-        )
+        raise UserError(f"{files}: found no label map; expected CLASS/STEM{SUFFIX} files. Give the folder with them.")
     found = list_any_images(images) if images else None
     if found:
         _say_missing(found, files, keys)
-    names = _class_names(files, keys, found, classes)
+    names = _class_names(files, keys, found, classes, source)
     store = LabelFolder(files, keys, names, names)
-    k, h, w = store.read(0).shape
-    source = manifest_of(files)
+    k, h, w = store.expect(_common_shape(files, keys, names))
     made_by = source.made_by if source else {"files": f"{SUFFIX} files of unknown making"}
     manifest = Manifest(form="packed", maps=len(keys), k=k, h=h, w=w, class_names=names, made_by=made_by)
-    if not holds_already(out, manifest, keys):
-        writer = PackedWriter(out, keys, manifest)
-        with kept_to_one(out):
-            _copy(store, writer, keys, "pack", np.float16, skip_damaged)
+    writer = PackedWriter(out, keys, manifest)
+    with kept_to_one(out):
+        _copy(store, writer, keys, "pack", np.float16, skip_damaged, dict(source.skipped) if source else {})
     print(f"label maps of {k} among {len(names):,} classes in {h} x {w} cells: {out}", flush=True)
     _say_rounding(store, open_label_store(out, keys, names), len(names))
 
@@ -71,7 +72,7 @@ def unpack(folder: Path, out: Path) -> None:
     keys = load_keys(folder)
     writer = FolderWriter(out, keys, manifest.model_copy(update={"form": "pt", "sha256": {}}))
     with kept_to_one(out):
-        _copy(PackedStore(folder, keys, None), writer, keys, "unpack", np.float32, skip_damaged=False)
+        _copy(PackedStore(folder, keys, None), writer, keys, "unpack", np.float32, False, dict(manifest.skipped))
     print(f"{len(keys):,} label maps: {out}", flush=True)
 
 
@@ -82,8 +83,9 @@ def _copy(
     title: str,
     dtype: type,
     skip_damaged: bool,
+    skipped: dict[str, str],
 ) -> None:
-    """Write every map of a store that the writer has not, with scores of this type."""
+    """Write every map of a store that the writer has not, with scores of this type; `skipped` never had one."""
     writer.begin()
     writer.open()
     done = writer.finished()
@@ -92,25 +94,43 @@ def _copy(
         for row in np.flatnonzero(~done).tolist():
             try:
                 label_map = store.read(row)
+                with np.errstate(over="ignore"):  # the writer says which map it is
+                    writer.write(row, LabelMap(label_map.scores.astype(dtype), label_map.classes))
             except UserError as error:
-                damaged[keys[row].decode("utf-8", "surrogateescape")] = str(error)
-            else:
-                writer.write(row, LabelMap(label_map.scores.astype(dtype), label_map.classes))
+                if not isinstance(error.__cause__, OSError):
+                    damaged[os.fsdecode(keys[row])] = str(error)
+                else:
+                    raise
             progress.advance(1)
-    if damaged and not skip_damaged:
+    reasons = list(damaged.values())
+    if damaged and (not skip_damaged or len(damaged) == len(store)):
         raise UserError(
             f"{len(damaged):,} of {len(store):,} label maps cannot be read; all others are done. Fetch them again, or "
-            f"leave them out with --on_error skip, and give the same command again:{_listed(list(damaged.values()))}"
+            f"leave them out with --on_error skip, and give the same command again:{listed(reasons)}"
         )
-    writer.commit(damaged)
+    writer.commit(skipped | damaged)
     if damaged:
-        print(
-            f"{len(damaged):,} label maps cannot be read and were left out:{_listed(list(damaged.values()))}",
-            flush=True,
-        )
+        print(f"{len(damaged):,} label maps cannot be read and were left out:{listed(reasons)}", flush=True)
 
 
-def _class_names(files: Path, keys: np.ndarray, images: ImageList | None, classes: str | None) -> list[str]:
+def _common_shape(files: Path, keys: np.ndarray, names: Sequence[str]) -> tuple[int, int, int]:
+    """The shape that most of a few maps have: one odd file must not decide."""
+    shapes: Counter[tuple[int, int, int]] = Counter()
+    reason: UserError | None = None
+    for row in np.linspace(0, len(keys) - 1, min(len(keys), SHAPE_SAMPLE)).astype(int).tolist():
+        try:
+            shapes[LabelFolder(files, keys, names, names).read(row).shape] += 1
+        except UserError as error:
+            reason = reason or error
+    if not shapes:
+        assert reason is not None
+        raise reason
+    return shapes.most_common(1)[0][0]
+
+
+def _class_names(
+    files: Path, keys: np.ndarray, images: ImageList | None, classes: str | None, source: Manifest | None
+) -> list[str]:
     """What the class ids in the files stand for.
 
     Args:
@@ -119,26 +139,40 @@ def _class_names(files: Path, keys: np.ndarray, images: ImageList | None, classe
         images: that they are for.
         classes: "imagenet" (its 1000 wnids), or a text file with a name a line; None: as the maps' manifest says, else
             the class folders of the images, else those of the maps.
+        source: the maps' manifest.
     """
-    if classes == IMAGENET:
-        from timm.data import ImageNetInfo
-
-        return list(ImageNetInfo().label_names())
-    if classes is not None:
-        return _read_names(Path(classes))
-    manifest = manifest_of(files)
-    names = (manifest.class_names if manifest else images.class_names if images else []) or folders_of(keys)
+    folders = images.class_names if images else []
+    if classes is None:
+        names = (source.class_names if source else folders) or folders_of(keys)
+    elif classes == IMAGENET:
+        names = class_names_of_imagenet()
+    else:
+        names = _read_names(Path(classes))
     if not names:
         raise UserError(
             f"{files}: nobody says which classes these maps speak of: neither they nor the images have class folders. "
             "Give --classes, imagenet or a text file with a class a line"
         )
+    if source and names != source.class_names:
+        raise UserError(f"{files}: --classes are not the classes that its {MANIFEST} names. Leave --classes out")
+    if strange := sorted(set(folders or folders_of(keys)) - set(names)):
+        raise UserError(
+            f"found {len(strange):,} class folders that are none of the {len(names):,} classes of these maps, the "
+            f"first: {strange[0]!r}; expected names such as {names[0]!r}. Correct --classes, or name other images"
+        )
     return names
+
+
+def class_names_of_imagenet() -> list[str]:
+    """The 1000 wnids, in the order of the class ids."""
+    from timm.data import ImageNetInfo
+
+    return list(ImageNetInfo().label_names())
 
 
 def _read_names(path: Path) -> list[str]:
     try:
-        names = path.read_text(encoding="utf-8").split("\n")
+        names = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"the class names cannot be read from {path} ({error}); expected --classes imagenet, or a text file with a "
@@ -154,12 +188,8 @@ def _say_missing(images: ImageList, files: Path, keys: np.ndarray) -> None:
     """How many images have no map, and the first of them; nothing is wrong with packing what is there."""
     missing = np.flatnonzero(~np.isin(images.keys(), keys))
     if len(missing):
-        first = [f"\n  {images.path(int(row))}" for row in missing[:LISTED]]
-        rest = f"\n  and {len(missing) - LISTED:,} more" if len(missing) > LISTED else ""
-        print(
-            f"{len(missing):,} of {len(images):,} images have no label map in {files}:{''.join(first)}{rest}",
-            flush=True,
-        )
+        first = listed([str(images.path(int(row))) for row in missing])
+        print(f"{len(missing):,} of {len(images):,} images have no label map in {files}:{first}", flush=True)
 
 
 def _say_rounding(files: LabelStore, packed: LabelStore, num_classes: int) -> None:
@@ -176,8 +206,3 @@ def _say_rounding(files: LabelStore, packed: LabelStore, num_classes: int) -> No
             f"{100 * change.largest:.2g} points",
             flush=True,
         )
-
-
-def _listed(reasons: Sequence[str]) -> str:
-    listed = "".join(f"\n  {reason}" for reason in reasons[:LISTED])
-    return listed + (f"\n  and {len(reasons) - LISTED:,} more" if len(reasons) > LISTED else "")

@@ -6,13 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from relabel.crop_box import random_crop_box
+from relabel.crop_box import MIN_AREA, random_crop_box
 from relabel.dataset import SAMPLE, keyed_rng
 from relabel.label_store import LabelStore
 from relabel.targets import relabel_target
 
 SIDE = 1000  # of the square that crops are drawn in: boxes are fractions of it
-MIN_AREA = 0.08
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from relabel.annotator import Annotated, Settings, annotate
 from relabel.crop_box import WHOLE_IMAGE
 from relabel.dataset import list_flat_images, list_images
 from relabel.decode import ImageFile
+from relabel.label_manifest import Manifest
 from relabel.label_store import LabelStore, open_label_store
 from relabel.teacher import Teacher
 from utils.distributed import Place
@@ -237,7 +238,7 @@ def test_maps_of_two_teachers_are_not_mixed(
 def test_a_finished_store_of_other_images_is_left_alone(root: Path, tmp_path: Path) -> None:
     run(root, tmp_path / "maps")
     (root / "class0" / "photo.0.png").rename(root / "class0" / "photo.9.png")
-    with pytest.raises(UserError, match="holds the label maps of other images: of 8 that are not these 8"):
+    with pytest.raises(UserError, match="is for the label maps of other images: of 8 that are not these 8 by name"):
         run(root, tmp_path / "maps")
 
 
@@ -276,6 +277,76 @@ def test_skipped_images_are_left_out_and_listed(tmp_path: Path, form: str, capsy
     assert store.read(2).classes[0, 0].tolist() == [0, 0, 0, 1, 1, 1]
     again = run(root, tmp_path / "maps", form=form, skip_unreadable=True)
     assert again.written == 0
+
+
+@pytest.mark.parametrize("form", ["packed", "pt"])
+def test_what_was_skipped_is_made_once_it_can_be_read(tmp_path: Path, form: str) -> None:
+    root = write_images(tmp_path / "train", damaged=2)
+    run(root, tmp_path / "maps", form=form, skip_unreadable=True)
+    with pytest.raises(UserError, match=r"^2 of 8 images cannot be read"):
+        run(root, tmp_path / "maps", form=form)
+    assert len(maps_of(tmp_path / "maps", root).missing()) == 2  # and it is a store still
+    write_images(root)  # repaired
+    assert run(root, tmp_path / "maps", form=form, skip_unreadable=True).written == 2
+    run(root, tmp_path / "whole", form=form)
+    assert contents(tmp_path / "maps") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_images_none_of_which_can_be_read(tmp_path: Path, skip: bool) -> None:
+    root = write_images(tmp_path / "train", classes=1, images=3, damaged=3)
+    with pytest.raises(UserError, match=r"^3 of 3 images cannot be read and have no label map; there is nothing"):
+        run(root, tmp_path / "maps", skip_unreadable=skip)
+    assert not (tmp_path / "maps" / "manifest.json").exists()
+
+
+def test_a_damaged_store_is_mended_or_refused(root: Path, tmp_path: Path) -> None:
+    run(root, tmp_path / "maps")
+    whole = contents(tmp_path / "maps")
+    records = np.load(tmp_path / "maps" / "maps.npy", mmap_mode="r+")
+    records["scores"][3] += 1
+    records.flush()
+    assert run(root, tmp_path / "maps").written == 1
+    assert contents(tmp_path / "maps") == whole
+    (tmp_path / "maps" / "crc32.npy").write_bytes(b"")
+    with pytest.raises(UserError, match=r"maps is damaged .*Delete it, and make these maps again"):
+        run(root, tmp_path / "maps")
+
+
+def test_images_can_be_added_to_files_and_not_to_a_store(root: Path, tmp_path: Path) -> None:
+    for form in ("packed", "pt"):
+        run(root, tmp_path / form, form=form)
+    write_images(root, images=5)
+    done = run(root, tmp_path / "pt", form="pt")
+    assert (done.written, done.kept) == (2, 8)
+    with pytest.raises(UserError, match=r"of 8 that are not these 10 by name.*cannot grow: name another folder"):
+        run(root, tmp_path / "packed")
+
+
+@pytest.mark.parametrize("name", ["maps.npy", "manifest.json", "unfinished.json"])
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_kill_in_the_middle_of_the_end_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, skip: bool
+) -> None:
+    """Before the files are safe, before the manifest, and before the last trace of the work is removed."""
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    root = write_images(tmp_path / "train", damaged=2 * skip)
+    run(root, tmp_path / "whole", skip_unreadable=skip)
+    with monkeypatch.context() as patch:
+        if name == "maps.npy":
+            patch.setattr("relabel.packed_writer.sha256_of", killed)
+        elif name == "manifest.json":
+            write = Manifest.write
+            patch.setattr(Manifest, "write", lambda m, path: killed() if path.name == name else write(m, path))
+        else:
+            patch.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(root, tmp_path / "maps", skip_unreadable=skip)
+    run(root, tmp_path / "maps", skip_unreadable=skip)
+    assert contents(tmp_path / "maps") == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("k", [0, 6])
@@ -330,7 +401,7 @@ def test_map_that_cannot_be_written(root: Path, tmp_path: Path) -> None:
                 occupied(tmp_path / "maps" / "class1")
             return super().forward(images)
 
-    with pytest.raises(UserError, match=r"cannot write .*class1/photo.0.pt.*the label maps that are there are kept"):
+    with pytest.raises(UserError, match=r"class1.* cannot be written.*the label maps that are there are kept"):
         run(root, tmp_path / "maps", InTheWay(), form="pt")
     assert len(list((tmp_path / "maps" / "class0").glob("*.pt"))) == 4
 

@@ -127,7 +127,7 @@ def test_few_maps_do_not_accuse_a_teacher() -> None:
 
 def test_probabilities_in_place_of_logits_are_told() -> None:
     problems = calibrate(sample_of(uniform_map(0.9, 3, k=2, others=0.1)), None, 10).problems()
-    assert "All scores are in 0..1, as probabilities are; expected logits" in problems[0]
+    assert "No cell's scores add up to more than 1, as those of probabilities" in problems[0]
 
 
 def test_targets_that_teach_nothing_are_a_problem_and_soft_ones_are_none() -> None:

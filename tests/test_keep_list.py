@@ -24,8 +24,18 @@ def test_the_order_is_that_of_the_images_and_the_classes_stay(images: ImageList,
     assert kept.labels.tolist() == [0, 1] and kept.class_names == ["ant", "bee"]
 
 
+def test_names_that_look_like_remarks_and_names_that_cannot_be_listed(tmp_path: Path) -> None:
+    names = ["#1/a.jpg", "# 2/b.jpg", "./c.jpg", "d/e.jpg"]
+    images = ImageList(Path("train"), ["#1"], np.array([n.encode() for n in names]), np.zeros(4, np.int32))
+    write_keep_list(tmp_path / "keep.txt", names, "remark")
+    assert len(keep_listed(images, tmp_path / "keep.txt")) == 4
+    with pytest.raises(UserError, match=r"found the name 'a\\nb\.jpg', which a file of one name a line cannot hold"):
+        write_keep_list(tmp_path / "other.txt", ["a\nb.jpg"], "remark")
+    assert not (tmp_path / "other.txt").exists()
+
+
 def test_lines_of_windows_and_empty_ones(images: ImageList, tmp_path: Path) -> None:
-    (tmp_path / "keep.txt").write_bytes(b"# remark\r\nant/a.jpg\r\n\r\nbee/a.jpg")
+    (tmp_path / "keep.txt").write_bytes(b"\xef\xbb\xbf# remark\r\nant/a.jpg\r\n\r\nbee/a.jpg")
     assert len(keep_listed(images, tmp_path / "keep.txt")) == 2
 
 

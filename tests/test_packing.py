@@ -109,6 +109,36 @@ def test_damaged_maps_are_told_together_or_left_out(tmp_path: Path, capsys: pyte
     assert open_label_store(tmp_path / "packed", sorted_keys(KEYS), CLASSES).missing().tolist() == [5, 6]
 
 
+def test_one_odd_file_does_not_decide_the_shape(tmp_path: Path) -> None:
+    write_maps(tmp_path / "pt")
+    write_label_map(tmp_path / "pt", KEYS[0], LabelMap(np.ones((1, 9, 9), np.float32), np.zeros((1, 9, 9), np.int16)))
+    with pytest.raises(UserError, match=r"^1 of 12 label maps cannot be read(.|\n)*\[1, 9, 9\]; expected \[2, 4, 6\]"):
+        pack(tmp_path / "pt", tmp_path / "packed", None, None, skip_damaged=False)
+    (tmp_path / "pt" / f"{KEYS[0]}.pt").write_bytes(b"cut short")
+    pack(tmp_path / "pt", tmp_path / "packed", None, None, skip_damaged=True)
+    store = open_label_store(tmp_path / "packed", sorted_keys(KEYS), CLASSES)
+    assert store.missing().tolist() == [0] and store.read(1).shape == (2, 4, 6)
+    unpack(tmp_path / "packed", tmp_path / "files")
+    assert "ant/image.0" in (tmp_path / "files" / "manifest.json").read_text()  # why it is missing is not forgotten
+
+
+def test_a_form_taken_for_the_other_is_told(tmp_path: Path) -> None:
+    pack(write_maps(tmp_path / "pt"), tmp_path / "packed", None, None, skip_damaged=False)
+    with pytest.raises(UserError, match=r"packed is a packed store; expected a folder of \.pt files"):
+        pack(tmp_path / "packed", tmp_path / "other", None, None, skip_damaged=False)
+    unpack(tmp_path / "packed", tmp_path / "files")
+    with pytest.raises(UserError, match=r"files holds \.pt files; expected a packed store"):
+        unpack(tmp_path / "files", tmp_path / "other")
+    with pytest.raises(UserError, match=r"made otherwise(.|\n)*form: \"pt\", not \"packed\""):
+        pack(tmp_path / "files", tmp_path / "files", None, None, skip_damaged=False)
+
+
+def test_classes_that_are_not_those_of_the_images_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("ant\nwasp\ncow\n")
+    with pytest.raises(UserError, match=r"1 class folders that are none of the 3 classes.*first: 'bee'"):
+        pack(write_maps(tmp_path / "pt"), tmp_path / "packed", None, str(tmp_path / "names.txt"), skip_damaged=False)
+
+
 def test_the_classes_can_be_said(tmp_path: Path) -> None:
     """Two class folders of a download for three classes: nobody but the person knows the third."""
     write_maps(tmp_path / "pt", keys=KEYS[:8])

@@ -271,6 +271,10 @@ def test_a_teacher_that_cannot_serve_is_refused(
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    err = refused(capsys, "annotate", tmp_path, tmp_path / "maps", *TEACHER, "--weights", "random")
+    (tmp_path / "empty").mkdir()
+    for images, out in (("", "maps"), ("empty", "empty"), ("empty", "empty/maps")):
+        err = refused(capsys, "annotate", tmp_path / images, tmp_path / out, *TEACHER, "--weights", "random")
+        assert "lies in IMAGES" in err
+    err = refused(capsys, "annotate", tmp_path / "empty", tmp_path / "maps", *TEACHER, "--weights", "random")
     assert "found neither class folders nor images" in err and "Name another folder" in err
-    assert tree(tmp_path) == []
+    assert tree(tmp_path) == ["empty"]

@@ -1,7 +1,7 @@
 """What the project says when the input, not the program, is wrong."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 EXIT_USER_ERROR = 2
@@ -18,6 +18,12 @@ class UserError(Exception):
 
 class SharedError(UserError):
     """A UserError that every process of a run raises alike; the main one tells it."""
+
+
+def listed(lines: Sequence[str], most: int = 10) -> str:
+    """The first lines, each on a line of its own, and how many more there are; for the end of a message."""
+    rest = f"\n  and {len(lines) - most:,} more" if len(lines) > most else ""
+    return "".join(f"\n  {line}" for line in lines[:most]) + rest
 
 
 @contextmanager

@@ -5,11 +5,12 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from utils.errors import UserError
 
+TEMPORARY = ".tmp"
 _LOCK_PATIENCE_S = 5.0  # the workers of a program that was just killed hold its lock for a moment
 
 
@@ -30,6 +31,35 @@ def make_writable(folder: Path, name: str, advice: str) -> None:
             pass
     except OSError as error:
         raise UserError(f"{name} {folder} cannot be written: {error.strerror}.\n  {advice}") from None
+
+
+@contextmanager
+def replacing(path: Path, advice: str = "Make room, or allow writing.") -> Iterator[Path]:
+    """A temporary name beside a path, renamed to it in the end: a reader never sees half a file.
+
+    Args:
+        path: to write.
+        advice: what to do where it cannot be written.
+
+    Raises:
+        UserError: it cannot be written; nothing is left of it then.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{path} cannot be written: {reason}. {advice}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what killed processes left of `replacing` in a folder that no other process writes into now."""
+    for path in folder.glob(f".*{TEMPORARY}"):
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

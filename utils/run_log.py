@@ -15,24 +15,18 @@ from typing import Any
 import torch
 
 from utils.errors import UserError
+from utils.folders import replacing
 
 METRICS, STATUS, ENVIRONMENT, CONFIG = "metrics.jsonl", "status.json", "environment.json", "config.yaml"
 _RECORDED_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "adamp")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON under a temporary name and rename it into place: a reader never sees half a file.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path} could not be written: {error.strerror}. Make room, or allow writing.") from error
+    """Write JSON, whole or not at all, and on the disk when this returns. UserError where it cannot be written."""
+    with replacing(path) as temporary, temporary.open("w") as file:
+        file.write(json.dumps(content, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _now() -> str:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
+import fire
 from pydantic import ValidationError
 
 from utils.command_line import HELP_FLAGS, parse_command_line
@@ -65,6 +66,18 @@ class Parameter:
             return f"{self.subject} ..."
         return self.subject if self.positional else f"{self.subject} {self.type.word}"
 
+    def value(self, text: str) -> object:
+        """What a text means. ValidationError where it does not fit."""
+        return self.type.check(self.type.read(text))
+
+    def fits(self, text: str) -> bool:
+        """Whether a text means anything."""
+        try:
+            self.value(text)
+        except ValidationError:
+            return False
+        return True
+
     def refusal(self, text: str) -> str:
         """The advice on a text that does not fit."""
         has_default = self.default is not inspect.Parameter.empty
@@ -103,6 +116,29 @@ class Command:
             parameters[name] = Parameter(name, kind, parameter.default, positional, repeated, meanings[name])
         return cls(function.__name__.replace("_", "-"), function, summary.replace("\n", " "), details, parameters)
 
+    @property
+    def repeated(self) -> Parameter | None:
+        """The argument that may be given any number of times, if there is one."""
+        return next((parameter for parameter in self.parameters.values() if parameter.repeated), None)
+
+    @property
+    def single(self) -> list[str]:
+        """The names of all other parameters."""
+        return [name for name, parameter in self.parameters.items() if not parameter.repeated]
+
+    @fire.decorators.SetParseFn(str)
+    def call(self, *words: str, **texts: str) -> None:
+        """Call the function; raw texts in, as fire delivers them.
+
+        Args:
+            words: of the repeated argument.
+            texts: of the others, by name.
+        """
+        more = [self.repeated.value(word) for word in words] if self.repeated else []
+        values = {name: self.parameters[name].value(text) for name, text in texts.items()}
+        first = [values.pop(name) for name in self.single if self.parameters[name].positional]
+        self.function(*first, *more, **values)
+
     def help_text(self, program: str) -> str:
         """Usage, docstring, and every parameter with its meaning, type and default."""
         parameters = "\n".join(_entry(parameter) for parameter in self.parameters.values())
@@ -132,49 +168,42 @@ def run_commands(functions: Sequence[Callable[..., None]], argv: Sequence[str], 
         if any(word in HELP_FLAGS for word in argv):
             print(command.help_text(program), end="")
             sys.exit(0)
-        more, values = read_values(command, argv[1:], program)
+        words = fire_words(command, argv[1:], program)
         # Until here Ctrl-C may end the process at once; a command may have to clean up.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
-            first = [values.pop(name) for name, p in command.parameters.items() if p.positional and not p.repeated]
-            command.function(*first, *more, **values)
+            fire.Fire(command.call, command=words, name=f"{program} {command.name}")
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr, flush=True)
             sys.exit(EXIT_INTERRUPTED)
 
 
-def read_values(command: Command, argv: Sequence[str], program: str) -> tuple[list[object], dict[str, object]]:
-    """What the words after a command's name give: the repeated argument's values, and every other parameter's.
+def fire_words(command: Command, argv: Sequence[str], program: str) -> list[str]:
+    """Check the words after a command's name and hand them on in the one form that fire cannot misread.
+
+    Returns:
+        The repeated argument's words, then `--name=text` of every other parameter that was given.
 
     Raises:
         UserError: lists all that is wrong with them: form, missing and unknown names, values that do not fit.
     """
-    parameters = command.parameters
-    repeated = next((name for name in parameters if parameters[name].repeated), None)
-    flags = [name for name in parameters if name != repeated]
+    parameters, flags, repeated = command.parameters, command.single, command.repeated
     line = parse_command_line(argv, flags, [f for f in flags if parameters[f].positional], repeated is not None)
-    values: dict[str, object] = {}
-    more: list[object] = []
     for text in line.more:
-        try:
-            more.append(parameters[str(repeated)].type.check(parameters[str(repeated)].type.read(text)))
-        except ValidationError:
-            line.refuse(text, parameters[str(repeated)].refusal(text))
+        if repeated is not None and not repeated.fits(text):
+            line.refuse(text, repeated.refusal(text))
     for name, text in line.texts.items():
         if name not in flags:
             near = nearest(name, flags)
             line.refuse(f"--{name}", f"no such flag{did_you_mean(near, prefix='--')}", *near)
-            continue
-        try:
-            values[name] = parameters[name].type.check(parameters[name].type.read(text))
-        except ValidationError:
+        elif not parameters[name].fits(text):
             line.refuse(f"{parameters[name].subject} = {text!r}", parameters[name].refusal(text), name)
     for name, parameter in parameters.items():
-        if parameter.required and name not in {*values, *line.spoiled}:
+        if parameter.required and name not in {*line.texts, *line.spoiled}:
             line.refuse(parameter.written, f"is missing; expected {parameter.type.expected}")
     if line.problems:
         raise UserError(report(line.problems, f"How it is written: {program} {command.name} --help"))
-    return more, values
+    return [*line.more, *(f"--{name}={text}" for name, text in line.texts.items())]
 
 
 def _find_command(commands: Mapping[str, Command], argv: Sequence[str], program: str) -> Command:
