@@ -11,7 +11,7 @@ if __name__ == "__main__":
     # Until a command runs, Ctrl-C ends the process at once and without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -21,7 +21,17 @@ from pydantic import Field
 from utils.config_problems import speak_utf8
 from utils.errors import UserError
 from utils.tool_commands import run_commands
-from utils.value_types import Count, ExistingFolder, ExistingPath, Joined, NewFile, NewFolder, Positive, Size
+from utils.value_types import (
+    Count,
+    ExistingFolder,
+    ExistingPath,
+    Joined,
+    NewFile,
+    NewFolder,
+    NewPicture,
+    Positive,
+    Size,
+)
 
 if TYPE_CHECKING:
     from relabel.teacher import Teacher
@@ -32,9 +42,12 @@ Scenes = Annotated[int, Field(ge=10)]
 Name = Annotated[str, Field(min_length=1, title="NAME", description="the name of a network")]
 Weights = Annotated[str, Field(min_length=1, title="FILE", description="pretrained, random or a checkpoint")]
 Classes = Annotated[str, Field(min_length=1, title="FILE", description="imagenet or a text file")]
-Percent = Annotated[float, Field(gt=0, le=100)]
+Percent = Annotated[float, Field(gt=1, le=100)]
+Pictures = Annotated[int, Field(ge=1, le=200)]
+Crops = Annotated[int, Field(ge=1, le=20)]
+Fill = Annotated[float, Field(ge=-1000, le=1000)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Temperature = Annotated[float, Field(ge=1e-3)]
+Temperature = Annotated[float, Field(ge=1e-3, le=1000)]
 Deviation = Annotated[float, Field(gt=0)]
 Means = Annotated[
     tuple[float, float, float],
@@ -206,8 +219,9 @@ def check(
     teacher_accuracy: Percent | None = None,
     classifier: Name | None = None,
     classifier_weights: Weights = "pretrained",
-    fill: float = 0.0,
+    fill: Fill = 0.0,
     temperature: Temperature = 1.0,
+    box_axes: Literal["xy", "yx"] = "xy",
     maps: Positive = 10_000,
     json: NewFile | None = None,
 ) -> None:
@@ -225,6 +239,7 @@ def check(
         classifier_weights: pretrained, random, or its checkpoint.
         fill: as data.relabel.fill in training.
         temperature: as data.relabel.temperature in training.
+        box_axes: as data.relabel.box_axes in training.
         maps: label maps to measure; all are read in any case.
         json: file to write the report to as well.
     """
@@ -235,11 +250,14 @@ def check(
     from relabel.report_tables import print_report
     from utils.run_log import write_json
 
-    with in_own_words():
+    for flag, value in {"--classifier": classifier, "--teacher_accuracy": teacher_accuracy}.items():
+        if value is not None and images is None:
+            raise UserError(f"{flag} compares the maps with their images; give --images too, or leave it out")
+    with in_own_words({r"(?<=[\s(])--arch\b": "--classifier", r"--weights\b": "--classifier_weights"}):
         found = open_label_set(labels, images)
         report = make_report(
             found,
-            Settings(fill=fill, temperature=temperature, maps=maps),
+            Settings(fill=fill, temperature=temperature, box_axes=box_axes, maps=maps),
             boxes=open_object_boxes(boxes, found.class_names) if boxes else None,
             classifier=classifier_named(classifier, classifier_weights, found.class_names) if classifier else None,
             teacher_top1_percent=teacher_accuracy,
@@ -255,11 +273,11 @@ def show(
     *image: str,
     labels: ExistingFolder,
     images: ExistingFolder,
-    out: NewFile,
+    out: NewPicture,
     figure: Literal["rows", "sheet", "axes"] = "rows",
-    count: Positive = 4,
-    crops: Positive = 3,
-    fill: float = 0.0,
+    count: Pictures = 4,
+    crops: Crops = 3,
+    fill: Fill = 0.0,
     temperature: Temperature = 1.0,
     seed: Count = 0,
 ) -> None:
@@ -269,7 +287,7 @@ def show(
         image: path of an image, or CLASS/FILE or CLASS/STEM of one; without any, some are drawn at random.
         labels: a packed store or a folder of .pt files.
         images: folder of the images.
-        out: the PNG file to write.
+        out: the picture to write.
         figure: rows: image, map, crops and targets of each; sheet: many images with their likeliest classes; axes: why
             the order of a crop's sides matters, on the first image.
         count: images drawn at random.
@@ -303,7 +321,7 @@ def export_labels(
     images: ExistingFolder,
     form: Literal["multi-hot", "soft", "agreeing", "disagreeing"] = "multi-hot",
     threshold: Share = 0.1,
-    fill: float = 0.0,
+    fill: Fill = 0.0,
     temperature: Temperature = 1.0,
 ) -> None:
     """Write the labels of whole images, or the list of images whose label map agrees with their folder.
@@ -386,13 +404,17 @@ def describe(teacher: "Teacher", images: int, classes: int, device: str) -> str:
 
 
 @contextmanager
-def in_own_words() -> Iterator[None]:
-    """Tell errors of functions that main.py uses too with the names that this command line has."""
+def in_own_words(more: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Tell errors of functions that main.py uses too with the names that this command line has.
+
+    Args:
+        more: what a single command calls otherwise, as patterns.
+    """
     try:
         yield
     except UserError as error:
         message = str(error)
-        for theirs, ours in OWN_WORDS.items():
+        for theirs, ours in {**OWN_WORDS, **(more or {})}.items():
             message = re.sub(theirs, ours, message)
         raise UserError(message) from None
 

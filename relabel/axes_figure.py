@@ -26,6 +26,7 @@ from relabel.panels import (
     draw_map,
     name_regions,
     outline,
+    save,
     wrapped,
     write,
 )
@@ -68,6 +69,7 @@ def draw_axes_figure(
     label_map: LabelMap | None = None,
     class_labels: Sequence[str] = (),
     *,
+    size: tuple[int, int] | None = None,
     fill: float = 0.0,
     temperature: float = 1.0,
 ) -> None:
@@ -79,6 +81,7 @@ def draw_axes_figure(
         box: the crop.
         label_map: if given, lies over the second and third panel, and the targets pooled from it stand below them.
         class_labels: what to call each of the K classes; needed with a label map.
+        size: (width, height) of the image's file, where the image was made smaller.
         fill: logit of the classes that a cell does not store.
         temperature: the logits are divided by it before the softmax.
     """
@@ -87,7 +90,7 @@ def draw_axes_figure(
     column = max(across, MIN_COLUMN)
     page = 3 * column + 2 * WIDER_GAP
     lefts = [MARGIN + number * (column + WIDER_GAP) for number in range(3)]
-    caption = wrapped(_caption(width, height, box), page, CAPTION_TEXT, lines=4)
+    caption = wrapped(_caption(size or (width, height), box), page, CAPTION_TEXT, lines=4)
     bars_top = TITLES + down + WIDER_GAP
     end = bars_top + (BARS_INCHES + WIDER_GAP if label_map else 0.0)
     figure = Figure(figsize=(page + 2 * MARGIN, end + LINE * len(caption) + MARGIN), dpi=DPI)
@@ -100,7 +103,7 @@ def draw_axes_figure(
         colours = class_colours(np.stack([*targets, probabilities.mean((1, 2))]).mean(0, keepdims=True))
         for left, panel, target in zip(lefts[1:], panels[1:], targets, strict=True):
             draw_map(panel, image, probabilities, colours)
-            draw_bars(add_panel(figure, left, bars_top, across, BARS_INCHES), target, class_labels, colours)
+            draw_bars(add_panel(figure, left, bars_top, column, BARS_INCHES), target, class_labels, colours)
         side = min(across, BARS_INCHES)
         draw_image(add_panel(figure, lefts[0], bars_top, side, side), squashed_crop(image, box))
     for panel, region, colour in zip(panels, (box, box, box.mirrored()), (INK, RIGHT, WARNING), strict=True):
@@ -114,10 +117,11 @@ def draw_axes_figure(
         write(figure, left, TITLES - 0.1, detail, color=MUTED)
     for number, line in enumerate(caption):
         write(figure, MARGIN, end + LINE * (number + 0.9), line, CAPTION_TEXT)
-    figure.savefig(out, facecolor="white")
+    save(figure, out)
 
 
-def _caption(width: int, height: int, box: CropBox) -> str:
+def _caption(size: tuple[int, int], box: CropBox) -> str:
+    width, height = size
     mean, below_half = mean_mirrored_iou(width, height)
     return (
         f"IoU of the two regions: {box.iou(box.mirrored()):.2f} here; mean {mean:.3f} over {CROPS:,} random crops of a "

@@ -65,7 +65,7 @@ def classifier_named(arch: str, weights: str, class_names: Sequence[str]) -> Cla
         UserError: as `load_teacher`.
     """
     size = (OUR_SIZE, OUR_SIZE) if library_of(arch) == OURS else None
-    teacher = load_teacher(arch, weights, class_names, input_size=size)
+    teacher = load_teacher(arch, weights, class_names, input_size=size, per_cell=False)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = teacher.network.to(device)
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in (teacher.mean, teacher.std))
@@ -74,7 +74,7 @@ def classifier_named(arch: str, weights: str, class_names: Sequence[str]) -> Cla
 
     @torch.inference_mode()
     def probabilities(crops: Tensor) -> Tensor:
-        parts = [network((part.to(device).float() - mean) / std).mean((2, 3)) for part in crops.split(CROPS_AT_ONCE)]
+        parts = [network((part.to(device).float() - mean) / std) for part in crops.split(CROPS_AT_ONCE)]
         return torch.cat(parts)[:, known].softmax(dim=1).cpu()
 
     return Classifier(probabilities, teacher.input_size[0])

@@ -59,7 +59,10 @@ def draw_figure(
         draw_contact_sheet(out, shown, names, fill=fill, temperature=temperature)
     else:
         first = shown[0]
-        draw_axes_figure(out, first.image, first.crops[0], first.label_map, names, fill=fill, temperature=temperature)
+        file = ImageFile(found.images.path(rows[0]))
+        size = (file.width, file.height)
+        settings = {"fill": fill, "temperature": temperature}
+        draw_axes_figure(out, first.image, first.crops[0], first.label_map, names, size=size, **settings)
 
 
 def example(labels: LabelSet, row: int, crops: int, seed: int, fill: float, temperature: float) -> Example:

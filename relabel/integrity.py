@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,11 @@ class Integrity:
 
 
 def check_integrity(
-    store: LabelStore, keys: np.ndarray, store_keys: np.ndarray, image_path: Callable[[int], Path] | None = None
+    store: LabelStore,
+    keys: np.ndarray,
+    store_keys: np.ndarray,
+    image_path: Callable[[int], Path] | None = None,
+    skipped: Collection[str] = (),
 ) -> Integrity:
     """Read every label map, and the header of every image; nothing stops at the first mistake.
 
@@ -123,12 +127,14 @@ def check_integrity(
         keys: bytes [N], "CLASS/STEM" of every image.
         store_keys: bytes [M]; the keys of all maps that there are.
         image_path: gives the file of a row; None: there are no images to look at.
+        skipped: keys that are known to have no map; they are not counted as missing.
     """
     result = Integrity(len(keys))
     _check_names(result, keys, store_keys)
     missing = store.missing()
     unpaired = np.setdiff1d(store_keys, keys)
-    _list_missing(result, store, keys, missing, set(unpaired.tolist()))
+    unexpected = missing[~np.isin(keys[missing], [os.fsencode(key) for key in skipped])] if skipped else missing
+    _list_missing(result, store, keys, unexpected, set(unpaired.tolist()))
     _list_orphans(result, keys, unpaired)
     _read_all(result, store, set(missing.tolist()), image_path)
     return result

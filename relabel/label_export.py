@@ -15,7 +15,6 @@ import torch
 
 from relabel.keep_list import write_keep_list
 from relabel.label_set import LabelSet
-from relabel.label_store import check_present
 from relabel.targets import relabel_target
 from utils.errors import UserError
 from utils.folders import replacing
@@ -49,7 +48,6 @@ def export_labels(
     count, images = 0, labels.images
     assert images is not None
     as_json = out.suffix == ".json"
-    check_present(labels.store, images.path)
     with (
         replacing(out) as temporary,
         temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
@@ -59,7 +57,9 @@ def export_labels(
             found = [(labels.class_names[index], round(p, DIGITS)) for index, p in _likely(target, threshold)]
             count += len(found)
             name = images.name(row)
-            file.write(_json_entry(name, found, soft, row == 0) if as_json else _tsv_lines(name, found, soft))
+            file.write(
+                _json_entry(name, found, soft, count == len(found)) if as_json else _tsv_lines(name, found, soft)
+            )
         file.write("\n}\n" if as_json else "")
     return count
 
@@ -90,7 +90,6 @@ def export_cleaning(
     images, folders = labels.images, labels.labels
     if images is None or folders is None:
         raise UserError("these images have no class folders that label maps could agree with. Give a folder of folders")
-    check_present(labels.store, images.path)
     chosen = []
     for row, target in _targets(labels, fill, temperature, "compare"):
         label = int(folders[row])
@@ -108,10 +107,16 @@ def export_cleaning(
 
 
 def _targets(labels: LabelSet, fill: float, temperature: float, title: str) -> Iterator[tuple[int, np.ndarray]]:
-    """(row, target of the whole image float32 [K]) of every row."""
-    with JobProgress(title, len(labels), "label maps") as progress:
-        for start in range(0, len(labels), BATCH):
-            maps = [labels.store.read(row) for row in range(start, min(start + BATCH, len(labels)))]
+    """(row, target of the whole image float32 [K]) of every image that has a map."""
+    missing = labels.store.missing()
+    rows = np.setdiff1d(np.arange(len(labels)), missing).tolist()
+    if not rows:
+        raise UserError(f"{labels.path} has no label map of any of the {len(labels):,} images; expected some")
+    if len(missing):
+        print(f"{len(missing):,} of {len(labels):,} images have no label map and are left out", flush=True)
+    with JobProgress(title, len(rows), "label maps") as progress:
+        for start in range(0, len(rows), BATCH):
+            maps = [labels.store.read(row) for row in rows[start : start + BATCH]]
             targets = relabel_target(
                 torch.from_numpy(np.stack([label_map.scores for label_map in maps])),
                 torch.from_numpy(np.stack([label_map.classes for label_map in maps])),
@@ -122,7 +127,7 @@ def _targets(labels: LabelSet, fill: float, temperature: float, title: str) -> I
                 temperature=temperature,
                 supervision="global_multi",
             )
-            yield from enumerate(targets.numpy(), start)
+            yield from zip(rows[start : start + BATCH], targets.numpy(), strict=True)
             progress.advance(len(maps))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from relabel.label_folder import HOW_TO_CONTINUE, HOW_TO_GO_ON, SUFFIX, LabelFolder, list_label_files
 from relabel.label_manifest import MANIFEST, Manifest, read_manifest
 from relabel.label_map import LabelMap
-from relabel.packed_store import UNFINISHED, PackedStore, load_keys, read_whole_manifest
+from relabel.packed_store import MAPS, UNFINISHED, PackedStore, load_keys, read_whole_manifest
 from utils.errors import UserError
 from utils.folders import locked, make_writable
 
@@ -135,6 +135,6 @@ def manifest_of(root: Path) -> Manifest | None:
             f"found {found} at {root}; expected a folder of label maps: a packed store, or CLASS/STEM{SUFFIX} for each "
             f"image. Correct --data.relabel.path. {HOW_TO_GO_ON}"
         )
-    if (root / UNFINISHED).exists() and not (root / MANIFEST).exists():
+    if ((root / UNFINISHED).exists() or (root / MAPS).exists()) and not (root / MANIFEST).exists():
         return read_whole_manifest(root)  # which says that it is unfinished
     return read_manifest(root)

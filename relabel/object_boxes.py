@@ -162,7 +162,7 @@ def read_truth(path: Path) -> dict[str, Truth]:
         return {name: _truth(entry["labels"], entry["boxes"]) for name, entry in entries.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"cannot read the true labels of digit scenes from {path}: {error}\n"
+            f"cannot read the true labels of digit scenes from {path} ({type(error).__name__}: {error}).\n"
             f"Expected the file that `python -m relabel digits --out {path.parent}` writes."
         ) from error
 
@@ -192,7 +192,7 @@ def read_voc_file(path: Path, class_folder: str) -> list[ObjectBox]:
         if width <= 0 or height <= 0:
             raise ValueError(f"its <size> is {width:g} x {height:g}")
         return [_object(element, width, height, class_folder) for element in root.iterfind("object")]
-    except (OSError, ValueError, expat.ExpatError) as error:
+    except (OSError, ValueError, LookupError, expat.ExpatError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise UserError(
             f"{path}: cannot be read as object boxes: {reason}. Expected a Pascal-VOC file: <size> and, for each "

@@ -5,6 +5,7 @@ a panel that shows an image, coordinates are fractions of the image, as a CropBo
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,6 +18,7 @@ from PIL import Image
 
 from relabel.crop_box import CropBox
 from relabel.label_map import LabelMap
+from utils.folders import replacing
 
 # Matplotlib's ten colours, but navy for grey: grey is what a map shows where the annotator sees nothing.
 PALETTE = tuple(f"tab:{name}" for name in ("blue", "orange", "green", "red", "purple", "brown", "pink"))
@@ -46,6 +48,12 @@ def add_panel(figure: Figure, left: float, top: float, width: float, height: flo
     for spine in axes.spines.values():
         spine.set(edgecolor=MUTED, linewidth=0.8)
     return axes
+
+
+def save(figure: Figure, out: Path) -> None:
+    """Write a figure as PNG, whole or not at all. UserError where it cannot be written."""
+    with replacing(out) as temporary:
+        figure.savefig(temporary, format="png", facecolor="white")
 
 
 def write(figure: Figure, left: float, baseline: float, text: str, points: float = TEXT, **style: object) -> None:

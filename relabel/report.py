@@ -100,10 +100,10 @@ def make_report(
         classifier: for the second test of the axes; needs images.
         teacher_top1_percent: known accuracy of the maps' teacher.
     """
-    integrity = check_integrity(labels.store, labels.keys, labels.store_keys, labels.image_path)
+    skipped = labels.manifest.skipped if labels.manifest else {}
+    integrity = check_integrity(labels.store, labels.keys, labels.store_keys, labels.image_path, skipped)
     for name in damaged_files(labels.path, labels.manifest) if labels.manifest else []:
         integrity.changed_files.add(name)
-    skipped = labels.manifest.skipped if labels.manifest else {}
     if len(integrity.usable) == 0:
         problems = [*integrity.problems(), "There is no label map that can be read."]
         notes = _notes(integrity, None, None, skipped)

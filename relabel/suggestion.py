@@ -20,6 +20,8 @@ TEMPERATURES = 2.0 ** np.arange(-4, 4.5, 0.5)  # tried, times the present one
 # Students do not mind a temperature that is off by less. On the digit scenes the cross-entropy is lowest at 0.4, and
 # temperatures 0.1, 0.4, 1, 2, 3 gave 77.8, 78.7, 79.4, 78.6, 71.4 % top-1 (means of seeds 0-2, each to within 1).
 WORTHWHILE_FACTOR = 4.0
+WORTHWHILE_NATS = 0.1
+BELOW_FILL = 0.05  # share of cells whose highest score may be below the fill
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +91,24 @@ def suggest(
     lower = pooled.tolerable_fill(fill, kept)
     # Rounded down to a tenth, so that what is suggested keeps what it promises.
     new_fill = None if lower is None or lower == fill else float(np.floor(lower * 10) / 10)
+    if new_fill is None and (below := _fill_below_scores(sample, num_classes, fill)):
+        return below
     reasons = [_why_fill(pooled.leak(fill, kept), fill, new_fill), _why_temperature(change, temperature, labels)]
     return Suggestion(new_fill, change.temperature if change else None, " ".join(filter(None, reasons)))
+
+
+def _fill_below_scores(sample: MapSample, num_classes: int, fill: float) -> Suggestion | None:
+    """A fill below nearly all scores, where the given one lies above whole cells: absent classes would win there."""
+    scores = sample.scores.float()
+    above = float((scores.amax(dim=1) < fill).float().mean())
+    if scores.shape[1] == num_classes or above <= BELOW_FILL:
+        return None
+    lower = float(np.floor(np.quantile(scores.amin(dim=1).numpy(), 0.01)))
+    reason = (
+        f"{100 * above:.0f} % of the cells have no score above fill {fill:g}: classes that they do not hold count for "
+        f"more than those they do. Try fill {lower:g}, which lies below nearly all scores."
+    )
+    return Suggestion(lower, None, reason)
 
 
 def _pool(sample: MapSample, labels: Tensor | None, num_classes: int) -> _Pooled:
@@ -109,10 +127,11 @@ def _pool(sample: MapSample, labels: Tensor | None, num_classes: int) -> _Pooled
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """A temperature that fits the labels better, and by how many nats of cross-entropy."""
+    """A temperature that fits the labels better, by how many nats of cross-entropy, and if it is the lowest tried."""
 
     temperature: float
     gain: float
+    is_lowest: bool
 
 
 def _better_temperature(pooled: _Pooled, fill: float, temperature: float) -> _Change | None:
@@ -121,15 +140,14 @@ def _better_temperature(pooled: _Pooled, fill: float, temperature: float) -> _Ch
     fills = [pooled.tolerable_fill(fill, other) for other in tried]
     losses = [pooled.loss(fill if lower is None else lower, other) for lower, other in zip(fills, tried, strict=True)]
     best = int(np.argmin([float(loss.mean()) for loss in losses]))
-    if best in (0, len(tried) - 1):
-        return None  # labels and maps do not belong together, and a temperature is no cure
     gains = losses[tried.index(temperature)] - losses[best]
     gain, error = float(gains.mean()), float(gains.std(correction=0)) / len(gains) ** 0.5
     factor = max(TEMPERATURES[best], 1 / TEMPERATURES[best])
-    worthwhile = factor >= WORTHWHILE_FACTOR and gain > 2 * error
+    if best == len(tried) - 1 or factor < WORTHWHILE_FACTOR or gain < max(WORTHWHILE_NATS, 2 * error):
+        return None  # the highest is best where labels and maps do not belong together, and is no cure
     # The optimum is flat, and more digits would promise too much.
     rounded = float(f"{tried[best]:.1g}" if tried[best] < 1 else f"{tried[best]:.2g}")
-    return _Change(rounded, gain) if worthwhile else None
+    return _Change(rounded, gain, best == 0)
 
 
 def _why_fill(leak: float, fill: float, new_fill: float | None) -> str:
@@ -146,10 +164,11 @@ def _why_temperature(change: _Change | None, temperature: float, labels: Tensor 
     if labels is None:
         return ""
     if change is None:
-        return f"Temperature {temperature:g} is fine: the folders' labels want none that is far from it."
+        return f"No temperature far from {temperature:g} would make the folders' labels clearly likelier."
     fault = "sharp" if change.temperature > temperature else "soft"
+    value = f"{change.temperature:g}{' or lower' if change.is_lowest else ''}"
     return (
-        f"Measured by the folders' labels the targets are far too {fault}: try temperature {change.temperature:g}, "
-        f"which lowers their cross-entropy by {change.gain:.2f} nats. (A teacher that has learned from these very "
-        "images is surer of them than of others.)"
+        f"Measured by the folders' labels the targets are far too {fault}: try temperature {value}, which lowers their "
+        f"cross-entropy by {change.gain:.2f} nats. (A teacher that has learned from these very images is surer of them "
+        "than of others.)"
     )

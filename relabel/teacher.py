@@ -83,6 +83,7 @@ def load_teacher(
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
     interpolation: str | None = None,
+    per_cell: bool = True,
 ) -> Teacher:
     """The classifier of this name with these weights, as a teacher of label maps.
 
@@ -95,6 +96,7 @@ def load_teacher(
             more classes than these, in any order; where nobody says its class names, they must be these.
         input_size, mean, std, interpolation: None = the teacher's own: of timm's configuration, or of torchvision's
             default weights. Networks of ours have ImageNet's mean and std, bilinear, and no size.
+        per_cell: False leaves the classifier as it is: its network gives logits [B, K] of whole images.
 
     Raises:
         UserError: the network is unknown, cannot make maps or needs a size; its weights cannot be had or are of
@@ -111,8 +113,10 @@ def load_teacher(
     view = replace(_own_input(classifier), **{name: value for name, value in asked.items() if value is not None})
     fields = _complete(view, classifier.arch)
     description = _description(classifier)  # of the weights as they are: the next line tries them out
-    network = fully_convolutional(classifier.model)
-    description |= {"head": network.head, "mean_is_logits": network.mean_is_logits}
+    network = classifier.model.eval()
+    if per_cell:
+        network = fully_convolutional(classifier.model)
+        description |= {"head": network.head, "mean_is_logits": network.mean_is_logits}
     if weights == RANDOM:
         _warn_of_random_weights(classifier.arch)
     return Teacher(network, class_names, classifier.num_classes, **fields, description=description)
@@ -166,6 +170,8 @@ def _of_file(arch: str | None, path: Path, data_classes: Sequence[str] | None) -
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     names = content.get("class_names")
+    if not (names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names))):
+        raise UserError(f"{path}: found class_names that are no list of texts. Give a checkpoint of a training")
     if names is None and num_classes == IMAGENET_CLASSES != len(data_classes or ()) and library_of(arch) != OURS:
         names = _imagenet_names(num_classes)  # whoever trained these networks for 1000 classes trained them on ImageNet
     return _Classifier(model, arch, path.name, num_classes, names)

@@ -38,6 +38,7 @@ from relabel.panels import (
     fitted,
     name_regions,
     percent,
+    save,
     text_width,
     write,
 )
@@ -114,7 +115,7 @@ def draw_examples(
     for example, probabilities, height in zip(examples, maps, heights, strict=True):
         _draw_row(figure, top, height, example, probabilities, class_labels, colours, headings=top == HEADING)
         top += height + CAPTION
-    figure.savefig(out, facecolor="white")
+    save(figure, out)
 
 
 def draw_contact_sheet(
@@ -150,7 +151,8 @@ def draw_contact_sheet(
     width = columns * (TILE_INCHES + WIDER_GAP) - WIDER_GAP + 2 * MARGIN
     figure = Figure(figsize=(width, float(tops[-1])), dpi=DPI)
     wrong = sum(example.label not in (None, classes[0]) for classes, example in zip(shown, examples, strict=True))
-    summary = f"{wrong} of {len(examples)} targets disagree with the label (≠)"
+    labelled = sum(example.label is not None for example in examples)
+    summary = f"{wrong} of {labelled} targets disagree with the label (≠)" if labelled else f"{len(examples)} images"
     write(figure, MARGIN, 0.22, fitted(summary, width - 2 * MARGIN, 11), 11)
     for number, example in enumerate(examples):
         left, top = MARGIN + number % columns * (TILE_INCHES + WIDER_GAP), float(tops[number // columns])
@@ -164,7 +166,7 @@ def draw_contact_sheet(
         for line, index in enumerate(shown[number], 1):
             baseline = top + mat + 0.19 + line * LINE_INCHES
             _write_share(figure, left, baseline, class_labels[index], float(targets[number][index]), colours.get(index))
-    figure.savefig(out, facecolor="white")
+    save(figure, out)
 
 
 def draw_curves(out: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -194,7 +196,7 @@ def draw_curves(out: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> N
     axes.tick_params(labelsize=10, colors=MUTED, length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(MUTED)
-    figure.savefig(out, facecolor="white")
+    save(figure, out)
 
 
 def squashed_crop(image: np.ndarray, box: CropBox) -> np.ndarray:

@@ -68,7 +68,7 @@ def test_with_a_label_map_each_region_has_its_target(tmp_path: Path, monkeypatch
     dense = np.zeros((3, 6, 8), dtype=np.float32)
     dense[0, 3:], dense[1, :3] = 12, 12  # class 0 below, class 1 above
     figures: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, *words, **settings: figures.append(self))
+    monkeypatch.setattr("relabel.axes_figure.save", lambda figure, out: figures.append(figure))
     image = np.full((300, 400, 3), 128, dtype=np.uint8)
     draw_axes_figure(tmp_path / "axes.png", image, LOWER_LEFT, LabelMap.from_dense(dense, 2), ["ant", "bee", "cow"])
     bars = [axes for axes in figures[0].axes if any(text.get_text().endswith("%") for text in axes.texts)]

@@ -1,7 +1,6 @@
 """Boxes from files that others wrote: where they lie, whose they are, and what a hostile file cannot do."""
 
 import socket
-import time
 from pathlib import Path
 
 import numpy as np
@@ -91,12 +90,17 @@ LAUGHS = "".join(f'<!ENTITY l{i} "{f"&l{i - 1};" * 10}">' for i in range(1, 12))
 BILLION_LAUGHS = f'<!DOCTYPE a [<!ENTITY l0 "ha">{LAUGHS}]>'
 
 
+def test_an_encoding_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.xml"
+    path.write_text('<?xml version="1.0" encoding="rot13"?><annotation/>')
+    with pytest.raises(UserError, match=r"a\.xml: cannot be read as object boxes"):
+        boxes_in(path)
+
+
 def test_billion_laughs_are_refused_at_once(tmp_path: Path) -> None:
     path = write(tmp_path / "a.xml", box_xml(1, 1, 9, 9, name="&l11;"), head=BILLION_LAUGHS)
-    start = time.monotonic()
     with pytest.raises(UserError, match="it declares a document type"):
         boxes_in(path)
-    assert time.monotonic() - start < 1
 
 
 def test_no_other_file_and_no_server_is_asked(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_it_is_found_from_another_present_temperature_too() -> None:
 @pytest.mark.parametrize("scale", [0.4, 1.0, 2.5])
 def test_a_temperature_near_the_best_is_left_alone(scale: float) -> None:
     found = suggest(*planted(scale), K)
-    assert found.temperature is None and "Temperature 1 is fine" in found.reason
+    assert found.temperature is None and "No temperature far from 1" in found.reason
 
 
 def test_labels_that_have_nothing_to_do_with_the_maps_suggest_no_temperature() -> None:
@@ -76,3 +76,14 @@ def test_pooling_once_serves_every_fill(fill: float, temperature: float) -> None
     expected = whole_image_target(sample.scores, sample.classes, K, fill, temperature)
     found = _pool(sample, None, K).log_target(fill, temperature).exp()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_fill_above_the_scores_of_few_classes_is_noticed() -> None:
+    """No class is absent from the whole map, so nothing leaks; but in each cell absent ones stand above the rest."""
+    dense = np.full((4, 3, 5), -6.0, np.float32)
+    dense[0, :, :3], dense[1, :, 3:], dense[2], dense[3, 0] = -2, -3, -5, -4
+    sample = sample_of(*[LabelMap.from_dense(dense, 2)] * 30)
+    found = suggest(sample, None, 4)
+    assert found.fill is not None and found.fill <= -5
+    assert "100 % of the cells have no score above fill 0" in found.reason
+    assert suggest(sample, None, 4, fill=found.fill).fill is None

@@ -357,3 +357,20 @@ def test_a_damaged_cache_is_told(hub_cache: Path) -> None:
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"cannot be fetched, or cannot be read \(SafetensorError"):
         load_teacher(TIMM_ARCH, "pretrained", None)
+
+
+def test_a_classifier_can_stay_what_it_is(tmp_path: Path) -> None:
+    """For those who want to know what it says of an image, and not of its cells."""
+    names = [f"class{i}" for i in range(7)]
+    network = checkpoint(tmp_path / "a.pth", "convnext_atto", 7, class_names=names)
+    teacher = load_teacher("convnext_atto", str(tmp_path / "a.pth"), names, per_cell=False)
+    images = torch.rand(2, 3, 64, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(teacher.network(images), network.eval()(images))
+
+
+@pytest.mark.parametrize("names", [3, "abc", ["a", 2], {"a": 1}])
+def test_class_names_that_are_none_are_refused(tmp_path: Path, names: Any) -> None:
+    checkpoint(tmp_path / "a.pth", "resnet18", 3, class_names=names)
+    with pytest.raises(UserError, match=r"a\.pth: found class_names that are no list of texts"):
+        load_teacher("resnet18", str(tmp_path / "a.pth"), None)

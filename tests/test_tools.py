@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -95,12 +96,12 @@ def test_choices_are_those_of_the_parts() -> None:
         (["digits", "out=new"], 2, "write --out=new"),
         (["annotate", "nowhere", "new", "--top_k", "0"], 2, "IMAGES = 'nowhere'.*\n.*--top_k = '0'"),
         (["annotate", "nowhere"], 2, "IMAGES = 'nowhere'.*\n.*OUT .*is missing"),
-        (["show", "a", "--labels", "."], 2, "--images DIR .*is missing.*\n.*--out FILE .*is missing"),
+        (["show", "a", "--labels", "."], 2, "--images DIR .*is missing.*\n.*--out FILE.png .*is missing"),
         (["pack", "."], 2, "OUT .*is missing"),
         (
             ["check", "nowhere", "--teacher_accuracy", "101"],
             2,
-            "LABELS = 'nowhere'.*\n.*expected a number > 0 and <= 100",
+            "LABELS = 'nowhere'.*\n.*expected a number > 1 and <= 100",
         ),
         (
             ["export-labels", ".", "x.tsv", "--images", ".", "--form", "hard"],
@@ -268,6 +269,34 @@ def test_a_teacher_that_cannot_serve_is_refused(
     err = refused(capsys, "annotate", scenes / "train", "maps", "--size", "56x72", *flags)
     assert re.search(match, err) and "model.arch" not in err
     assert not Path("maps").exists()
+
+
+def test_what_was_skipped_is_no_dead_end(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two images cannot be read: check says so, export leaves them out, and the keep list has the others."""
+    train = tmp_path / "train"
+    shutil.copytree(scenes / "train", train)
+    for path in sorted(train.glob("digit_0/*"))[:2]:
+        path.write_text("no image")
+    labels, keep = str(tmp_path / "labels"), str(tmp_path / "keep.txt")
+    argv = ["annotate", str(train), labels, "--weights", str(ROOT / "configs/digits/annotator.pth"), "--size", "64x80"]
+    tools.main([*argv, "--on_error", "skip"])
+    with pytest.raises(SystemExit) as caught:
+        tools.main(["check", labels, "--images", str(train)])
+    out = " ".join(capsys.readouterr().out.split())
+    assert caught.value.code == 1 and "Images that cannot be read: 2" in out
+    assert "Images left out when the maps were made: 2." in out and "Images without label map" not in out
+    tools.main(["export-labels", labels, keep, "--images", str(train), "--form", "agreeing", "--threshold", "0"])
+    assert "2 of 20 images have no label map and are left out" in capsys.readouterr().out
+    assert sum(not line.startswith("#") for line in Path(keep).read_text().splitlines()) == 18
+
+
+@pytest.mark.parametrize("out", ["picture.jpg", "picture", "no/picture.png"])
+def test_pictures_are_png_files(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    err = refused(capsys, "show", "--labels", ".", "--images", scenes / "train", "--out", out)
+    assert f"--out = '{out}'" in err and "expected a .png file in a folder that exists" in err
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

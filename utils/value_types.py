@@ -96,6 +96,11 @@ NewFile = Annotated[
     _path_that(_can_be_written),
     Field(title="FILE", description="a file in a folder that exists and can be written"),
 ]
+NewPicture = Annotated[
+    Path,
+    _path_that(lambda path: path.suffix.lower() == ".png" and _can_be_written(path)),
+    Field(title="FILE.png", description="a .png file in a folder that exists and can be written"),
+]
 NewFolder = Annotated[Path, Field(title="DIR", description="a path")]
 Size = Annotated[
     tuple[Positive, Positive],
