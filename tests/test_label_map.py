@@ -52,8 +52,8 @@ def test_from_dense_takes_tensors_and_keeps_only_half(kind: torch.dtype) -> None
 
 
 def test_class_ids_take_the_smallest_type_that_holds_them() -> None:
-    assert class_dtype(1000) == class_dtype(32768) == np.int16
-    assert class_dtype(32769) == np.int32
+    assert class_dtype(1000) == class_dtype(32767) == np.int16
+    assert class_dtype(32768) == np.int32
 
 
 def test_a_good_map_passes() -> None:
