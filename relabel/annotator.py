@@ -267,7 +267,7 @@ class _Job:
             )
             for queued in self._one_behind(batches):
                 self._write(queued)
-                progress.advance(len(queued.batch.rows))
+                progress.advance(int((~self._done[queued.batch.rows]).sum()))
         self._writer.close()
         shares = gather_objects((self._written, kept, self._absent_sum, self._named(self._reasons)))
         written, kept = sum(share[0] for share in shares), sum(share[1] for share in shares)
