@@ -32,8 +32,7 @@ class LabelMap:
         """Refuse arrays that cannot belong together."""
         scores, classes = self.scores, self.classes
         assert scores.shape == classes.shape and scores.ndim == 3, (scores.shape, classes.shape)
-        assert scores.dtype.kind == "f" and scores.dtype.itemsize <= 4, scores.dtype
-        assert classes.dtype.kind in "iu", classes.dtype
+        assert scores.dtype.char in "ef" and classes.dtype.kind in "iu", (scores.dtype, classes.dtype)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -58,7 +58,7 @@ class PackedStore:
         # Ids up to 32,767 are the same two bytes signed, which every operation of torch takes.
         self._id_type = np.dtype("<i2") if class_dtype(manifest.num_classes) is np.int16 else np.dtype("<u2")
         skipped = _skipped(manifest)
-        if manifest.maps != len(np.setdiff1d(store_keys, skipped)):
+        if manifest.maps != len(store_keys) - int(np.isin(skipped, store_keys).sum() if len(skipped) else 0):
             raise UserError(f"{folder}: {MANIFEST} tells of {manifest.maps:,} maps, {KEYS} of others. {_FETCH_AGAIN}")
         self._records = find_rows(store_keys, keys, skipped)
         crcs = _load(folder, CRCS, "u", len(store_keys))
@@ -95,16 +95,12 @@ class PackedStore:
 
     def place(self, row: int) -> str:
         """See LabelStore."""
-        number = self._number(row)
+        number = row if self._records is None else int(self._records[row])
         return f"a record of {self._folder}" if number < 0 else f"{self._folder}/{MAPS}, record {number:,}"
-
-    def _number(self, row: int) -> int:
-        """The record of a row, -1 if there is none."""
-        return row if self._records is None else self._records.item(row)
 
     def _record(self, row: int) -> bytes:
         """The bytes of a row's record, checked against its CRC."""
-        number = self._number(row)
+        number = row if self._records is None else self._records.item(row)
         if number < 0:
             raise UserError(f"{self._folder} holds no label map of row {row:,} of the images. Make the missing maps.")
         if self._file < 0:
@@ -198,7 +194,8 @@ def damaged_files(folder: Path, manifest: Manifest) -> list[str]:
 def load_keys(folder: Path) -> np.ndarray:
     """bytes [N], sorted; the keys of all maps in a finished store. UserError where they cannot be read."""
     manifest = read_whole_manifest(folder)
-    return np.setdiff1d(_load(folder, KEYS, "S"), _skipped(manifest))
+    keys, skipped = _load(folder, KEYS, "S"), _skipped(manifest)
+    return np.setdiff1d(keys, skipped) if len(skipped) else keys
 
 
 def _skipped(manifest: Manifest) -> np.ndarray:
