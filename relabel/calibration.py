@@ -13,7 +13,7 @@ from torch import Tensor
 
 from relabel.map_sample import MapSample
 from relabel.suggestion import Suggestion, suggest
-from relabel.targets import relabel_target
+from relabel.targets import whole_image_target
 from utils.estimates import Estimate
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
@@ -155,13 +155,6 @@ def cell_leak(scores: Tensor, classes: Tensor, num_classes: int, fill: float, te
     stored = (scores / temperature).masked_fill(~held, -torch.inf).logsumexp(dim=1)
     # n classes at logit `fill` weigh as much as one at fill + log n; none weigh nothing.
     return (absent.float().log() + fill / temperature - stored).sigmoid()
-
-
-def whole_image_target(scores: Tensor, classes: Tensor, num_classes: int, fill: float, temperature: float) -> Tensor:
-    """float [B, K]; the target of a crop that is the whole image."""
-    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).expand(len(scores), 4)
-    labels = torch.zeros(len(scores), dtype=torch.int64)
-    return relabel_target(scores, classes, boxes, labels, num_classes, fill=fill, temperature=temperature)
 
 
 def classes_shown(target: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 
 from relabel.keep_list import write_keep_list
 from relabel.label_set import LabelSet
-from relabel.targets import relabel_target
+from relabel.targets import whole_image_target
 from utils.errors import UserError
 from utils.folders import replacing
 from utils.progress import JobProgress
@@ -117,16 +117,9 @@ def _targets(labels: LabelSet, fill: float, temperature: float, title: str) -> I
     with JobProgress(title, len(rows), "label maps") as progress:
         for start in range(0, len(rows), BATCH):
             maps = [labels.store.read(row) for row in rows[start : start + BATCH]]
-            targets = relabel_target(
-                torch.from_numpy(np.stack([label_map.scores for label_map in maps])),
-                torch.from_numpy(np.stack([label_map.classes for label_map in maps])),
-                torch.zeros(len(maps), 4),
-                torch.zeros(len(maps), dtype=torch.int64),
-                len(labels.class_names),
-                fill=fill,
-                temperature=temperature,
-                supervision="global_multi",
-            )
+            scores = torch.from_numpy(np.stack([label_map.scores for label_map in maps]))
+            classes = torch.from_numpy(np.stack([label_map.classes for label_map in maps]))
+            targets = whole_image_target(scores, classes, len(labels.class_names), fill, temperature)
             yield from zip(rows[start : start + BATCH], targets.numpy(), strict=True)
             progress.advance(len(maps))
 

@@ -64,6 +64,14 @@ def relabel_target(
     return target
 
 
+def whole_image_target(scores: Tensor, classes: Tensor, num_classes: int, fill: float, temperature: float) -> Tensor:
+    """float32 [B, K]; ReLabel's target of a crop that is the whole image. Arguments as of `relabel_target`."""
+    boxes, labels = torch.zeros(len(scores), 4), torch.zeros(len(scores), dtype=torch.int64)  # neither counts here
+    return relabel_target(
+        scores, classes, boxes, labels, num_classes, fill=fill, temperature=temperature, supervision="global_multi"
+    )
+
+
 def smooth(target: Tensor, smoothing: float) -> Tensor:
     """Label smoothing of any target [.., K]: t * (1 - s) + s / K; comes before CutMix."""
     return target * (1 - smoothing) + smoothing / target.shape[-1]

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from relabel.calibration import calibrate, whole_image_target
+from relabel.calibration import calibrate
 from relabel.label_map import LabelMap
 from relabel.map_sample import MapSample
 from relabel.suggestion import _pool, suggest
+from relabel.targets import whole_image_target
 from tests.memory_store import uniform_map
 from tests.test_calibration import of, sample_of
 
