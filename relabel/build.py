@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from models.batch_norm import set_batch_norm
 from models.build import create_model
 from relabel.dataset import CentreView, ImageDataset, ImageList, RandomView, list_images
+from relabel.decode import resolve_decoder
 from relabel.keep_list import keep_listed
 from relabel.label_store import LabelStore, check_one_per_class, check_present, open_label_store
 from relabel.loader import Batch, Loader, TestBatches, TrainBatches, steps_per_epoch
@@ -152,7 +153,7 @@ def train_loader(
     """First update -> this process's training batches from there to the end of the run."""
     data = config.data
     view = RandomView(data.image_size, data.rrc_minimum, data.flip_prob, data.color_jitter, data.lighting, plan.seed)
-    dataset = ImageDataset(images, view, store)
+    dataset = ImageDataset(images, view, store, resolve_decoder(data.decoder))
 
     def batches(start_step: int) -> Iterable[Batch]:
         sampler = TrainBatches(
@@ -173,7 +174,8 @@ def train_loader(
 def test_loader(config: FrozenMunch, images: ImageList, place: Place) -> Callable[[], Iterable[Batch]]:
     """This process's share of a test set: whole images, resized and centre-cropped."""
     size = config.data.test_size or config.data.image_size
-    dataset = ImageDataset(images, CentreView(size, config.data.crop_ratio))
+    view = CentreView(size, config.data.crop_ratio)
+    dataset = ImageDataset(images, view, decoder=resolve_decoder(config.data.decoder))
     batch_size = place.share(config.util.val_batch_size, "util.val_batch_size")
 
     def batches() -> Iterable[Batch]:

@@ -290,17 +290,21 @@ class ImageDataset:
     Cheap to pickle; files are opened when a sample is asked for.
     """
 
-    def __init__(self, images: ImageList, view: View, label_store: LabelStore | None = None) -> None:
+    def __init__(
+        self, images: ImageList, view: View, label_store: LabelStore | None = None, decoder: str = "pillow"
+    ) -> None:
         """Keep the parts together.
 
         Args:
             images: what there is.
             view: RandomView or CentreView.
             label_store: row i is the map of the i-th image (opened with `images.keys()`); None: no label maps.
+            decoder: one of relabel.decode.DECODERS.
         """
         self.images = images
         self.view = view
         self.label_store = label_store
+        self.decoder = decoder
 
     def __len__(self) -> int:
         """N."""
@@ -309,6 +313,6 @@ class ImageDataset:
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         """The sample of (epoch, index). UserError naming the file: image or label map missing or damaged."""
         epoch, index = key
-        crop = self.view.look(ImageFile(self.images.path(index)), epoch, index)
+        crop = self.view.look(ImageFile(self.images.path(index), self.decoder), epoch, index)
         label_map = None if self.label_store is None else self.label_store.read(index)
         return Sample(crop.image, int(self.images.labels[index]), crop.box, label_map, crop.augmentation, index)

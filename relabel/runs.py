@@ -24,6 +24,7 @@ from relabel.build import (
     train_loader,
 )
 from relabel.dataset import ImageList
+from relabel.decode import resolve_decoder
 from relabel.evaluation import evaluate
 from relabel.label_store import LabelStore
 from relabel.trainer import Preempted, Trainer
@@ -62,6 +63,7 @@ def train(place: Place, config: FrozenMunch) -> None:
         "images_sha256": fingerprint(images),
         "validation_images_sha256": fingerprint(test_images),
         "precision": precision.name,
+        "decoder": resolve_decoder(config.data.decoder),
     }
 
     folder = Path(config.util.run_dir)
@@ -149,6 +151,7 @@ def introduce(config: FrozenMunch, images: ImageList, test_images: ImageList, tr
         processes=place.world_size,
         device=str(place.device),
         precision=trainer.precision.name,
+        decoder=trainer.identity["decoder"],
     )
     batch = config.optim.batch_size // place.local_world_size * place.world_size
     parameters = sum(p.numel() for p in trainer.model.parameters())
@@ -255,6 +258,7 @@ def test(place: Place, config: FrozenMunch) -> None:
             "arch": config.model.arch,
             "data": str(images.root),
             "precision": precision.name,
+            "decoder": resolve_decoder(config.data.decoder),
         }
         report |= {name: score.as_record() for name, score in scores.items()}
         write_json(folder / f"evaluation-{path.stem}.json", report)

@@ -67,6 +67,102 @@ def test_a_crop_of_an_imagenet_photo_equals_torchvisions_to_the_pixel() -> None:
         assert_crops_equal_torchvision(path)
 
 
+def fast_and_reference(path: Path) -> tuple[ImageFile, ImageFile]:
+    """The same file by both decoders; the sizes agree."""
+    fast, reference = ImageFile(path, "simplejpeg"), ImageFile(path, "pillow")
+    assert (fast.width, fast.height) == (reference.width, reference.height)
+    return fast, reference
+
+
+def assert_fast_crops_are_the_reference(path: Path) -> None:
+    """Random boxes: no value is more than 2 of 255 off, on average far less than 1; a shift by a pixel would show."""
+    rng = np.random.default_rng(2)
+    fast, reference = fast_and_reference(path)
+    for _ in range(12):
+        box = CropBox.from_pixels(*random_pixels(rng, fast.width, fast.height), fast.width, fast.height)
+        difference = fast.resized_crop(box, 52, 37).astype(int) - reference.resized_crop(box, 52, 37)
+        assert abs(difference).max() <= 2 and (difference**2).mean() < 0.5
+    difference = fast.centre_crop(48, 0.875).astype(int) - reference.centre_crop(48, 0.875)
+    assert abs(difference).max() <= 2 and (difference**2).mean() < 0.5
+
+
+def test_a_crop_by_the_fast_decoder_is_the_reference(tmp_path: Path) -> None:
+    photo_like(151, 94).save(tmp_path / "made.jpg", quality=92)
+    assert_fast_crops_are_the_reference(tmp_path / "made.jpg")
+
+
+def test_a_crop_of_an_imagenet_photo_by_the_fast_decoder_is_the_reference() -> None:
+    for path in sample_paths():
+        assert_fast_crops_are_the_reference(path)
+
+
+def test_pixels_the_fast_decoder_does_not_resize_are_exact(tmp_path: Path) -> None:
+    """A crop of the size it has: decoding alone, equal to Pillow's."""
+    photo_like(151, 94).save(tmp_path / "made.jpg", quality=92)
+    fast, reference = fast_and_reference(tmp_path / "made.jpg")
+    box = CropBox.from_pixels(20, 11, 80, 51, 151, 94)
+    np.testing.assert_array_equal(fast.resized_crop(box, 40, 60), reference.resized_crop(box, 40, 60))
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"), [("RGB", "photo.png"), ("CMYK", "print.jpg"), ("RGB", "png_named.JPEG"), ("P", "palette.png")]
+)
+def test_what_the_fast_decoder_does_not_take_goes_through_pillow(tmp_path: Path, mode: str, name: str) -> None:
+    photo_like(60, 41).convert(mode).save(tmp_path / name, "PNG" if "png" in name else None)
+    fast, reference = fast_and_reference(tmp_path / name)
+    box = CropBox(0.1, 0.2, 0.6, 0.9)
+    np.testing.assert_array_equal(fast.resized_crop(box, 9, 11), reference.resized_crop(box, 9, 11))
+
+
+def test_bytes_after_the_end_of_a_jpeg_do_no_harm(tmp_path: Path) -> None:
+    photo_like(60, 41).save(tmp_path / "long.jpg")
+    with (tmp_path / "long.jpg").open("ab") as file:
+        file.write(b"appended by a camera")
+    fast, reference = fast_and_reference(tmp_path / "long.jpg")
+    np.testing.assert_array_equal(fast.centre_crop(16, 0.9), reference.centre_crop(16, 0.9))
+
+
+@pytest.mark.parametrize("kind", ["truncated", "overwritten", "cut out", "zeroed"])
+def test_the_fast_decoder_refuses_what_pillow_refuses(tmp_path: Path, kind: str) -> None:
+    """Damage at random places, for both decoders: the same files fail in the same words, the others look alike."""
+    rng = np.random.default_rng(4)
+    photo_like(90, 61).save(tmp_path / "whole.jpg", quality=90)
+    whole = (tmp_path / "whole.jpg").read_bytes()
+    refused = 0
+    for _ in range(60):
+        (tmp_path / "damaged.jpg").write_bytes(damaged(whole, kind, rng))
+        outcomes = [outcome(tmp_path / "damaged.jpg", decoder) for decoder in ("simplejpeg", "pillow")]
+        fast, reference = outcomes
+        if isinstance(reference, str):
+            assert fast == reference
+            refused += 1
+        else:
+            assert not isinstance(fast, str) and abs(fast - reference).max() <= 2
+    assert refused >= (60 if kind == "truncated" else 1)
+
+
+def damaged(whole: bytes, kind: str, rng: np.random.Generator) -> bytes:
+    """A file with one kind of damage at a random place."""
+    at = int(rng.integers(2, len(whole) - 2))
+    if kind == "truncated":
+        return whole[:at]
+    if kind == "overwritten":
+        return whole[:at] + rng.bytes(6) + whole[at + 6 :]
+    if kind == "cut out":
+        return whole[:at] + whole[at + 40 :]
+    return whole[:at] + bytes(len(whole) - at)
+
+
+def outcome(path: Path, decoder: str) -> np.ndarray | str:
+    """A crop of the upper left, as whole numbers of any sign; or the words of the refusal."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return ImageFile(path, decoder).resized_crop(CropBox(0, 0, 0.7, 0.6), 31, 40).astype(int)
+        except UserError as error:
+            return str(error)
+
+
 def assert_test_crop_equals_torchvision(path: Path, size: int, crop_ratio: float) -> None:
     """centre_crop against Resize and CenterCrop on the Pillow image."""
     reference = transforms.Compose(

@@ -220,6 +220,19 @@ def test_other_images_are_refused_when_a_run_continues(flags: Flags, photos: Pat
         start(flags)
 
 
+def test_another_decoder_is_refused_when_a_run_continues(flags: Flags, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the flag, and where auto means another one than it did (another version of this program)."""
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        StopAt(patch, 6, signal.SIGTERM)
+        start(flags)
+    assert load_checkpoint(flags["util.run_dir"] / "checkpoint-last.pth")["decoder"] == "simplejpeg"
+    with pytest.raises(UserError, match=r"data\.decoder: auto there, pillow now"):
+        start({**flags, "data.decoder": "pillow"})
+    monkeypatch.setattr("relabel.runs.resolve_decoder", lambda choice: "pillow")
+    with pytest.raises(UserError, match="its decoder differs"):
+        start(flags)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(flags: Flags) -> None:
     flags |= {"optim.lr.init": 1e30, "optim.warmup.epochs": 0, "util.checkpoint_minutes": 10}
     with pytest.raises(UserError, match="not finite"):

@@ -17,6 +17,7 @@ READING_ORDER = [
     "packed_store",
     "packed_writer",
     "label_store",
+    "jpeg_rows",
     "decode",
     "augment",
     "dataset",

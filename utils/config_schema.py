@@ -36,6 +36,7 @@ _SCHEMA: dict[str, Any] = {
     "data.dataset": Literal["imagenet"],
     "data.data_path": Text,
     "data.keep_list": Text,
+    "data.decoder": Literal["auto", "pillow"],
     "data.image_size": Positive,
     "data.rrc_minimum": Annotated[float, Field(gt=0, le=1)],
     "data.crop_ratio": Annotated[float, Field(gt=0, le=1)] | None,

@@ -18,7 +18,7 @@ from utils.errors import UserError
 from utils.folders import replacing
 
 METRICS, STATUS, ENVIRONMENT, CONFIG = "metrics.jsonl", "status.json", "environment.json", "config.yaml"
-_RECORDED_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "adamp")
+_RECORDED_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg", "adamp")
 
 
 def write_json(path: Path, content: Any) -> None:
