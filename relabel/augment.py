@@ -104,8 +104,9 @@ def _blend(pixels: Tensor, operations: Tensor, factors: Tensor) -> None:
         factors: float32 [B]; share of the image, the rest is the base.
     """
     red, green, blue = pixels.unbind(1)
-    # Pillow's luma in 16-bit fixed point; the sum stays below 2^24, so float32 holds it exactly.
-    grey = ((red * 19595 + green * 38470 + blue * 7471 + 32768) / 65536).floor_().unsqueeze(1)
+    # Pillow's luma in 16-bit fixed point: multiples of 2^-16 below 2^8, which float32 holds exactly.
+    grey = (red * (19595 / 65536)).add_(green, alpha=38470 / 65536).add_(blue, alpha=7471 / 65536)
+    grey = grey.add_(0.5).floor_().unsqueeze(1)
     mean = (grey.mean((1, 2, 3), keepdim=True) + 0.5).floor_()
     kind = _per_image(operations)
     base = torch.where(kind == SATURATION, grey, torch.where(kind == CONTRAST, mean, torch.zeros_like(mean)))
