@@ -58,15 +58,15 @@ def axis_weights(low: Tensor, high: Tensor, cells: int) -> Tensor:
     """
     # In this order and in float32, as the op does it: exact arithmetic would change the ceil of 0.16 % of boxes.
     start = low.float() * cells - 0.5
-    length = (high.float() * cells - 0.5 - start).clamp(min=1.0)
+    length = (high.float() * cells - 0.5 - start).clamp_(min=1.0)
     count = length.ceil()
     index = torch.arange(cells, device=low.device, dtype=torch.float32)  # of cells, and of the at most n samples
     position = start[:, None] + (index + 0.5) * length[:, None] / count[:, None]
     counted = (index < count[:, None]) & (position >= -1) & (position <= cells)
-    position = position.clamp(0, cells - 1)[:, :, None]
+    position = position.clamp_(0, cells - 1)[:, :, None]
     # A tent over each cell, as the lower of its two sides: a distance to the nearer cell on the left loses no digits.
-    weights = torch.minimum(position - (index - 1), 1 - (position - index)).clamp(min=0) * counted[:, :, None]
-    return weights.sum(dim=1) / count[:, None]
+    weights = torch.minimum(position - (index - 1), 1 - (position - index)).clamp_(min=0).mul_(counted[:, :, None])
+    return weights.sum(dim=1).div_(count[:, None])
 
 
 def _check_shapes(scores: Tensor, classes: Tensor, boxes: Tensor) -> None:
