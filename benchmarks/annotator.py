@@ -10,17 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter
 
-from benchmarks.result import Figure, arguments, report
+from benchmarks.peers.photos import write_photos
+from benchmarks.result import Figure, arguments, report, synchronize
 from relabel.annotator import Settings, annotate
 from relabel.dataset import list_flat_images
 from relabel.teacher import Teacher, load_teacher
 from utils.distributed import Place
 from utils.precision import Precision
-
-QUALITY = 96
-PHOTOS = 32  # different ones; the rest are links to them
 
 
 def main() -> None:
@@ -56,19 +53,6 @@ def workers() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def write_photos(folder: Path, count: int) -> float:
-    """Photo-like JPEG files; returns their mean size in bytes."""
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for number in range(min(PHOTOS, count)):
-        shapes = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((500, 375))
-        grain = Image.fromarray(rng.integers(0, 256, (375, 500, 3), dtype=np.uint8)).filter(ImageFilter.GaussianBlur(1))
-        Image.blend(shapes, grain, 0.35).save(folder / f"{number:06d}.jpg", quality=QUALITY)
-    for number in range(PHOTOS, count):
-        (folder / f"{number:06d}.jpg").symlink_to(f"{number % PHOTOS:06d}.jpg")
-    return float(np.mean([path.stat().st_size for path in folder.iterdir()]))
-
-
 def whole_job(folder: Path, teacher: Teacher, number: int, batch: int, device: torch.device) -> float:
     """Images per second from files to a finished store."""
     images = list_flat_images(folder / "photos")
@@ -102,12 +86,6 @@ def bare_pass(teacher: Teacher, count: int, batch: int, device: torch.device) ->
             network(images)
         synchronize(device)
     return passes * batch / (time.perf_counter() - start)
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for the GPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 if __name__ == "__main__":

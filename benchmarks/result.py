@@ -36,9 +36,9 @@ class Figure:
         return cls(what, unit, len(values), middle, (low, high))
 
 
-def arguments(about: str) -> argparse.Namespace:
-    """The command line of a program: json (Path or None), tiny (bool)."""
-    parser = argparse.ArgumentParser(description=about)
+def arguments(about: str, *more: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line of a program: json (Path or None), tiny (bool), and the options of more parsers."""
+    parser = argparse.ArgumentParser(description=about, parents=more)
     parser.add_argument("--json", type=Path, help="write the result to this file")
     parser.add_argument("--tiny", action="store_true", help="run in seconds; the figures mean nothing")
     return parser.parse_args()
@@ -64,6 +64,12 @@ def time_interleaved(
                 function()
             seconds[name].append((time.perf_counter() - start) / calls[name])
     return seconds
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def report(title: str, figures: Sequence[Figure], remarks: Sequence[str], json_file: Path | None) -> None:

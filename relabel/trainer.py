@@ -189,7 +189,7 @@ class Trainer:
             Preempted: a signal asked for a stop; the run is saved and the same command continues it.
             UserError: a non-finite loss, a damaged file, a full disk. The last good checkpoint is intact.
         """
-        self._begin()
+        self.begin()
         with self.progress, self.stop_request:
             if not self.validated:
                 self.validate()
@@ -205,7 +205,8 @@ class Trainer:
         """The last word of a run."""
         write_status(self.folder, "done", step=self.step, epoch=self.epoch, top1_percent=self.accuracy)
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """What comes before the first update: DDP, workers, progress, the log."""
         self.network: nn.Module = self.model
         if self.place.world_size > 1:
             device_ids = [self.place.device.index] if self.place.device.type == "cuda" else None

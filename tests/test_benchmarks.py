@@ -6,10 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from benchmarks.growth_plots import PANELS, draw_growth, points
+from benchmarks.label_pooling import dense_name, pool_name
+from benchmarks.result import Figure, report
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAMS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in ("__init__", "result"))
+MEASURE_NOTHING = ("__init__", "result", "growth_plots")
+PROGRAMS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in MEASURE_NOTHING)
 
 
 @pytest.mark.slow
@@ -24,9 +31,30 @@ def test_a_program_prints_a_table_and_writes_json(program: str, tmp_path: Path) 
     for figure in result["figures"]:
         low, high = figure["quartiles"]
         assert figure["n"] >= 1 and low <= figure["median"] <= high and figure["unit"]
+    for panel in PANELS:
+        if panel.program == program:
+            assert all(len(points(result["figures"], curve.figures)) for curve in panel.curves), panel.title
 
 
 def test_published_results_come_from_programs_that_exist() -> None:
     for path in (ROOT / "benchmarks" / "results").glob("*.json"):
         assert path.stem in PROGRAMS
         assert {"title", "date", "machine", "figures", "remarks"} <= json.loads(path.read_text()).keys()
+
+
+def test_growth_is_drawn_from_results_and_what_is_missing_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two of the four panels have their figures here; numbers come in order, times in seconds."""
+    names = [pool_name(1000, 5), pool_name(1000, 10), pool_name(10, 5), dense_name(10), dense_name(1000)]
+    figures = [Figure.of(name, "us/image", [value - 1, value, value + 2]) for value, name in enumerate(names, 3)]
+    report("pooling", figures, [], tmp_path / "label_pooling.json")
+    report("nothing that grows", figures[:0], [], tmp_path / "input_path.json")
+    draw_growth(tmp_path, tmp_path / "growth.png")
+    printed = capsys.readouterr().out
+    assert [panel.title in printed for panel in PANELS] == [True, True, False, False]
+    with Image.open(tmp_path / "growth.png") as picture:
+        assert 900 <= picture.width <= 1200 and np.asarray(picture.convert("L")).std() > 5
+    written = json.loads((tmp_path / "label_pooling.json").read_text())["figures"]
+    expected = [[10, 4.5e-6, 5e-6, 6e-6], [1000, 2.5e-6, 3e-6, 4e-6]]
+    np.testing.assert_allclose(points(written, PANELS[2].curves[1].figures), expected)

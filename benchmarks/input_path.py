@@ -1,0 +1,227 @@
+"""Images per second from JPEG files to batches in memory: ours, its peers, and the whole procedure of 2021.
+
+On two cores, with two worker processes or threads for each contender, in batches of 256 and from a warm cache: file,
+decode, random resized crop to 224, uint8, unless its name says otherwise. Ours also draws the numbers of flip, jitter
+and lighting, which are applied to the whole batch on the device. What each peer does is told in benchmarks/peers/.
+Targets: with label maps 4 times the 2021 procedure; without 2 times timm, and DALI and FFCV at least matched (1.2 times
+if it can be had). Then ours with 1, 2, 4, ... workers on all cores.
+"""
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.label_store import K, write_both
+from benchmarks.peers import SIZE, Job, Reader, installed
+from benchmarks.peers.photos import images_option, link_photos, mean_size
+from benchmarks.result import Figure, arguments, report
+from relabel.augment import augment
+from relabel.crop_box import MIN_AREA
+from relabel.dataset import ImageDataset, RandomView
+from relabel.decode import resolve_decoder
+from relabel.label_store import LabelStore, open_label_store
+from relabel.loader import Batch, Loader, TrainBatches
+from relabel.targets import relabel_target
+from utils.distributed import available_cores
+
+WORKERS = 2
+GROWTH = (1, 2, 4, 8, 16)
+PT, PACKED = "pt", "packed"  # folders of label maps
+CLASS_NAMES = [f"n{i:08d}" for i in range(K)]  # of the label maps
+DECODER = resolve_decoder("auto")
+# Module of benchmarks/peers -> what it needs; benchmarks/requirements.txt says more.
+PEERS = {
+    "reference_2021": "torchvision",
+    "timm_loader": "timm",
+    "torchvision_loader": "torchvision",
+    "dali_loader": "nvidia-dali-cuda120",
+    "ffcv_loader": "ffcv opencv-python-headless",
+}
+OURS, MAPS, WHOLE = f"ours, {WORKERS} workers", "ours with label maps", "ours, whole: + augmented floats, soft targets"
+RATIOS = [
+    (MAPS, "2021 procedure, whole"),
+    (WHOLE, "2021 procedure, whole"),
+    (OURS, "timm, crop + flip, uint8"),
+    (OURS, "timm, crop + flip + normalise, float"),
+    (OURS, "DALI on CPU, fused crop, antialiased"),
+    (OURS, "DALI on CPU, fused crop, not antialiased"),
+    (OURS, "FFCV, original JPEGs"),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """How much is measured.
+
+    Fields:
+        batch: images in a batch.
+        batches: timed in each round.
+        rounds: values per contender.
+    """
+
+    batch: int
+    batches: int
+    rounds: int
+
+    def dropped(self, workers: int) -> int:
+        """Batches before the clock starts: the first of each worker pays for its start."""
+        return workers
+
+    def timed(self, workers: int) -> int:
+        """Batches, rounded up to whole turns of the workers."""
+        return -(-self.batches // workers) * workers
+
+    def images(self, workers: int) -> int:
+        """Needed of a contender that stops after an epoch, so that its workers are busy until the clock stops."""
+        return (self.dropped(workers) + self.timed(workers) + 2 * workers) * self.batch
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A reader, its name, and how many workers or threads it has."""
+
+    name: str
+    read: Reader
+    workers: int
+
+
+def main() -> None:
+    """The contenders in turn, several times; then ours with other numbers of workers."""
+    options = arguments(__doc__ or "", images_option())
+    amount = Amount(8, 2, 1) if options.tiny else Amount(256, 8, 5)
+    with tempfile.TemporaryDirectory() as folder:
+        with on_cores(WORKERS):
+            job = make_job(options.images, Path(folder), amount.images(WORKERS), amount.batch)
+            others, absent = peer_readers(job)
+            readers = our_readers(job) | others
+            remarks = describe(job)
+            rates = measure([Contender(name, read, WORKERS) for name, read in readers.items()], amount)
+        more = [workers for workers in GROWTH if workers != WORKERS and workers <= available_cores()]
+        growth = measure([Contender(f"ours, {n} workers", partial(read_ours, job, None, n), n) for n in more], amount)
+    figures = [Figure.of(name, "images/s", values) for name, values in (rates | growth).items()]
+    ratios = {f"{a} / {b}": np.array(rates[a]) / np.array(rates[b]) for a, b in RATIOS if b in rates}
+    figures += [Figure.of(f"{name}, same round", "x", values) for name, values in ratios.items()]
+    report("from JPEG files to batches of crops", figures, [*remarks, *absent], options.json)
+
+
+@contextmanager
+def on_cores(count: int) -> Iterator[None]:
+    """Keep this process, and all processes and threads that it starts meanwhile, to its first cores."""
+    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    os.sched_setaffinity(0, sorted(cores)[:count])
+    torch.set_num_threads(min(count, threads))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+        torch.set_num_threads(threads)
+
+
+def make_job(images: Path | None, scratch: Path, count: int, batch: int) -> Job:
+    """Photos, and their label maps in both forms: PT as in 2021, PACKED as ours."""
+    photos = link_photos(images, scratch, count)
+    write_both(scratch / PT, scratch / PACKED, np.sort(photos.keys()), CLASS_NAMES, np.random.default_rng(0))
+    return Job(photos, scratch / PT, batch, WORKERS, scratch)
+
+
+def peer_readers(job: Job) -> tuple[dict[str, Reader], list[str]]:
+    """The readers of the peers that are installed, and a remark on each that is not."""
+    makers = {module: (packages, partial(readers_of, module, job)) for module, packages in PEERS.items()}
+    made, absent = installed(makers)
+    return {name: reader for readers in made.values() for name, reader in readers.items()}, absent
+
+
+def readers_of(module: str, job: Job) -> dict[str, Reader]:
+    """The readers of a module of benchmarks/peers."""
+    readers: dict[str, Reader] = import_module(f"benchmarks.peers.{module}").readers(job)
+    return readers
+
+
+def our_readers(job: Job) -> dict[str, Reader]:
+    """Ours without and with label maps, and with all that the 2021 procedure does."""
+    store = open_label_store(job.scratch / PACKED, job.photos.keys(), CLASS_NAMES)
+    return {
+        OURS: partial(read_ours, job, None, job.workers),
+        MAPS: partial(read_ours, job, store, job.workers),
+        WHOLE: partial(read_whole, job, store),
+    }
+
+
+def read_ours(job: Job, store: LabelStore | None, workers: int) -> Iterator[int]:
+    """Epochs without end."""
+    for batch in our_batches(job, store, workers):
+        assert batch.images.dtype == torch.uint8 and batch.images.shape[1:] == (3, SIZE, SIZE)
+        assert (batch.scores is None) == (store is None)
+        yield len(batch)
+
+
+def read_whole(job: Job, store: LabelStore) -> Iterator[int]:
+    """The same with what training leaves to the device: augmented floats and soft targets, made here on the CPU."""
+    for batch in our_batches(job, store, job.workers):
+        images = augment(batch.images, batch.flips, batch.jitter_orders, batch.jitter_factors, batch.lighting)
+        assert batch.scores is not None and batch.classes is not None
+        targets = relabel_target(batch.scores, batch.classes, batch.boxes, batch.labels, K)
+        assert images.dtype == torch.float32 and targets.shape == (len(batch), K)
+        yield len(batch)
+
+
+def our_batches(job: Job, store: LabelStore | None, workers: int) -> Iterator[Batch]:
+    """What training reads with the paper's settings."""
+    view = RandomView(SIZE, MIN_AREA, flip_prob=0.5, color_jitter=0.4, lighting=0.1, seed=0)
+    sampler = TrainBatches(
+        num_images=len(job.photos),
+        batch_size_per_process=job.batch,
+        accumulation=1,
+        rank=0,
+        world_size=1,
+        seed=0,
+        start_step=0,
+        total_steps=sys.maxsize,
+    )
+    return iter(Loader(ImageDataset(job.photos, view, store, DECODER), sampler, workers, torch.device("cpu")))
+
+
+def measure(contenders: Sequence[Contender], amount: Amount) -> dict[str, list[float]]:
+    """Images per second of each, in rounds that take all of them in turn."""
+    rates: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    for _ in range(amount.rounds):
+        for contender in contenders:
+            rates[contender.name].append(images_per_s(contender, amount))
+    return rates
+
+
+def images_per_s(contender: Contender, amount: Amount) -> float:
+    """Once all workers are busy. Workers finish their batches nearly together, so whole turns of them are timed."""
+    counts = contender.read()
+    sum(islice(counts, amount.dropped(contender.workers)))
+    start = time.perf_counter()
+    images = sum(islice(counts, amount.timed(contender.workers)))
+    seconds = time.perf_counter() - start
+    assert images == amount.timed(contender.workers) * amount.batch, f"{contender.name} ended early"
+    return images / seconds
+
+
+def describe(job: Job) -> list[str]:
+    """What was read, how, and what to expect."""
+    different = len({job.photos.path(index).resolve() for index in range(len(job.photos))})
+    return [
+        f"{len(job.photos):,} JPEG files of {mean_size(job.photos) / 1000:.0f} kB, {different:,} different ones, warm "
+        f"cache, batch {job.batch}, {WORKERS} cores, {WORKERS} workers or threads; ours decodes by {DECODER}",
+        "targets: with label maps / 2021 4x; without / timm 2x; without / DALI and / FFCV 1.0x, 1.2x if it can be had",
+        "ours with 1, 4, ... workers: on all cores, after the others",
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""What the programs of benchmarks/ measure against, and the photos that all of them read; no programs themselves.
+
+Each module of readers has `readers(job) -> {name: Reader}` and imports the package that it needs at its top, so it is
+imported only where it is asked for (`benchmarks/input_path.py`); benchmarks/requirements.txt says what to install.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from relabel.dataset import ImageList
+
+T = TypeVar("T")
+
+SIZE = 224  # side of the crops, pixels
+RATIOS = (3 / 4, 4 / 3)  # of their sides
+
+# Begins to read and gives, for each batch, the number of its images once they lie decoded in this process's memory.
+Reader = Callable[[], Iterator[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every contender reads, and with how much.
+
+    Fields:
+        photos: JPEG files in class folders; enough for one measurement, as most peers read an epoch and stop.
+        labels: folder of their label maps as .pt files.
+        batch: images in a batch.
+        workers: processes, or threads where the contender uses those.
+        scratch: folder for files of a contender's own.
+    """
+
+    photos: ImageList
+    labels: Path
+    batch: int
+    workers: int
+    scratch: Path
+
+
+def installed(makers: Mapping[str, tuple[str, Callable[[], T]]]) -> tuple[dict[str, T], list[str]]:
+    """What can be made here, and a remark on each thing that cannot.
+
+    Args:
+        makers: by name; the packages to install, and a function that imports them.
+    """
+    made, remarks = {}, []
+    for name, (packages, make) in makers.items():
+        try:
+            made[name] = make()
+        except (ImportError, OSError, RuntimeError) as error:  # the last two: a library of the system's is missing
+            reason = str(error).splitlines()[0]
+            remarks.append(f"left out: {name} ({reason}); pip install {packages}, see benchmarks/requirements.txt")
+    return made, remarks

@@ -1,0 +1,81 @@
+"""FFCV in threads: whole images decoded, then cropped and resized; uint8 [S, S, 3], no flip, no label maps.
+
+Its own writer would decode each image and encode it again. So that the work is the same, the field here puts the bytes
+of the original JPEG files into FFCV's file; reading them back is all FFCV's. It decodes with libjpeg-turbo's fast and
+less exact transform and resizes by OpenCV's area method. It need not open a file per image; writing its one file
+beforehand and compiling the loader are not measured.
+"""
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from ffcv.fields import IntField, RGBImageField
+from ffcv.fields.rgb_image import IMAGE_MODES, RandomResizedCropRGBImageDecoder
+from ffcv.loader import Loader, OrderOption
+from ffcv.transforms import ToTensor
+from ffcv.writer import DatasetWriter
+from PIL import Image
+
+from benchmarks.peers import RATIOS, SIZE, Job, Reader
+from relabel.crop_box import MIN_AREA
+from relabel.dataset import ImageList
+
+
+def readers(job: Job) -> dict[str, Reader]:
+    """Write FFCV's file; one loader serves all measurements, because making it compiles code."""
+    file = str(job.scratch / "photos.beton")
+    fields = {"image": OriginalJpeg(), "label": IntField()}
+    DatasetWriter(file, fields, num_workers=job.workers).from_indexed_dataset(JpegBytes(job.photos))
+    loader = Loader(
+        file,
+        batch_size=job.batch,
+        num_workers=job.workers,
+        os_cache=True,
+        order=OrderOption.RANDOM,
+        pipelines={"image": [RandomResizedCropRGBImageDecoder((SIZE, SIZE), (MIN_AREA, 1.0), RATIOS), ToTensor()]},
+        custom_fields={"image": RGBImageField},
+    )
+    return {"FFCV, original JPEGs": partial(_read, loader)}
+
+
+def _read(loader: Loader) -> Iterator[int]:
+    """One epoch; its thread is waited for, so that it does not work beside the next contender."""
+    epoch = iter(loader)
+    try:
+        for images, _ in epoch:
+            assert images.dtype == torch.uint8 and images.shape[1:] == (SIZE, SIZE, 3)
+            yield len(images)
+    finally:
+        epoch.close()
+        epoch.join()
+
+
+@dataclass(frozen=True)
+class JpegBytes:
+    """What FFCV's writer reads: the bytes of each file, and its class."""
+
+    photos: ImageList
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.photos)
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        """Of the index-th photo."""
+        return self.photos.path(index).read_bytes(), int(self.photos.labels[index])
+
+
+class OriginalJpeg(RGBImageField):
+    """FFCV's image field, of which it reads size, mode and bytes; writing takes a JPEG file's bytes as they are."""
+
+    def encode(self, destination: Any, image: bytes, malloc: Callable[[int], Any]) -> None:
+        """Put the bytes into FFCV's file."""
+        destination["mode"] = IMAGE_MODES["jpg"]
+        destination["width"], destination["height"] = Image.open(io.BytesIO(image)).size
+        destination["data_ptr"], room = malloc(len(image))
+        room[:] = np.frombuffer(image, np.uint8)

@@ -1,0 +1,92 @@
+"""The input path of 2021 as published, written anew and plainly: from files to normalised floats and soft targets.
+
+In worker processes, an image at a time: Pillow decodes, random resized crop (bilinear, antialiased), flip, colour
+jitter, floats, PCA lighting, normalisation, and torch.load of the label map. In the main process, a batch at a time:
+the dense label maps [B, K, h, w], torchvision's roi_align of them, softmax. Boxes are in the right order here, left
+before top; in 2021 they were not, which costs the same.
+"""
+
+import random
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+from torchvision.ops import roi_align
+from torchvision.transforms import functional as F
+
+from benchmarks.peers import RATIOS, SIZE, Job, Reader
+from relabel.augment import EIGENVALUES, EIGENVECTORS, MEAN, STD
+from relabel.crop_box import MIN_AREA
+from relabel.dataset import ImageList
+
+K = 1000
+FLIP, JITTER, LIGHTING = 0.5, 0.4, 0.1
+
+
+def readers(job: Job) -> dict[str, Reader]:
+    """The whole procedure."""
+    return {"2021 procedure, whole": partial(_read, job)}
+
+
+def _read(job: Job) -> Iterator[int]:
+    """One epoch."""
+    dataset = LabelledCrops(job.photos, job.labels)
+    for images, label_maps, boxes in DataLoader(dataset, job.batch, shuffle=True, num_workers=job.workers):
+        targets = dense_target(label_maps[:, 0], label_maps[:, 1].long(), boxes)
+        assert images.dtype == torch.float32 and images.shape[1:] == (3, SIZE, SIZE) and targets.shape[1] == K
+        yield len(images)
+
+
+def dense_target(scores: Tensor, classes: Tensor, boxes: Tensor) -> Tensor:
+    """Softmax of the dense label map pooled over the crop.
+
+    Args:
+        scores, classes: float and int64 [B, k, h, w].
+        boxes: float [B, 4]; left, top, right, bottom as fractions of the image.
+
+    Returns:
+        float32 [B, K].
+    """
+    count, _, h, w = scores.shape
+    dense = torch.zeros(count, K, h, w).scatter_(1, classes, scores)
+    cells = boxes * torch.tensor([w, h, w, h]) - 0.5
+    numbered = torch.cat([torch.arange(count)[:, None], cells], dim=1)
+    return roi_align(dense, numbered, output_size=1).flatten(1).softmax(dim=1)
+
+
+class LabelledCrops(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """Image float32 [3, S, S], label map float32 [2, k, h, w] (scores; class ids), box float32 [4]."""
+
+    def __init__(self, photos: ImageList, labels: Path) -> None:
+        """Of photos and the .pt files of their label maps."""
+        self.photos = photos
+        self.labels = labels
+        self.jitter = transforms.ColorJitter(JITTER, JITTER, JITTER)
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.photos)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """A random crop of the index-th photo."""
+        image = Image.open(self.photos.path(index)).convert("RGB")
+        left, top, width, height = self._box(image)
+        crop = F.resized_crop(image, top, left, height, width, [SIZE, SIZE])
+        if random.random() < FLIP:
+            crop = F.hflip(crop)
+        pixels = F.to_tensor(self.jitter(crop))
+        weights = torch.randn(3) * LIGHTING * torch.tensor(EIGENVALUES)
+        pixels = pixels + (torch.tensor(EIGENVECTORS) @ weights)[:, None, None]
+        box = torch.tensor([left, top, left + width, top + height]) / torch.tensor([image.width, image.height] * 2)
+        path = (self.labels / self.photos.name(index)).with_suffix(".pt")
+        return F.normalize(pixels, MEAN, STD), torch.load(path, weights_only=True), box
+
+    def _box(self, image: Image.Image) -> tuple[int, int, int, int]:
+        """Left, top, width, height in pixels."""
+        top, left, height, width = transforms.RandomResizedCrop.get_params(image, (MIN_AREA, 1.0), RATIOS)
+        return left, top, width, height

@@ -1,0 +1,258 @@
+"""ReLabel training against original labels: the whole update, from batches in memory. Target: at most 0.5 % more.
+
+One trainer takes both: the same images with label maps and without. So both train the same network, and what changes
+with time (clocks, memory, other programs) meets both alike; which of a pair goes first is drawn by lot.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from math import comb
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.label_pooling import align_dense, make_dense
+from benchmarks.result import Figure, arguments, report, synchronize, time_interleaved
+from relabel.augment import augment, draw_augmentation
+from relabel.build import make_targets, set_up_device
+from relabel.crop_box import MIN_AREA, random_crop_box
+from relabel.dataset import ImageList, Sample
+from relabel.label_map import LabelMap
+from relabel.loader import Batch, collate
+from relabel.runs import make_trainer
+from relabel.trainer import Trainer
+from utils.config import load_config
+from utils.distributed import Place
+from utils.precision import Precision
+from utils.run_folder import Start
+
+K, MAP_SHAPE = 1000, (5, 15, 15)  # those of the paper
+IMAGES = 1_281_167  # ImageNet's; the schedule's length, so that the learning rate stays in its warm-up
+WARM_UP = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is measured.
+
+    Fields:
+        steps: updates in one measurement; several on a GPU, where they queue up as in training.
+        pairs: measurements of each kind of labels.
+        rounds: measurements of each part of a step.
+    """
+
+    arch: str
+    crop: int
+    batch: int
+    steps: int
+    pairs: int
+    rounds: int
+
+
+def main() -> None:
+    """Pairs of whole steps, then the parts of a step."""
+    options = arguments(__doc__ or "")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # ResNet-18 is the paper's smallest network, so the targets weigh most in it. Many short steps give a narrower
+    # interval than few long ones; what a batch costs whatever its size weighs more in them, not less.
+    size = Size("resnet18", 224, 4, steps=1, pairs=600, rounds=30)
+    if device.type == "cuda":
+        size = Size("resnet50", 224, 256, steps=5, pairs=200, rounds=30)
+    if options.tiny:
+        size = Size("resnet18", 32, 4, steps=1, pairs=6, rounds=2)
+    on_host = random_batch(size.batch, size.crop)
+    relabelled = on_host.to(device)
+    original = replace(relabelled, scores=None, classes=None)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = memory_trainer(Path(folder), size.arch, size.crop, size.batch, device)
+        seconds = paired_seconds(trainer, (original, relabelled), size.pairs, size.steps)
+        parts = part_seconds(trainer, original, relabelled, on_host, size)
+    percent = 100 * (seconds[:, 1] / seconds[:, 0] - 1)
+    figures = [
+        Figure.of("whole step, original labels", "ms", 1e3 * seconds[:, 0]),
+        Figure.of("whole step, ReLabel", "ms", 1e3 * seconds[:, 1]),
+        Figure.of("ReLabel against original labels, same pair", "%", percent),
+        *part_figures(parts),
+    ]
+    low, high = median_interval(percent)
+    remarks = [
+        f"{size.arch} at {size.crop} px, batch {size.batch}, {trainer.precision.name} on {device}, {K:,} classes, maps "
+        f"{list(MAP_SHAPE)}; {size.steps} update(s) a measurement; the batch lies on the device, both arms share it",
+        f"median of the pairs: {np.median(percent):+.2f} %, 95 % interval {low:+.2f} to {high:+.2f} % (from order "
+        "statistics, whatever the distribution); target: at most +0.5 %",
+        "2021: dense label maps [B, K, h, w] made on the CPU, moved to the device, then torchvision's roi_align",
+    ]
+    report("a training step with label maps and without", figures, remarks, options.json)
+
+
+def random_batch(count: int, crop: int) -> Batch:
+    """A training batch of the paper's kind on the CPU: random pixels, boxes, label maps, flips, jitter, lighting."""
+    rng = np.random.default_rng(0)
+    samples = []
+    for index in range(count):
+        image = rng.integers(0, 256, (3, crop, crop), dtype=np.uint8)
+        box = random_crop_box(rng, 500, 375, MIN_AREA)
+        # All are flipped, so that small batches flip too; one flip costs as much as all.
+        drawn = draw_augmentation(rng, flip_prob=1.0, color_jitter=0.4, lighting=0.1)
+        samples.append(Sample(image, int(rng.integers(K)), box, random_map(rng), drawn, index))
+    return collate(samples)
+
+
+def random_map(rng: np.random.Generator, classes: int = K) -> LabelMap:
+    """The best 5 of 20 classes in each cell, with logits as a strong teacher's, in the types of a packed store."""
+    k, h, w = MAP_SHAPE
+    some = rng.choice(classes, 20, replace=False).astype(np.int16)
+    kept = rng.permuted(np.tile(some, (h * w, 1)), axis=1)[:, :k].T.reshape(MAP_SHAPE)
+    return LabelMap(rng.normal(8, 3, MAP_SHAPE).astype(np.float16), kept)
+
+
+def memory_trainer(folder: Path, arch: str, crop: int, batch: int, device: torch.device) -> Trainer:
+    """The trainer that main.py builds of base.yaml for ImageNet, ready for `train_step`; nothing is ever read.
+
+    Args:
+        folder: an empty one, which serves as data and run folder.
+        arch: the network.
+        crop: side of the images, pixels.
+        batch: images per update.
+        device: where it trains.
+
+    Returns:
+        A trainer for batches with label maps and without; a batch's own maps decide which target is made.
+    """
+    for split in ("train", "val"):
+        (folder / split).mkdir()
+    flags = {"model.arch": arch, "data.image_size": str(crop), "optim.batch_size": str(batch), "compute.seed": "0"}
+    flags |= {"data.data_path": str(folder), "util.run_dir": str(folder)}
+    config = load_config("", flags | {"data.relabel.path": str(folder)})
+    with_maps = make_targets(config, K)
+    without_maps = make_targets(load_config("", flags | {"data.relabel.use": "False"}), K)
+    names = [f"n{number:08d}" for number in range(K)]
+    images = ImageList(folder, names, np.zeros(IMAGES, "S1"), np.zeros(IMAGES, np.int32))
+    set_up_device(device)
+    precision, place = Precision(config.compute.opt_level, device), Place(0, 1, 0, 1, device)
+    trainer = make_trainer(config, images, images, None, precision, place, {}, Start(seed=0, state=None))
+    trainer.plan = replace(
+        trainer.plan, targets=lambda batch: without_maps(batch) if batch.scores is None else with_maps(batch)
+    )
+    trainer.begin()  # as fit() does; no batch is read before the loop
+    return trainer
+
+
+def paired_seconds(trainer: Trainer, arms: Sequence[Batch], pairs: int, steps: int) -> np.ndarray:
+    """Seconds per update, float64 [pairs, arms]; the arms of a pair in random order, one right after the other."""
+    for batch in arms:
+        run_steps(trainer, batch, WARM_UP)
+    rng = np.random.default_rng(0)
+    seconds = np.empty((pairs, len(arms)))
+    for pair in seconds:
+        for arm in rng.permutation(len(arms)).tolist():
+            start = time.perf_counter()
+            run_steps(trainer, arms[arm], steps)
+            pair[arm] = (time.perf_counter() - start) / steps
+    return seconds
+
+
+def run_steps(trainer: Trainer, batch: Batch, steps: int) -> None:
+    """So many updates on one batch; back when the device has done them."""
+    for _ in range(steps):
+        trainer.train_step([batch])
+    synchronize(trainer.place.device)
+
+
+def part_seconds(
+    trainer: Trainer, original: Batch, relabelled: Batch, on_host: Batch, size: Size
+) -> dict[str, np.ndarray]:
+    """Seconds of the whole step of original labels and of its parts, [rounds] each; see `part_figures` for the names.
+
+    Args:
+        trainer: of `memory_trainer`.
+        original, relabelled: the batch on the device, without label maps and with them.
+        on_host: the same batch on the CPU, as it comes from the loader.
+        size: of the measurement.
+    """
+    device, small = trainer.place.device, 10 * size.steps
+    parts: dict[str, tuple[Callable[[], object], int]] = {
+        "step": (partial(trainer.train_step, [original]), size.steps),
+        "augmentation": (partial(augment_batch, original), size.steps),
+        "original target": (partial(trainer.plan.targets, original), small),
+        "ReLabel target": (partial(trainer.plan.targets, relabelled), small),
+        "2021 target": (partial(dense_target, on_host, device), 1),
+    }
+    return time_parts(parts, size.rounds, device)
+
+
+def time_parts(
+    parts: dict[str, tuple[Callable[[], object], int]], rounds: int, device: torch.device
+) -> dict[str, np.ndarray]:
+    """Seconds per call of each function, [rounds]; a round calls each so many times and then waits for the device.
+
+    Args:
+        parts: by name: a function, and how often it is called in a row.
+        rounds: each times all of them in turn.
+        device: that does the work.
+    """
+
+    def burst(function: Callable[[], object], calls: int) -> None:
+        for _ in range(calls):
+            function()
+        synchronize(device)
+
+    functions: dict[str, Callable[[], object]] = {name: partial(burst, *part) for name, part in parts.items()}
+    seconds = time_interleaved(functions, dict.fromkeys(functions, 1), rounds)
+    return {name: np.array(values) / parts[name][1] for name, values in seconds.items()}
+
+
+def augment_batch(batch: Batch) -> Tensor:
+    """The augmentation that the step makes of a batch."""
+    return augment(batch.images, batch.flips, batch.jitter_orders, batch.jitter_factors, batch.lighting)
+
+
+def dense_target(batch: Batch, device: torch.device) -> Tensor:
+    """ReLabel's target as the 2021 procedure made it in every step, from a batch on the CPU: float32 [B, K]."""
+    assert batch.scores is not None and batch.classes is not None
+    dense = make_dense(batch.scores.float(), batch.classes.long(), K)
+    return align_dense(dense.to(device), batch.boxes.to(device)).softmax(dim=1)
+
+
+def part_figures(parts: dict[str, np.ndarray]) -> list[Figure]:
+    """Where the step goes, and what the two ways of making ReLabel's target add to a step of original labels."""
+    step, target = parts["step"], parts["original target"]
+    rest = step - parts["augmentation"] - target
+    added = {name: parts[f"{name} target"] - target for name in ("ReLabel", "2021")}
+    return [
+        Figure.of("  in it: augmentation", "ms", 1e3 * parts["augmentation"]),
+        Figure.of("  in it: target of original labels", "ms", 1e3 * target),
+        Figure.of("  in it: target of ReLabel instead (pooling, softmax)", "ms", 1e3 * parts["ReLabel target"]),
+        Figure.of("  the rest: forward, loss, backward, update", "ms", 1e3 * rest),
+        Figure.of("ReLabel's target adds, by the parts", "% of the step", 100 * added["ReLabel"] / step),
+        Figure.of("the target as in 2021 would add", "ms", 1e3 * added["2021"]),
+        Figure.of("the target as in 2021 would add, by the parts", "% of the step", 100 * added["2021"] / step),
+    ]
+
+
+def median_interval(values: np.ndarray) -> tuple[float, float]:
+    """An interval that holds the true median with a chance of at least 95 %, whatever the distribution.
+
+    Args:
+        values: [n], n >= 6, independent.
+
+    Returns:
+        The j-th smallest and the j-th largest value, with the largest j that keeps the promise: of n tosses of a coin,
+        fewer than j are heads with a chance of at most 2.5 %.
+    """
+    n, ways, j = len(values), 1, 0
+    assert n >= 6, n
+    while 40 * ways <= 2**n:
+        j += 1
+        ways += comb(n, j)
+    ordered = np.sort(values)
+    return float(ordered[j - 1]), float(ordered[n - j])
+
+
+if __name__ == "__main__":
+    main()
