@@ -1,11 +1,15 @@
 # make demo   the environment, then the main job on the embedded data: a table, pictures, and where they are
 # make test   the environment, then linters, types and the whole test suite
+# make bench  what the README's benchmarks measure, on this machine (about 40 minutes on 2 cores)
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test annotator clean
+# Those that need no GPU; python -m benchmarks.gpu_step is for one.
+BENCHMARKS := label_pooling label_store dataset_scale decoders input_path train_step data_wait annotator
+
+.PHONY: demo test bench bench-peers annotator clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m relabel demo --out runs/demo
@@ -15,6 +19,14 @@ test: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+bench: $(VENV)/installed
+	set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --json benchmarks/results/$$name.json; done
+	$(BIN)/python -m benchmarks.growth_plots
+
+# The peers that the benchmarks compare with, where they install: see benchmarks/requirements.txt.
+bench-peers: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
 
 # The demo's machine annotator from scratch (about 10 minutes on 2 cores); the result stands in configs/digits.
 annotator: $(VENV)/installed

@@ -62,7 +62,7 @@ def main() -> None:
             if name not in SAME_PIXELS:
                 figures += quality_figures(name, crop_all(1)(), references)
         remarks = [
-            f"{count} JPEG files of {mean_size(photos) / 1000:.0f} kB, a random crop of each; quality is against Pillow",
+            f"{count} JPEG files of {mean_size(photos) / 1000:.0f} kB, a random crop of each; quality against Pillow",
             f"targets for {FAST}: mean PSNR 38 dB, 5th percentile 36 dB, all crops fit best unshifted",
         ]
     report("JPEG decoders", figures, [*remarks, *absent, *absent_too], options.json)

@@ -6,6 +6,7 @@ imported only where it is asked for (`benchmarks/input_path.py`); benchmarks/req
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import TypeVar
 
@@ -40,7 +41,7 @@ class Job:
 
 
 def installed(makers: Mapping[str, tuple[str, Callable[[], T]]]) -> tuple[dict[str, T], list[str]]:
-    """What can be made here, and a remark on each thing that cannot.
+    """What can be made here, and remarks: on each thing that cannot, and with the versions of the packages.
 
     Args:
         makers: by name; the packages to install, and a function that imports them.
@@ -52,4 +53,6 @@ def installed(makers: Mapping[str, tuple[str, Callable[[], T]]]) -> tuple[dict[s
         except (ImportError, OSError, RuntimeError) as error:  # the last two: a library of the system's is missing
             reason = str(error).splitlines()[0]
             remarks.append(f"left out: {name} ({reason}); pip install {packages}, see benchmarks/requirements.txt")
-    return made, remarks
+    used = dict.fromkeys(word for name in made for word in makers[name][0].split())
+    found = {package.metadata["Name"]: package.version for package in distributions()}
+    return made, [*remarks, "versions: " + ", ".join(f"{name} {found[name]}" for name in used if name in found)]

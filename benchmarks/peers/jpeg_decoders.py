@@ -1,7 +1,7 @@
 """Packaged JPEG decoders, each made by one function that imports it: the bytes of a file -> RGB uint8, all of it.
 
-Arrays or tensors, [H, W, 3] or [3, H, W], as each makes them. None turns the image by its EXIF data. All stand on a
-libjpeg-turbo of their own or of the system's and let other threads run meanwhile.
+Arrays or tensors, [H, W, 3] or [3, H, W], as each makes them. All stand on a libjpeg-turbo, their own or the system's,
+and let other threads run meanwhile.
 """
 
 import io
@@ -30,7 +30,7 @@ def simplejpeg() -> Decode:
 
 
 def opencv() -> Decode:
-    """OpenCV, one thread per call."""
+    """OpenCV, one thread per call; told not to turn images by their EXIF data."""
     import cv2
 
     cv2.setNumThreads(1)
@@ -48,7 +48,7 @@ def torchvision() -> Decode:
 
 
 def torchcodec() -> Decode:
-    """torchcodec, into a tensor."""
+    """torchcodec; it turns images by their EXIF data, which nothing switches off: label maps would not fit."""
     from torchcodec.decoders import decode_jpeg
 
     return lambda data: decode_jpeg(data, mode="RGB")

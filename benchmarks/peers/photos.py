@@ -11,7 +11,7 @@ from relabel.dataset import ImageList, list_any_images, list_images
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "imagenet_sample"
 JPEG = (".jpg", ".jpeg")
 PHOTOS = 32  # different ones are made; the rest are links to them
-QUALITY = 96
+QUALITY = 98
 
 
 def images_option() -> argparse.ArgumentParser:
