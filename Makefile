@@ -6,8 +6,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-# Those that need no GPU; python -m benchmarks.gpu_step is for one.
-BENCHMARKS := label_pooling label_store dataset_scale decoders input_path train_step data_wait annotator
+# Those that need no GPU; benchmarks.gpu_step and benchmarks.annotator are for one.
+BENCHMARKS := label_pooling label_store dataset_scale decoders input_path train_step data_wait
 
 .PHONY: demo test bench bench-peers annotator clean
 
@@ -18,7 +18,7 @@ test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: $(VENV)/installed
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --json benchmarks/results/$$name.json; done

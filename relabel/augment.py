@@ -79,6 +79,7 @@ def augment(
     """
     assert images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == 3, (images.dtype, images.shape)
     assert (jitter_orders is None) == (jitter_factors is None)
+    images = images.contiguous()  # planes: what follows works on whole channels
     if flips is not None:
         images = torch.where(_per_image(flips), images.flip(-1), images)
     pixels = images.float()

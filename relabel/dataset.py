@@ -207,7 +207,7 @@ class Sample:
     """One image as training or testing sees it.
 
     Fields:
-        image: uint8 [3, S, S]; RGB, not yet augmented.
+        image: uint8 [3, S, S]; RGB, not yet augmented; a view of [S, S, 3].
         label: its class folder, 0..K-1.
         box: where the image lies in the file, before any flip.
         label_map: of the whole file; None without label maps.

@@ -79,7 +79,7 @@ class ImageFile:
             interpolation: bilinear, bicubic or lanczos, antialiased.
 
         Returns:
-            uint8 [3, height, width]; RGB.
+            uint8 [3, height, width]; RGB. A view of [height, width, 3], which is its order in memory.
 
         Raises:
             UserError: naming the path and the reason, when the file cannot be decoded.
@@ -101,7 +101,7 @@ class ImageFile:
             crop_ratio: in (0, 1]; None squashes the whole image to size x size.
 
         Returns:
-            uint8 [3, size, size]; RGB.
+            uint8 [3, size, size]; RGB. A view of [size, size, 3], which is its order in memory.
 
         Raises:
             UserError: naming the path and the reason, when the file cannot be decoded.
@@ -110,7 +110,8 @@ class ImageFile:
             return self.resized_crop(WHOLE_IMAGE, size, size)
         width, height = _resized_size(self.width, self.height, size, crop_ratio)
         left, top, right, bottom = _middle(width, height, size)
-        return self.resized_crop(WHOLE_IMAGE, height, width)[:, top:bottom, left:right].copy()
+        resized = self.resized_crop(WHOLE_IMAGE, height, width).transpose(1, 2, 0)
+        return resized[top:bottom, left:right].copy().transpose(2, 0, 1)
 
     def centre_box(self, size: int, crop_ratio: float | None) -> CropBox:
         """Where `centre_crop` of the same arguments lies in the image."""
@@ -158,13 +159,14 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _resized(region: np.ndarray, height: int, width: int) -> np.ndarray:
     """uint8 [rows, columns, 3] -> [3, height, width]; Pillow's bilinear filter, vectorised (torch's bicubic is not)."""
-    pixels = torch.from_numpy(np.ascontiguousarray(region)).permute(2, 0, 1)[None]
-    return F.interpolate(pixels, (height, width), mode="bilinear", antialias=True)[0].contiguous().numpy()
+    # The batch dimension first: permuted before it, torch would take a single image for planes and sort its channels.
+    pixels = torch.from_numpy(np.ascontiguousarray(region))[None].permute(0, 3, 1, 2)
+    return F.interpolate(pixels, (height, width), mode="bilinear", antialias=True)[0].numpy()
 
 
 def _planes(image: Image.Image) -> np.ndarray:
-    """An RGB image as uint8 [3, H, W], contiguous and writable (torch warns of arrays that are not)."""
-    return np.asarray(image).transpose(2, 0, 1).copy()
+    """An RGB image as uint8 [3, H, W], a writable view of [H, W, 3] (torch warns of arrays that are not writable)."""
+    return np.array(image).transpose(2, 0, 1)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ class Batch:
     An operation that changes no sample of the batch (switched off, or by chance) is None.
 
     Fields:
-        images: uint8 [B, 3, S, S]; RGB, not yet augmented.
+        images: uint8 [B, 3, S, S]; RGB, not yet augmented. In memory [B, S, S, 3], as decoders write it.
         labels: int64 [B].
         boxes: float32 [B, 4]; left, top, right, bottom, fractions of the image.
         scores: float16 or float32 [B, k, h, w], as stored; None without label maps.
@@ -99,9 +99,9 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 def _stack_images(images: list[np.ndarray]) -> Tensor:
     """uint8 [B, 3, S, S]; torch's own collation writes straight into shared memory when it runs in a worker."""
-    stacked = default_collate([torch.from_numpy(image) for image in images])
+    stacked = default_collate([torch.from_numpy(image.transpose(1, 2, 0)) for image in images])
     assert isinstance(stacked, Tensor)
-    return stacked
+    return stacked.permute(0, 3, 1, 2)
 
 
 def _stack_augmentations(

@@ -216,7 +216,7 @@ def test_a_box_is_left_top_right_bottom(tmp_path: Path) -> None:
         (CropBox(0, 0.75, 1, 1), (0, 200, 0)),
     ]:
         crop = file.resized_crop(box, 3, 5)
-        assert crop.shape == (3, 3, 5) and crop.flags.c_contiguous and crop.flags.writeable
+        assert crop.shape == (3, 3, 5) and crop.transpose(1, 2, 0).flags.c_contiguous and crop.flags.writeable
         assert (crop == np.array(colour, dtype=np.uint8)[:, None, None]).all()
 
 
