@@ -13,7 +13,10 @@ import simplejpeg
 END_OF_IMAGE = b"\xff\xd9"
 # Baseline, extended and progressive frames of Huffman code. Others (lossless, arithmetic) are rare, and Pillow's.
 FRAME_MARKERS = (0xC0, 0xC1, 0xC2)
-SCAN_MARKER = 0xDA
+# What may come before the frame: tables, comments, the segments of applications.
+SKIPPED_MARKERS = (0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0))
+# Larger images are Pillow's, which refuses those that would fill the memory.
+MOST_PIXELS = 2**26
 # Chroma is stored coarser than luma; the row below the last one shares in its colours.
 MARGIN_ROWS = 2
 
@@ -44,7 +47,7 @@ def read_frame(data: bytes) -> JpegFrame | None:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
         if marker in FRAME_MARKERS:
             return _frame(data, at + 4)
-        if marker == SCAN_MARKER or length < 2:
+        if marker not in SKIPPED_MARKERS:
             return None
         at += 2 + length
     return None
@@ -54,7 +57,7 @@ def _frame(data: bytes, at: int) -> JpegFrame | None:
     """The frame header whose precision, height, width and number of channels begin at `at`."""
     precision, channels = data[at], data[at + 5]
     height, width = int.from_bytes(data[at + 1 : at + 3]), int.from_bytes(data[at + 3 : at + 5])
-    supported = precision == 8 and channels in (1, 3) and height and width
+    supported = precision == 8 and channels in (1, 3) and 0 < height * width <= MOST_PIXELS
     return JpegFrame(width, height, at + 1) if supported else None
 
 
@@ -74,6 +77,7 @@ def decode_rows(data: bytes, frame: JpegFrame, rows: int) -> np.ndarray | None:
     shortened = b"".join((data[:at], height.to_bytes(2), data[at + 2 :]))
     try:
         # Not strict: what is left over after the last row counts as a recoverable error.
-        return simplejpeg.decode_jpeg(shortened, "RGB", strict=False)[:rows]
+        pixels: np.ndarray = simplejpeg.decode_jpeg(shortened, "RGB", strict=False)
     except ValueError:
         return None
+    return pixels[:rows] if pixels.shape == (height, frame.width, 3) else None
