@@ -56,7 +56,8 @@ class ImageFile:
 
         Args:
             path: of the file.
-            decoder: pillow, or simplejpeg for the files it takes.
+            decoder: pillow, or simplejpeg for the files it takes, as training and tests do by default. Label maps are
+                made and checked with Pillow's pixels, so that they do not hang on a choice of speed.
 
         Raises:
             UserError: naming the path and the reason; missing, unreadable, not an image.

@@ -44,7 +44,9 @@ def test_rows_are_pillows_for_every_subsampling(subsampling: str, width: int, he
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-@pytest.mark.parametrize("options", [{"progressive": True}, {"restart_marker_rows": 1}, {"quality": 20}])
+@pytest.mark.parametrize(
+    "options", [{"progressive": True}, {"restart_marker_rows": 1}, {"quality": 20}, {"keep_rgb": True}]
+)
 def test_rows_are_pillows_for_every_way_of_writing(mode: str, options: dict[str, object]) -> None:
     assert_every_start_is_pillows(jpeg(151, 94, mode, **options), [1, 7, 8, 15, 16, 17, 60, 93, 94])
 
@@ -69,12 +71,13 @@ def test_a_thumbnail_in_the_header_is_not_taken_for_the_image() -> None:
         b"",
         b"\xff\xd8\xff\xd9",
         jpeg(40, 22)[:-2],
+        jpeg(40, 22)[:-9] + b"\xff\xc0" + jpeg(40, 22)[-7:],
         jpeg(40, 22)[:300],
         jpeg(40, 22) + b"appended",
         jpeg(40, 22, "CMYK"),
         b"\x89PNG" + jpeg(40, 22)[4:],
     ],
-    ids=["empty", "no frame", "no end mark", "cut short", "appended to", "CMYK", "not a JPEG"],
+    ids=["empty", "no frame", "no end mark", "a marker in the scan", "cut short", "appended to", "CMYK", "not a JPEG"],
 )
 def test_what_the_fast_way_does_not_take_has_no_frame(data: bytes) -> None:
     assert read_frame(data) is None

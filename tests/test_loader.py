@@ -27,19 +27,19 @@ NEUTRAL = Augmentation(False, 2, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> ImageDataset:
-    """23 images in two classes with label maps of 2 x 3 cells."""
+    """23 images, JPEG and PNG, in two classes, with label maps of 2 x 3 cells; read by the fast decoder."""
     rng = np.random.default_rng(0)
     for i in range(23):
         folder = tmp_path / "train" / ("ant" if i < 9 else "bee")
         folder.mkdir(parents=True, exist_ok=True)
         pixels = rng.integers(0, 256, (20 + i, 40 - i, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i:02d}.png")
+        Image.fromarray(pixels).save(folder / f"{i:02d}.{('jpg', 'png')[i % 2]}")
     images = list_images(tmp_path / "train")
     for key in images.keys().tolist():
         dense = rng.normal(size=(2, 2, 3)).astype(np.float32)
         write_label_map(tmp_path / "labels", key.decode(), LabelMap.from_dense(dense, 2))
     store = open_label_store(tmp_path / "labels", images.keys(), images.class_names)
-    return ImageDataset(images, RandomView(12, 0.08, 0.5, 0.4, 0.1, seed=5), store)
+    return ImageDataset(images, RandomView(12, 0.08, 0.5, 0.4, 0.1, seed=5), store, "simplejpeg")
 
 
 def train_batches(
@@ -174,6 +174,7 @@ def test_workers_and_restarts_change_nothing(dataset: ImageDataset, num_workers:
         assert len(batches) == len(loader) == 7 - start_step
         for expected, found in zip(straight[start_step:], batches, strict=True):
             assert_same_batch(expected, found)
+            assert found.images.permute(0, 2, 3, 1).is_contiguous()  # the decoders' order, never sorted anew
 
 
 def test_test_batches_come_in_order_and_a_rank_may_have_none(dataset: ImageDataset) -> None:

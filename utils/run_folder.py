@@ -142,17 +142,18 @@ def _compare_configs(folder: Path, before: dict[str, Any], now: dict[str, Any]) 
 
 def _compare_identities(folder: Path, state: dict[str, Any], identity: dict[str, Any]) -> None:
     for key, value in identity.items():
-        if state.get(key) != value:
+        if (before := state.get(key)) != value:
+            both = f" ({before} there, {value} now)" if isinstance(value, str) and len(value) < 40 else ""
             raise UserError(
-                f"{folder} holds another run: its {key} differs from what is found now.\n"
-                f"  Restore the data and the device it ran on, or set another --util.run_dir."
+                f"{folder} holds another run: its {key} differs from what is found now{both}.\n"
+                f"  Restore the data, the decoder and the device it ran on, or set another --util.run_dir."
             )
 
 
 def _value(tree: dict[str, Any], key: str) -> Any:
     for part in key.split("."):
         tree = tree.get(part, {})
-    return tree
+    return "no such key" if tree == {} else tree
 
 
 def _warn(text: str) -> None:
