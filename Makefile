@@ -21,12 +21,12 @@ test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: $(VENV)/installed
-	set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --json benchmarks/results/$$name.json; done
-	$(BIN)/python -m benchmarks.growth_plots
+	set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --json runs/bench/$$name.json; done
+	$(BIN)/python -m benchmarks.growth_plots --results runs/bench --out runs/bench/growth.png
 
-# The peers that the benchmarks compare with, where they install: see benchmarks/requirements.txt.
+# The peers that the benchmarks compare with, each where it installs: see benchmarks/requirements.txt.
 bench-peers: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
+	grep -v '^#' benchmarks/requirements.txt | xargs -n 1 $(BIN)/python -m pip install --disable-pip-version-check || true
 
 # The demo's machine annotator from scratch (about 10 minutes on 2 cores); the result stands in configs/digits.
 annotator: $(VENV)/installed

@@ -36,6 +36,7 @@ from relabel.runs import train
 from relabel.trainer import Trainer
 from utils.config import load_config
 from utils.distributed import Place, available_cores
+from utils.errors import exit_on_user_error
 from utils.frozen_munch import FrozenMunch
 from utils.precision import Precision
 from utils.run_log import read_metrics
@@ -80,7 +81,7 @@ def main() -> None:
         size = Size("resnet50", 224, 256, steps=400, report_every=25, runs=2, rounds=20, classes=1000)
     if options.tiny:
         size = Size("digit_net", 32, 8, steps=4, report_every=1, runs=1, rounds=2, classes=20)
-    with tempfile.TemporaryDirectory() as name:
+    with exit_on_user_error(), tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         remark = write_data(folder, options.images, size)
         write_maps(folder, size.classes)
@@ -94,7 +95,7 @@ def main() -> None:
         f"{size.arch} at {size.crop} px, batch {size.batch}, {Precision('O1', device).name} on {device}, "
         f"{available_cores()} workers, decoder {resolve_decoder('auto')}",
         remark,
-        *bottleneck(stages),
+        *bottleneck(stages, device),
     ]
     report("training from files", figures, remarks, options.json)
 
@@ -270,18 +271,21 @@ def stage_figures(stages: dict[str, dict[str, np.ndarray]]) -> list[Figure]:
     return [Figure.of(f"{RELABEL}: the same step from memory", "images/s", 1 / step), *figures]
 
 
-def bottleneck(stages: dict[str, dict[str, np.ndarray]]) -> list[str]:
-    """Where an image spends most time, on either side, and which side is the slower one."""
+def bottleneck(stages: dict[str, dict[str, np.ndarray]], device: torch.device) -> list[str]:
+    """Where an image spends most time, on either side; and which is the slower side, where they share no cores."""
     worker, process = ({name: 1e3 * np.median(s) for name, s in seconds.items()} for seconds in stages.values())
     whole, cores = worker.pop(SAMPLE_WHOLE) + worker["collating"], available_cores()
+    process.pop(COPY)  # beside the step before
     worker_name, process_name = max(worker, key=worker.__getitem__), max(process, key=process.__getitem__)
     total = sum(process.values())
-    slower = worker_name if whole / cores > total else process_name
-    return [
+    remarks = [
         f"a worker needs {whole:.3f} ms for an image, most of it for {worker_name}; {cores} workers need "
         f"{whole / cores:.3f} ms if they have the cores to themselves",
-        f"the training process needs {total:.3f} ms, most of it for {process_name}; so the bottleneck is {slower}",
+        f"the training process needs {total:.3f} ms, most of it for {process_name}",
     ]
+    if device.type == "cuda":
+        remarks.append(f"so the bottleneck is {worker_name if whole / cores > total else process_name}")
+    return remarks
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from relabel.label_store import LabelStore, open_label_store
 from relabel.loader import Batch, Loader, TrainBatches
 from relabel.targets import relabel_target
 from utils.distributed import available_cores
+from utils.errors import exit_on_user_error
 
 WORKERS = 2
 GROWTH = (1, 2, 4, 8, 16)
@@ -48,7 +49,7 @@ PEERS = {
     "dali_loader": "nvidia-dali-cuda120",
     "ffcv_loader": "ffcv opencv-python-headless",
 }
-OURS, MAPS, WHOLE = f"ours, {WORKERS} workers", "ours with label maps", "ours, whole: + augmented floats, soft targets"
+OURS, MAPS, WHOLE = "ours", "ours with label maps", "ours, whole: + augmented floats, soft targets"
 RATIOS = [
     (MAPS, "2021 procedure, whole"),
     (WHOLE, "2021 procedure, whole"),
@@ -100,15 +101,15 @@ def main() -> None:
     """The contenders in turn, several times; then ours with other numbers of workers."""
     options = arguments(__doc__ or "", images_option())
     amount = Amount(8, 2, 1) if options.tiny else Amount(256, 8, 5)
-    with tempfile.TemporaryDirectory() as folder:
+    with exit_on_user_error(), tempfile.TemporaryDirectory() as folder:
         with on_cores(WORKERS):
             job = make_job(options.images, Path(folder), amount.images(WORKERS), amount.batch)
             others, absent = peer_readers(job)
             readers = our_readers(job) | others
             remarks = describe(job)
             rates = measure([Contender(name, read, WORKERS) for name, read in readers.items()], amount)
-        more = [workers for workers in GROWTH if workers != WORKERS and workers <= available_cores()]
-        growth = measure([Contender(f"ours, {n} workers", partial(read_ours, job, None, n), n) for n in more], amount)
+        counts = [workers for workers in GROWTH if workers <= available_cores()]
+        growth = measure([Contender(f"ours, {n} workers", partial(read_ours, job, None, n), n) for n in counts], amount)
     figures = [Figure.of(name, "images/s", values) for name, values in (rates | growth).items()]
     ratios = {f"{a} / {b}": np.array(rates[a]) / np.array(rates[b]) for a, b in RATIOS if b in rates}
     figures += [Figure.of(f"{name}, same round", "x", values) for name, values in ratios.items()]
@@ -219,7 +220,7 @@ def describe(job: Job) -> list[str]:
         f"{len(job.photos):,} JPEG files of {mean_size(job.photos) / 1000:.0f} kB, {different:,} different ones, warm "
         f"cache, batch {job.batch}, {WORKERS} cores, {WORKERS} workers or threads; ours decodes by {DECODER}",
         "targets: with label maps / 2021 4x; without / timm 2x; without / DALI and / FFCV 1.0x, 1.2x if it can be had",
-        "ours with 1, 4, ... workers: on all cores, after the others",
+        "ours with 1, 2, ... workers: on all cores, after the others",
     ]
 
 

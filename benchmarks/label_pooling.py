@@ -67,7 +67,7 @@ def main() -> None:
     ]
     dense_mb = batch * MANY * CELLS**2 * 4 / 1e6
     remarks = [
-        "target of the ratio: 80x",
+        "target of dense tensor + roi_align / pool_scores: 80x",
         f"the dense tensor of K = {MANY:,} was not made: it would take {dense_mb:,.0f} MB",
         "memory: largest = the largest single allocation of a call; all = the sum of its allocations, freed ones too",
     ]

@@ -3,6 +3,7 @@
 import math
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -122,12 +123,12 @@ def test_bytes_after_the_end_of_a_jpeg_do_no_harm(tmp_path: Path) -> None:
     np.testing.assert_array_equal(fast.centre_crop(16, 0.9), reference.centre_crop(16, 0.9))
 
 
-WAYS_OF_WRITING: list[dict[str, object]] = [{}, {"restart_marker_rows": 1}, {"progressive": True}]
+WAYS_OF_WRITING: list[dict[str, Any]] = [{}, {"restart_marker_rows": 1}, {"progressive": True}]
 
 
 @pytest.mark.parametrize("options", WAYS_OF_WRITING, ids=["baseline", "restart marks", "progressive"])
 @pytest.mark.parametrize("kind", ["cut short", "cut short, end mark kept", "noise", "a marker", "cut out"])
-def test_the_fast_decoder_refuses_what_pillow_refuses(tmp_path: Path, kind: str, options: dict[str, object]) -> None:
+def test_the_fast_decoder_refuses_what_pillow_refuses(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
     """Damage anywhere, also below the crop: the same files fail in the same words, the others look alike."""
     rng = np.random.default_rng(4)
     photo_like(300, 201).save(tmp_path / "whole.jpg", quality=90, **options)
@@ -156,7 +157,7 @@ def damaged(whole: bytes, kind: str, rng: np.random.Generator) -> bytes:
 
 
 @pytest.mark.parametrize("options", WAYS_OF_WRITING, ids=["baseline", "restart marks", "progressive"])
-def test_markers_below_the_crop_are_found(tmp_path: Path, options: dict[str, object]) -> None:
+def test_markers_below_the_crop_are_found(tmp_path: Path, options: dict[str, Any]) -> None:
     """The decoder would stop above them; which crop an epoch draws must not decide whether a damaged file is met."""
     photo_like(300, 201).save(tmp_path / "whole.jpg", quality=90, **options)
     whole = (tmp_path / "whole.jpg").read_bytes()

@@ -7,9 +7,10 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from relabel.dataset import ImageList, list_any_images, list_images
+from relabel.jpeg_rows import read_frame
+from utils.errors import UserError
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "imagenet_sample"
-JPEG = (".jpg", ".jpeg")
 PHOTOS = 32  # different ones are made; the rest are links to them
 QUALITY = 98
 
@@ -31,17 +32,25 @@ def link_photos(images: Path | None, scratch: Path, count: int) -> ImageList:
 
     Every file is read once, so that the system's cache holds it.
 
+    Others than whole JPEG files of one or three channels, which some readers refuse, are passed over.
+
     Args:
         images: folder of JPEG files; None makes some.
         scratch: existing folder, to which `photos/` is added.
         count: of links; of more files, as many are taken at equal distances.
+
+    Raises:
+        UserError: no such folder, or no such file in it.
     """
+    if images is not None and not images.is_dir():
+        raise UserError(f"{images} is no folder. Name one of JPEG files with --images.")
     if images is None:
         images = scratch / "made"
         write_photos(images, PHOTOS)
     found = list_any_images(images)
-    files = [path for path in map(found.path, range(len(found))) if path.suffix.lower() in JPEG]
-    assert files, f"{images} holds no {' or '.join(JPEG)} file"
+    files = [path for path in map(found.path, range(len(found))) if read_frame(path.read_bytes())]
+    if not files:
+        raise UserError(f"{images}: found no JPEG file that every reader takes. Name another folder with --images.")
     for number in range(count):
         copy, file = divmod(number, len(files)) if count > len(files) else (0, number * len(files) // count)
         path = files[file]
