@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from relabel.dataset import list_images
 from relabel.label_folder import write_label_map
@@ -12,7 +11,6 @@ from relabel.label_map import LabelMap
 from relabel.runs import run
 from tests.conftest import ROOT, Flags
 from utils.config import load_config
-from utils.distributed import available_cores
 from utils.run_log import read_metrics
 
 PHOTOS = ROOT.parent / "shared" / "data" / "imagenet_sample"
@@ -38,7 +36,6 @@ def sixty_four(tmp_path: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("use_label_maps", [False, True])
 def test_resnet18_learns_64_photos_by_heart(sixty_four: Path, use_label_maps: bool) -> None:
-    torch.set_num_threads(available_cores())
     flags: Flags = {
         "model.arch": "resnet18",
         "data.data_path": sixty_four,
