@@ -19,19 +19,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.label_store import read_all
+from benchmarks.label_store import random_map, read_all, write_packed
 from benchmarks.peers.photos import images_option, link_photos, mean_size
 from benchmarks.result import Figure, arguments, report
-from benchmarks.train_step import MAP_SHAPE, augment_batch, memory_trainer, random_map, time_parts
+from benchmarks.train_step import augment_batch, memory_trainer, time_parts
 from relabel.augment import draw_augmentation
 from relabel.build import checked_label_store, list_split
 from relabel.crop_box import random_crop_box
 from relabel.dataset import SAMPLE, ImageDataset, RandomView, keyed_rng, list_images
 from relabel.decode import ImageFile, resolve_decoder
 from relabel.jpeg_rows import decode_rows, read_frame
-from relabel.label_manifest import Manifest
 from relabel.loader import Batch, collate
-from relabel.packed_writer import PackedWriter
 from relabel.runs import train
 from relabel.trainer import Trainer
 from utils.config import load_config
@@ -125,18 +123,10 @@ def class_name(label: int) -> str:
 
 def write_maps(folder: Path, classes: int) -> None:
     """labels/: a packed store with a map for each training image; few different ones."""
-    keys, (k, h, w) = list_images(folder / "train").keys(), MAP_SHAPE
-    names = [class_name(label) for label in range(classes)]
-    (folder / "labels").mkdir()
-    manifest = Manifest(form="packed", maps=len(keys), k=k, h=h, w=w, class_names=names, made_by={})
-    writer = PackedWriter(folder / "labels", keys, manifest)
-    writer.begin()
-    writer.open()
     rng = np.random.default_rng(0)
-    maps = [random_map(rng, classes) for _ in range(MAPS)]
-    for row in range(len(keys)):
-        writer.write(row, maps[row % MAPS])
-    writer.commit({})
+    label_maps = [random_map(rng, classes) for _ in range(MAPS)]
+    keys = list_images(folder / "train").keys()
+    write_packed(folder / "labels", keys, [class_name(label) for label in range(classes)], label_maps)
 
 
 def run_config(folder: Path, labels: str, run_dir: Path, size: Size) -> FrozenMunch:

@@ -22,8 +22,9 @@ from timm.optim import create_optimizer_v2
 from timm.utils import NativeScaler
 from torch import Tensor, nn
 
+from benchmarks.label_store import K
 from benchmarks.result import Figure, arguments, report
-from benchmarks.train_step import K, augment_batch, memory_trainer, random_batch, run_steps, time_parts
+from benchmarks.train_step import augment_batch, memory_trainer, random_batch, run_steps, time_parts
 from relabel.label_pooling import pool_scores
 from relabel.loader import Batch
 from relabel.trainer import Trainer

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.label_pooling import align_dense, make_dense
+from benchmarks.label_store import SHAPE, K, random_map
 from benchmarks.result import Figure, arguments, report, synchronize, time_interleaved
 from relabel.augment import augment, draw_augmentation
 from relabel.build import make_targets, set_up_device
 from relabel.crop_box import MIN_AREA, random_crop_box
 from relabel.dataset import ImageList, Sample
-from relabel.label_map import LabelMap
 from relabel.loader import Batch, collate
 from relabel.runs import make_trainer
 from relabel.trainer import Trainer
@@ -31,7 +31,6 @@ from utils.distributed import Place
 from utils.precision import Precision
 from utils.run_folder import Start
 
-K, MAP_SHAPE = 1000, (5, 15, 15)  # those of the paper
 IMAGES = 1_281_167  # ImageNet's; the schedule's length, so that the learning rate stays in its warm-up
 WARM_UP = 3
 
@@ -82,7 +81,7 @@ def main() -> None:
     low, high = median_interval(percent)
     remarks = [
         f"{size.arch} at {size.crop} px, batch {size.batch}, {trainer.precision.name} on {device}, {K:,} classes, maps "
-        f"{list(MAP_SHAPE)}; {size.steps} update(s) a measurement; the batch lies on the device, both arms share it",
+        f"{list(SHAPE)}; {size.steps} update(s) a measurement; the batch lies on the device, both arms share it",
         f"median of the pairs: {np.median(percent):+.2f} %, 95 % interval {low:+.2f} to {high:+.2f} % (from order "
         "statistics, whatever the distribution); target: at most +0.5 %",
         "2021: dense label maps [B, K, h, w] made on the CPU, moved to the device, then torchvision's roi_align",
@@ -101,14 +100,6 @@ def random_batch(count: int, crop: int) -> Batch:
         drawn = draw_augmentation(rng, flip_prob=1.0, color_jitter=0.4, lighting=0.1)
         samples.append(Sample(image, int(rng.integers(K)), box, random_map(rng), drawn, index))
     return collate(samples)
-
-
-def random_map(rng: np.random.Generator, classes: int = K) -> LabelMap:
-    """The best 5 of 20 classes in each cell, with logits as a strong teacher's, in the types of a packed store."""
-    k, h, w = MAP_SHAPE
-    some = rng.choice(classes, 20, replace=False).astype(np.int16)
-    kept = rng.permuted(np.tile(some, (h * w, 1)), axis=1)[:, :k].T.reshape(MAP_SHAPE)
-    return LabelMap(rng.normal(8, 3, MAP_SHAPE).astype(np.float16), kept)
 
 
 def memory_trainer(folder: Path, arch: str, crop: int, batch: int, device: torch.device) -> Trainer:

@@ -51,7 +51,7 @@ def installed(makers: Mapping[str, tuple[str, Callable[[], T]]]) -> tuple[dict[s
         try:
             made[name] = make()
         except (ImportError, OSError, RuntimeError) as error:  # the last two: a library of the system's is missing
-            reason = str(error).splitlines()[0]
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             remarks.append(f"left out: {name} ({reason}); pip install {packages}, see benchmarks/requirements.txt")
     used = dict.fromkeys(word for name in made for word in makers[name][0].split())
     found = {package.metadata["Name"]: package.version for package in distributions()}

@@ -16,15 +16,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
-from torchvision.ops import roi_align
 from torchvision.transforms import functional as F
 
+from benchmarks.label_pooling import K, pool_dense
 from benchmarks.peers import RATIOS, SIZE, Job, Reader
 from relabel.augment import EIGENVALUES, EIGENVECTORS, MEAN, STD
 from relabel.crop_box import MIN_AREA
 from relabel.dataset import ImageList
 
-K = 1000
 FLIP, JITTER, LIGHTING = 0.5, 0.4, 0.1
 
 
@@ -52,11 +51,7 @@ def dense_target(scores: Tensor, classes: Tensor, boxes: Tensor) -> Tensor:
     Returns:
         float32 [B, K].
     """
-    count, _, h, w = scores.shape
-    dense = torch.zeros(count, K, h, w).scatter_(1, classes, scores)
-    cells = boxes * torch.tensor([w, h, w, h]) - 0.5
-    numbered = torch.cat([torch.arange(count)[:, None], cells], dim=1)
-    return roi_align(dense, numbered, output_size=1).flatten(1).softmax(dim=1)
+    return pool_dense(scores, classes, boxes, K).softmax(dim=1)
 
 
 class LabelledCrops(Dataset[tuple[Tensor, Tensor, Tensor]]):
