@@ -1,6 +1,7 @@
-# make demo   the environment, then the main job on the embedded data: a table, pictures, and where they are
-# make test   the environment, then linters, types and the whole test suite
-# make bench  what the README's benchmarks measure, on this machine (about 40 minutes on 2 cores)
+# make demo       the environment, then the main job on the embedded data: a table, pictures, and where they are
+# make reproduce  the paper's comparison on the embedded data, nine rows of five seeds (about 50 minutes on 2 cores)
+# make test       the environment, then linters, types and the whole test suite
+# make bench      what the README's benchmarks measure, on this machine (about 40 minutes on 2 cores)
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -9,10 +10,13 @@ BIN    := $(VENV)/bin
 # Those that need no GPU; benchmarks.gpu_step and benchmarks.annotator are for one.
 BENCHMARKS := label_pooling label_store dataset_scale decoders input_path train_step data_wait
 
-.PHONY: demo test bench bench-peers annotator clean
+.PHONY: demo reproduce test bench bench-peers annotator clean
 
 demo: $(VENV)/installed
-	$(BIN)/python -m relabel demo --out runs/demo
+	$(BIN)/python -m relabel reproduce --rows 2 --seeds 1
+
+reproduce: $(VENV)/installed
+	$(BIN)/python -m relabel reproduce
 
 test: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -39,4 +43,4 @@ $(VENV)/installed: requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs/demo runs/digits-annotator
+	rm -rf $(VENV) runs/digits runs/digits-annotator

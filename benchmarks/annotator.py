@@ -75,8 +75,8 @@ def whole_job(folder: Path, teacher: Teacher, number: int, batch: int, device: t
 def bare_pass(teacher: Teacher, count: int, batch: int, device: torch.device) -> float:
     """Images per second of the network alone, on random input that lies on the device."""
     precision = Precision("O1", device)
-    network = teacher.network.to(device).to(memory_format=precision.memory_format)
-    images = torch.randn(batch, 3, *teacher.input_size, device=device).contiguous(memory_format=precision.memory_format)
+    network = teacher.network.to(device).to(memory_format=torch.channels_last)
+    images = torch.randn(batch, 3, *teacher.input_size, device=device).contiguous(memory_format=torch.channels_last)
     passes = max(1, count // batch)
     with precision.autocast():
         network(images)

@@ -110,8 +110,7 @@ def infer_num_classes(arch: str, state_dict: Mapping[str, Tensor]) -> int:
     Raises:
         UserError: unknown arch, or the checkpoint lacks that layer (it is of another architecture).
     """
-    shapes = _shapes(arch, PROBE_CLASSES)
-    class_layers = [name for name, shape in shapes.items() if PROBE_CLASSES in shape[:1]]
+    class_layers = head_tensors(arch)
     weights = _without_module_prefix(state_dict)
     counts = {weights[name].shape[0] for name in class_layers if name in weights and weights[name].ndim > 0}
     if len(counts) != 1:
@@ -121,6 +120,27 @@ def infer_num_classes(arch: str, state_dict: Mapping[str, Tensor]) -> int:
             f"the checkpoint {found}; set --model.arch to the architecture that the checkpoint was trained with"
         )
     return counts.pop()
+
+
+def head_tensors(arch: str) -> list[str]:
+    """Names of the tensors of a network's classification head: those with a row for each class.
+
+    Args:
+        arch: as for create_model.
+    """
+    return [name for name, shape in _shapes(arch, PROBE_CLASSES).items() if PROBE_CLASSES in shape[:1]]
+
+
+def with_own_head(model: nn.Module, arch: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A checkpoint's weights, but the network's own ones for its classification head: a start for other classes.
+
+    Args:
+        model: whose head it is.
+        arch: of the network, as for create_model.
+        state_dict: parameter name -> tensor, with or without a head; a "module." in front of every name is ignored.
+    """
+    own = model.state_dict()
+    return _without_module_prefix(state_dict) | {name: own[name] for name in head_tensors(arch)}
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:

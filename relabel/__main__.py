@@ -3,7 +3,6 @@
 Train with them afterwards: python main.py --help
 """
 
-import re
 import signal
 import sys
 
@@ -11,18 +10,19 @@ if __name__ == "__main__":
     # Until a command runs, Ctrl-C ends the process at once and without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from utils.config_problems import speak_utf8
-from utils.errors import UserError
+from utils.errors import UserError, in_other_words
 from utils.tool_commands import run_commands
 from utils.value_types import (
     Count,
+    ExistingFile,
     ExistingFolder,
     ExistingPath,
     Joined,
@@ -86,9 +86,30 @@ def digits(*, out: NewFolder, seed: Count = 0, train: Scenes = 6000, val: Scenes
         train: scenes in train/.
         val: scenes in val/.
     """
-    from relabel.digit_scenes import write_scenes
+    from relabel.scenes import write_scenes
+    from relabel.small_pictures import Digits
 
-    write_scenes(out, seed, train, val)
+    write_scenes(Digits(), out, seed, train, val)
+    print(f"{train:,} training and {val:,} validation scenes: {out}", flush=True)
+
+
+def scenes(
+    pictures: ExistingFolder, *, out: NewFolder, seed: Count = 0, train: Scenes = 6000, val: Scenes = 1500
+) -> None:
+    """Write scenes of any labelled small pictures, put together as those of `digits` and twice as large.
+
+    Args:
+        pictures: folder with train/CLASS/IMAGE, which training scenes show, and val/CLASS/IMAGE.
+        out: folder to make; may exist if it is empty or holds these very scenes.
+        seed: another one gives other scenes.
+        train: scenes in train/.
+        val: scenes in val/.
+    """
+    from relabel.scenes import write_scenes
+    from relabel.small_pictures import PictureFolder
+
+    with in_own_words({r"--data\.data_path": "PICTURES"}):
+        write_scenes(PictureFolder(pictures), out, seed, train, val)
     print(f"{train:,} training and {val:,} validation scenes: {out}", flush=True)
 
 
@@ -108,6 +129,7 @@ def annotate(
     opt_level: Literal["O0", "O1", "bf16"] = "O1",
     batch_size: Positive = 32,
     num_workers: Count = 4,
+    unlabelled: bool = False,
     on_error: Literal["stop", "skip"] = "stop",
 ) -> None:
     """Write the label map of every image: what a strong classifier, the teacher, says about each of its cells.
@@ -132,6 +154,7 @@ def annotate(
         opt_level: O1: float16 on a GPU, float32 without one; O0: float32; bf16: bfloat16.
         batch_size: images in one pass of the teacher; less memory with fewer.
         num_workers: processes that read images ahead, at most one per core; 0 reads between the passes.
+        unlabelled: the folders of IMAGES name no classes that the teacher must know: for data.extra.path.
         on_error: what an image that cannot be read does: stop: it is an error, told when all others are done; skip:
             it gets no label map, and is listed.
     """
@@ -148,7 +171,7 @@ def annotate(
         teacher = load_teacher(
             arch,
             weights,
-            found.class_names or None,
+            None if unlabelled else found.class_names or None,
             input_size=size,
             mean=mean,
             std=std,
@@ -351,21 +374,102 @@ def export_labels(
             print(f"{count:,} labels of {len(found):,} images: {out}", flush=True)
 
 
-def demo(*, out: NewFolder = Path("runs/demo"), seeds: Positive = 1, train: Scenes = 6000, val: Scenes = 1500) -> None:
-    """Run the main job on the embedded data: annotate, train with and without label maps, compare.
+def export_model(
+    weights: ExistingFile,
+    out: NewFolder,
+    *,
+    form: Literal["timm", "backbone", "onnx"],
+    arch: Name | None = None,
+    config_file_path: ExistingFile | None = None,
+    ema: bool = True,
+) -> None:
+    """Write a trained network in a form that others load; its logits are those of --util.test_only.
 
-    Ends with a table of both trainings and pictures, and says where they are. The same command continues an
-    interrupted run.
+    timm: a folder, as on the Hugging Face Hub, that timm.create_model('local-dir:OUT', pretrained=True) reloads bit for
+    bit. backbone: a file of a ResNet's weights for backbone.body of torchvision's Faster R-CNN and Mask R-CNN. onnx: a
+    file of the whole network, for any batch size; it needs pip install onnx onnxscript onnxruntime.
+
+    Args:
+        weights: the checkpoint.
+        out: the folder or file to write.
+        form: what to write.
+        arch: the network. none: the one that the checkpoint names.
+        config_file_path: config of its training, for batch norm and how tests see images. none: config.yaml beside the
+            checkpoint, or the defaults where there is none.
+        ema: take the averaged weights where the checkpoint has them.
+    """
+    from relabel.model_export import export_model as write_model
+
+    with in_own_words():
+        write_model(weights, out, form, arch=arch, config=config_file_path, ema=ema)
+
+
+def compare(
+    first: ExistingFile,
+    second: ExistingFile,
+    *,
+    images: ExistingFolder | None = None,
+    out: NewPicture | None = None,
+    count: Pictures = 12,
+    json: NewFile | None = None,
+) -> None:
+    """Say which of two checkpoints is better on the same images, and how sure that is; draw where they differ most.
+
+    The paired difference in top-1 accuracy (and by own true labels, where both files have them) comes with its 95 %
+    bootstrap interval over the images.
+
+    Args:
+        first: what one checkpoint says of each image: the CSV file that an evaluation with --eval.predictions True
+            writes.
+        second: the other checkpoint's, of the same images.
+        images: folder of the images, such as DATA/val; for the picture.
+        out: picture of the images whose label's probability differs most.
+        count: images in the picture.
+        json: file to write the figures to as well.
+    """
+    from relabel.comparison import as_record, print_differences, read_predictions
+    from relabel.comparison import compare as compare_predictions
+    from relabel.comparison_sheet import draw_comparison_sheet
+    from utils.run_log import write_json
+
+    if (images is None) != (out is None):
+        raise UserError("the picture needs both --images, the folder, and --out, its own name; give both or none")
+    both = read_predictions(first), read_predictions(second)
+    differences = compare_predictions(*both)
+    if images and out:
+        draw_comparison_sheet(out, *both, images, count)
+    if json:
+        write_json(json, as_record(first, second, differences))
+    print_differences(first, second, differences)
+    if out:
+        print(f"picture: {out}", flush=True)
+
+
+def reproduce(
+    *,
+    out: NewFolder = Path("runs/digits"),
+    pictures: ExistingFolder | None = None,
+    rows: Positive | None = None,
+    seeds: Positive = 5,
+    train: Scenes = 6000,
+    val: Scenes = 1500,
+) -> None:
+    """Run the paper's comparison on scenes: annotate, train each kind of supervision, compare.
+
+    Ends with a table and pictures, and says where they are. The same command continues an interrupted one, and more
+    rows or seeds are added to what is there.
 
     Args:
         out: folder for data, label maps, runs and pictures.
+        pictures: folder with train/CLASS/IMAGE and val/CLASS/IMAGE that the scenes show. none: the embedded digits.
+        rows: kinds of supervision, from the first: original labels, ReLabel, ... none: all.
         seeds: trainings of each kind; the table shows their mean.
         train: training scenes; with fewer it is a rehearsal, not a comparison.
         val: validation scenes.
     """
-    from relabel.digit_demo import run_demo
+    from relabel.reproduction import reproduce as run_reproduction
 
-    run_demo(out, seeds, train, val)
+    run_reproduction(out, pictures, rows, seeds, train, val)
 
 
 def digits_annotator(
@@ -375,7 +479,7 @@ def digits_annotator(
     train: Scenes = 16000,
     val: Scenes = 1500,
 ) -> None:
-    """Train the demo's machine annotator from scratch, on scenes that its students never see.
+    """Train the machine annotator of the digit scenes from scratch, on scenes that its students never see.
 
     Args:
         out: the checkpoint to write.
@@ -383,9 +487,9 @@ def digits_annotator(
         train: training scenes.
         val: validation scenes.
     """
-    from relabel.digit_demo import train_annotator
+    from relabel.reproduction import make_digits_annotator
 
-    train_annotator(out, work, train, val)
+    make_digits_annotator(out, work, train, val)
 
 
 def describe(teacher: "Teacher", images: int, classes: int, device: str) -> str:
@@ -403,25 +507,19 @@ def describe(teacher: "Teacher", images: int, classes: int, device: str) -> str:
     return "\n".join(lines)
 
 
-@contextmanager
-def in_own_words(more: Mapping[str, str] | None = None) -> Iterator[None]:
+def in_own_words(more: Mapping[str, str] | None = None) -> AbstractContextManager[None]:
     """Tell errors of functions that main.py uses too with the names that this command line has.
 
     Args:
         more: what a single command calls otherwise, as patterns.
     """
-    try:
-        yield
-    except UserError as error:
-        message = str(error)
-        for theirs, ours in {**OWN_WORDS, **(more or {})}.items():
-            message = re.sub(theirs, ours, message)
-        raise UserError(message) from None
+    return in_other_words({**OWN_WORDS, **(more or {})})
 
 
 def main(argv: list[str]) -> None:
     """Run a command line (without the program's name)."""
-    commands = (annotate, check, show, pack, unpack, export_labels, demo, digits, digits_annotator)
+    label_maps = (annotate, check, show, pack, unpack, export_labels)
+    commands = (*label_maps, compare, export_model, reproduce, digits, scenes, digits_annotator)
     run_commands(commands, argv, program="python -m relabel", about=__doc__ or "")
 
 

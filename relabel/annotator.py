@@ -181,7 +181,7 @@ class _Annotator:
             )
         self.teacher, self.device = teacher, device
         self.precision = Precision(settings.opt_level, device)
-        self._network = teacher.network.eval().to(device).to(memory_format=self.precision.memory_format)
+        self._network = teacher.network.eval().to(device).to(memory_format=torch.channels_last)
         self._mean = torch.tensor(teacher.mean, device=device).view(3, 1, 1) * 255
         self._std = torch.tensor(teacher.std, device=device).view(3, 1, 1) * 255
         self._flip = settings.flip
@@ -220,7 +220,7 @@ class _Annotator:
 
     def _logits(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, rows, columns] -> float32 [B, K, h, w]."""
-        inputs = ((images.float() - self._mean) / self._std).contiguous(memory_format=self.precision.memory_format)
+        inputs = ((images.float() - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
         try:
             with self.precision.autocast():
                 logits: Tensor = self._network(inputs)

@@ -1,6 +1,6 @@
 """From the config to the parts of a run: data, targets, network, optimizer, plan; each checked as it is built."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -8,14 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from models.batch_norm import set_batch_norm
-from models.build import create_model
+from models.build import create_model, load_weights, with_own_head
 from relabel.dataset import CentreView, ImageDataset, ImageList, RandomView, list_images
 from relabel.decode import resolve_decoder
+from relabel.extra_images import ExtraBatches, ExtraRoot, MixedDataset, open_extra_root
 from relabel.keep_list import keep_listed
 from relabel.label_store import LabelStore, check_one_per_class, check_present, open_label_store
 from relabel.loader import Batch, Loader, TestBatches, TrainBatches, steps_per_epoch
 from relabel.targets import original_target, relabel_target, smooth
 from relabel.trainer import Plan
+from utils.checkpoint import load_checkpoint, split_weights
+from utils.config_rules import joined_folders
 from utils.distributed import Place, available_cores
 from utils.errors import UserError
 from utils.frozen_munch import FrozenMunch
@@ -45,11 +48,68 @@ def checked_label_store(config: FrozenMunch, images: ImageList) -> LabelStore:
     return store
 
 
+def open_extra_images(config: FrozenMunch, images: ImageList, store: LabelStore) -> list[ExtraRoot]:
+    """The folders of data.extra, checked as the training images are, with maps of the same shape; none at share 0."""
+    extra = config.data.extra
+    if not extra.share:
+        return []
+    shape = store.read(0).shape
+    pairs = zip(joined_folders(extra.path), joined_folders(extra.labels), strict=True)
+    return [open_extra_root(path, labels, images.class_names, shape) for path, labels in pairs]
+
+
+def extra_per_batch(config: FrozenMunch, global_batch: int) -> int:
+    """Extra images in the batch of one update over all processes: data.extra.share of it, rounded.
+
+    Raises:
+        UserError: that is none of it, or all.
+    """
+    share = config.data.extra.share
+    count = round(share * global_batch)
+    if share and not 0 < count < global_batch:
+        raise UserError(
+            f"data.extra.share is {share:g}, which is {count} of the {global_batch} images of a batch; expected some "
+            "of them, and some left for train/.\n  Change --data.extra.share or --optim.batch_size."
+        )
+    return count
+
+
 def build_model(config: FrozenMunch, num_classes: int, precision: Precision) -> nn.Module:
     """The network on its device; the same start for every process and every restart of a seed."""
     model = create_model(config.model.arch, num_classes)
     set_batch_norm(model, config.optim.bn.momentum, config.optim.bn.eps)
-    return model.to(precision.device).to(memory_format=precision.memory_format)
+    return model.to(precision.device).to(memory_format=torch.channels_last)
+
+
+def start_weights(config: FrozenMunch, model: nn.Module, class_names: Sequence[str]) -> str:
+    """Put the weights of model.weights into a new network; returns a line that says what was taken over.
+
+    The averaged (EMA) weights where the file has them. The classification head only where the file names the same
+    classes in the same order; otherwise it stays as it is.
+
+    Raises:
+        UserError: the file cannot be read, or anything but the head is of another network.
+    """
+    path = Path(config.model.weights)
+    content = load_checkpoint(path)
+    weights = split_weights(content, path)
+    name = "ema" if "ema" in weights else "model"
+    known = content.get("class_names")
+    same = isinstance(known, list) and known == list(class_names)
+    state_dict = weights[name] if same else with_own_head(model, config.model.arch, weights[name])
+    load_from(path, model, state_dict, content.get("arch"))
+    named = f"names {len(known)} classes" if isinstance(known, list) else "does not name its classes"
+    head = "too" if same else f"anew: the file {named}, and not these {len(class_names)} in this order"
+    return f"starting from {path}{' (EMA)' * (name == 'ema')}, the classification head {head}"
+
+
+def load_from(path: Path, model: nn.Module, state_dict: dict[str, Tensor], arch: str | None) -> None:
+    """Put a checkpoint's weights into the network; an error names the file and the network it was made with."""
+    try:
+        load_weights(model, state_dict)
+    except UserError as error:
+        made_with = f"\n  The file says that it holds a {arch}: set --model.arch {arch}." if arch else ""
+        raise UserError(f"{path}: {error}{made_with}") from None
 
 
 @torch.inference_mode()
@@ -84,7 +144,8 @@ def make_optimizer(config: FrozenMunch, model: nn.Module, device: torch.device) 
 
 def check_batches(images: ImageList, batch_size: int, place: Place, config: FrozenMunch) -> None:
     """Refuse a training set smaller than a batch, and micro-batches that do not come out even."""
-    steps_per_epoch(len(images), batch_size * place.world_size)
+    global_batch = batch_size * place.world_size
+    steps_per_epoch(len(images), global_batch - extra_per_batch(config, global_batch))
     if batch_size % config.optim.accumulation:
         raise UserError(
             f"optim.accumulation is {config.optim.accumulation}, which does not divide the {batch_size} images that "
@@ -95,7 +156,7 @@ def check_batches(images: ImageList, batch_size: int, place: Place, config: Froz
 def make_plan(config: FrozenMunch, images: ImageList, global_batch: int, seed: int) -> Plan:
     """The recipe as plain values and functions; the schedule's length comes from the data."""
     optim, cut = config.optim, config.data.cutmix
-    steps = steps_per_epoch(len(images), global_batch)
+    steps = steps_per_epoch(len(images), global_batch - extra_per_batch(config, global_batch))
     return Plan(
         epochs=optim.epochs,
         steps_per_epoch=steps,
@@ -148,12 +209,21 @@ def make_targets(config: FrozenMunch, num_classes: int) -> Callable[[Batch], Ten
 
 
 def train_loader(
-    config: FrozenMunch, images: ImageList, store: LabelStore | None, plan: Plan, batch_size: int, place: Place
+    config: FrozenMunch,
+    images: ImageList,
+    store: LabelStore | None,
+    extra: Sequence[ExtraRoot],
+    plan: Plan,
+    batch_size: int,
+    place: Place,
 ) -> Callable[[int], Iterable[Batch]]:
     """First update -> this process's training batches from there to the end of the run."""
     data = config.data
     view = RandomView(data.image_size, data.rrc_minimum, data.flip_prob, data.color_jitter, data.lighting, plan.seed)
-    dataset = ImageDataset(images, view, store, resolve_decoder(data.decoder))
+    main = ImageDataset(images, view, store, resolve_decoder(data.decoder))
+    mixed = MixedDataset(main, extra) if extra else None
+    per_batch = extra_per_batch(config, batch_size * place.world_size)
+    passes = ExtraBatches(len(main), len(mixed) - len(main), per_batch, plan.seed) if mixed else None
 
     def batches(start_step: int) -> Iterable[Batch]:
         sampler = TrainBatches(
@@ -165,17 +235,23 @@ def train_loader(
             seed=plan.seed,
             start_step=start_step,
             total_steps=plan.total_steps,
+            extra=passes,
         )
-        return Loader(dataset, sampler, workers_of(config, place), place.device)
+        return Loader(mixed or main, sampler, workers_of(config, place), place.device)
 
     return batches
 
 
-def test_loader(config: FrozenMunch, images: ImageList, place: Place) -> Callable[[], Iterable[Batch]]:
-    """This process's share of a test set: whole images, resized and centre-cropped."""
-    size = config.data.test_size or config.data.image_size
-    view = CentreView(size, config.data.crop_ratio)
-    dataset = ImageDataset(images, view, decoder=resolve_decoder(config.data.decoder))
+def test_view(config: FrozenMunch) -> CentreView:
+    """How a test looks at images: resized and centre-cropped."""
+    return CentreView(config.data.test_size or config.data.image_size, config.data.crop_ratio)
+
+
+def test_loader(
+    config: FrozenMunch, images: ImageList, place: Place, view: CentreView | None = None
+) -> Callable[[], Iterable[Batch]]:
+    """This process's share of a test set; view: None = test_view."""
+    dataset = ImageDataset(images, view or test_view(config), decoder=resolve_decoder(config.data.decoder))
     batch_size = place.share(config.util.val_batch_size, "util.val_batch_size")
 
     def batches() -> Iterable[Batch]:

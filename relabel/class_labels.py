@@ -1,4 +1,4 @@
-"""What pictures and tables call the classes: ImageNet's folder names are numbers, and nobody knows them by heart."""
+"""ImageNet's classes, and what to call classes for people: its folder names are numbers that nobody knows by heart."""
 
 import re
 from collections import Counter
@@ -7,6 +7,13 @@ from collections.abc import Sequence
 WNID = re.compile(r"n\d{8}")
 # Both are "crane" and nothing else; the other repeated names have synonyms that tell them apart.
 CRANES = {"n02012849": "crane (bird)", "n03126707": "crane (machine)"}
+
+
+def class_names_of_imagenet() -> list[str]:
+    """ImageNet's 1000 wnids, sorted: the position of one is its class id."""
+    from timm.data import ImageNetInfo
+
+    return list(ImageNetInfo().label_names())
 
 
 def class_labels(class_names: Sequence[str]) -> list[str]:

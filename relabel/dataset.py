@@ -20,8 +20,10 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 NAMES_AT_ONCE = 65_536
 EXPECTED_LAYOUT = f"expected ROOT/CLASS/IMAGE with images ending in {' '.join(EXTENSIONS)}"
 
+Key = tuple[int, int]  # epoch, index of the image
+
 # What a stream of random numbers is for; two purposes never share a stream.
-SAMPLE, ORDER, STEP = range(3)
+SAMPLE, ORDER, STEP, EXTRA_ORDER = range(4)
 
 
 def keyed_rng(seed: int, purpose: int, first: int, second: int = 0) -> np.random.Generator:
@@ -32,7 +34,8 @@ def keyed_rng(seed: int, purpose: int, first: int, second: int = 0) -> np.random
 
     Args:
         seed: 0..2^64 - 1.
-        purpose: SAMPLE (of an epoch and an image), ORDER (of an epoch), STEP (of a step and a rank).
+        purpose: SAMPLE (of an epoch and an image), ORDER (of an epoch), STEP (of a step and a rank), EXTRA_ORDER (of a
+            pass over the extra images).
         first, second: 0..2^64 - 1.
     """
     key = np.array((seed, purpose), dtype=np.uint64)
@@ -208,11 +211,11 @@ class Sample:
 
     Fields:
         image: uint8 [3, S, S]; RGB, not yet augmented; a view of [S, S, 3].
-        label: its class folder, 0..K-1.
+        label: its class folder, 0..K-1; -1 of an extra image (relabel/extra_images.py).
         box: where the image lies in the file, before any flip.
         label_map: of the whole file; None without label maps.
         augmentation: what is still to be applied; None in a test.
-        index: position in the ImageList.
+        index: position in the data set.
     """
 
     image: np.ndarray
@@ -310,7 +313,7 @@ class ImageDataset:
         """N."""
         return len(self.images)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
+    def __getitem__(self, key: Key) -> Sample:
         """The sample of (epoch, index). UserError naming the file: image or label map missing or damaged."""
         epoch, index = key
         crop = self.view.look(ImageFile(self.images.path(index), self.decoder), epoch, index)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from relabel.augment import normalise
 from relabel.loader import Batch
@@ -60,26 +60,15 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], precision: Precision) -
     """
     counts = torch.zeros(3, dtype=torch.int64, device=precision.device)  # top-1, top-5, images
     loss = torch.zeros((), dtype=torch.float64, device=precision.device)
-    for logits, labels in _logits(model, batches, precision):
-        counts[:2] += count_top_k(logits, labels)
-        counts[2] += len(labels)
-        loss += F.cross_entropy(logits, labels, reduction="sum")
-    top1, top5, images = sum_over_processes(counts).tolist()
-    assert images, "an empty test set is refused before"
-    return Score(top1, top5, images, sum_over_processes(loss).item() / images)
-
-
-@torch.inference_mode()
-def predict(model: nn.Module, batches: Iterable[Batch], precision: Precision) -> Tensor:
-    """Logits float32 [N, K] of the images of this process, on the CPU, in the order of the batches."""
-    return torch.cat([logits.cpu() for logits, _ in _logits(model, batches, precision)])
-
-
-def _logits(model: nn.Module, batches: Iterable[Batch], precision: Precision) -> Iterable[tuple[Tensor, Tensor]]:
     was_training = model.training
     model.eval()
     for batch in batches:
         with precision.autocast():
-            logits = model(normalise(batch.images).contiguous(memory_format=precision.memory_format))
-        yield logits.float(), batch.labels
+            logits = model(normalise(batch.images).contiguous(memory_format=torch.channels_last)).float()
+        counts[:2] += count_top_k(logits, batch.labels)
+        counts[2] += len(batch)
+        loss += F.cross_entropy(logits, batch.labels, reduction="sum")
     model.train(was_training)
+    top1, top5, images = sum_over_processes(counts).tolist()
+    assert images, "an empty test set is refused before"
+    return Score(top1, top5, images, sum_over_processes(loss).item() / images)

@@ -85,7 +85,7 @@ def example(labels: LabelSet, row: int, crops: int, seed: int, fill: float, temp
     num_classes = len(labels.class_names)
     targets = [pooled_target(label_map, box, num_classes, fill, temperature) for box in boxes]
     label = None if labels.labels is None else int(labels.labels[row])
-    return Example(_pixels(file), label, label_map, boxes, np.array(targets).reshape(crops, num_classes))
+    return Example(shown_pixels(file), label, label_map, boxes, np.array(targets).reshape(crops, num_classes))
 
 
 def named_rows(images: ImageList, words: Sequence[str]) -> list[int]:
@@ -134,7 +134,7 @@ def _relative(word: str, root: Path) -> str:
     return os.path.relpath(Path(word).parent.resolve() / Path(word).name, root.resolve()) if is_path else word
 
 
-def _pixels(file: ImageFile) -> np.ndarray:
+def shown_pixels(file: ImageFile) -> np.ndarray:
     """uint8 [H, W, 3]; the image, made smaller where it is large."""
     scale = min(1.0, LONGEST_SIDE / max(file.width, file.height))
     height, width = (max(1, round(side * scale)) for side in (file.height, file.width))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import repeat
 from typing import Protocol
 
 import numpy as np
@@ -10,11 +11,10 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from relabel.augment import Augmentation
-from relabel.dataset import ORDER, ImageDataset, Sample, keyed_rng
+from relabel.dataset import ORDER, Key, Sample, keyed_rng
+from relabel.extra_images import ExtraBatches, spread
 from utils.errors import UserError
-from utils.workers import read_batches
-
-Key = tuple[int, int]  # epoch, index of the image
+from utils.workers import Readable, read_batches
 
 
 @dataclass(slots=True, eq=False)
@@ -25,7 +25,7 @@ class Batch:
 
     Fields:
         images: uint8 [B, 3, S, S]; RGB, not yet augmented. In memory [B, S, S, 3], as decoders write it.
-        labels: int64 [B].
+        labels: int64 [B]; -1 of an extra image.
         boxes: float32 [B, 4]; left, top, right, bottom, fractions of the image.
         scores: float16 or float32 [B, k, h, w], as stored; None without label maps.
         classes: int16 or int32 [B, k, h, w], int64 once moved by `to`; None without label maps.
@@ -33,7 +33,7 @@ class Batch:
         jitter_orders: int64 [B] or None.
         jitter_factors: float32 [B, 3] or None.
         lighting: float32 [B, 3] or None.
-        indices: int64 [B]; positions in the ImageList.
+        indices: int64 [B]; positions in the data set.
     """
 
     images: Tensor
@@ -152,7 +152,8 @@ class TrainBatches:
     """Every batch of a training run from one step on, through all epochs, so that no epoch starts with empty hands.
 
     The order of an epoch comes from (seed, epoch). Global batch t of an epoch is order[t*B : (t+1)*B], and a rank takes
-    its rows [rank*b, (rank+1)*b), in `accumulation` micro-batches one after the other.
+    its rows [rank*b, (rank+1)*b), in `accumulation` micro-batches one after the other. With extra images, E a batch, it
+    is order[t*(B-E) : (t+1)*(B-E)] and they, evenly mixed.
 
     Fields:
         num_images: N.
@@ -162,6 +163,7 @@ class TrainBatches:
         seed: of the orders.
         start_step: updates already done.
         total_steps: updates in the whole run.
+        extra: of the extra images; None: there are none.
     """
 
     num_images: int
@@ -172,6 +174,7 @@ class TrainBatches:
     seed: int
     start_step: int
     total_steps: int
+    extra: ExtraBatches | None = None
 
     def __post_init__(self) -> None:
         """Refuse numbers that do not fit together."""
@@ -186,15 +189,22 @@ class TrainBatches:
         """One list per micro-batch. UserError as in `steps_per_epoch`."""
         rows = self.batch_size_per_process
         micro = rows // self.accumulation
-        steps = steps_per_epoch(self.num_images, rows * self.world_size)
+        extra = self.extra.from_step(self.start_step) if self.extra else repeat([])
+        for main, more in zip(self._main_batches(), extra, strict=False):
+            batch = spread(main, more) if more else main
+            for start in range(self.rank * rows, (self.rank + 1) * rows, micro):
+                yield batch[start : start + micro]
+
+    def _main_batches(self) -> Iterator[list[Key]]:
+        """The main images of each global batch."""
+        size = self.batch_size_per_process * self.world_size - (self.extra.per_batch if self.extra else 0)
+        steps = steps_per_epoch(self.num_images, size)
         order_of, order = -1, np.empty(0, dtype=np.int64)
         for step in range(self.start_step, self.total_steps):
             epoch, t = divmod(step, steps)
             if epoch != order_of:
                 order_of, order = epoch, epoch_order(self.seed, epoch, self.num_images)
-            first = (t * self.world_size + self.rank) * rows
-            for start in range(first, first + rows, micro):
-                yield [(epoch, index) for index in order[start : start + micro].tolist()]
+            yield [(epoch, index) for index in order[t * size : (t + 1) * size].tolist()]
 
 
 def epoch_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
@@ -240,13 +250,11 @@ class Loader:
     Iterating starts the workers; leaving the loop, in whatever way, ends them.
     """
 
-    def __init__(
-        self, dataset: ImageDataset, batch_sampler: BatchSampler, num_workers: int, device: torch.device
-    ) -> None:
+    def __init__(self, dataset: Readable, batch_sampler: BatchSampler, num_workers: int, device: torch.device) -> None:
         """Nothing is started.
 
         Args:
-            dataset: of samples.
+            dataset: of samples: an ImageDataset or a MixedDataset.
             batch_sampler: TrainBatches or TestBatches.
             num_workers: processes that decode; 0 reads in this one. Changes nothing but the speed.
             device: where the batches go; on CUDA through pinned memory, copied while the step before computes.

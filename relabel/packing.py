@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from relabel.class_labels import class_names_of_imagenet
 from relabel.dataset import ImageList, list_any_images
 from relabel.label_folder import SUFFIX, FolderWriter, LabelFolder
 from relabel.label_manifest import MANIFEST, Manifest
@@ -161,13 +162,6 @@ def _class_names(
             f"first: {strange[0]!r}; expected names such as {names[0]!r}. Correct --classes, or name other images"
         )
     return names
-
-
-def class_names_of_imagenet() -> list[str]:
-    """The 1000 wnids, in the order of the class ids."""
-    from timm.data import ImageNetInfo
-
-    return list(ImageNetInfo().label_names())
 
 
 def _read_names(path: Path) -> list[str]:

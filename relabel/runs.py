@@ -2,40 +2,41 @@
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from models.build import infer_num_classes, load_weights
 from relabel.build import (
     build_model,
     check_batches,
     check_image_sizes,
     checked_label_store,
+    extra_per_batch,
     list_split,
     make_optimizer,
     make_plan,
+    open_extra_images,
     set_up_device,
+    start_weights,
     test_loader,
     train_loader,
 )
 from relabel.dataset import ImageList
 from relabel.decode import resolve_decoder
-from relabel.evaluation import evaluate
+from relabel.evaluation_run import test
+from relabel.extra_images import ExtraRoot
+from relabel.failures import failures_told
 from relabel.label_store import LabelStore
 from relabel.trainer import Preempted, Trainer
-from utils.checkpoint import load_checkpoint, split_weights
 from utils.distributed import Place, from_main, launch
-from utils.errors import EXIT_PREEMPTED, SharedError, UserError
+from utils.errors import EXIT_PREEMPTED, UserError
 from utils.frozen_munch import FrozenMunch
 from utils.precision import Precision
 from utils.run_folder import Start, find_start, lock_run_folder, make_run_folder, open_run_folder
-from utils.run_log import read_status, record_environment, write_json, write_status
-from utils.workers import end_workers, raise_worker_death
+from utils.run_log import read_status, record_environment, write_status
 
 
 def run(config: FrozenMunch) -> None:
@@ -54,6 +55,7 @@ def train(place: Place, config: FrozenMunch) -> None:
     images, test_images = list_split(config, "train"), list_split(config, "val")
     test_images = test_images.with_classes_of(images.class_names, "the training folders")
     store = checked_label_store(config, images) if config.data.relabel.use else None
+    extra = open_extra_images(config, images, store) if store else []
     place.share(config.util.val_batch_size, "util.val_batch_size")
     check_batches(images, place.share(config.optim.batch_size, "optim.batch_size"), place, config)
     precision = Precision(config.compute.opt_level, place.device)
@@ -65,6 +67,8 @@ def train(place: Place, config: FrozenMunch) -> None:
         "precision": precision.name,
         "decoder": resolve_decoder(config.data.decoder),
     }
+    if extra:
+        identity["extra_images_sha256"] = fingerprint(*(root.images for root in extra))
 
     folder = Path(config.util.run_dir)
     existed = folder.is_dir()
@@ -76,7 +80,7 @@ def train(place: Place, config: FrozenMunch) -> None:
             return find_start(folder, config, identity, place.world_size)
 
         start = from_main(begin)
-        trainer = make_trainer(config, images, test_images, store, precision, place, identity, start)
+        trainer = make_trainer(config, images, test_images, store, extra, precision, place, identity, start)
         if trainer.finished:
             if place.is_main:
                 say_finished(trainer)
@@ -87,7 +91,7 @@ def train(place: Place, config: FrozenMunch) -> None:
             if not existed:
                 stack.enter_context(lock_run_folder(folder))
             open_run_folder(folder, config, start)
-            introduce(config, images, test_images, trainer)
+            introduce(config, images, test_images, extra, trainer)
 
         from_main(open_folder)
         if config.compute.compile:
@@ -100,6 +104,7 @@ def make_trainer(
     images: ImageList,
     test_images: ImageList,
     store: LabelStore | None,
+    extra: Sequence[ExtraRoot],
     precision: Precision,
     place: Place,
     identity: dict[str, Any],
@@ -108,6 +113,10 @@ def make_trainer(
     """All parts together, as they stood at the checkpoint if there is one; nothing is written yet."""
     torch.manual_seed(start.seed)
     model = build_model(config, len(images.class_names), precision)
+    if config.model.weights and start.state is None:
+        taken_over = start_weights(config, model, images.class_names)
+        if place.is_main:
+            print(taken_over, flush=True)
     check_image_sizes(config, model, len(images.class_names), precision)
     batch_size = place.share(config.optim.batch_size, "optim.batch_size")
     plan = make_plan(config, images, batch_size * place.world_size, start.seed)
@@ -117,7 +126,7 @@ def make_trainer(
         plan=plan,
         precision=precision,
         place=place,
-        train_batches=train_loader(config, images, store, plan, batch_size, place),
+        train_batches=train_loader(config, images, store, extra, plan, batch_size, place),
         test_batches=test_loader(config, test_images, place),
         folder=Path(config.util.run_dir),
         identity=identity,
@@ -136,12 +145,14 @@ def say_finished(trainer: Trainer) -> None:
     print(f"{trainer.folder} is finished: {best}. Set another --util.run_dir for a new run.", flush=True)
 
 
-def fingerprint(images: ImageList) -> str:
+def fingerprint(*lists: ImageList) -> str:
     """Hash of the names of all images, classes included."""
-    return hashlib.sha256(b"\n".join(images.names.tolist())).hexdigest()
+    return hashlib.sha256(b"\n".join(name for images in lists for name in images.names.tolist())).hexdigest()
 
 
-def introduce(config: FrozenMunch, images: ImageList, test_images: ImageList, trainer: Trainer) -> None:
+def introduce(
+    config: FrozenMunch, images: ImageList, test_images: ImageList, extra: Sequence[ExtraRoot], trainer: Trainer
+) -> None:
     """Say what is about to run, and record what it runs on."""
     plan, place, folder = trainer.plan, trainer.place, trainer.folder
     write_status(folder, "running", step=trainer.step, epoch=trainer.epoch)
@@ -162,6 +173,9 @@ def introduce(config: FrozenMunch, images: ImageList, test_images: ImageList, tr
         f"{place.world_size} process(es) on {place.device.type}, seed {plan.seed}",
         f"{len(images):,} training images of {len(images.class_names):,} classes with {labels}; "
         f"{len(test_images):,} validation images",
+        f"{sum(map(len, extra)):,} extra images with label maps, {extra_per_batch(config, batch):,} in a batch"
+        if extra
+        else "",
         f"{plan.epochs} epochs of {plan.steps_per_epoch:,} steps, batch {batch:,}; run folder {folder}",
         f"continuing at step {trainer.step:,} of {plan.total_steps:,}" if trainer.step else "",
     ):
@@ -186,97 +200,3 @@ def fit(trainer: Trainer) -> None:
             trainer.fit()
     except Preempted:
         sys.exit(EXIT_PREEMPTED)
-
-
-@contextmanager
-def failures_told(
-    place: Place, note: Callable[[Exception], None], told_before: Callable[[Exception], bool]
-) -> Iterator[None]:
-    """One clear message from the process that fails; those that only lose their connection to it end silently.
-
-    Args:
-        place: of this process; the main one's UserErrors are told by whoever started it.
-        note: writes a failure down.
-        told_before: has another process told why it failed, before this error arose here?
-    """
-    try:
-        with worker_deaths_told():
-            yield
-    except Preempted:
-        raise
-    except UserError as error:
-        note(error)
-        if not (place.is_main or isinstance(error, SharedError)):
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        raise
-    except Exception as error:
-        if place.world_size > 1 and told_before(error):
-            sys.exit(1)
-        note(error)
-        raise
-    finally:
-        end_workers()
-
-
-@contextmanager
-def worker_deaths_told() -> Iterator[None]:
-    """A loader worker's death reaches the main thread wherever it is; here it becomes a UserError."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise_worker_death(error)
-        raise
-
-
-def test(place: Place, config: FrozenMunch) -> None:
-    """One process of `--util.test_only True`: print top-1 and top-5 with n, write evaluation-<weights>.json."""
-    set_up_device(place.device)
-    path = Path(config.util.test_weight_file)
-    content = load_checkpoint(path)
-    weights = split_weights(content, path)
-    images = list_split(config, "val")
-    class_names = content.get("class_names")
-    if class_names:
-        images, num_classes = images.with_classes_of(class_names, str(path)), len(class_names)
-    else:
-        num_classes = infer_num_classes(config.model.arch, weights["model"])
-        check_class_count(images, num_classes, path)
-    precision = Precision(config.compute.opt_level, place.device)
-    model = build_model(config, num_classes, precision)
-    check_image_sizes(config, model, num_classes, precision)
-    batches, folder, scores = test_loader(config, images, place), Path(config.util.run_dir), {}
-    for name, state_dict in weights.items():
-        load_from(path, model, state_dict, content.get("arch"))
-        from_main(lambda: make_run_folder(folder))  # before the work, in case it cannot be written
-        with failures_told(place, note=lambda _: None, told_before=lambda error: "by peer" in str(error)):
-            scores[name] = evaluate(model, batches(), precision)
-        if place.is_main:
-            print(f"{path}{' (EMA)' * (name == 'ema')}  {scores[name]}", flush=True)
-    if place.is_main:
-        report = {
-            "weights": str(path),
-            "arch": config.model.arch,
-            "data": str(images.root),
-            "precision": precision.name,
-            "decoder": resolve_decoder(config.data.decoder),
-        }
-        report |= {name: score.as_record() for name, score in scores.items()}
-        write_json(folder / f"evaluation-{path.stem}.json", report)
-
-
-def check_class_count(images: ImageList, num_classes: int, path: Path) -> None:
-    """A checkpoint that does not name its classes fits only a folder of as many classes."""
-    if len(images.class_names) != num_classes:
-        raise UserError(
-            f"{images.root} has {len(images.class_names)} class folders, but {path} tells {num_classes} classes apart "
-            f"and does not name them.\n  Set --data.data_path to the data it was trained for."
-        )
-
-
-def load_from(path: Path, model: nn.Module, state_dict: dict[str, Tensor], arch: str | None) -> None:
-    """Put a checkpoint's weights into the network; an error names the file and the network it was made with."""
-    try:
-        load_weights(model, state_dict)
-    except UserError as error:
-        made_with = f"\n  The file says that it holds a {arch}: set --model.arch {arch}." if arch else ""
-        raise UserError(f"{path}: {error}{made_with}") from None

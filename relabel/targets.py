@@ -35,13 +35,14 @@ def relabel_target(
     Args:
         scores, classes: float and integer [B, k, h, w]; the label maps.
         boxes: float [B, 4]; left, top, right, bottom of each crop as fractions of the image.
-        labels: integer [B]; the folder's labels, used only when ground_truth_weight is not 0.
+        labels: integer [B]; the folder's labels, used only when ground_truth_weight is not 0; -1 of an image that
+            has none.
         num_classes: K.
         fill: logit of the classes that a cell does not store.
         temperature: divides the pooled logits; above 1 softens.
         supervision: localized_multi (the paper); localized_single = one-hot of its argmax; global_multi and
             global_single pool the whole image instead of the crop.
-        ground_truth_weight: w in (1 - w) * target + w * onehot(label), in [0, 1].
+        ground_truth_weight: w in (1 - w) * target + w * onehot(label), in [0, 1]; 0 for images without label.
         box_axes: xy = as meant; yx = sides handed over as (top, left, bottom, right), as the 2021 code did, so that
             the region mirrored at the diagonal is pooled.
 
@@ -60,7 +61,8 @@ def relabel_target(
     else:
         target = (logits / temperature).softmax(dim=1)
     if ground_truth_weight:
-        target = target.lerp(original_target(labels, num_classes), ground_truth_weight)
+        weights = ground_truth_weight * (labels >= 0)[:, None]
+        target = target.lerp(original_target(labels.clamp(min=0), num_classes), weights)
     return target
 
 

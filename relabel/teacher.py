@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -157,7 +156,9 @@ def _warn_of_random_weights(arch: str) -> None:
 
 
 def _of_file(arch: str | None, path: Path, data_classes: Sequence[str] | None) -> _Classifier:
-    content = _read(path)
+    if not path.is_file():
+        raise UserError(f"found no file {path}; expected --weights {PRETRAINED}, {RANDOM} or a checkpoint's path")
+    content = load_checkpoint(path)
     by_name = split_weights(content, path)
     state_dict = by_name.get("ema", by_name["model"])
     arch = arch or content.get("arch")
@@ -175,18 +176,6 @@ def _of_file(arch: str | None, path: Path, data_classes: Sequence[str] | None) -
     if names is None and num_classes == IMAGENET_CLASSES != len(data_classes or ()) and library_of(arch) != OURS:
         names = _imagenet_names(num_classes)  # whoever trained these networks for 1000 classes trained them on ImageNet
     return _Classifier(model, arch, path.name, num_classes, names)
-
-
-def _read(path: Path) -> Any:
-    """A checkpoint's content: a state_dict, or a dict that holds one."""
-    if not path.is_file():
-        raise UserError(f"found no file {path}; expected --weights {PRETRAINED}, {RANDOM} or a checkpoint's path")
-    if path.suffix != ".safetensors":
-        return load_checkpoint(path)
-    try:
-        return safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read as safetensors: {error}. Give a whole checkpoint") from None
 
 
 # Its classes

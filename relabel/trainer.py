@@ -159,7 +159,7 @@ class Trainer:
         targets = self.plan.targets(batch)
         if self.epoch < self.plan.cutmix_epochs and rng.random() < self.plan.cutmix_prob:
             images, targets = cutmix(images, targets, rng, self.plan.cutmix_beta)
-        return images.contiguous(memory_format=self.precision.memory_format), targets
+        return images.contiguous(memory_format=torch.channels_last), targets
 
     def _gradient_sync(self, now: bool) -> AbstractContextManager[object]:
         """Gradients of several micro-batches are exchanged with the last one."""

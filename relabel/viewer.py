@@ -256,7 +256,7 @@ def _draw_row(
         crops = [heading for number in range(1, num_crops + 1) for heading in (f"crop {number}", "target")]
         for middle, heading in zip(lefts + widths / 2, ["image", "label map", *crops], strict=True):
             write(figure, middle, top - 0.1, heading, 11, ha="center")
-    image_panel, map_panel = (_fitted_panel(figure, left, width, top, height, example.aspect) for left in lefts[:2])
+    image_panel, map_panel = (fitted_panel(figure, left, width, top, height, example.aspect) for left in lefts[:2])
     draw_image(image_panel, example.image)
     draw_boxes(image_panel, example.crops)
     draw_map(map_panel, example.image, probabilities, colours)
@@ -284,7 +284,7 @@ def _caption_row(figure: Figure, baseline: float, inches: float, label: str, pro
     write(figure, MARGIN + max(end + 0.2, inches - text_width(facts)), baseline, facts, color=MUTED)
 
 
-def _fitted_panel(figure: Figure, left: float, width: float, top: float, height: float, aspect: float) -> Axes:
+def fitted_panel(figure: Figure, left: float, width: float, top: float, height: float, aspect: float) -> Axes:
     """The largest panel of an aspect ratio in the middle of a place."""
     across, down = min(width, height * aspect), min(height, width / aspect)
     return add_panel(figure, left + (width - across) / 2, top + (height - down) / 2, across, down)
@@ -309,7 +309,7 @@ def _draw_tile(
     mat = add_panel(figure, *place, TILE_INCHES, height)
     mat.set_facecolor("0.955")
     mat.spines[:].set_visible(False)
-    panel = _fitted_panel(figure, place[0], TILE_INCHES, place[1], height, example.aspect)
+    panel = fitted_panel(figure, place[0], TILE_INCHES, place[1], height, example.aspect)
     draw_map(panel, example.image, probabilities, colours)
     if not agrees:
         panel.spines[:].set(edgecolor=WARNING, linewidth=2.5)

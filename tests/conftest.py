@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -14,6 +14,9 @@ from PIL import Image
 
 from relabel.label_folder import write_label_map
 from relabel.label_map import LabelMap
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ("ant", "bee", "cow")
@@ -68,6 +71,22 @@ def flags(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Flag
         "util.val_batch_size": 6,
         "util.run_dir": tmp_path / "run",
     }
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> "list[Figure]":
+    """The figures that are saved while a test runs; they are saved nevertheless."""
+    from matplotlib.figure import Figure  # half a second, which most tests need not wait
+
+    figures: list[Figure] = []
+    save = Figure.savefig
+
+    def keep(self: Figure, *words: object, **settings: object) -> None:
+        figures.append(self)
+        save(self, *words, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures
 
 
 def command_line(flags: Flags) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.build import create_model, infer_num_classes, load_weights
+from models.build import create_model, head_tensors, infer_num_classes, load_weights, with_own_head
 from models.digit_net import DigitNet
 from utils.errors import UserError
 
@@ -89,6 +89,25 @@ def test_weights_of_a_checkpoint_are_copied(prefix: str) -> None:
     load_weights(network, {prefix + name: tensor for name, tensor in source.state_dict().items()})
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, source.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("arch", "head"),
+    [
+        ("resnet18", ["fc.weight", "fc.bias"]),
+        ("squeezenet1_1", ["classifier.1.weight", "classifier.1.bias"]),  # a convolution
+        ("timm/test_convnext", ["head.fc.weight", "head.fc.bias"]),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_network_keeps_its_own_head_for_other_classes(arch: str, head: list[str], prefix: str) -> None:
+    assert sorted(head_tensors(arch)) == sorted(head)
+    source, network = create_model(arch, 5), create_model(arch, 3)
+    own = {name: network.state_dict()[name].clone() for name in head}
+    given = {prefix + name: tensor for name, tensor in source.state_dict().items()}
+    load_weights(network, with_own_head(network, arch, given))
+    for name, tensor in (source.state_dict() | own).items():
+        assert torch.equal(network.state_dict()[name], tensor), name
 
 
 def test_weights_without_batch_counters_load() -> None:

@@ -115,7 +115,7 @@ def test_a_damaged_base_is_an_error_like_any_other(
 
 def test_every_key_is_explained_in_base() -> None:
     lines = [
-        line for line in BASE_FILE.read_text(encoding="utf-8").splitlines() if re.match(r" +[a-z_]+: [^{\s]", line)
+        line for line in BASE_FILE.read_text(encoding="utf-8").splitlines() if re.match(r" +[a-z_0-9]+: [^{\s]", line)
     ]
     assert len(lines) == len(LEAVES)
     plain = {"epochs: 100", "momentum: 0.9", "eps: 1e-5"}
@@ -348,6 +348,40 @@ def test_evaluation_needs_val_and_weights_only(load: Load, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        (
+            {"eval.real": "no.json"},
+            r"eval.real = 'no.json' .*no such file; expected real.json of ReaL; correct --eval.real",
+        ),
+        ({"eval.multilabel": "DATA"}, "eval.multilabel = 'DATA' .*no such file; expected human_accuracy_v3.0.0.json"),
+        ({"eval.labels": "no.tsv"}, "eval.labels = 'no.tsv' .*no such file; expected true labels"),
+        (
+            {"eval.imagenet_v2": "W.pth"},
+            "eval.imagenet_v2 = 'W.pth' .*no such folder; expected a variant of ImageNetV2",
+        ),
+        ({"eval.imagenet_a": "NO"}, "eval.imagenet_a = 'NO' .*no such folder"),
+        ({"eval.imagenet_r": "NO"}, "eval.imagenet_r = 'NO' .*no such folder"),
+        ({"eval.imagenet_c": "NO"}, "eval.imagenet_c = 'NO' .*no such folder; .*CORRUPTION/SEVERITY/WNID/IMAGE"),
+        ({"data.data_path": ""}, "data.data_path = '' .*expected the folder that holds train/"),
+        ({"data.data_path": "", "eval.predictions": "True"}, "data.data_path = '' .*expected the folder"),
+        ({"data.data_path": "", "eval.imagenet_a": "DATA", "eval.labels": "W.pth"}, "data.data_path = '' .*expected"),
+    ],
+)
+def test_what_an_evaluation_needs_must_be_there(load: Load, flags: dict[str, str], match: str) -> None:
+    with pytest.raises(UserError, match=match) as caught:
+        load(None, {"util.test_only": "True", "util.test_weight_file": "W.pth", **flags})
+    assert str(caught.value).startswith("1 problem;")
+
+
+def test_image_sets_of_their_own_need_no_data_path(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = {"util.test_only": "True", "util.test_weight_file": "W.pth", "data.data_path": ""}
+    for key in ("imagenet_v2", "imagenet_a", "imagenet_r", "imagenet_c"):
+        assert load(None, {**flags, f"eval.{key}": "DATA"}).eval[key] == "DATA"
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
     ("flags", "warning"),
     [
         ({"data.relabel.use": "False"}, r"data.relabel.path = 'LABELS' \(command line\) has no effect"),
@@ -360,6 +394,8 @@ def test_evaluation_needs_val_and_weights_only(load: Load, capsys: pytest.Captur
         ({"compute.distributed.use": "False", "compute.distributed.backend": "gloo"}, "backend = 'gloo' .*no effect"),
         ({"compute.gpu": "0", "compute.distributed.num_processes_per_node": "2"}, "compute.gpu = 0 means one process"),
         ({"util.test_weight_file": "W.pth"}, "util.test_weight_file = 'W.pth' .*no effect"),
+        ({"eval.real": "no.json"}, "eval.real = 'no.json' .*no effect: util.test_only is False"),
+        ({"eval.predictions": "True"}, "eval.predictions = True .*no effect"),
         ({"data.cutmix.prob": "1", "data.cutmix.beta": "1", "optim.epochs": "5"}, "CutMix never runs"),
     ],
 )

@@ -10,6 +10,7 @@ from PIL import Image
 
 from relabel.crop_box import WHOLE_IMAGE
 from relabel.dataset import (
+    EXTRA_ORDER,
     ORDER,
     SAMPLE,
     STEP,
@@ -177,7 +178,9 @@ def test_seed_epoch_and_index_each_change_the_sample(root: Path) -> None:
 def test_no_two_streams_are_the_same() -> None:
     """Small and huge seeds, epochs and indices in each other's places, and every purpose."""
     numbers = (0, 1, 2**32, 2**63 - 1)
-    arguments = [(s, p, e, i) for s in numbers for p in (SAMPLE, ORDER, STEP) for e in numbers for i in numbers]
+    arguments = [
+        (s, p, e, i) for s in numbers for p in (SAMPLE, ORDER, STEP, EXTRA_ORDER) for e in numbers for i in numbers
+    ]
     draws = {tuple(keyed_rng(*each).integers(2**63, size=2).tolist()) for each in arguments}
     assert len(draws) == len(arguments)
 

@@ -10,7 +10,7 @@ def test_a_mean_by_hand() -> None:
     found = Estimate.mean(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))
     assert found is not None and found.value == 3 and found.n == 5
     assert found.standard_error == pytest.approx((2.5 / 5) ** 0.5)
-    assert (found.low95 + found.high95) / 2 == pytest.approx(3)
+    assert (found.low95, found.high95) == pytest.approx((3 - 1.9633, 3 + 1.9633), abs=1e-4)  # t of 4 is 2.7764
 
 
 def test_wilsons_interval_as_in_textbooks() -> None:

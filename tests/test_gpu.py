@@ -6,10 +6,17 @@ import os
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from relabel.dataset import CentreView, ImageDataset, list_images
+from relabel.loader import Loader, TestBatches
+from relabel.predictions import predict_classes
 from tests.conftest import Flags, command_line
+from tests.miniatures import colour_network, save_pictures
+from utils.distributed import Place
+from utils.precision import Precision
 from utils.run_log import read_metrics
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -41,3 +48,18 @@ def test_a_run_on_a_gpu_finishes_with_finite_numbers(photos: Path, tmp_path: Pat
     events = read_metrics(tmp_path / "run")
     assert [event["event"] for event in events].count("validation") == 4
     assert all(math.isfinite(float(event["loss"])) for event in events)
+
+
+@pytest.mark.parametrize("level", ["O0", "O1", "bf16"])
+def test_predictions_of_a_gpu_are_those_of_a_cpu(tmp_path: Path, level: str) -> None:
+    pictures = {f"{c}/{i}.png": (c + (i == 2)) % 7 for c in range(7) for i in range(3)}
+    images = list_images(save_pictures(tmp_path, pictures))
+    found = []
+    for device in (torch.device("cpu"), torch.device("cuda", 0)):
+        batches = Loader(ImageDataset(images, CentreView(16, None)), TestBatches(21, 4, 0, 1), 0, device)
+        models = {"model": colour_network({c: c for c in range(7)}, 7).to(device)}
+        place, precision = Place(0, 1, 0, 1, device), Precision(level, device)
+        answers = predict_classes(models, images, batches, precision, place, title="")
+        found.append(answers["model"])
+    assert found[0].top1.tolist() == found[1].top1.tolist() == [pictures[name] for name in sorted(pictures)]
+    np.testing.assert_allclose(found[0].label_probability, found[1].label_probability, atol=0.05)

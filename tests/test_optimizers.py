@@ -74,6 +74,23 @@ def test_adamp_projects_out_the_direction_of_the_weight() -> None:
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamp"])
+def test_the_order_in_memory_changes_nothing(name: str) -> None:
+    """Networks are trained with channels last, as GPUs like it."""
+    first, second = small_network(), small_network()
+    first(torch.zeros(1, 2, 5, 6)), second(torch.zeros(1, 2, 5, 6))
+    second.load_state_dict(first.state_dict())
+    second.to(memory_format=torch.channels_last)
+    grads = gradients(first, 4)
+    expected, found = (
+        trained(network, create_optimizer(network.parameters(), name, 0.1, 0.9, False, 0.01, False), grads)
+        for network in (first, second)
+    )
+    assert not found[0].is_contiguous()
+    for weight, other in zip(expected, found, strict=True):
+        torch.testing.assert_close(weight, other)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamp"])
 def test_decay_shrinks_every_parameter(name: str) -> None:
     network = small_network()
     network(torch.zeros(1, 2, 5, 6))

@@ -1,5 +1,6 @@
 """Several processes on one machine: the same weights, the same counts, and endings that leave nobody behind."""
 
+import csv
 import json
 import os
 import re
@@ -15,10 +16,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.digit_net import DigitNet
 from relabel.dataset import list_images
 from relabel.loader import epoch_order
 from tests.conftest import ROOT, Flags, command_line, environment
-from tests.test_runs import assert_same_weights, metrics, status, weights
+from tests.test_runs import assert_same_weights, metrics, start, status, weights
 from utils.checkpoint import BEST, LAST, load_checkpoint
 from utils.errors import EXIT_PREEMPTED
 from utils.run_log import METRICS
@@ -79,26 +81,40 @@ def test_two_processes_train_as_one_does(flags: Flags, tmp_path: Path, run_main:
 
 
 @pytest.mark.slow
-def test_validation_counts_each_image_once_on_any_number_of_processes(
-    flags: Flags, tmp_path: Path, run_main: RunMain
+def test_an_evaluation_is_the_same_on_any_number_of_processes(
+    flags: Flags, photos: Path, tmp_path: Path, run_main: RunMain
 ) -> None:
-    assert run_main(flags).returncode == 0
+    torch.manual_seed(0)
+    model, names = DigitNet(3), ["ant", "bee", "cow"]
+    with torch.no_grad():
+        model.fc.weight.normal_(std=60)  # answers that differ from image to image
+    torch.save({"state_dict": model.state_dict(), "class_names": names}, tmp_path / "w.pth")
+    labels = {name: ["ant", "cow"] for name in map(list_images(photos / "val").name, range(13))}
+    (tmp_path / "labels.json").write_text(json.dumps(labels))
     reports = []
-    for n in (1, 2, 3):  # 13 images: none of them divides
-        folder = tmp_path / f"test{n}"
+    for n in (1, 2, 3):  # 13 images: neither 2 nor 3 divides them
         test = {
             **{key: flags[key] for key in ("model.arch", "data.data_path", "data.image_size", "compute.num_workers")},
-            **processes(n),
+            "compute.opt_level": "O0",
             "util.test_only": True,
-            "util.test_weight_file": flags["util.run_dir"] / LAST,
+            "util.test_weight_file": tmp_path / "w.pth",
             "util.val_batch_size": 6,
-            "util.run_dir": folder,
+            "util.run_dir": tmp_path / f"test{n}",
+            "eval.labels": tmp_path / "labels.json",
+            "eval.predictions": True,
         }
-        done = run_main(test)
-        assert done.returncode == 0, done.stderr
-        assert "n = 13" in done.stdout
-        report = json.loads((folder / "evaluation-checkpoint-last.json").read_text())["model"]
-        reports.append({name: report[name] for name in ("top1_percent", "top5_percent", "images")})
+        if n == 1:
+            start(test)
+        else:
+            done = run_main(test | processes(n))
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.count("top1_percent") == 1
+        report = json.loads((tmp_path / f"test{n}" / "evaluation-w.json").read_text())["results"]
+        with (tmp_path / f"test{n}" / "predictions-w-val.csv").open(newline="") as file:
+            answers = [(row["image"], row["top5"], row["in_set"]) for row in csv.DictReader(file)]
+        figures = {result["metric"]: (round(result["value"], 4), result["n"]) for result in report}
+        reports.append((figures, answers))
+    assert len(reports[0][1]) == 13 and len({top5 for _, top5, _ in reports[0][1]}) > 1
     assert reports[0] == reports[1] == reports[2]
 
 

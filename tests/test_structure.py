@@ -22,6 +22,7 @@ READING_ORDER = [
     "augment",
     "dataset",
     "keep_list",
+    "extra_images",
     "loader",
     "label_pooling",
     "targets",
@@ -29,14 +30,23 @@ READING_ORDER = [
     "evaluation",
     "trainer",
     "build",
+    "failures",
+    "class_labels",
+    "predictions",
+    "evaluation_results",
+    "published_labels",
+    "published_sets",
+    "true_labels",
+    "evaluation_run",
     "runs",
+    "comparison",
+    "model_export",
     "teacher",
     "annotator",
     "label_set",
     "target_change",
     "packing",
     "label_export",
-    "class_labels",
     "object_boxes",
     "map_sample",
     "integrity",
@@ -50,8 +60,12 @@ READING_ORDER = [
     "viewer",
     "axes_figure",
     "gallery",
-    "digit_scenes",
-    "digit_demo",
+    "comparison_sheet",
+    "small_pictures",
+    "scenes",
+    "results_figure",
+    "reproduction_results",
+    "reproduction",
     "__main__",
 ]
 
@@ -98,7 +112,7 @@ def test_each_source_file_has_a_test_file() -> None:
     covered_by |= dict.fromkeys(("config_file", "config_problems", "config_rules", "config_schema"), "config")
     covered_by |= {"frozen_munch": "config", "command_line": "main", "tool_parameters": "tool_commands"}
     covered_by |= dict.fromkeys(("packed_writer", "label_manifest", "label_store"), "packed_store")
-    covered_by |= {"target_change": "packing", "folders": "runs"}
+    covered_by |= {"failures": "processes", "target_change": "packing", "folders": "runs"}
     for layer in ("utils", "models", "relabel"):
         for path in (ROOT / layer).glob("*.py"):
             if path.stem != "__init__":

@@ -24,7 +24,8 @@ from relabel.label_store import open_label_store
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS: list[Callable[..., None]] = [
     *(tools.annotate, tools.check, tools.show, tools.pack, tools.unpack, tools.export_labels),
-    *(tools.demo, tools.digits, tools.digits_annotator),
+    *(tools.compare, tools.export_model),
+    *(tools.reproduce, tools.digits, tools.scenes, tools.digits_annotator),
 ]
 VIEW = ["--size", "56x72", "--num_workers", "0"]
 TEACHER = ["--arch", "digit_net", *VIEW]
@@ -108,7 +109,9 @@ def test_choices_are_those_of_the_parts() -> None:
             2,
             "--form = 'hard'.*one of multi-hot, soft",
         ),
-        (["demo", "--seeds", "0", "--out", "new"], 2, "--seeds = '0'"),
+        (["compare", "a.csv"], 2, "FIRST = 'a.csv' .*expected a file that exists.*\n.*SECOND .*is missing"),
+        (["export-model", "w.pth", "out"], 2, "WEIGHTS = 'w.pth' .*\n.*--form timm.backbone.onnx .*is missing"),
+        (["reproduce", "--seeds", "0", "--out", "new"], 2, "--seeds = '0'"),
         (["digits-annotator"], 2, "--out FILE .*is missing"),
         (["digits-annotator", "--out", "no/a.pth"], 2, "--out = 'no/a.pth' .*expected a file in a folder that exists"),
         (["digits-annotator", "--out", "."], 2, "--out = '.' .*expected a file in a folder that exists"),

@@ -51,20 +51,6 @@ def example(size: tuple[int, int] = (40, 60), label: int = 0, num_classes: int =
     return Example(image, label, label_map, CROPS, targets)
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are saved while a test runs; they are saved nevertheless."""
-    figures: list[Figure] = []
-    save = Figure.savefig
-
-    def keep(self: Figure, *words: object, **settings: object) -> None:
-        figures.append(self)
-        save(self, *words, **settings)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-    return figures
-
-
 def written(figure: Figure) -> list[Text]:
     return [*figure.texts, *(text for axes in figure.axes for text in axes.texts)]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 
 from utils.errors import UserError
@@ -69,12 +70,14 @@ def _sync_folder(folder: Path) -> None:
 
 
 def load_checkpoint(path: Path) -> Any:
-    """Read a checkpoint onto the CPU: ours, or of 2021, in torch's zip or legacy format.
+    """Read a checkpoint onto the CPU: ours, or of 2021, in torch's zip or legacy format; or bare weights .safetensors.
 
     Raises:
         DamagedCheckpoint: the file is no tensor file (nothing in it was run), truncated, or fails its checksums.
     """
     try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if damaged := archive.testzip():  # torch itself loads flipped bits without a word

@@ -94,7 +94,21 @@ def load_config(config_file_path: str, flags: dict[str, str]) -> FrozenMunch:
     return FrozenMunch(tree)
 
 
-def resolve(config_file_path: str, flags: dict[str, str], spoiled: Iterable[str] = ()) -> Resolution:
+def read_config(config_file_path: str, flags: dict[str, str]) -> FrozenMunch:
+    """How a run was made: the tree of `load_config`, whatever has become of the folders that it names; no warnings.
+
+    Raises:
+        UserError: lists every mistake in the file and the flags.
+    """
+    resolved = resolve(config_file_path, flags, needs_folders=False)
+    if resolved.problems:
+        raise UserError(report(resolved.problems))
+    return FrozenMunch(nest({key: setting.value for key, setting in resolved.settings.items()}))
+
+
+def resolve(
+    config_file_path: str, flags: dict[str, str], spoiled: Iterable[str] = (), needs_folders: bool = True
+) -> Resolution:
     """Merge and check without raising; `spoiled` keys were mentioned in a broken way and are not held against rules."""
     base, problems = read_config_file(BASE_FILE, "base")
     settings = {key: replace(setting, where="default") for key, setting in base.items()}
@@ -116,7 +130,7 @@ def resolve(config_file_path: str, flags: dict[str, str], spoiled: Iterable[str]
         settings["util.run_dir"] = _default_run_dir(config_file_path)
     problems += broken_rules(RULES, settings, bad_keys)
     # Printing starts nothing, so it needs no folders.
-    if "util.print_config" not in bad_keys and not settings["util.print_config"].value:
+    if needs_folders and "util.print_config" not in bad_keys and not settings["util.print_config"].value:
         problems += broken_rules(DISK_RULES, settings, bad_keys)
     return Resolution(settings, {key: setting.value for key, setting in base.items()}, problems)
 

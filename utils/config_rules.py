@@ -32,6 +32,11 @@ class Disabled:
     reason: str
 
 
+def joined_folders(paths: str) -> list[str]:
+    """The folders of a value that joins several by ':'; none of ''."""
+    return paths.split(":") if paths else []
+
+
 def _is_folder(path: str, name: str = "") -> bool:
     try:
         return path != "" and Path(path, name).is_dir()
@@ -46,8 +51,23 @@ def _exists(path: str) -> bool:
         return False
 
 
+def _is_file(path: str) -> bool:
+    return _exists(path) and not _is_folder(path)
+
+
 def _lacks(data_path: str, split: str) -> bool:
     return _is_folder(data_path) and not _is_folder(data_path, split)
+
+
+def _can_continue(run_dir: str) -> bool:
+    """Whether the run in a folder, if there is one, has a checkpoint of its own to go on from."""
+    return any(_exists(f"{run_dir}/checkpoint-{which}.pth") for which in ("last", "previous"))
+
+
+def _needs_data(path: str, test_only: bool, *label_files_and_sets: str) -> bool:
+    """Training needs data.data_path, and an evaluation unless all it wants are image sets of their own."""
+    label_files, sets = label_files_and_sets[: len(_LABEL_FILES)], label_files_and_sets[len(_LABEL_FILES) :]
+    return path == "" and not (test_only and any(sets) and not any(label_files))
 
 
 _DATA_LAYOUT = "the folder that holds train/CLASS/IMAGE and val/CLASS/IMAGE; give --data.data_path FOLDER"
@@ -58,6 +78,18 @@ _LABEL_ADVICE = (
 _WEIGHT_KEYS = ("util.test_weight_file", "util.test_only")
 _LABEL_KEYS = ("data.relabel.path", "data.relabel.use", "util.test_only")
 _DATA_KEYS = ("data.data_path", "util.test_only")
+_EXTRA_SWITCHES = ("data.extra.share", "util.test_only")
+_LABEL_FILES = {
+    "eval.real": "real.json of ReaL",
+    "eval.multilabel": "human_accuracy_v3.0.0.json of Shankar et al.",
+    "eval.labels": "true labels of the images in val/, TSV or JSON",
+}
+_IMAGE_SETS = {
+    "eval.imagenet_v2": "a variant of ImageNetV2, which holds the folders 0, 1, ... 999, or several variants",
+    "eval.imagenet_a": "ImageNet-A: WNID/IMAGE",
+    "eval.imagenet_r": "ImageNet-R: WNID/IMAGE",
+    "eval.imagenet_c": "ImageNet-C: CORRUPTION/SEVERITY/WNID/IMAGE",
+}
 
 RULES = (
     Rule(
@@ -74,6 +106,26 @@ RULES = (
         ("data.cutmix.beta", "data.cutmix.prob"),
         lambda beta, prob: prob > 0 and beta == 0,
         "expected a number > 0 while data.cutmix.prob = {1}; give --data.cutmix.beta 1.0 (the paper)",
+    ),
+    Rule(
+        (*_EXTRA_SWITCHES, "data.relabel.use"),
+        lambda share, test_only, use: share > 0 and not test_only and not use,
+        "expected 0 while data.relabel.use is False: extra images have label maps, no labels; give --data.relabel.use "
+        "True or --data.extra.share 0",
+    ),
+    Rule(
+        ("data.extra.path", *_EXTRA_SWITCHES),
+        lambda path, share, test_only: share > 0 and not test_only and path == "",
+        "expected the folders of the extra images, joined by ':', while data.extra.share = {1}; "
+        "give --data.extra.path, or --data.extra.share 0 to train without them",
+    ),
+    Rule(
+        ("data.extra.labels", "data.extra.path", *_EXTRA_SWITCHES),
+        lambda labels, path, share, test_only: (
+            share > 0 and not test_only and path != "" and len(joined_folders(labels)) != len(joined_folders(path))
+        ),
+        "expected as many folders of label maps as data.extra.path = {1!r} has of images, joined by ':'; make them "
+        "with `python -m relabel annotate IMAGES LABELS --unlabelled true` and give --data.extra.labels",
     ),
     Rule(
         ("optim.batch_size", "optim.accumulation"),
@@ -94,7 +146,7 @@ RULES = (
 """Rules that need no look at the disk."""
 
 DISK_RULES = (
-    Rule(("data.data_path",), lambda path: path == "", f"expected {_DATA_LAYOUT}"),
+    Rule((*_DATA_KEYS, *_LABEL_FILES, *_IMAGE_SETS), _needs_data, f"expected {_DATA_LAYOUT}"),
     Rule(
         ("data.data_path",),
         lambda path: path != "" and not _is_folder(path),
@@ -120,14 +172,47 @@ DISK_RULES = (
         lambda path, use, test_only: use and not test_only and path != "" and not _is_folder(path),
         f"no such folder; expected label maps, CLASS/STEM.pt for each training image; {_LABEL_ADVICE}",
     ),
+    *(
+        Rule(
+            (key, *_EXTRA_SWITCHES),
+            lambda paths, share, test_only: (
+                share > 0 and not test_only and not all(_is_folder(path) for path in joined_folders(paths))
+            ),
+            f"a folder of it is not there; expected {what}, joined by ':'; correct --{key}",
+        )
+        for key, what in {"data.extra.path": "folders of images", "data.extra.labels": "a folder of maps each"}.items()
+    ),
     Rule(
         _WEIGHT_KEYS,
         lambda path, test_only: test_only and path != "" and (not _exists(path) or _is_folder(path)),
         "no such file; expected the checkpoint to evaluate; give --util.test_weight_file FILE",
     ),
+    *(
+        Rule(
+            (key, "util.test_only"),
+            lambda path, test_only: test_only and path != "" and not _is_file(path),
+            f"no such file; expected {what}; correct --{key}, or leave it out",
+        )
+        for key, what in _LABEL_FILES.items()
+    ),
+    *(
+        Rule(
+            (key, "util.test_only"),
+            lambda path, test_only: test_only and path != "" and not _is_folder(path),
+            f"no such folder; expected {what}; correct --{key}, or leave it out",
+        )
+        for key, what in _IMAGE_SETS.items()
+    ),
+    Rule(
+        ("model.weights", "util.run_dir", "util.test_only"),
+        lambda path, run_dir, test_only: (
+            not (test_only or path == "" or _can_continue(run_dir)) and (not _exists(path) or _is_folder(path))
+        ),
+        "no such file; expected the checkpoint to start from; give --model.weights FILE, or leave it out",
+    ),
     Rule(
         ("util.run_dir",),
-        lambda path: _exists(path) and not _is_folder(path),
+        _is_file,
         "is a file; expected a folder, made if it is not there; give another --util.run_dir",
     ),
 )
@@ -154,6 +239,12 @@ DISABLED = (
         ("data.relabel.use", "data.relabel.supervision"),
         lambda use, supervision: use and supervision.startswith("global_"),
         "data.relabel.supervision = {1} pools the whole image",
+    ),
+    Disabled(
+        ("data.extra.path", "data.extra.labels"),
+        ("data.extra.share",),
+        lambda share: share == 0,
+        "data.extra.share is 0",
     ),
     Disabled(
         ("data.cutmix.beta", "data.cutmix.off_epoch"),
@@ -189,7 +280,13 @@ DISABLED = (
         ("util.test_weight_file",),
         ("util.test_only",),
         lambda test_only: not test_only,
-        "util.test_only is False: training starts from fresh weights",
+        "util.test_only is False; a training starts from --model.weights FILE",
+    ),
+    Disabled(
+        (*_LABEL_FILES, *_IMAGE_SETS, "eval.predictions"),
+        ("util.test_only",),
+        lambda test_only: not test_only,
+        "util.test_only is False: a training measures top-1 and top-5 on val/",
     ),
 )
 """Keys that another key makes useless. An evaluation (util.test_only) uses no training key and may keep them all."""

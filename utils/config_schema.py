@@ -33,6 +33,7 @@ _SCHEMA: dict[str, Any] = {
     "model.arch": Annotated[
         str, AfterValidator(_not_a_null_word), Field(min_length=1, description="text (the name of a network)")
     ],
+    "model.weights": Text,
     "data.dataset": Literal["imagenet"],
     "data.data_path": Text,
     "data.keep_list": Text,
@@ -51,6 +52,9 @@ _SCHEMA: dict[str, Any] = {
     "data.relabel.temperature": Annotated[float, Field(ge=1e-3)],  # below, the softmax leaves the range of float32
     "data.relabel.ground_truth_weight": Share,
     "data.relabel.box_axes": Literal["xy", "yx"],
+    "data.extra.path": Text,
+    "data.extra.labels": Text,
+    "data.extra.share": BelowOne,
     "data.cutmix.prob": Share,
     "data.cutmix.beta": NonNegative,
     "data.cutmix.off_epoch": Count,
@@ -93,6 +97,14 @@ _SCHEMA: dict[str, Any] = {
     "util.test_only": bool,
     "util.test_weight_file": Text,
     "util.print_config": bool,
+    "eval.real": Text,
+    "eval.multilabel": Text,
+    "eval.labels": Text,
+    "eval.imagenet_v2": Text,
+    "eval.imagenet_a": Text,
+    "eval.imagenet_r": Text,
+    "eval.imagenet_c": Text,
+    "eval.predictions": bool,
 }
 
 LEAVES = {key: ValueType.of(annotation) for key, annotation in _SCHEMA.items()}

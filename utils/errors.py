@@ -1,7 +1,8 @@
 """What the project says when the input, not the program, is wrong."""
 
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 EXIT_USER_ERROR = 2
@@ -24,6 +25,18 @@ def listed(lines: Sequence[str], most: int = 10) -> str:
     """The first lines, each on a line of its own, and how many more there are; for the end of a message."""
     rest = f"\n  and {len(lines) - most:,} more" if len(lines) > most else ""
     return "".join(f"\n  {line}" for line in lines[:most]) + rest
+
+
+@contextmanager
+def in_other_words(words: Mapping[str, str]) -> Iterator[None]:
+    """Tell UserErrors of functions that several callers share with the names that hold here: pattern -> replacement."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        for theirs, ours in words.items():
+            message = re.sub(theirs, ours, message)
+        raise UserError(message) from None
 
 
 @contextmanager

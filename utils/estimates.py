@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import stdtrit
 
 Z95 = 1.96  # standard errors on either side that hold 95 % of a normal distribution
 
@@ -27,13 +28,14 @@ class Estimate:
 
     @classmethod
     def mean(cls, values: np.ndarray) -> "Estimate | None":
-        """Of float [n], with the interval of a normal distribution; None of fewer than two values."""
+        """Of float [n], with the interval of Student's t, which holds for a few values too; None of fewer than two."""
         n = len(values)
         if n < 2:
             return None
         centre = float(np.mean(values, dtype=np.float64))
         error = float(np.std(values, ddof=1, dtype=np.float64)) / math.sqrt(n)
-        return cls(centre, error, centre - Z95 * error, centre + Z95 * error, n)
+        half = float(stdtrit(n - 1, 0.975)) * error
+        return cls(centre, error, centre - half, centre + half, n)
 
     @classmethod
     def percent(cls, shares: np.ndarray) -> "Estimate | None":

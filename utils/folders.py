@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -54,6 +55,30 @@ def replacing(path: Path, advice: str = "Make room, or allow writing.") -> Itera
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside a path, renamed to it in the end: the folder is whole or absent.
+
+    Args:
+        path: may exist if it is an empty folder.
+
+    Raises:
+        UserError: there is something, or it cannot be written.
+    """
+    path = path.resolve()  # "." has no name
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"{path} is taken; expected no such folder, or an empty one. Name another, or remove this one.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}. Make room, or allow writing.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_temporaries(folder: Path) -> None:

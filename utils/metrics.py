@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,22 @@ def count_top_k(logits: Tensor, labels: Tensor, ks: tuple[int, ...] = (1, 5)) ->
     hits = logits.topk(widest, dim=1).indices == labels[:, None]
     hits &= logits.isfinite().all(dim=1, keepdim=True)
     return torch.stack([hits[:, :k].any(dim=1).sum() for k in ks])
+
+
+def expected_calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
+    """How far confidence is from accuracy, percent (Guo et al. 2017, equation 3).
+
+    The interval (0, 1] is cut into bins of equal width; a bin's |accuracy - mean confidence| counts by its images.
+
+    Args:
+        confidence: float [N]; probability of the top-1 class.
+        right: bool [N]; whether the top-1 class is the label.
+        bins: their number.
+    """
+    confidence = confidence.astype(np.float64)
+    of_bin = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    # |accuracy - mean confidence| times the bin's images is the absolute sum of the differences in it.
+    return 100.0 * float(np.abs(np.bincount(of_bin, weights=right - confidence)).sum()) / len(confidence)
 
 
 class TrainingMeter:

@@ -4,11 +4,21 @@ from collections.abc import Iterable
 
 import torch
 from adamp import AdamP
-from torch import nn
+from torch import Tensor, nn
 
 from utils.errors import UserError
 
 ADAMP_SECOND_BETA = 0.999
+
+
+class ChannelsLastAdamP(AdamP):
+    """AdamP that also takes weights whose channels come last in memory, which the package's views refuse."""
+
+    def _channel_view(self, x: Tensor) -> Tensor:
+        return x.reshape(len(x), -1)
+
+    def _layer_view(self, x: Tensor) -> Tensor:
+        return x.reshape(1, -1)
 
 
 def create_optimizer(
@@ -37,7 +47,7 @@ def create_optimizer(
         ValueError: an unknown name.
     """
     if name == "adamp":
-        return AdamP(parameters, lr=lr, betas=(momentum, ADAMP_SECOND_BETA), weight_decay=weight_decay)
+        return ChannelsLastAdamP(parameters, lr=lr, betas=(momentum, ADAMP_SECOND_BETA), weight_decay=weight_decay)
     if name != "sgd":
         raise ValueError(f"name must be sgd or adamp, not {name!r}")
     if nesterov and momentum == 0:

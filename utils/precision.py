@@ -14,7 +14,6 @@ class Precision:
 
     Attributes:
         dtype: of the autocast regions; None = no autocast.
-        memory_format: of images and weights: channels last on a GPU; on a CPU training is twice as slow that way.
         scaler: a GradScaler, disabled (it passes values through) unless dtype is float16.
         note: one line for the person where the level does not mean what it says; else ''.
     """
@@ -28,7 +27,6 @@ class Precision:
             self.note = f"compute.opt_level {opt_level} runs as float32: this machine shows no GPU"
         elif opt_level == "O2":
             self.note = "compute.opt_level O2 runs as O1 (float16 autocast)"
-        self.memory_format = torch.contiguous_format if device.type == "cpu" else torch.channels_last
         self.scaler = GradScaler(device.type, enabled=self.dtype is torch.float16)
 
     def autocast(self) -> AbstractContextManager[object]:

@@ -10,7 +10,7 @@ from typing import Any
 from utils.checkpoint import load_latest, set_aside_damaged
 from utils.config import changed_keys, to_plain
 from utils.config_file import read_config_file, to_yaml
-from utils.config_schema import nest
+from utils.config_schema import keys_below, nest
 from utils.errors import UserError
 from utils.folders import locked, make_writable
 from utils.frozen_munch import FrozenMunch
@@ -28,6 +28,7 @@ FREE_ON_RESUME = {
     "util.print_config",
     "util.run_dir",
     "util.test_weight_file",
+    *keys_below("eval"),
 }
 WARNED_ON_RESUME = {
     "compute.gpu",

@@ -115,11 +115,12 @@ def record_environment(folder: Path, **facts: Any) -> None:
         starts = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
         starts = []
-    starts.append({"time": _now(), **facts, **_environment()})
+    starts.append({"time": _now(), **facts, **environment()})
     write_json(path, starts)
 
 
-def _environment() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
+    """What this process runs on: command, code, versions, devices, threads."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "command": shlex.join([sys.executable, *sys.argv]),

@@ -1,4 +1,4 @@
-"""The embedded data: what a scene holds, what is written, and that the two splits share no digit."""
+"""Scenes of digits and of pictures from a folder: what one holds, what is written, and that it repeats."""
 
 import hashlib
 import json
@@ -12,42 +12,30 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from relabel.digit_scenes import (
-    HEIGHT,
-    LABEL_SIZES,
-    NOISE,
-    OTHER_SIZES,
-    WIDTH,
-    Scene,
-    _digits,
-    draw_scene,
-    write_scenes,
-)
 from relabel.object_boxes import read_truth
+from relabel.scenes import HEIGHT, LABEL_SIZES, NOISE, OTHER_SIZES, WIDTH, Scene, draw_scene, write_scenes
+from relabel.small_pictures import Digits, PictureFolder
+from tests.conftest import make_photos
 from utils.errors import UserError
+
+DIGITS = Digits()
 
 
 @pytest.fixture(scope="module")
 def scenes() -> list[Scene]:
-    return [draw_scene(5, "train", number) for number in range(300)]
+    return [draw_scene(DIGITS, 5, "train", number) for number in range(300)]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("data") / "scenes"
-    write_scenes(out, seed=3, train=30, val=20)
+    write_scenes(DIGITS, out, seed=3, train=30, val=20)
     return out
 
 
 def contents(folder: Path) -> dict[str, str]:
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def test_no_digit_image_is_in_both_splits() -> None:
-    train, val = ({image.tobytes() for image in _digits(split)[0]} for split in ("train", "val"))
-    assert len(_digits("train")[0]) == 1300 and len(_digits("val")[0]) == 497
-    assert not train & val
 
 
 def test_digits_do_not_overlap_and_have_the_stated_sizes(scenes: list[Scene]) -> None:
@@ -82,10 +70,10 @@ def test_ink_is_inside_the_boxes_and_the_rest_is_flat_noise(scenes: list[Scene])
 
 
 def test_a_scene_depends_on_seed_split_and_number_alone() -> None:
-    scene = draw_scene(0, "train", 7)
-    draw_scene(0, "train", 8)
-    assert np.array_equal(scene.pixels, draw_scene(0, "train", 7).pixels)
-    others = [draw_scene(1, "train", 7), draw_scene(0, "val", 7), draw_scene(0, "train", 17)]
+    scene = draw_scene(DIGITS, 0, "train", 7)
+    draw_scene(DIGITS, 0, "train", 8)
+    assert np.array_equal(scene.pixels, draw_scene(DIGITS, 0, "train", 7).pixels)
+    others = [draw_scene(DIGITS, 1, "train", 7), draw_scene(DIGITS, 0, "val", 7), draw_scene(DIGITS, 0, "train", 17)]
     assert not any(np.array_equal(scene.pixels, other.pixels) for other in others)
 
 
@@ -97,7 +85,7 @@ def test_files_are_laid_out_as_imagenet_with_their_truth(folder: Path) -> None:
         assert {name.split("/")[0] for name in files} == {f"digit_{digit}" for digit in range(10)}
         for name, (labels, boxes) in ((name, (t.labels, t.boxes)) for name, t in truth.items()):
             assert name.startswith(f"digit_{labels[0]}/") and len(labels) == len(boxes)
-            scene = draw_scene(3, split, int(Path(name).stem.split("_")[1]))
+            scene = draw_scene(DIGITS, 3, split, int(Path(name).stem.split("_")[1]))
             assert labels == scene.labels
             for read, drawn in zip(boxes, scene.boxes, strict=True):
                 assert read.pixels(WIDTH, HEIGHT) == drawn.pixels(WIDTH, HEIGHT)
@@ -107,27 +95,27 @@ def test_files_are_laid_out_as_imagenet_with_their_truth(folder: Path) -> None:
 
 
 def test_the_bytes_repeat_and_a_second_run_changes_nothing(folder: Path, tmp_path: Path) -> None:
-    write_scenes(tmp_path / "again", seed=3, train=30, val=20)
+    write_scenes(DIGITS, tmp_path / "again", seed=3, train=30, val=20)
     assert contents(tmp_path / "again") == contents(folder)
     before = (folder / "scenes.json").stat()
-    write_scenes(folder, seed=3, train=30, val=20)
+    write_scenes(DIGITS, folder, seed=3, train=30, val=20)
     after = (folder / "scenes.json").stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
 
 def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    write_scenes(tmp_path / "empty", train=10, val=10)
+    write_scenes(DIGITS, tmp_path / "empty", train=10, val=10)
     assert (tmp_path / "empty" / "train.json").is_file()
 
 
 def test_other_scenes_or_files_are_never_overwritten(folder: Path, tmp_path: Path) -> None:
     before = contents(folder)
     with pytest.raises(UserError, match=r"is taken(.|\n)*'seed': 3(.|\n)*'seed': 4(.|\n)*--out"):
-        write_scenes(folder, seed=4, train=30, val=20)
+        write_scenes(DIGITS, folder, seed=4, train=30, val=20)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="something else"):
-        write_scenes(tmp_path, seed=3, train=30, val=20)
+        write_scenes(DIGITS, tmp_path, seed=3, train=30, val=20)
     assert contents(folder) == before and [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -136,7 +124,7 @@ def test_numbers_out_of_range_are_refused_before_anything_is_made(
     tmp_path: Path, seed: int, train: int, val: int
 ) -> None:
     with pytest.raises(UserError, match=f"seed {seed}, train {train}, val {val}; expected"):
-        write_scenes(tmp_path / "scenes", seed=seed, train=train, val=val)
+        write_scenes(DIGITS, tmp_path / "scenes", seed=seed, train=train, val=val)
     assert not list(tmp_path.iterdir())
 
 
@@ -156,10 +144,46 @@ def full_disk() -> Iterator[None]:
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     with full_disk(), pytest.raises(UserError, match=r"cannot be written to .*scenes: File too large"):
-        write_scenes(tmp_path / "scenes", train=10, val=10)
+        write_scenes(DIGITS, tmp_path / "scenes", train=10, val=10)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_description_is_plain_json(folder: Path) -> None:
     made_from = json.loads((folder / "scenes.json").read_text())
     assert made_from["seed"] == 3 and made_from["height"] == HEIGHT and made_from["width"] == WIDTH
+
+
+@pytest.fixture
+def picture_folder(tmp_path: Path) -> Path:
+    """Small photos of three classes, each bright in a channel of its own; validation ones darker."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        make_photos(tmp_path / "pictures" / split, {"ant": 4, "bee": 4, "cow": 4}, rng)
+    return tmp_path / "pictures"
+
+
+def test_scenes_of_any_pictures_are_those_of_digits_twice_as_large(picture_folder: Path) -> None:
+    pictures = PictureFolder(picture_folder)
+    for number in range(30):
+        scene = draw_scene(pictures, 0, "train", number)
+        assert scene.pixels.shape == (2 * HEIGHT, 2 * WIDTH, 3) and scene.labels[0] == number % 3
+        for label, box in zip(scene.labels, scene.boxes, strict=True):
+            left, top, right, bottom = box.pixels(2 * WIDTH, 2 * HEIGHT)
+            assert 2 * OTHER_SIZES[0] <= right - left == bottom - top <= 2 * LABEL_SIZES[1]
+            # A photo of class c is brightest in channel c; what is drawn there must be one of that class.
+            assert scene.pixels[top:bottom, left:right].mean(axis=(0, 1)).argmax() == label
+
+
+def test_scenes_of_a_folder_name_its_classes(picture_folder: Path, tmp_path: Path) -> None:
+    write_scenes(PictureFolder(picture_folder), tmp_path / "scenes", train=6, val=3)
+    names = [path.name for path in sorted((tmp_path / "scenes" / "train").iterdir())]
+    assert names == ["ant", "bee", "cow"]
+    (picture_folder / "train" / "ant" / "ant.00.JPEG").rename(picture_folder / "train" / "ant" / "other.JPEG")
+    with pytest.raises(UserError, match="is taken"):  # other pictures would make other scenes
+        write_scenes(PictureFolder(picture_folder), tmp_path / "scenes", train=6, val=3)
+
+
+def test_a_folder_whose_splits_have_different_classes_is_refused(picture_folder: Path) -> None:
+    (picture_folder / "val" / "cow").rename(picture_folder / "val" / "dog")
+    with pytest.raises(UserError, match="different class folders, the first: cow"):
+        PictureFolder(picture_folder)
