@@ -126,7 +126,7 @@ def memory_trainer(folder: Path, arch: str, crop: int, batch: int, device: torch
     images = ImageList(folder, names, np.zeros(IMAGES, "S1"), np.zeros(IMAGES, np.int32))
     set_up_device(device)
     precision, place = Precision(config.compute.opt_level, device), Place(0, 1, 0, 1, device)
-    trainer = make_trainer(config, images, images, None, precision, place, {}, Start(seed=0, state=None))
+    trainer = make_trainer(config, images, images, None, [], precision, place, {}, Start(seed=0, state=None))
     trainer.plan = replace(
         trainer.plan, targets=lambda batch: without_maps(batch) if batch.scores is None else with_maps(batch)
     )
