@@ -1,5 +1,5 @@
 # make demo       the environment, then the main job on the embedded data: a table, pictures, and where they are
-# make reproduce  the paper's comparison on the embedded data, nine rows of five seeds (about 50 minutes on 2 cores)
+# make reproduce  the paper's comparison on the embedded data, nine rows of five seeds (about 40 minutes on 2 cores)
 # make test       the environment, then linters, types and the whole test suite
 # make bench      what the README's benchmarks measure, on this machine (about 40 minutes on 2 cores)
 

@@ -6,6 +6,7 @@ a panel that shows an image, coordinates are fractions of the image, as a CropBo
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -54,6 +55,20 @@ def save(figure: Figure, out: Path) -> None:
     """Write a figure as PNG, whole or not at all. UserError where it cannot be written."""
     with replacing(out) as temporary:
         figure.savefig(temporary, format="png", facecolor="white")
+
+
+def plain_axes(axes: Axes, grid: Literal["x", "y"]) -> None:
+    """Nothing but a line below, pale lines across and small numbers.
+
+    Args:
+        axes: of a plot.
+        grid: "x" or "y": whose values have lines.
+    """
+    axes.grid(axis=grid, color=TRACK, linewidth=1)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=10, colors=MUTED, length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(MUTED)
 
 
 def write(figure: Figure, left: float, baseline: float, text: str, points: float = TEXT, **style: object) -> None:

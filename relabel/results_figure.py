@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from relabel.panels import DPI, INK, MUTED, OTHER_COLOUR, PALETTE, TRACK, save
+from relabel.panels import DPI, INK, OTHER_COLOUR, PALETTE, plain_axes, save
 from utils.estimates import Estimate
 
 ROW_INCHES, MARGIN_INCHES, WIDTH_INCHES = 0.42, 0.95, 7.2
@@ -36,9 +36,5 @@ def draw_results(out: Path, rows: Mapping[str, Sequence[float]]) -> None:
     axes.set_yticks(range(len(rows)), list(rows), fontsize=10, color=INK)
     axes.set_ylim(len(rows) - 0.4, -0.75)
     axes.set_title("validation top-1 (%): seeds, mean and its 95 % interval", fontsize=11, color=INK, loc="left")
-    axes.grid(axis="x", color=TRACK, linewidth=1)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=10, colors=MUTED, length=0)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(MUTED)
+    plain_axes(axes, "x")
     save(figure, out)

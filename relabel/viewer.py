@@ -25,7 +25,6 @@ from relabel.panels import (
     PALETTE,
     SMALL,
     TEXT,
-    TRACK,
     add_panel,
     badge_in_corner,
     cell_probabilities,
@@ -38,6 +37,7 @@ from relabel.panels import (
     fitted,
     name_regions,
     percent,
+    plain_axes,
     save,
     text_width,
     write,
@@ -191,11 +191,7 @@ def draw_curves(out: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> N
     axes.set_xlabel("epoch", fontsize=11, color=INK)
     axes.set_title("validation top-1 (%)", fontsize=12, color=INK, loc="left")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(axis="y", color=TRACK, linewidth=1)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=10, colors=MUTED, length=0)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(MUTED)
+    plain_axes(axes, "y")
     save(figure, out)
 
 
