@@ -84,6 +84,8 @@ def write_timm_folder(out: Path, model: nn.Module, arch: str, use: Use) -> None:
             timm.models.save_for_hf(twin, str(folder), labels, arguments, safe_serialization=True)
         except safetensors.SafetensorError as error:  # a full disk
             raise UserError(f"{out} cannot be written: {error}. Make room, or allow writing.") from error
+        mode = (folder / "config.json").stat().st_mode  # safetensors lets nobody else read its file
+        (folder / "model.safetensors").chmod(mode)
         again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
         if not torch.equal(_logits(again, use), _logits(model, use)):
             raise _timm_refusal(arch, "it gives other logits with the same weights")

@@ -434,6 +434,8 @@ def compare(
 
     if (images is None) != (out is None):
         raise UserError("the picture needs both --images, the folder, and --out, its own name; give both or none")
+    if json and json.resolve() in (first.resolve(), second.resolve()):
+        raise UserError(f"--json {json} is one of the files to compare; expected another name, or it would be lost")
     both = read_predictions(first), read_predictions(second)
     differences = compare_predictions(*both)
     if images and out:
@@ -447,7 +449,7 @@ def compare(
 
 def reproduce(
     *,
-    out: NewFolder = Path("runs/digits"),
+    out: NewFolder | None = None,
     pictures: ExistingFolder | None = None,
     rows: Positive | None = None,
     seeds: Positive = 5,
@@ -460,7 +462,7 @@ def reproduce(
     rows or seeds are added to what is there.
 
     Args:
-        out: folder for data, label maps, runs and pictures.
+        out: folder for data, label maps, runs and pictures. none: runs/digits, or runs/photos with --pictures.
         pictures: folder with train/CLASS/IMAGE and val/CLASS/IMAGE that the scenes show. none: the embedded digits.
         rows: kinds of supervision, from the first: original labels, ReLabel, ... none: all.
         seeds: trainings of each kind; the table shows their mean.

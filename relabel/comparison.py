@@ -80,7 +80,7 @@ def read_predictions(path: Path) -> SavedPredictions:
         UserError: it is no such file; names the line and the value.
     """
     try:
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             lines = list(csv.reader(file, strict=True))
     except (OSError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as CSV ({error}). {ADVICE}") from None
@@ -218,6 +218,8 @@ def verdict(found: Difference) -> str:
     """What an interval says, in words."""
     if found.low95 > 0 or found.high95 < 0:
         return f"the {'second' if found.low95 > 0 else 'first'} is better on images like these"
+    if not found.only_first + found.only_second:
+        return "both are right on the same images, so the interval is a point and says nothing about others"
     return "these images do not say which is better"
 
 

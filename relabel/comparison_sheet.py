@@ -85,4 +85,6 @@ def _read(folder: Path, name: str) -> np.ndarray:
     inside = PurePosixPath(name)
     if inside.is_absolute() or ".." in inside.parts:
         raise UserError(f"found the image name {name!r}, which leads out of {folder}; expected CLASS/FILE")
+    if not (folder / inside).is_file():
+        raise UserError(f"{folder} has no image {name!r}; give the folder that was evaluated, such as DATA/val")
     return shown_pixels(ImageFile(folder / inside))

@@ -98,7 +98,8 @@ def print_results(results: Mapping[str, Sequence[Result]], title: str, console: 
         for row in group:
             values = [figure(result) for result in row]
             table.add_row(f"  {row[0].metric}", *values, f"{row[0].n:,}", Text(row[0].protocol))
-    console.print(table)
+    if rows:
+        console.print(table)
     for weights, mine in results.items():
         if any(map(_of_one_corruption, mine)):
             console.print(_corruption_table(mine, f" ({weights})" if len(results) > 1 else ""))
@@ -130,7 +131,7 @@ def _corruption_table(results: Iterable[Result], whose: str) -> Table:
     sets = [list(group) for _, group in groupby(filter(_of_one_corruption, results), key=lambda result: result.set)]
     counts = sorted({mine[0].n for mine in sets})
     n = f"n = {counts[0]:,}" + (f" to {counts[-1]:,}" if len(counts) > 1 else "")
-    table = _table(f"ImageNet-C{whose}: error % by severity, mean; {n} each")
+    table = _table(f"ImageNet-C{whose}: error % by severity, mean; {n} per corruption")
     table.add_column("corruption", no_wrap=True)
     for heading in (*SEVERITIES, *CORRUPTION_COLUMNS):
         table.add_column(heading, justify="right", no_wrap=True)

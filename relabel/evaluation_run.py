@@ -3,6 +3,7 @@
 Every file and folder is read before the first image is classified; then each image set is read once.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,11 +83,30 @@ def test(place: Place, config: FrozenMunch) -> None:
         load_from(path, models[name], state_dict, content.get("arch"))
     check_image_sizes(config, models["model"], len(class_names), precision)
     place.share(config.util.val_batch_size, "util.val_batch_size")
-    from_main(lambda: make_run_folder(folder))  # before the work, in case it cannot be written
+    from_main(lambda: open_folder(folder, path))  # before the work, in case it cannot be written
     with failures_told(place, note=lambda _: None, told_before=lambda error: "by peer" in str(error)):
         results = evaluate_sets(config, evaluation, models, precision, place)
     if place.is_main:
-        tell(config, images, results, evaluation.notes, precision)
+        tell(config, images, results, evaluation, precision)
+
+
+def open_folder(folder: Path, weights: Path) -> None:
+    """Make the run folder. UserError where it cannot be written, or holds what another file of this name achieved."""
+    report = _report_path(folder, weights)
+    try:
+        before = Path(str(json.loads(report.read_text())["weights"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        before = weights
+    if before.resolve() != weights.resolve():
+        raise UserError(
+            f"{report} holds the evaluation of {before}; expected none, or one of {weights}, which would replace it.\n"
+            f"  Set another --util.run_dir."
+        )
+    make_run_folder(folder)
+
+
+def _report_path(folder: Path, weights: Path) -> Path:
+    return folder / f"evaluation-{weights.stem}.json"
 
 
 def _unnamed_classes(config: FrozenMunch, state_dict: dict[str, Tensor], images: ImageList | None) -> list[str]:
@@ -212,23 +232,30 @@ def tell(
     config: FrozenMunch,
     images: ImageList | None,
     results: dict[str, list[Result]],
-    notes: list[str],
+    evaluation: Evaluation,
     precision: Precision,
 ) -> None:
     """The table on the screen, and the same as JSON in the run folder."""
     path, folder = Path(config.util.test_weight_file), Path(config.util.run_dir)
-    print_results(results, f"{path}: {describe(test_view(config))}")
-    print("".join(f"\nnote: {note}" for note in notes))
+    views = {image_set.name: describe(image_set.view) for image_set in evaluation.sets}
+    print_results(results, str(path))
+    print("".join(f"\n{view}: {_sets_seen_so(views, view)}" for view in dict.fromkeys(views.values())))
+    print("".join(f"\nnote: {note}" for note in evaluation.notes))
     report = {
         "weights": str(path),
         "arch": config.model.arch,
         "data": None if images is None else str(images.root),
         "eval": to_plain(config.eval),
-        "view": describe(test_view(config)),
+        "views": views,
         "precision": precision.name,
         "decoder": resolve_decoder(config.data.decoder),
         "results": [{"weights": name, **result.as_record()} for name, mine in results.items() for result in mine],
-        "notes": notes,
+        "notes": evaluation.notes,
     }
-    write_json(folder / f"evaluation-{path.stem}.json", report)
-    print(f"{folder / f'evaluation-{path.stem}.json'}", flush=True)
+    write_json(_report_path(folder, path), report)
+    print(_report_path(folder, path), flush=True)
+
+
+def _sets_seen_so(views: dict[str, str], view: str) -> str:
+    """The names of the image sets with that view, a family of them once."""
+    return ", ".join(dict.fromkeys(name.partition("/")[0] for name, mine in views.items() if mine == view))

@@ -31,8 +31,9 @@ def export_model(weights: Path, out: Path, form: str, *, arch: str | None, confi
     Raises:
         UserError: the checkpoint or the config cannot be read, they do not fit, or see models/export.py.
     """
-    if form != "timm" and (out.is_dir() or not out.parent.is_dir()):
-        raise UserError(f"OUT {out} cannot be written; expected a file in a folder that exists. Give another OUT")
+    if form != "timm" and (out.exists() or not out.parent.is_dir()):
+        found = "is there already" if out.exists() else "cannot be written: its folder is not there"
+        raise UserError(f"OUT {out} {found}; expected a new file in a folder that exists. Give another OUT")
     if config is None and weights.with_name(CONFIG).is_file():
         config = weights.with_name(CONFIG)
     model, arch, use, title = load_network(weights, arch, config or BASE_FILE, ema)

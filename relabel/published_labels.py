@@ -6,6 +6,7 @@ that. ImageNet's class ids are the positions of the sorted wnids.
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,7 +193,7 @@ def read_multi_labels(
         correct,
         unclear,
         annotated & ~_listed(problematic, numbered, len(images)),
-        _listed(major, numbered, len(images)),
+        annotated & _listed(major, numbered, len(images)),
     )
     return labels, _multi_label_notes(labels, of_validation, int(annotated.sum()))
 
@@ -216,9 +217,18 @@ _CHECK_NAMES = "Check --data.data_path: its images must have ImageNet's names, a
 def read_json(path: Path, expected: str) -> Any:
     """The content of a JSON file. UserError where it cannot be read, with what was expected."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}); {expected}.") from error
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of two equal names the first would be lost without a word."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        name = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
+        raise ValueError(f"the name {name!r} stands there twice")
+    return content
 
 
 def _are_class_ids(ids: object) -> bool:

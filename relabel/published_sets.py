@@ -223,7 +223,7 @@ def corruption_results(name: str, severity_of: np.ndarray, predictions: Predicti
     wrong, n = ~predictions.right, len(predictions)
     errors = {str(s): 100.0 * float(wrong[severity_of == s].mean()) for s in np.unique(severity_of)}
     mean = float(np.mean(list(errors.values())))
-    results = [Result(name, "error_percent", mean, n, "mean over severities, not resized", errors)]
+    results = [Result(name, "error_percent", mean, n, "mean over severities", errors)]
     if len(errors) == len(SEVERITIES):
         ce = mean / ALEXNET_ERRORS[name.rpartition("/")[2]]
         results.append(Result(name, "ce_percent", ce, n, "mean over severities, relative to AlexNet"))

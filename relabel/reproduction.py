@@ -21,7 +21,7 @@ from utils.checkpoint import LAST, load_checkpoint, save_checkpoint
 from utils.commands import Job, run_command, run_side_by_side
 from utils.config_file import read_config_file
 from utils.distributed import available_cores
-from utils.errors import EXIT_PREEMPTED
+from utils.errors import EXIT_PREEMPTED, UserError
 from utils.run_log import METRICS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,21 +82,25 @@ DIGITS = Experiment("digits", (ORIGINAL, RELABEL, SMOOTHING, CLEANING, GLOBAL, S
 PHOTOS = Experiment("photos", (ORIGINAL, RELABEL, SMOOTHING, AXES), "128x160")
 
 
-def reproduce(out: Path, pictures: Path | None, num_rows: int | None, seeds: int, train: int, val: int) -> None:
+def reproduce(out: Path | None, pictures: Path | None, num_rows: int | None, seeds: int, train: int, val: int) -> None:
     """Scenes, label maps, one student per row and seed; then a table, its JSON, and pictures in `out`.
 
     Finished steps are not repeated: given again after an interruption, or with more rows or seeds, it goes on.
 
     Args:
-        out: folder of all that is made.
+        out: folder of all that is made; None: runs/ and the experiment's name.
         pictures: folder of small pictures for the scenes; None: the embedded digits and their shipped annotator.
         num_rows: rows of the experiment, from the first; None: all.
         seeds: students per row, of the seeds 0, 1, ...
         train, val: scenes of each split; an annotator that is not shipped learns from 8 / 3 of the training scenes.
     """
+    experiment = PHOTOS if pictures else DIGITS
+    rows = experiment.rows[:num_rows]
+    if num_rows and num_rows > len(rows):
+        raise UserError(f"found --rows {num_rows}; expected at most {len(rows)}. Leave it out for all of them")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_PREEMPTED))  # so that no training is left behind
-    steps = _Steps(PHOTOS if pictures else DIGITS, out.resolve(), pictures and pictures.resolve())
-    rows = steps.experiment.rows[:num_rows]
+    out = (out or ROOT / "runs" / experiment.name).resolve()
+    steps = _Steps(experiment, out, pictures and pictures.resolve())
     steps.scenes("scenes", 0, train, val)
     steps.annotate(LABELS, steps.annotator(train * 8 // 3, val) if pictures else SHIPPED_ANNOTATOR)
     if CLEANING in rows:
@@ -108,7 +112,7 @@ def reproduce(out: Path, pictures: Path | None, num_rows: int | None, seeds: int
         steps.train([(row, seed) for row, seed in students if row.is_weak])
     measured = [measure(steps.folder(row, seed), out / "scenes", row.title, seed) for row, seed in students]
     steps.show_scenes()
-    show_results(measured, out.resolve(), ROOT)
+    show_results(measured, out, ROOT)
 
 
 def make_digits_annotator(file: Path, work: Path, train: int, val: int) -> None:

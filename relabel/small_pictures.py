@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from relabel.dataset import list_images
+from relabel.dataset import ImageList, list_images
 from relabel.decode import ImageFile
 from utils.errors import UserError
 
@@ -21,7 +21,7 @@ class SmallPictures(Protocol):
 
     Attributes:
         class_names: K texts; the names of the scenes' class folders, sorted.
-        source: what the pictures are, as plain text; equal texts mean equal pictures.
+        source: what the pictures are, as plain text; of files by their names and sizes.
         scale: sides of scenes and pictures, in multiples of those of the digit scenes.
     """
 
@@ -79,8 +79,7 @@ class PictureFolder:
                 f"{root}: train/ and val/ have different class folders, the first: {different[0]}; expected the same "
                 "in both. Add what is missing, or remove it."
             )
-        names = b"\n".join(name for split in SPLITS for name in self._images[split].names.tolist())
-        self.source = f"pictures, sha256 of their names {hashlib.sha256(names).hexdigest()}"
+        self.source = f"pictures, sha256 of their names and sizes {_fingerprint(list(self._images.values()))}"
         self.scale = 2
 
     def labels(self, split: str) -> np.ndarray:
@@ -91,6 +90,15 @@ class PictureFolder:
         """See SmallPictures; nothing is drawn from rng. UserError: the picture cannot be read."""
         square = ImageFile(self._images[split].path(index)).centre_crop(len(patch), 1.0)
         patch[:] = square.transpose(1, 2, 0) / 255
+
+
+def _fingerprint(lists: list[ImageList]) -> str:
+    """Hash of the name and the size in bytes of every image."""
+    found = hashlib.sha256()
+    for images in lists:
+        for row in range(len(images)):
+            found.update(images.names[row] + b" %d\n" % images.path(row).stat().st_size)
+    return found.hexdigest()
 
 
 @cache

@@ -1,7 +1,8 @@
 """Own true labels of the images in val/, any number for each image: how many predictions are among them.
 
-    TSV: a line per image and class, as `python -m relabel export-labels` writes     image   class
-                                                                                     ant/1.jpg   ant
+    TSV: a line per image and class, as `python -m relabel export-labels --form multi-hot` writes it:
+        image       class
+        ant/1.jpg   ant
     JSON: {"ant/1.jpg": ["ant", "bee"]}, or {"ant/1.jpg": {"labels": [0, 1]}} as val.json of the scenes
 
 A class is a name, or in JSON a position among the checkpoint's classes, from 0.
@@ -23,7 +24,7 @@ from utils.multi_label_metrics import accuracy_of_classes, in_true_set, mean_ave
 HEADER = "image\tclass"
 EXPECTED = (
     f"expected a TSV file with the header {HEADER!r} and a line per image and class, or a .json file such as "
-    '{"CLASS/FILE": ["class", ...]}'
+    '{"CLASS/FILE": ["class", ...]}, as `python -m relabel export-labels --form multi-hot` writes both'
 )
 
 

@@ -155,6 +155,15 @@ def test_the_command_prints_a_table_of_80_columns_and_writes_json(
     assert record["first"] == str(tmp_path / "1.csv") and record["differences"][0]["only_second"] == 2
 
 
+def test_a_file_to_compare_is_never_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved(tmp_path)
+    before = (tmp_path / "1.csv").read_bytes()
+    with pytest.raises(SystemExit) as caught:
+        tools.main(["compare", f"{tmp_path}/1.csv", f"{tmp_path}/2.csv", "--json", f"{tmp_path}/1.csv"])
+    assert caught.value.code == 2 and "is one of the files to compare" in capsys.readouterr().err
+    assert (tmp_path / "1.csv").read_bytes() == before
+
+
 def test_half_a_wish_for_a_picture_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved(tmp_path)
     with pytest.raises(SystemExit) as caught:

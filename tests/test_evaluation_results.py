@@ -82,7 +82,7 @@ def test_corruptions_have_a_row_each_and_fit_80_columns() -> None:
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert "fog 10.0 100.0 - 5.5 7.0 31.2 - 12.0 2.35" in lines or "fog 10.0 100.0 - 5.5 7.0 31.2 - 12.0 2.34" in lines
     assert "mce_percent 76.70 3,750,000 p" in lines and "error_percent" not in text
-    assert "n = 250,000 each" in text and "…" not in text
+    assert "n = 250,000 per corruption" in text and "…" not in text
     assert max(map(len, text.splitlines())) <= 80
 
 

@@ -143,6 +143,19 @@ def test_a_run_folder_that_cannot_be_written_is_refused_before_the_work(test_fla
         start({**test_flags, "util.run_dir": tmp_path / "file" / "run"})
 
 
+def test_an_evaluation_never_replaces_that_of_another_checkpoint(test_flags: Flags, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = {**test_flags, "util.test_weight_file": tmp_path / "other" / "w.pth"}
+    for flags in (test_flags, other):
+        torch.save(network().state_dict(), flags["util.test_weight_file"])
+    start(test_flags)
+    before = (test_flags["util.run_dir"] / "evaluation-w.json").read_bytes()
+    with pytest.raises(UserError, match=r"holds the evaluation of .*w\.pth; (.|\n)*--util\.run_dir"):
+        start(other)
+    assert (test_flags["util.run_dir"] / "evaluation-w.json").read_bytes() == before
+    start(test_flags)  # of the same checkpoint it may be made again
+
+
 # Colours 0 to 4 are these classes; in the checkpoint, all classes come in reverse.
 IDS = (0, 2, 10, 11, 999)
 

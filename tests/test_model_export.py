@@ -109,8 +109,9 @@ def test_weights_of_2021_need_the_networks_name(tmp_path: Path, capsys: pytest.C
     [
         (
             ["w.pth", "no/b.pth", "--form", "backbone"],
-            "OUT no/b.pth cannot be written; expected a file in a folder that",
+            "OUT no/b.pth cannot be written: its folder is not there; expected a new file in a folder that",
         ),
+        (["w.pth", "w.pth", "--form", "backbone"], "OUT w.pth is there already"),
         (
             ["w.pth", "out", "--form", "timm", "--arch", "resnet18"],
             r"w.pth: .*does not fit(.|\n)*set --arch timm/test_r",

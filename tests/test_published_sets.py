@@ -246,6 +246,6 @@ def test_corruption_results_say_what_they_are() -> None:
         "metric": "error_percent",
         "value": 50.0,
         "n": 2,
-        "protocol": "mean over severities, not resized",
+        "protocol": "mean over severities",
         "parts": {"1": 0.0, "2": 100.0},
     }

@@ -13,12 +13,13 @@ from models.build import create_model, load_weights
 from relabel.dataset import CentreView, ImageDataset, list_images
 from relabel.evaluation import evaluate
 from relabel.loader import Loader, TestBatches
-from relabel.reproduction import DIGITS, PHOTOS, SHIPPED_ANNOTATOR
+from relabel.reproduction import DIGITS, PHOTOS, SHIPPED_ANNOTATOR, reproduce
 from relabel.reproduction_results import Student, gains
 from relabel.scenes import write_scenes
 from relabel.small_pictures import Digits
 from tests.conftest import ROOT, environment
 from utils.checkpoint import load_checkpoint
+from utils.errors import UserError
 from utils.precision import Precision
 
 CPU = torch.device("cpu")
@@ -61,6 +62,12 @@ def test_every_row_is_a_recipe() -> None:
         for name in ("annotator", *(row.recipe for row in experiment.rows)):
             assert (ROOT / "configs" / experiment.name / f"{name}.yaml").is_file(), name
         assert [row.recipe for row in experiment.rows[:2]] == ["original", "relabel"]  # the demo's
+
+
+def test_more_rows_than_there_are_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="found --rows 10; expected at most 9"):
+        reproduce(tmp_path / "out", None, 10, 1, 10, 10)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_gain_is_over_the_first_row_with_the_same_seed() -> None:

@@ -112,7 +112,12 @@ def test_each_source_file_has_a_test_file() -> None:
     covered_by |= dict.fromkeys(("config_file", "config_problems", "config_rules", "config_schema"), "config")
     covered_by |= {"frozen_munch": "config", "command_line": "main", "tool_parameters": "tool_commands"}
     covered_by |= dict.fromkeys(("packed_writer", "label_manifest", "label_store"), "packed_store")
-    covered_by |= {"failures": "processes", "target_change": "packing", "folders": "runs"}
+    covered_by |= {
+        "failures": "processes",
+        "target_change": "packing",
+        "reproduction_results": "reproduction",
+        "folders": "runs",
+    }
     for layer in ("utils", "models", "relabel"):
         for path in (ROOT / layer).glob("*.py"):
             if path.stem != "__init__":

@@ -102,6 +102,7 @@ def test_measures_by_hand(tmp_path: Path, images: ImageList) -> None:
         ("a.tsv", "image\tclass\n", "labels for none of the 4 images of val: found no label"),
         ("a.json", "[1]", r"found \[1\]; expected a TSV file"),
         ("a.json", "{", "cannot be read"),
+        ("a.json", '{"ant/1.jpg": ["ant"], "ant/1.jpg": ["bee"]}', "the name 'ant/1.jpg' stands there twice"),
         ("a.json", {"ant/1.jpg": "ant"}, "found ant for 'ant/1.jpg'"),
         ("a.json", {"ant/1.jpg": {"ant": 0.9}}, "found .'ant': 0.9. for 'ant/1.jpg'"),
         ("a.json", {"ant/1.jpg": [0.0]}, "found"),

@@ -113,3 +113,4 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]] | dict[subprocess.Popen[b
             process.wait(_STOP_S)
         except subprocess.TimeoutExpired:
             process.kill()
+            process.wait()
