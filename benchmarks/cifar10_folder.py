@@ -14,21 +14,27 @@ import numpy as np
 
 
 def main() -> None:
-    """Write every photo as it is."""
+    """The command line."""
     parser = argparse.ArgumentParser(description="CIFAR-10's photos from one .npz file into class folders")
     parser.add_argument("npz", type=Path)
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
-    with np.load(options.npz, allow_pickle=False) as arrays:
+    count = write_folder(options.npz, options.out)
+    print(f"{count:,} photos: {options.out}")
+
+
+def write_folder(npz: Path, out: Path) -> int:
+    """Write every photo as it is; returns how many."""
+    with np.load(npz, allow_pickle=False) as arrays:
         content, offsets = arrays["bytes"], arrays["offsets"]
         labels, is_test, classes = arrays["labels"], arrays["test"], arrays["classes"]
     for split in ("train", "val"):
         for name in classes:
-            (options.out / split / str(name)).mkdir(parents=True, exist_ok=True)
+            (out / split / str(name)).mkdir(parents=True, exist_ok=True)
     for number, (label, in_val) in enumerate(zip(labels, is_test, strict=True)):
-        path = options.out / ("val" if in_val else "train") / str(classes[label]) / f"{number:05d}.jpg"
+        path = out / ("val" if in_val else "train") / str(classes[label]) / f"{number:05d}.jpg"
         path.write_bytes(content[offsets[number] : offsets[number + 1]].tobytes())
-    print(f"{len(labels) - is_test.sum():,} training and {is_test.sum():,} validation photos: {options.out}")
+    return len(labels)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.cifar10_folder import write_folder
 from benchmarks.growth_plots import PANELS, draw_growth, points
 from benchmarks.label_pooling import dense_name, pool_name
 from benchmarks.result import Figure, report
 
 ROOT = Path(__file__).resolve().parents[1]
-MEASURE_NOTHING = ("__init__", "result", "growth_plots")
+MEASURE_NOTHING = ("__init__", "result", "growth_plots", "cifar10_folder")
 PROGRAMS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in MEASURE_NOTHING)
 
 
@@ -34,6 +35,26 @@ def test_a_program_prints_a_table_and_writes_json(program: str, tmp_path: Path) 
     for panel in PANELS:
         if panel.program == program:
             assert all(len(points(result["figures"], curve.figures)) for curve in panel.curves), panel.title
+
+
+def test_a_file_of_photos_becomes_class_folders(tmp_path: Path) -> None:
+    photos = [f"photo {number}".encode() for number in range(4)]
+    np.savez(
+        tmp_path / "photos.npz",
+        bytes=np.frombuffer(b"".join(photos), np.uint8),
+        offsets=np.cumsum([0, *map(len, photos)]),
+        labels=np.array([1, 0, 1, 0], np.uint8),
+        test=np.array([False, False, True, True]),
+        classes=np.array(["cat", "dog"]),
+    )
+    write_folder(tmp_path / "photos.npz", tmp_path / "out")
+    found = {str(path.relative_to(tmp_path / "out")): path.read_bytes() for path in (tmp_path / "out").rglob("*.jpg")}
+    assert found == {
+        "train/dog/00000.jpg": photos[0],
+        "train/cat/00001.jpg": photos[1],
+        "val/dog/00002.jpg": photos[2],
+        "val/cat/00003.jpg": photos[3],
+    }
 
 
 def test_published_results_come_from_programs_that_exist() -> None:
