@@ -1,6 +1,7 @@
-"""The tools for label maps: make, check, show, pack and export them, and try the whole method on embedded data.
+"""The tools: make, check, show, pack and export label maps; compare and export networks; the paper's comparison on
+scenes of small pictures.
 
-Train with them afterwards: python main.py --help
+Train with label maps: python main.py --help
 """
 
 import signal
