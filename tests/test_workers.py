@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from multiprocessing import resource_sharer
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,18 @@ def test_a_programmers_mistake_keeps_its_type_and_trace(num_workers: int) -> Non
 def test_a_killed_worker_ends_the_loop_with_a_message() -> None:
     with pytest.raises(UserError, match=r"a process that loads images died \(.*worker.*--compute\.num_workers"):
         read([[1], ["die"], [3]], 1)
+
+
+@pytest.mark.parametrize("kind", [ConnectionResetError, ConnectionRefusedError, EOFError, FileNotFoundError])
+def test_a_worker_that_died_before_its_batch_was_fetched_is_told_alike(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    def gone(handle: resource_sharer.DupFd) -> int:
+        raise kind("what the socket of a dead process says, where that is noticed before the death")
+
+    monkeypatch.setattr(resource_sharer.DupFd, "detach", gone)  # how the memory of a batch comes over
+    with pytest.raises(UserError, match="a process that loads images died"):
+        list(read_batches(list(range(6)), torch.tensor, KEYS, 1, pin_memory=False))
 
 
 @pytest.mark.parametrize("key", ["refuse", "bug", "die"])

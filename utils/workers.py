@@ -93,6 +93,8 @@ def _next(batches: "Iterator[T | _Refusal]") -> T | None:
     except RuntimeError as error:
         raise_worker_death(error)
         raise
+    except (ConnectionError, EOFError, FileNotFoundError) as error:  # its batch was there, but not yet its memory
+        raise _worker_death(error) from error
     if isinstance(batch, _Refusal):
         raise UserError(batch.message)
     return batch
@@ -104,10 +106,14 @@ def raise_worker_death(error: Exception) -> None:
     torch raises it wherever the main thread happens to be, so loops over batches call this for errors of theirs too.
     """
     if str(error).startswith("DataLoader worker (pid"):
-        raise UserError(
-            f"a process that loads images died ({error}); expected it to live as long as the run. Usually memory or "
-            "/dev/shm has run out: lower --compute.num_workers or the batch size, or give the container more of both."
-        ) from error
+        raise _worker_death(error) from error
+
+
+def _worker_death(error: Exception) -> UserError:
+    return UserError(
+        f"a process that loads images died ({error}); expected it to live as long as the run. Usually memory or "
+        "/dev/shm has run out: lower --compute.num_workers or the batch size, or give the container more of both."
+    )
 
 
 @atexit.register
