@@ -444,6 +444,8 @@ def compare(
     if json:
         write_json(json, as_record(first, second, differences))
     print_differences(first, second, differences)
+    if (both[0].in_set is None) != (both[1].in_set is None):
+        print(f"not compared by true labels: {first if both[0].in_set is None else second} was made without them")
     if out:
         print(f"picture: {out}", flush=True)
 
