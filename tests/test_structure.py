@@ -66,6 +66,10 @@ READING_ORDER = [
     "results_figure",
     "reproduction_results",
     "reproduction",
+    "tool_words",
+    "label_map_tools",
+    "network_tools",
+    "scene_tools",
     "__main__",
 ]
 
@@ -112,6 +116,7 @@ def test_each_source_file_has_a_test_file() -> None:
     covered_by |= dict.fromkeys(("config_file", "config_problems", "config_rules", "config_schema"), "config")
     covered_by |= {"frozen_munch": "config", "command_line": "main", "tool_parameters": "tool_commands"}
     covered_by |= dict.fromkeys(("packed_writer", "label_manifest", "label_store"), "packed_store")
+    covered_by |= dict.fromkeys(("tool_words", "label_map_tools", "network_tools", "scene_tools"), "tools")
     covered_by |= {
         "failures": "processes",
         "target_change": "packing",

@@ -22,11 +22,6 @@ from relabel.decode import RESAMPLING
 from relabel.label_store import open_label_store
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS: list[Callable[..., None]] = [
-    *(tools.annotate, tools.check, tools.show, tools.pack, tools.unpack, tools.export_labels),
-    *(tools.compare, tools.export_model),
-    *(tools.reproduce, tools.digits, tools.scenes, tools.digits_annotator),
-]
 VIEW = ["--size", "56x72", "--num_workers", "0"]
 TEACHER = ["--arch", "digit_net", *VIEW]
 
@@ -60,7 +55,7 @@ def save_teacher(path: Path, bias: Sequence[float], **more: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", tools.COMMANDS)
 def test_the_screen_of_a_command_shows_every_parameter(
     capsys: pytest.CaptureFixture[str], command: Callable[..., None]
 ) -> None:
@@ -78,7 +73,7 @@ def test_the_first_screen_shows_every_command(capsys: pytest.CaptureFixture[str]
         tools.main([])
     out = capsys.readouterr().out
     assert caught.value.code == 0
-    names = [command.__name__.replace("_", "-") for command in COMMANDS]
+    names = [command.__name__.replace("_", "-") for command in tools.COMMANDS]
     assert re.findall(r"^  ([a-z-]+) ", out, flags=re.MULTILINE) == names
 
 
