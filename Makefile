@@ -1,4 +1,5 @@
-# make demo       the environment, then the main job on the embedded data: a table, pictures, and where they are
+# make demo       the environment, then the main job on the embedded data: a table, pictures, and where they are;
+#                 make demo DEMO="--train 300 --val 100 --out FOLDER" is a rehearsal of a minute
 # make reproduce  the paper's comparison on the embedded data, nine rows of five seeds (about 40 minutes on 2 cores)
 # make test       the environment, then linters, types and the whole test suite
 # make bench      what the README's benchmarks measure, on this machine (about 40 minutes on 2 cores)
@@ -7,13 +8,13 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-# Those that need no GPU; benchmarks.gpu_step and benchmarks.annotator are for one.
+# Those that need no GPU; benchmarks.gpu_step and benchmarks.annotator are for one, benchmarks.soak takes half an hour.
 BENCHMARKS := label_pooling label_store dataset_scale decoders input_path train_step data_wait
 
 .PHONY: demo reproduce test bench bench-peers annotator clean
 
 demo: $(VENV)/installed
-	$(BIN)/python -m relabel reproduce --rows 2 --seeds 1
+	$(BIN)/python -m relabel reproduce --rows 2 --seeds 1 $(DEMO)
 
 reproduce: $(VENV)/installed
 	$(BIN)/python -m relabel reproduce

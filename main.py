@@ -10,8 +10,9 @@ if __name__ == "__main__":
 import fire
 
 from utils.config import fire_arguments, load_config
-from utils.config_problems import first_of_node, speak_utf8
+from utils.config_problems import speak_utf8
 from utils.errors import exit_on_user_error
+from utils.torchrun import first_of_node
 
 
 @fire.decorators.SetParseFn(str)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.errors import UserError, exit_on_user_error
+
 
 def main() -> None:
     """The command line."""
@@ -19,15 +21,19 @@ def main() -> None:
     parser.add_argument("npz", type=Path)
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
-    count = write_folder(options.npz, options.out)
+    with exit_on_user_error():
+        count = write_folder(options.npz, options.out)
     print(f"{count:,} photos: {options.out}")
 
 
 def write_folder(npz: Path, out: Path) -> int:
-    """Write every photo as it is; returns how many."""
+    """Write every photo as it is; returns how many. UserError where a class cannot be the name of a folder."""
     with np.load(npz, allow_pickle=False) as arrays:
         content, offsets = arrays["bytes"], arrays["offsets"]
         labels, is_test, classes = arrays["labels"], arrays["test"], arrays["classes"]
+    for name in classes:
+        if str(name) in ("", ".", "..") or not {"/", "\0"}.isdisjoint(str(name)):
+            raise UserError(f"{npz}: found the class {str(name)!r}; expected a folder's name. Fetch the file again.")
     for split in ("train", "val"):
         for name in classes:
             (out / split / str(name)).mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A data set of ImageNet's size in one process: memory held, time until it is ready, and into a worker.
+"""A data set of ImageNet's size in one process: memory held, time until it is ready, into a worker, through an epoch.
 
 Targets: at most 100 MB a process, ready in 2 s once the file list is known, pickled to a worker in 0.1 s. Images and
 maps are simulated: names, classes and keys are as many and as long as ImageNet's, records are small (all stay on disk).
@@ -20,9 +20,10 @@ from relabel.dataset import ImageDataset, ImageList, RandomView
 from relabel.label_manifest import Manifest
 from relabel.label_map import LabelMap
 from relabel.label_store import check_one_per_class, check_present, open_label_store
+from relabel.loader import TrainBatches
 from relabel.packed_writer import PackedWriter
 
-IMAGES, CLASSES = 1_281_167, 1000
+IMAGES, CLASSES, BATCH = 1_281_167, 1000, 256
 
 
 def main() -> None:
@@ -39,6 +40,7 @@ def main() -> None:
         Figure.of("pickled and unpickled again", "s", values[:, 1]),
         Figure.of("size in a worker (pickled)", "MB", values[:, 2]),
         Figure.of("resident memory held by the data set", "MB", values[:, 3]),
+        Figure.of(f"an epoch's order, in batches of {BATCH}", "s", values[:, 4]),
     ]
     report(
         f"{count:,} images and label maps in {CLASSES:,} classes",
@@ -72,7 +74,7 @@ def write_store(folder: Path, images: ImageList) -> None:
 
 
 def measure(folder: str, count: int) -> None:
-    """Print seconds until ready, seconds through pickle, MB pickled, MB held."""
+    """Print seconds until ready, seconds through pickle, MB pickled, MB held, seconds of an epoch's order."""
     images = simulated_images(count)
     resident = resident_mb() - (images.names.nbytes + images.labels.nbytes) / 1e6
     start = time.perf_counter()
@@ -85,9 +87,14 @@ def measure(folder: str, count: int) -> None:
     del keys
     held = resident_mb() - resident
     start = time.perf_counter()
-    packed = pickle.dumps(dataset)
-    pickle.loads(packed)
-    print(ready, time.perf_counter() - start, len(packed) / 1e6, held)
+    pickle.loads(pickle.dumps(dataset))
+    handed_over = time.perf_counter() - start
+    size = len(pickle.dumps(dataset)) / 1e6
+    steps = count // BATCH
+    batches = TrainBatches(count, BATCH, accumulation=1, rank=0, world_size=1, seed=0, start_step=0, total_steps=steps)
+    start = time.perf_counter()
+    assert sum(len(keys) for keys in batches) == steps * BATCH
+    print(ready, handed_over, size, held, time.perf_counter() - start)
 
 
 def resident_mb() -> float:

@@ -1,5 +1,5 @@
 """The tools: make, check, show, pack and export label maps; compare and export networks; the paper's comparison on
-scenes of small pictures.
+scenes of small pictures; what is wrong with this machine.
 
 Train with label maps: python main.py --help
 """
@@ -7,9 +7,13 @@ Train with label maps: python main.py --help
 import signal
 import sys
 
+from utils.doctor import doctor
+
 if __name__ == "__main__":
     # Until a command runs, Ctrl-C ends the process at once and without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.argv[1:] == ["doctor"]:  # before the other imports: it is the one to say that a library is missing
+        doctor()
 
 from relabel.label_map_tools import annotate, check, export_labels, pack, show, unpack
 from relabel.network_tools import compare, export_model
@@ -21,6 +25,7 @@ COMMANDS = (
     *(annotate, check, show, pack, unpack, export_labels),
     *(compare, export_model),
     *(reproduce, digits, scenes, digits_annotator),
+    doctor,
 )
 
 

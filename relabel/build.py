@@ -15,9 +15,10 @@ from relabel.extra_images import ExtraBatches, ExtraRoot, MixedDataset, open_ext
 from relabel.keep_list import keep_listed
 from relabel.label_store import LabelStore, check_one_per_class, check_present, open_label_store
 from relabel.loader import Batch, Loader, TestBatches, TrainBatches, steps_per_epoch
+from relabel.skipped_images import SkippingDataset
 from relabel.targets import original_target, relabel_target, smooth
 from relabel.trainer import Plan
-from utils.checkpoint import load_checkpoint, split_weights
+from utils.checkpoint import load_checkpoint, named_classes, split_weights
 from utils.config_rules import joined_folders
 from utils.distributed import Place, available_cores
 from utils.errors import UserError
@@ -94,11 +95,11 @@ def start_weights(config: FrozenMunch, model: nn.Module, class_names: Sequence[s
     content = load_checkpoint(path)
     weights = split_weights(content, path)
     name = "ema" if "ema" in weights else "model"
-    known = content.get("class_names")
-    same = isinstance(known, list) and known == list(class_names)
+    known = named_classes(content, path)
+    same = known == list(class_names)
     state_dict = weights[name] if same else with_own_head(model, config.model.arch, weights[name])
     load_from(path, model, state_dict, content.get("arch"))
-    named = f"names {len(known)} classes" if isinstance(known, list) else "does not name its classes"
+    named = f"names {len(known)} classes" if known else "does not name its classes"
     head = "too" if same else f"anew: the file {named}, and not these {len(class_names)} in this order"
     return f"starting from {path}{' (EMA)' * (name == 'ema')}, the classification head {head}"
 
@@ -223,6 +224,7 @@ def train_loader(
     main = ImageDataset(images, view, store, resolve_decoder(data.decoder))
     mixed = MixedDataset(main, extra) if extra else None
     per_batch = extra_per_batch(config, batch_size * place.world_size)
+    dataset = SkippingDataset(mixed or main) if data.on_error == "skip" else mixed or main
     passes = ExtraBatches(len(main), len(mixed) - len(main), per_batch, plan.seed) if mixed else None
 
     def batches(start_step: int) -> Iterable[Batch]:
@@ -237,7 +239,7 @@ def train_loader(
             total_steps=plan.total_steps,
             extra=passes,
         )
-        return Loader(mixed or main, sampler, workers_of(config, place), place.device)
+        return Loader(dataset, sampler, workers_of(config, place), place.device)
 
     return batches
 

@@ -15,6 +15,7 @@ from relabel.decode import ImageFile
 from relabel.label_map import LabelMap
 from relabel.label_store import LabelStore
 from utils.errors import UserError
+from utils.folders import is_file
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 NAMES_AT_ONCE = 65_536
@@ -184,7 +185,7 @@ def _without_extension(names: np.ndarray) -> np.ndarray:
 def _image_names(folder: Path) -> list[str]:
     """Sorted names of the images in a class folder."""
     with _listing(folder):
-        return sorted(e.name for e in _visible(folder) if e.name.lower().endswith(EXTENSIONS) and not e.is_dir())
+        return sorted(e.name for e in _visible(folder) if e.name.lower().endswith(EXTENSIONS) and is_file(e))
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:

@@ -8,6 +8,7 @@ Crops are cut out before they are resized, as torchvision does. Pillow's resize(
 changes the crop's border, by up to 11 of 255 in a photo.
 """
 
+import errno
 import io
 import math
 from collections.abc import Iterator
@@ -20,10 +21,12 @@ import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 
 from relabel.crop_box import WHOLE_IMAGE, CropBox
-from relabel.jpeg_rows import decode_rows, read_frame
+from relabel.jpeg_rows import damage_in, decode_rows, read_frame
 from utils.errors import UserError
 
 DECODERS = ("simplejpeg", "pillow")
+# Pillow reads more: PostScript among them, which is a program that it lets Ghostscript run.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "PPM", "TIFF", "GIF", "JPEG2000")
 
 # All of them antialiased: the filter widens with the reduction.
 RESAMPLING = {
@@ -31,6 +34,25 @@ RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+
+# What says nothing about the file: it could be read where there is more of these.
+MACHINE_ERRORS = {errno.ENOMEM: "memory", errno.EMFILE: "open files", errno.ENFILE: "open files"}
+
+
+class UnreadableImage(UserError):
+    """An image file is missing, damaged or no image; another attempt would end the same.
+
+    Attributes:
+        path: of the file.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        self.path, self.reason = path, reason
+        super().__init__(
+            f"{path}: cannot be read as an image ({reason}); expected a whole JPEG, PNG or other image file. "
+            "Replace the file, or remove it from the folder; training goes on without it with --data.on_error skip."
+        )
 
 
 def resolve_decoder(choice: str) -> str:
@@ -60,7 +82,8 @@ class ImageFile:
                 made and checked with Pillow's pixels, so that they do not hang on a choice of speed.
 
         Raises:
-            UserError: naming the path and the reason; missing, unreadable, not an image.
+            UnreadableImage: missing, not to be read, not an image.
+            UserError: the machine lacks what reading takes.
         """
         assert decoder in DECODERS, decoder
         self.path = Path(path)
@@ -83,7 +106,7 @@ class ImageFile:
             uint8 [3, height, width]; RGB. A view of [height, width, 3], which is its order in memory.
 
         Raises:
-            UserError: naming the path and the reason, when the file cannot be decoded.
+            UnreadableImage: the file cannot be decoded. (UserError as above.)
         """
         left, top, right, bottom = box.pixels(self.width, self.height)
         if self._frame and interpolation == "bilinear":
@@ -91,7 +114,9 @@ class ImageFile:
             if rows is not None:
                 return _resized(rows[top:, left:right], height, width)
         with _refusal_names(self.path):
-            region = _rgb(self._opened().crop((left, top, right, bottom)))
+            opened = self._opened()
+            region = _rgb(opened.crop((left, top, right, bottom)))
+            self._check_whole(opened.format)
             return _planes(region.resize((width, height), RESAMPLING[interpolation]))
 
     def centre_crop(self, size: int, crop_ratio: float | None) -> np.ndarray:
@@ -105,7 +130,7 @@ class ImageFile:
             uint8 [3, size, size]; RGB. A view of [size, size, 3], which is its order in memory.
 
         Raises:
-            UserError: naming the path and the reason, when the file cannot be decoded.
+            UnreadableImage: the file cannot be decoded. (UserError as above.)
         """
         if crop_ratio is None:
             return self.resized_crop(WHOLE_IMAGE, size, size)
@@ -121,10 +146,17 @@ class ImageFile:
         resized_size = _resized_size(self.width, self.height, size, crop_ratio)
         return CropBox.from_pixels(*_middle(*resized_size, size), *resized_size)
 
+    def _check_whole(self, kind: str | None) -> None:
+        """Raise for damage that Pillow passes over when it decodes: it leaves such rows black or grey."""
+        if kind == "PNG":
+            Image.open(io.BytesIO(self._data), formats=FORMATS).verify()  # of every chunk's checksum
+        elif kind in ("JPEG", "MPO") and (damage := damage_in(self._data)):
+            raise ValueError(damage)
+
     def _opened(self) -> Image.Image:
         """The file as Pillow's image, from memory: no file stays open, whatever the format's reader does with it."""
         if self._image is None:
-            self._image = Image.open(io.BytesIO(self._data))
+            self._image = Image.open(io.BytesIO(self._data), formats=FORMATS)
         return self._image
 
 
@@ -170,6 +202,13 @@ def _planes(image: Image.Image) -> np.ndarray:
     return np.array(image).transpose(2, 0, 1)
 
 
+def _lacking(error: Exception) -> str | None:
+    """What the machine has run out of, if that is the reason."""
+    if isinstance(error, OSError):
+        return MACHINE_ERRORS.get(error.errno or 0)
+    return "memory" if isinstance(error, MemoryError) else None
+
+
 @contextmanager
 def _refusal_names(path: Path) -> Iterator[None]:
     """Turn whatever reading or decoding raises into a UserError with the path and the reason."""
@@ -177,11 +216,13 @@ def _refusal_names(path: Path) -> Iterator[None]:
         yield
     # Damaged files raise almost anything in Pillow (OSError, SyntaxError, ValueError, struct.error, zlib.error, ...).
     except Exception as error:
+        if lacking := _lacking(error):
+            raise UserError(
+                f"{path}: cannot be read, because this process has run out of {lacking}. Lower --compute.num_workers, "
+                "or allow it more."
+            ) from error
         if isinstance(error, UnidentifiedImageError):
             reason = "it is empty, or in no image format that Pillow reads"
         else:
             reason = (error.strerror if isinstance(error, OSError) else None) or f"{type(error).__name__}: {error}"
-        raise UserError(
-            f"{path}: cannot be read as an image ({reason}); expected a whole JPEG, PNG or other image file. "
-            "Replace the file, or remove it from the folder."
-        ) from error
+        raise UnreadableImage(path, reason) from error

@@ -40,14 +40,14 @@ from relabel.published_sets import (
     subset_set,
 )
 from relabel.true_labels import TrueLabels, read_true_labels
-from utils.checkpoint import load_checkpoint, split_weights
+from utils.checkpoint import load_checkpoint, named_classes, split_weights
 from utils.config import to_plain
 from utils.distributed import Place, from_main
 from utils.errors import UserError
 from utils.frozen_munch import FrozenMunch
 from utils.precision import Precision
 from utils.run_folder import make_run_folder
-from utils.run_log import write_json
+from utils.run_log import environment, write_json
 
 IMAGENET_KEYS = ("real", "multilabel", "imagenet_v2", "imagenet_a", "imagenet_r", "imagenet_c")
 
@@ -74,7 +74,7 @@ def test(place: Place, config: FrozenMunch) -> None:
     content = load_checkpoint(path)
     weights = split_weights(content, path)
     images = list_split(config, "val") if config.data.data_path else None
-    class_names = content.get("class_names") or _unnamed_classes(config, weights["model"], images)
+    class_names = named_classes(content, path) or _unnamed_classes(config, weights["model"], images)
     evaluation = plan_evaluation(config, images, class_names)
     precision = Precision(config.compute.opt_level, place.device)
     models: dict[str, nn.Module] = {}
@@ -249,6 +249,7 @@ def tell(
         "views": views,
         "precision": precision.name,
         "decoder": resolve_decoder(config.data.decoder),
+        "environment": environment(),
         "results": [{"weights": name, **result.as_record()} for name, mine in results.items() for result in mine],
         "notes": evaluation.notes,
     }

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from relabel.class_labels import WNID
+from relabel.decode import FORMATS
 from relabel.label_store import LabelStore
 from utils.errors import UserError
 from utils.progress import JobProgress
@@ -220,7 +221,13 @@ def orientation(path: Path) -> int:
     Raises:
         OSError: no such file, or no image.
     """
-    with Image.open(path) as image:
+    try:
+        opened = Image.open(path, formats=FORMATS)
+    except OSError:
+        raise
+    except Exception as error:  # damaged headers raise almost anything in Pillow
+        raise UnidentifiedImageError(str(error)) from error
+    with opened as image:
         told = image.info.keys() & {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
         # Without "exif", Pillow would decode a whole PNG to look for it behind the pixels.
         if not told or image.format == "TIFF" or (image.format == "PNG" and "exif" not in told):

@@ -4,7 +4,8 @@ A JPEG can only be read from the top, and undoing its entropy code is about two 
 frame header is lowered to the last row that is wanted, and the decoder stops there, as any that goes by the header.
 
 That hides what is below, damage included. So only a file with a single scan takes this way, and only when nothing but
-entropy code lies between its scan header and its end mark: damage that Pillow would notice is a marker in there.
+entropy code lies between its scan header and its end mark: damage that Pillow would notice is a marker in there. What
+it would not notice, a decoder that runs out of data and fills up with grey, is refused in the rows that are decoded.
 """
 
 import re
@@ -20,6 +21,9 @@ SCAN = 0xDA
 SKIPPED = (0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0))
 # In entropy code a zero follows each 255; restart marks may stand between.
 MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7]")
+# What libjpeg warns of and goes on from with wrong pixels. (Bytes too many, of which it warns too, do no harm.)
+DAMAGE = re.compile("premature end|bad Huffman code|instead of RST", re.IGNORECASE)
+HARMLESS = "extraneous bytes before marker"
 # Larger images are Pillow's, which refuses those that would fill the memory.
 MOST_PIXELS = 2**26
 # Chroma is stored coarser than luma; the row below the last one shares in its colours.
@@ -89,15 +93,29 @@ def decode_rows(data: bytes, frame: JpegFrame, rows: int) -> np.ndarray | None:
         rows: 1..height.
 
     Returns:
-        uint8 [rows, width, 3]; RGB, EXIF rotation ignored. None where the decoder refuses the file.
+        uint8 [rows, width, 3]; RGB, EXIF rotation ignored. None where the decoder refuses the file or warns of it.
     """
     assert 1 <= rows <= frame.height, (rows, frame)
+    height, at = min(rows + MARGIN_ROWS, frame.height), frame.height_at
+    if frame.progressive:
+        height = frame.height
+    shortened = b"".join((data[:at], height.to_bytes(2), data[at + 2 :]))
+    pixels = np.empty((height, frame.width, 3), dtype=np.uint8)
     try:
-        if frame.progressive:
-            return simplejpeg.decode_jpeg(data, "RGB")[:rows]
-        height, at = min(rows + MARGIN_ROWS, frame.height), frame.height_at
-        shortened = b"".join((data[:at], height.to_bytes(2), data[at + 2 :]))
-        # Not strict: what is left over after the last row counts as a recoverable error.
-        return simplejpeg.decode_jpeg(shortened, "RGB", strict=False)[:rows]
-    except ValueError:
-        return None
+        simplejpeg.decode_jpeg(shortened, "RGB", buffer=pixels)
+    except ValueError as error:
+        if HARMLESS not in str(error):  # as what is left over after the last row; the pixels are there all the same
+            return None
+    return pixels[:rows]
+
+
+def damage_in(data: bytes) -> str:
+    """What libjpeg warns of in a whole JPEG file whose pixels are wrong for it; '' where it sees nothing.
+
+    Pillow does not pass these warnings on. A JPEG has no checksum, so damage that decodes as something is not found.
+    """
+    try:
+        simplejpeg.decode_jpeg(data, "GRAY", fastdct=True, min_height=1, min_width=1)  # small: it is not looked at
+    except ValueError as error:
+        return str(error) if DAMAGE.search(str(error)) else ""
+    return ""

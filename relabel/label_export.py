@@ -132,8 +132,8 @@ def _likely(target: np.ndarray, threshold: float) -> list[tuple[int, float]]:
 
 
 def _tsv_lines(name: str, labels: list[tuple[str, float]], soft: bool) -> str:
-    if any(sign in name for sign in "\t\r\n"):
-        raise UserError(f"found the name {name!r}, which a table with a line a label cannot hold. Write .json")
+    if broken := next((text for text in (name, *dict(labels)) if any(sign in text for sign in "\t\r\n")), None):
+        raise UserError(f"found the name {broken!r}, which a table with a line a label cannot hold. Write .json")
     return "".join(f"{name}\t{label}\t{p:g}\n" if soft else f"{name}\t{label}\n" for label, p in labels)
 
 

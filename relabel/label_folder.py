@@ -15,8 +15,9 @@ from torch import Tensor
 
 from relabel.label_manifest import MANIFEST, Manifest, read_manifest
 from relabel.label_map import LabelMap, class_dtype, class_translation
+from utils.checkpoint import damaged_part
 from utils.errors import UserError
-from utils.folders import remove_temporaries, replacing
+from utils.folders import is_file, remove_temporaries, replacing
 
 SUFFIX = ".pt"
 HOW_TO_GO_ON = (
@@ -77,6 +78,8 @@ class FolderWriter:
         else:
             self._manifest.write(self._folder / MANIFEST)
         for folder in (self._folder, *(path for path in self._folder.iterdir() if path.is_dir())):
+            if folder is not self._folder and folder.is_symlink():
+                raise UserError(f"{folder} is a link, which leads label maps elsewhere; expected a folder. Remove it")
             remove_temporaries(folder)
 
     def open(self) -> None:
@@ -162,8 +165,17 @@ class LabelFolder:
         return f"{path} ({is_there})"
 
     def check(self, row: int) -> None:
-        """See LabelStore. Reading checks all there is to check."""
+        """See LabelStore. Reading checks every number; the checksum in a file of the zip format, which reading does
+        not look at, tells of numbers that changed within their range.
+        """
         self.read(row)
+        path = self.path(row)
+        try:
+            damaged = damaged_part(path)
+        except Exception as error:  # damaged archives raise almost anything
+            damaged = f"{type(error).__name__}: {error}"
+        if damaged:
+            raise UserError(f"{path} is damaged: the checksum of {damaged} is wrong. Make or fetch it again.")
 
 
 def missing_rows(root: str | Path, keys: np.ndarray) -> Iterator[int]:
@@ -185,10 +197,10 @@ def list_label_files(root: Path) -> list[str]:
     try:
         with os.scandir(root) as entries:
             visible = [entry for entry in entries if not entry.name.startswith(".")]
-        keys = [e.name.removesuffix(SUFFIX) for e in visible if e.name.endswith(SUFFIX) and not e.is_dir()]
+        keys = [e.name.removesuffix(SUFFIX) for e in visible if e.name.endswith(SUFFIX) and is_file(e)]
         for folder in (entry for entry in visible if entry.is_dir()):
             with os.scandir(folder) as entries:
-                found = [e.name for e in entries if e.name.endswith(SUFFIX) and not e.name.startswith(".")]
+                found = [e.name for e in entries if e.name.endswith(SUFFIX) and e.name[0] != "." and is_file(e)]
             keys += [f"{folder.name}/{name.removesuffix(SUFFIX)}" for name in found]
     except OSError as error:
         raise UserError(f"{error.filename or root} cannot be listed ({error.strerror}). Allow reading it.") from error
@@ -228,7 +240,7 @@ def _load_planes(path: Path) -> np.ndarray:
             f"{path}: found {_describe(planes)}; expected a float32 or float16 tensor [2, k, h, w], plane 0 the scores "
             "and plane 1 the class ids. Give the folder of label maps in --data.relabel.path."
         )
-    return planes.detach().numpy()
+    return planes.numpy(force=True)  # whatever the file says about gradients and pending signs
 
 
 def _is_planes(value: object) -> bool:
@@ -241,13 +253,20 @@ def _is_planes(value: object) -> bool:
         and value.ndim == 4
         and value.shape[0] == 2
         and value.numel() > 0
+        and not _repeats(value)
     )
+
+
+def _repeats(tensor: Tensor) -> bool:
+    """Whether a dense tensor on the CPU has more numbers than are stored: a small file could fill the memory."""
+    return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
 
 
 def _describe(value: object) -> str:
     """What a loaded object is, in a few words."""
     if isinstance(value, Tensor):
-        return f"a tensor of shape {list(value.shape)} and type {str(value.dtype).removeprefix('torch.')}"
+        repeated = " of repeated numbers" * (value.layout == torch.strided and _repeats(value))
+        return f"a tensor{repeated} of shape {list(value.shape)} and type {str(value.dtype).removeprefix('torch.')}"
     return f"a {type(value).__name__}"
 
 

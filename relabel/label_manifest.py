@@ -1,5 +1,6 @@
 """What a set of label maps says about itself: manifest.json, beside the maps."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ COVERS = "the whole image, squashed; EXIF rotation ignored"
 Form = Literal["packed", "pt"]
 LARGEST_MAP = 2**28
 _Count = Annotated[int, Field(ge=1)]
+_HashedFile = Annotated[str, Field(pattern=r"^((maps|keys|crc32)\.npy|manifest\.json)$")]
 
 
 class Manifest(BaseModel):
@@ -32,7 +34,7 @@ class Manifest(BaseModel):
         class_names: the K classes that ids 0..K-1 stand for.
         made_by: teacher, input size, and all else that a map depends on.
         skipped: key -> reason, of images that have no map because they could not be read.
-        sha256: of each file of a packed store.
+        sha256: of each file of a packed store. The file also holds that of the manifest itself, without that entry.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -48,7 +50,7 @@ class Manifest(BaseModel):
     class_names: list[str] = Field(min_length=1)
     made_by: dict[str, Any]
     skipped: dict[str, str] = {}
-    sha256: dict[str, str] = {}
+    sha256: dict[_HashedFile, str] = {}
 
     @model_validator(mode="after")
     def _makes_sense(self) -> "Manifest":
@@ -71,7 +73,9 @@ class Manifest(BaseModel):
 
     def write(self, path: Path) -> None:
         """Put it in place by a rename. UserError where it cannot be written."""
-        write_json(path, self.model_dump())
+        content = self.model_dump()
+        content["sha256"][MANIFEST] = _sha256(content)
+        write_json(path, content)
 
     def refuse_unless_equal(self, wanted: "Manifest", folder: Path) -> None:
         """Refuse to go on with maps that were made otherwise; which images, and the hashes, apart.
@@ -93,7 +97,7 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest | None:
     """The manifest of a folder of label maps; None where it has none.
 
     Raises:
-        UserError: it cannot be read, is no manifest, or is of another version of the format.
+        UserError: it cannot be read, is no manifest, is of another version of the format, or not as it was written.
     """
     path = folder / name
     try:
@@ -106,11 +110,20 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest | None:
     if version != VERSION:
         raise UserError(f"{path}: found version {version!r} of the format; expected {VERSION}. {_ANOTHER_VERSION}")
     try:
-        return Manifest.model_validate(content)
+        hashes = Manifest.model_validate(content).sha256
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole"
         raise UserError(f"{path}: {where}: {first['msg']}; {_EXPECTED}") from None
+    stated = content["sha256"].pop(MANIFEST, None) if hashes else None
+    if stated is not None and stated != _sha256(content):
+        raise UserError(f"{path}: what it says is not what its sha256 belongs to: it was changed; {_EXPECTED}")
+    return Manifest.model_validate(content)
+
+
+def _sha256(content: dict[str, Any]) -> str:
+    """Of a manifest's content, however it is laid out."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 _EXPECTED = (

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from relabel.tool_words import Name, Pictures, in_own_words
 from utils.errors import UserError
+from utils.torchrun import refuse_broken_torchrun
 from utils.value_types import (
     Count,
     ExistingFolder,
@@ -89,6 +90,7 @@ def annotate(
         on_error: what an image that cannot be read does: stop: it is an error, told when all others are done; skip:
             it gets no label map, and is listed.
     """
+    refuse_broken_torchrun()
     from relabel.annotator import TOP_K, Settings
     from relabel.annotator import annotate as write_maps
     from relabel.dataset import list_any_images

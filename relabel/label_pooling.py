@@ -22,7 +22,8 @@ def pool_scores(scores: Tensor, classes: Tensor, boxes: Tensor, num_classes: int
             num_classes: a class that the data lacks, whose score counts for nothing.
         boxes: float [B, 4]; left, top, right, bottom as fractions of the image, in [0, 1].
         num_classes: K.
-        fill: logit of the classes that a cell does not store (0 in the paper).
+        fill: logit of the classes that a cell does not store (0 in the paper), in -1000..1000: beside a larger one the
+            scores lose their digits.
 
     Returns:
         float32 [B, K]; mean logit of each class inside the crop. Not yet a distribution.

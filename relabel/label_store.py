@@ -4,9 +4,10 @@ A map is asked for by the row of its key, "CLASS/STEM" of its image, and is chec
 the same targets: the folder of .pt files (relabel/label_folder.py) and the packed store (relabel/packed_store.py).
 """
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -110,6 +111,25 @@ def check_one_per_class(store: LabelStore, labels: np.ndarray) -> None:
     """
     for row in np.unique(labels, return_index=True)[1]:
         store.check(int(row))
+
+
+def label_fingerprint(path: str | Path, store: LabelStore, labels: np.ndarray) -> str:
+    """Which label maps these are, without reading them all: sha256 of their manifest and of one map of each class.
+
+    The manifest of a packed store names the bytes of its files.
+
+    Args:
+        path: the folder of the store.
+        store: the label maps.
+        labels: integer [N]; the class of each row.
+    """
+    digest = hashlib.sha256()
+    with suppress(FileNotFoundError):
+        digest.update(Path(path, MANIFEST).read_bytes())
+    for row in np.unique(labels, return_index=True)[1]:
+        label_map = store.read(int(row))
+        digest.update(label_map.scores.tobytes() + label_map.classes.tobytes())
+    return digest.hexdigest()
 
 
 @contextmanager

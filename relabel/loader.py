@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import repeat
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch.utils.data import default_collate
 from relabel.augment import Augmentation
 from relabel.dataset import ORDER, Key, Sample, keyed_rng
 from relabel.extra_images import ExtraBatches, spread
+from relabel.skipped_images import SkippedImage
 from utils.errors import UserError
 from utils.workers import Readable, read_batches
 
@@ -34,6 +35,7 @@ class Batch:
         jitter_factors: float32 [B, 3] or None.
         lighting: float32 [B, 3] or None.
         indices: int64 [B]; positions in the data set.
+        skipped: the images that would be in the batch, could they be read.
     """
 
     images: Tensor
@@ -46,6 +48,7 @@ class Batch:
     jitter_factors: Tensor | None
     lighting: Tensor | None
     indices: Tensor
+    skipped: tuple[SkippedImage, ...] = ()
 
     def __len__(self) -> int:
         """B."""
@@ -67,17 +70,30 @@ class Batch:
             tensor.record_stream(stream)
 
     def _tensors(self) -> dict[str, Tensor]:
-        """The fields that are there."""
+        """The tensors that are there."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """A batch whose tensors are changed."""
-        return replace(self, **{name: change(tensor) for name, tensor in self._tensors().items()})
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in self._tensors().items()}
+        return replace(self, **changed)
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples of one view, all with label maps or all without. In a worker the pixels go to shared memory."""
+def collate(items: Sequence[Sample | SkippedImage]) -> Batch:
+    """Stack samples of one view, all with label maps or all without. In a worker the pixels go to shared memory.
+
+    Raises:
+        UserError: so many images are skipped that batch norm, which needs two, may fail.
+    """
+    samples = [item for item in items if isinstance(item, Sample)]
+    skipped = tuple(item for item in items if isinstance(item, SkippedImage))
+    if skipped and len(samples) < 2:
+        raise UserError(
+            f"{len(skipped)} of the {len(items)} images of a batch cannot be read; expected two to be left, as "
+            f"batch norm needs. The first: {skipped[0].path} ({skipped[0].reason})\n  Replace these files, or give a "
+            "process and micro-batch more images: --optim.batch_size."
+        )
     maps = [sample.label_map for sample in samples if sample.label_map is not None]
     drawn = [sample.augmentation for sample in samples if sample.augmentation is not None]
     assert len(maps) in (0, len(samples)) and len(drawn) in (0, len(samples))
@@ -94,6 +110,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         jitter_factors=jitter_factors,
         lighting=lighting,
         indices=torch.tensor([sample.index for sample in samples]),
+        skipped=skipped,
     )
 
 
@@ -254,7 +271,7 @@ class Loader:
         """Nothing is started.
 
         Args:
-            dataset: of samples: an ImageDataset or a MixedDataset.
+            dataset: of samples: an ImageDataset or a MixedDataset, or a SkippingDataset of one.
             batch_sampler: TrainBatches or TestBatches.
             num_workers: processes that decode; 0 reads in this one. Changes nothing but the speed.
             device: where the batches go; on CUDA through pinned memory, copied while the step before computes.

@@ -9,7 +9,7 @@ from models.build import infer_num_classes
 from models.export import Use, write_backbone, write_onnx, write_timm_folder
 from relabel.augment import MEAN, STD
 from relabel.build import build_model, check_image_sizes, load_from, test_view
-from utils.checkpoint import load_checkpoint, split_weights
+from utils.checkpoint import load_checkpoint, named_classes, split_weights
 from utils.config import BASE_FILE, read_config
 from utils.errors import UserError
 from utils.precision import Precision
@@ -62,7 +62,7 @@ def load_network(weights: Path, arch: str | None, config_file: Path, ema: bool) 
         raise UserError(
             f"{weights} does not say which network it is of; give --arch, a name of torchvision's or timm's"
         )
-    class_names = content.get("class_names")
+    class_names = named_classes(content, weights)
     num_classes = len(class_names) if class_names else infer_num_classes(arch, by_name[chosen])
     config, precision = read_config(str(config_file), {"model.arch": arch}), Precision("O0", torch.device("cpu"))
     model = build_model(config, num_classes, precision)

@@ -160,7 +160,7 @@ def read_truth(path: Path) -> dict[str, Truth]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
         return {name: _truth(entry["labels"], entry["boxes"]) for name, entry in entries.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise UserError(
             f"cannot read the true labels of digit scenes from {path} ({type(error).__name__}: {error}).\n"
             f"Expected the file that `python -m relabel digits --out {path.parent}` writes."

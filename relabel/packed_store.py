@@ -13,6 +13,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, BinaryIO
 from zlib import crc32
 
 import numpy as np
@@ -51,7 +52,7 @@ class PackedStore:
         self.shape = manifest.shape
         self._folder = str(folder)
         self._size = record_type(self.shape).itemsize
-        store_keys = _load(folder, KEYS, "S")
+        store_keys = _load_all_keys(folder)
         self._offset = _data_offset(folder, manifest, len(store_keys))
         self._num_own_classes = manifest.num_classes
         self._new_ids = class_translation(manifest.class_names, wanted, self._folder)
@@ -61,7 +62,7 @@ class PackedStore:
         if manifest.maps != len(store_keys) - int(np.isin(skipped, store_keys).sum() if len(skipped) else 0):
             raise UserError(f"{folder}: {MANIFEST} tells of {manifest.maps:,} maps, {KEYS} of others. {_FETCH_AGAIN}")
         self._records = find_rows(store_keys, keys, skipped)
-        crcs = _load(folder, CRCS, "u", len(store_keys))
+        crcs = load_array(folder, CRCS, "u", len(store_keys))
         self._crcs = record_crcs(crcs if self._records is None else crcs[self._records], keys, self._size)
         self._file = -1
 
@@ -192,10 +193,26 @@ def damaged_files(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def load_keys(folder: Path) -> np.ndarray:
-    """bytes [N], sorted; the keys of all maps in a finished store. UserError where they cannot be read."""
+    """bytes [N], sorted; the keys of all maps in a finished store, fit to be names of files below a folder.
+
+    Raises:
+        UserError: they cannot be read, or one of them leads out of a folder.
+    """
     manifest = read_whole_manifest(folder)
-    keys, skipped = _load(folder, KEYS, "S"), _skipped(manifest)
+    keys, skipped = _load_all_keys(folder), _skipped(manifest)
+    for key in keys.tolist():
+        parts = key.split(b"/")
+        if len(parts) > 2 or b"\0" in key or not {b"", b".", b".."}.isdisjoint(parts):
+            raise UserError(f"{folder / KEYS}: found the key {key!r}; expected CLASS/STEM. {_FETCH_AGAIN}")
     return np.setdiff1d(keys, skipped) if len(skipped) else keys
+
+
+def _load_all_keys(folder: Path) -> np.ndarray:
+    """bytes [N], sorted; also of images without map. UserError where they are no such keys."""
+    keys = load_array(folder, KEYS, "S")
+    if (keys[1:] <= keys[:-1]).any():
+        raise UserError(f"{folder / KEYS}: the keys are not sorted, or one stands there twice. {_FETCH_AGAIN}")
+    return keys
 
 
 def _skipped(manifest: Manifest) -> np.ndarray:
@@ -203,34 +220,63 @@ def _skipped(manifest: Manifest) -> np.ndarray:
     return np.array([os.fsencode(key) for key in manifest.skipped], dtype=np.bytes_)
 
 
-def _load(folder: Path, name: str, kind: str, count: int | None = None) -> np.ndarray:
-    """An array of a store, whose type is of this kind; [count] where that is known."""
-    path = folder / name
-    try:
-        array: np.ndarray = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error or 'it is empty'}). {_FETCH_AGAIN}") from error
-    if array.dtype.kind != kind or array.ndim != 1 or (count is not None and len(array) != count):
+def load_array(folder: Path, name: str, kind: str, count: int | None = None) -> np.ndarray:
+    """An array [N] of a store, of numbers or bytes.
+
+    Args:
+        folder: of the store.
+        name: of the file.
+        kind: of its type, as numpy calls it: S for bytes, u for numbers.
+        count: N, where it is known.
+
+    Raises:
+        UserError: it cannot be read, is not as long as its header says, or is something else.
+    """
+    length, found, offset = array_in(folder / name)
+    if found.kind != kind or (count is not None and length != count):
         expected = "a list" if count is None else f"a list of {count:,}"
-        raise UserError(f"{path}: found {array.dtype} {list(array.shape)}; expected {expected}. {_FETCH_AGAIN}")
-    return array
+        raise UserError(f"{folder / name}: found {found} [{length}]; expected {expected}. {_FETCH_AGAIN}")
+    return np.fromfile(folder / name, found, offset=offset)
+
+
+def array_in(path: Path) -> tuple[int, np.dtype[Any], int]:
+    """Length, type and first byte of the array [N] in an .npy file, of which the header alone is read.
+
+    Raises:
+        UserError: there is none, or the file is not as long as it says.
+    """
+    try:
+        with path.open("rb") as file:
+            shape, kind = _read_header(file)
+            offset, size = file.tell(), os.fstat(file.fileno()).st_size
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}). {_FETCH_AGAIN}") from error
+    if len(shape) != 1 or kind.itemsize == 0 or size != offset + shape[0] * kind.itemsize:
+        raise UserError(f"{path}: found {size:,} bytes; its header tells of {list(shape)} of {kind}. {_FETCH_AGAIN}")
+    return shape[0], kind, offset
+
+
+def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of the array in an .npy file. ValueError where it is none."""
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_2_0 if version == (2, 0) else np.lib.format.read_array_header_1_0
+        shape, _, kind = read(file)
+    except OSError:
+        raise
+    except Exception as error:  # numpy hands the header to Python's parser, which raises errors of its own
+        raise ValueError(str(error) or "it is empty") from error
+    return shape, kind
 
 
 def _data_offset(folder: Path, manifest: Manifest, count: int) -> int:
     """Where the first of `count` records begins; refused where the file is not as long as it must be."""
     path, expected = folder / MAPS, record_type(manifest.shape)
-    try:
-        with path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_2_0 if version == (2, 0) else np.lib.format.read_array_header_1_0
-            shape, _, kind = read(file)
-            offset, size = file.tell(), os.fstat(file.fileno()).st_size
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}). {_FETCH_AGAIN}") from error
-    if shape != (count,) or kind != expected or size != offset + count * expected.itemsize:
+    length, kind, offset = array_in(path)
+    if length != count or kind != expected:
         raise UserError(
-            f"{path}: found {list(shape)} records of {kind} in {size:,} bytes; expected {count:,} of {expected}, "
-            f"as {KEYS} and {MANIFEST} say. {_FETCH_AGAIN}"
+            f"{path}: found {length:,} records of {kind}; expected {count:,} of {expected}, as {KEYS} and {MANIFEST} "
+            f"say. {_FETCH_AGAIN}"
         )
     return offset
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from relabel.label_manifest import MANIFEST, Manifest, read_manifest
 from relabel.label_map import LabelMap
-from relabel.packed_store import CRCS, KEYS, MAPS, UNFINISHED, record_type, sha256_of
+from relabel.packed_store import CRCS, KEYS, MAPS, UNFINISHED, array_in, load_array, record_type, sha256_of
 from utils.errors import UserError
 from utils.folders import remove_temporaries
 
@@ -41,6 +41,7 @@ class PackedWriter:
         self.folder, self.manifest = folder, manifest
         self._keys = keys
         self._type = record_type(manifest.shape)
+        self._types = {MAPS: self._type, CRCS: np.dtype("<u4")}
         self._maps: np.ndarray | None = None
         self._crcs: np.ndarray | None = None
 
@@ -51,6 +52,9 @@ class PackedWriter:
             UserError: the folder holds something else (the message names the differences), or cannot be written.
         """
         remove_temporaries(self.folder)
+        for name in (MAPS, KEYS, CRCS):
+            if (self.folder / name).is_symlink():  # which would be followed to what it names, and that written over
+                raise UserError(f"{self.folder / name} is a link; expected a file of a store, or none. Remove it")
         begun = read_manifest(self.folder) or read_manifest(self.folder, UNFINISHED)
         if begun is not None:
             begun.refuse_unless_equal(self.manifest, self.folder)
@@ -128,12 +132,8 @@ class PackedWriter:
 
     def _refuse_other_images(self) -> None:
         """A store goes on for the images that it was begun for."""
-        try:
-            found = np.load(self.folder / KEYS)
-            lengths = {len(np.load(self.folder / name, mmap_mode="r")) for name in (MAPS, CRCS)}
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{self.folder} is damaged ({error}). Delete it, and make these maps again") from error
-        if lengths != {len(found)}:
+        found = load_array(self.folder, KEYS, "S")
+        if any(array_in(self.folder / name)[:2] != (len(found), kind) for name, kind in self._types.items()):
             raise UserError(f"{self.folder} is damaged: its files differ in length. Delete it, and make the maps again")
         if not np.array_equal(found, self._keys):
             raise UserError(
@@ -147,7 +147,7 @@ class PackedWriter:
         with (self.folder / KEYS).open("wb") as file:
             np.save(file, self._keys)
         with (self.folder / CRCS).open("wb") as file:
-            np.save(file, np.zeros(len(self._keys), "<u4"))
+            np.save(file, np.zeros(len(self._keys), self._types[CRCS]))
         header = {"descr": np.lib.format.dtype_to_descr(self._type), "fortran_order": False}
         with (self.folder / MAPS).open("wb") as file:
             np.lib.format.write_array_header_2_0(file, {**header, "shape": (len(self._keys),)})

@@ -148,7 +148,7 @@ def _class_names(
     elif classes == IMAGENET:
         names = class_names_of_imagenet()
     else:
-        names = _read_names(Path(classes))
+        names = read_names(Path(classes))
     if not names:
         raise UserError(
             f"{files}: nobody says which classes these maps speak of: neither they nor the images have class folders. "
@@ -164,7 +164,8 @@ def _class_names(
     return names
 
 
-def _read_names(path: Path) -> list[str]:
+def read_names(path: Path) -> list[str]:
+    """A text file with the name of a class a line, in the order of the class ids. UserError where it is none."""
     try:
         names = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:

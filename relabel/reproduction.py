@@ -8,7 +8,6 @@ OUT/RECIPE-seedN    a training run each
 OUT/results.json    the figures
 """
 
-import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,10 +17,10 @@ import torch
 
 from relabel.reproduction_results import measure, show_results
 from utils.checkpoint import LAST, load_checkpoint, save_checkpoint
-from utils.commands import Job, run_command, run_side_by_side
+from utils.commands import Job, run_command, run_side_by_side, stop_once
 from utils.config_file import read_config_file
 from utils.distributed import available_cores
-from utils.errors import EXIT_PREEMPTED, UserError
+from utils.errors import UserError
 from utils.run_log import METRICS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -98,7 +97,7 @@ def reproduce(out: Path | None, pictures: Path | None, num_rows: int | None, see
     rows = experiment.rows[:num_rows]
     if num_rows and num_rows > len(rows):
         raise UserError(f"found --rows {num_rows}; expected at most {len(rows)}. Leave it out for all of them")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_PREEMPTED))  # so that no training is left behind
+    stop_once()  # so that no training is left behind
     out = (out or ROOT / "runs" / experiment.name).resolve()
     steps = _Steps(experiment, out, pictures and pictures.resolve())
     steps.scenes("scenes", 0, train, val)

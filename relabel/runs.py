@@ -29,8 +29,10 @@ from relabel.decode import resolve_decoder
 from relabel.evaluation_run import test
 from relabel.extra_images import ExtraRoot
 from relabel.failures import failures_told
-from relabel.label_store import LabelStore
+from relabel.label_store import LabelStore, label_fingerprint
+from relabel.skipped_images import SkippedImages
 from relabel.trainer import Preempted, Trainer
+from utils.config_rules import joined_folders
 from utils.distributed import Place, from_main, launch
 from utils.errors import EXIT_PREEMPTED, UserError
 from utils.frozen_munch import FrozenMunch
@@ -59,16 +61,7 @@ def train(place: Place, config: FrozenMunch) -> None:
     place.share(config.util.val_batch_size, "util.val_batch_size")
     check_batches(images, place.share(config.optim.batch_size, "optim.batch_size"), place, config)
     precision = Precision(config.compute.opt_level, place.device)
-    identity = {
-        "arch": config.model.arch,
-        "class_names": list(images.class_names),
-        "images_sha256": fingerprint(images),
-        "validation_images_sha256": fingerprint(test_images),
-        "precision": precision.name,
-        "decoder": resolve_decoder(config.data.decoder),
-    }
-    if extra:
-        identity["extra_images_sha256"] = fingerprint(*(root.images for root in extra))
+    identity = identity_of(config, images, test_images, store, extra, precision)
 
     folder = Path(config.util.run_dir)
     existed = folder.is_dir()
@@ -128,6 +121,7 @@ def make_trainer(
         place=place,
         train_batches=train_loader(config, images, store, extra, plan, batch_size, place),
         test_batches=test_loader(config, test_images, place),
+        skipped_images=SkippedImages(Path(config.util.run_dir), len(images) + sum(map(len, extra))),
         folder=Path(config.util.run_dir),
         identity=identity,
         tensorboard=config.util.tensorboard,
@@ -145,6 +139,38 @@ def say_finished(trainer: Trainer) -> None:
     print(f"{trainer.folder} is finished: {best}. Set another --util.run_dir for a new run.", flush=True)
 
 
+def identity_of(
+    config: FrozenMunch,
+    images: ImageList,
+    test_images: ImageList,
+    store: LabelStore | None,
+    extra: Sequence[ExtraRoot],
+    precision: Precision,
+) -> dict[str, Any]:
+    """What must be the same when the run continues, as plain values for checkpoints and environment.json."""
+    identity: dict[str, Any] = {
+        "arch": config.model.arch,
+        "class_names": list(images.class_names),
+        "images": len(images),
+        "images_sha256": fingerprint(images),
+        "validation_images": len(test_images),
+        "validation_images_sha256": fingerprint(test_images),
+        "precision": precision.name,
+        "decoder": resolve_decoder(config.data.decoder),
+    }
+    if store:
+        identity["label_maps_sha256"] = label_fingerprint(config.data.relabel.path, store, images.labels)
+    if extra:
+        folders = joined_folders(config.data.extra.labels)
+        maps = [
+            label_fingerprint(path, root.store, root.images.labels) for path, root in zip(folders, extra, strict=True)
+        ]
+        identity["extra_images"] = sum(map(len, extra))
+        identity["extra_images_sha256"] = fingerprint(*(root.images for root in extra))
+        identity["extra_label_maps_sha256"] = hashlib.sha256(":".join(maps).encode()).hexdigest()
+    return identity
+
+
 def fingerprint(*lists: ImageList) -> str:
     """Hash of the names of all images, classes included."""
     return hashlib.sha256(b"\n".join(name for images in lists for name in images.names.tolist())).hexdigest()
@@ -155,14 +181,15 @@ def introduce(
 ) -> None:
     """Say what is about to run, and record what it runs on."""
     plan, place, folder = trainer.plan, trainer.place, trainer.folder
+    was_killed = read_status(folder) == "running"  # this process has the folder's lock: nobody is
     write_status(folder, "running", step=trainer.step, epoch=trainer.epoch)
     record_environment(
         folder,
         start_step=trainer.step,
         processes=place.world_size,
         device=str(place.device),
-        precision=trainer.precision.name,
-        decoder=trainer.identity["decoder"],
+        classes=len(images.class_names),
+        **{name: value for name, value in trainer.identity.items() if name != "class_names"},
     )
     batch = config.optim.batch_size // place.local_world_size * place.world_size
     parameters = sum(p.numel() for p in trainer.model.parameters())
@@ -177,6 +204,7 @@ def introduce(
         if extra
         else "",
         f"{plan.epochs} epochs of {plan.steps_per_epoch:,} steps, batch {batch:,}; run folder {folder}",
+        "the process that trained here before was killed" if was_killed else "",
         f"continuing at step {trainer.step:,} of {plan.total_steps:,}" if trainer.step else "",
     ):
         if line:

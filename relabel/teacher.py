@@ -19,9 +19,9 @@ from models.build import OURS, create_model, create_pretrained_model, infer_num_
 from models.fully_convolutional import fully_convolutional
 from relabel.augment import MEAN, STD
 from relabel.decode import RESAMPLING
-from utils.checkpoint import load_checkpoint, split_weights
-from utils.config_problems import first_of_node
+from utils.checkpoint import load_checkpoint, named_classes, split_weights
 from utils.errors import UserError
+from utils.torchrun import first_of_node
 
 PRETRAINED, RANDOM = "pretrained", "random"  # instead of a checkpoint's path
 IMAGENET_CLASSES = 1000
@@ -170,9 +170,7 @@ def _of_file(arch: str | None, path: Path, data_classes: Sequence[str] | None) -
         load_weights(model, state_dict)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    names = content.get("class_names")
-    if not (names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names))):
-        raise UserError(f"{path}: found class_names that are no list of texts. Give a checkpoint of a training")
+    names = named_classes(content, path)
     if names is None and num_classes == IMAGENET_CLASSES != len(data_classes or ()) and library_of(arch) != OURS:
         names = _imagenet_names(num_classes)  # whoever trained these networks for 1000 classes trained them on ImageNet
     return _Classifier(model, arch, path.name, num_classes, names)

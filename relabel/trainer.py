@@ -20,10 +20,11 @@ from relabel.cutmix import cutmix
 from relabel.dataset import STEP, keyed_rng
 from relabel.evaluation import evaluate
 from relabel.loader import Batch
+from relabel.skipped_images import SkippedImages
 from utils.checkpoint import BEST, LAST, PREVIOUS, save_checkpoint
 from utils.distributed import Place, StopRequest, broadcast_buffers, gather_rows, wait_for_all
 from utils.errors import SharedError
-from utils.guard import StepGuard, Verdict, assert_finite_weights
+from utils.guard import StepGuard, Verdict, assert_finite
 from utils.metrics import TrainingMeter
 from utils.precision import Precision
 from utils.progress import JobProgress
@@ -79,6 +80,7 @@ class Trainer:
         place: this process among all.
         train_batches: first step -> this process's batches from there to the run's end, on the device.
         test_batches: -> this process's share of the validation set.
+        skipped_images: those that the run leaves out; none yet.
         folder: the run folder.
         identity: plain values that every checkpoint carries (arch, class_names, fingerprint of the data).
         tensorboard: also write TensorBoard events.
@@ -93,6 +95,7 @@ class Trainer:
         place: Place,
         train_batches: Callable[[int], Iterable[Batch]],
         test_batches: Callable[[], Iterable[Batch]],
+        skipped_images: SkippedImages,
         folder: Path,
         identity: dict[str, Any],
         tensorboard: bool = False,
@@ -100,6 +103,7 @@ class Trainer:
         self.model, self.optimizer, self.plan, self.precision, self.place = model, optimizer, plan, precision, place
         self.folder, self.identity, self.tensorboard = folder, identity, tensorboard
         self.train_batches, self.test_batches = train_batches, test_batches
+        self.skipped_images = skipped_images
         self.ema = (
             AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(plan.ema_decay), use_buffers=True)
             if plan.ema_decay
@@ -124,26 +128,36 @@ class Trainer:
     # ---- one update: the method, in the order of the paper
 
     def train_step(self, batches: list[Batch]) -> Verdict:
-        """One update from the micro-batches of this process; no weight changes if any process's loss is not finite."""
+        """One update from the micro-batches of this process; no weight changes if any process's loss is not finite.
+
+        The gradient is the mean over the images that all processes together could read.
+        """
         rng = self._seed_step()
         rate = self.plan.learning_rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         total = torch.zeros((), device=self.place.device)
+        skipped = [image for batch in batches for image in batch.skipped]
+        rows = len(skipped) + sum(map(len, batches))  # the same number on every process
         for i, batch in enumerate(batches, start=1):
             images, targets = self._inputs(batch, rng)
             with self._gradient_sync(i == len(batches)):
                 with self.precision.autocast():
                     logits = self.network(images)
-                    loss = F.cross_entropy(logits, targets) / len(batches)
+                    mean = F.cross_entropy(logits, targets)
+                    loss = mean * (len(batch) / rows)
                 total += loss.detach()
                 if i == len(batches):
-                    self.guard.send(total, bool(self.stop_request), self._checkpoint_is_due())
+                    self.guard.send(total, bool(self.stop_request), self._checkpoint_is_due(), len(skipped))
                 self.precision.scaler.scale(loss).backward()
-            self.meter.count(logits.detach(), targets, loss.detach() * len(batches))
+            self.meter.count(logits.detach(), targets, mean.detach())
         verdict = self.guard.receive()
         if not verdict.finite:
             self._stop_non_finite(total.item(), rate)
+        if verdict.skipped_images:
+            self.skipped_images.note(skipped, self.epoch + 1)
+            planned = rows * self.place.world_size
+            self._scale_gradients(planned / (planned - verdict.skipped_images))
         self._update()
         return verdict
 
@@ -166,6 +180,12 @@ class Trainer:
         if now or not isinstance(self.network, DistributedDataParallel):
             return nullcontext()
         return self.network.no_sync()
+
+    def _scale_gradients(self, factor: float) -> None:
+        """From a sum over the images that were read, divided by those that were planned, to their mean."""
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad *= factor
 
     def _update(self) -> None:
         scaler = self.precision.scaler
@@ -259,8 +279,9 @@ class Trainer:
     def _report(self) -> None:
         """One record over all processes and all steps since the last one."""
         values = self.meter.report()
+        skipped = {"skipped_updates": self.guard.skipped, "skipped_images": len(self.skipped_images)}
         epoch, rate = (self.step - 1) // self.plan.steps_per_epoch + 1, self.plan.learning_rate(self.step - 1)
-        self._record("train", epoch=epoch, learning_rate=rate, skipped_updates=self.guard.skipped, **values)
+        self._record("train", epoch=epoch, learning_rate=rate, **skipped, **values)
         self._say(
             f"epoch {epoch}/{self.plan.epochs}  step {self.step:,}/{self.plan.total_steps:,}  "
             f"loss {values['loss']:.4f}  top-1 {values['top1_percent']:.2f} %  lr {rate:.5f}  "
@@ -306,7 +327,7 @@ class Trainer:
         self.guard.settle()
         meters = gather_rows(self.meter.sums)
         if self.place.is_main:
-            assert_finite_weights(self.model)
+            assert_finite(self.model, self.optimizer)
             state = self._state(meters)
             if also_as_best:
                 save_checkpoint(state, self.folder / BEST)
@@ -334,6 +355,7 @@ class Trainer:
             "validated": self.validated,
             "skipped_in_a_row": self.guard.skipped_in_a_row,
             "skipped_updates": self.guard.skipped,
+            "skipped_images": self.skipped_images.found,
             "elapsed_s": self.elapsed_s,
             "meters": meters,
             "metrics_bytes": self.log.size_on_disk(),
@@ -354,6 +376,7 @@ class Trainer:
         for name in ("step", "validated", "accuracy", "best_accuracy", "best_epoch", "metrics_bytes", "elapsed_s"):
             setattr(self, name, state[name])
         self.skipped = state["skipped_updates"], state["skipped_in_a_row"]
+        self.skipped_images.found = state["skipped_images"]
         meters = state["meters"]
         if len(meters) == self.place.world_size:
             self.meter.sums.copy_(meters[self.place.rank])

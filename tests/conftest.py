@@ -1,15 +1,21 @@
-"""What several test files need: a small data set of photos with label maps, and ways to run main.py on it."""
+"""What several test files need: a small data set of photos with label maps, and ways to run main.py on it.
+
+Property-based tests take CASES generated cases each, in every run the same ones. RELABEL_TEST_CASES=N in the
+environment: N each, and others in every run. The last lines of a run count the cases that were tried.
+"""
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 from relabel.label_folder import write_label_map
@@ -21,7 +27,43 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ("ant", "bee", "cow")
 
+CASES = int(os.environ.get("RELABEL_TEST_CASES", 350))
+CASES_TRIED = "generated cases"
+settings.register_profile(
+    "tests", max_examples=CASES, derandomize="RELABEL_TEST_CASES" not in os.environ, deadline=None
+)
+settings.load_profile("tests")
+
 Flags = dict[str, Any]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Count the cases of a property-based test that hold; a user property reaches the report from other processes."""
+    test = getattr(getattr(item, "obj", None), "hypothesis", None)
+    if test is None:
+        return (yield)
+    inner, tried = test.inner_test, 0
+
+    def counted(*words: object, **named: object) -> None:
+        nonlocal tried
+        inner(*words, **named)
+        tried += 1
+
+    test.inner_test = counted
+    try:
+        return (yield)
+    finally:
+        test.inner_test = inner
+        item.user_properties.append((CASES_TRIED, tried))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many cases were tried, by tests that passed."""
+    reports = [report for report in terminalreporter.getreports("passed") if report.when == "call"]
+    tried = [count for report in reports for name, count in report.user_properties if name == CASES_TRIED]
+    if tried:
+        terminalreporter.write_line(f"{sum(tried):,} {CASES_TRIED} in {len(tried):,} property-based tests")
 
 
 def make_photos(folder: Path, per_class: dict[str, int], rng: np.random.Generator) -> None:
@@ -50,7 +92,16 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def flags(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Flags:
+def own_handlers() -> Iterator[None]:
+    """What the test does with signals is undone: a run that was asked to stop ignores them to its process's end."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def flags(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_handlers: None) -> Flags:
     """A run of seconds: 3 epochs of 5 updates of 6 small crops, repeatable on a CPU, in the test's own run folder."""
     torch.set_num_threads(1)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)

@@ -309,7 +309,7 @@ def test_a_damaged_store_is_mended_or_refused(root: Path, tmp_path: Path) -> Non
     assert run(root, tmp_path / "maps").written == 1
     assert contents(tmp_path / "maps") == whole
     (tmp_path / "maps" / "crc32.npy").write_bytes(b"")
-    with pytest.raises(UserError, match=r"maps is damaged .*Delete it, and make these maps again"):
+    with pytest.raises(UserError, match=r"crc32\.npy cannot be read .*fetch it again, or make these maps again"):
         run(root, tmp_path / "maps")
 
 

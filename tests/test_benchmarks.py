@@ -14,6 +14,7 @@ from benchmarks.cifar10_folder import write_folder
 from benchmarks.growth_plots import PANELS, draw_growth, points
 from benchmarks.label_pooling import dense_name, pool_name
 from benchmarks.result import Figure, report
+from benchmarks.soak import growth, growth_in_words
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURE_NOTHING = ("__init__", "result", "growth_plots", "cifar10_folder")
@@ -55,6 +56,18 @@ def test_a_file_of_photos_becomes_class_folders(tmp_path: Path) -> None:
         "val/dog/00002.jpg": photos[2],
         "val/cat/00003.jpg": photos[3],
     }
+
+
+def test_a_leak_is_told_from_noise() -> None:
+    """900 looks in a quarter of an hour, which jump by 100 MB between training and validation."""
+    rng = np.random.default_rng(0)
+    hours = np.linspace(0.25, 0.5, 900)
+    noise = 600 + rng.normal(0, 5, 900) - 100 * (rng.random(900) < 0.2)
+    for leak, says in ((0.0, False), (40.0, True)):
+        slope, low, high = growth(hours, noise + leak * hours)
+        assert low < leak < high and high - low < 40
+        assert ("GROWS" in growth_in_words("memory (PSS)", (slope, low, high), level=600)) == says
+    assert growth(hours, np.full(900, 78.0)) == (0, 0, 0)
 
 
 def test_published_results_come_from_programs_that_exist() -> None:

@@ -1,6 +1,5 @@
 """Checkpoints are whole or absent, checked when read, and run nothing."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -8,28 +7,20 @@ import numpy as np
 import pytest
 import torch
 
+from tests.traps import hostile_files
 from utils.checkpoint import (
     LAST,
     PREVIOUS,
     DamagedCheckpoint,
     load_checkpoint,
     load_latest,
+    named_classes,
     save_checkpoint,
     split_weights,
 )
 from utils.errors import UserError
 
 STATE = {"step": 7, "state_dict": {"w": torch.arange(6.0).reshape(2, 3)}, "class_names": ["ant", "bee"]}
-
-
-class Malicious:
-    """Unpickling this would make a folder."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.mark),)
 
 
 def save_twice(folder: Path) -> None:
@@ -66,13 +57,12 @@ def test_2021_checkpoints_with_numpy_accuracies_load(tmp_path: Path, legacy: boo
     assert float(load_checkpoint(tmp_path / "old.pth")["accuracy"]) == 78.9
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-def test_a_malicious_file_is_refused_and_runs_nothing(tmp_path: Path, legacy: bool) -> None:
-    mark = tmp_path / "mark"
-    torch.save({"state_dict": Malicious(mark)}, tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(DamagedCheckpoint, match=r"not a file of plain tensors.*nothing in it was run"):
-        load_checkpoint(tmp_path / "w.pth")
-    assert not mark.exists()
+def test_a_malicious_file_is_refused_and_runs_nothing(tmp_path: Path) -> None:
+    for content in hostile_files(tmp_path / "mark").values():
+        (tmp_path / "w.pth").write_bytes(content)
+        with pytest.raises(DamagedCheckpoint, match=r"not a file of plain tensors.*nothing in it was run"):
+            load_checkpoint(tmp_path / "w.pth")
+    assert not (tmp_path / "mark").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 half a zip"])
@@ -118,10 +108,24 @@ def test_averaged_weights_are_found() -> None:
     assert list(weights) == ["model", "ema"]
 
 
-@pytest.mark.parametrize("content", [torch.ones(2), {"optimizer": {}}, {}, {"state_dict": {"w": 3}}])
+@pytest.mark.parametrize(
+    "content", [torch.ones(2), {"optimizer": {}}, {}, {"state_dict": {"w": 3}}, {1: torch.ones(2)}]
+)
 def test_a_file_without_weights_is_refused(content: Any) -> None:
     with pytest.raises(UserError, match="holds no weights"):
         split_weights(content, Path("w.pth"))
+
+
+@pytest.mark.parametrize("averaged", [5, torch.ones(2), {"w": 3}, {1: torch.ones(2)}, [torch.ones(1)]])
+def test_averaged_weights_that_are_none_are_refused(averaged: Any) -> None:
+    with pytest.raises(UserError, match="holds no weights"):
+        split_weights({**STATE, "state_dict_ema": averaged}, Path("w.pth"))
+
+
+@pytest.mark.parametrize("names", [5, "ant", ["ant", 3], {"ant": 0}, torch.ones(2)])
+def test_class_names_that_are_none_are_refused(names: Any) -> None:
+    with pytest.raises(UserError, match=r"w\.pth: found class_names that are no list of texts"):
+        named_classes({**STATE, "class_names": names}, Path("w.pth"))
 
 
 def test_weights_under_either_name_are_found(tmp_path: Path) -> None:

@@ -2,15 +2,15 @@
 
 import os
 import signal
-import subprocess
 import sys
-import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
-from utils.commands import Job, run_command, run_side_by_side
+from tests.forked_runs import CONTEXT, DEADLINE_S, wait_until
+from utils.commands import Job, run_command, run_side_by_side, stop_once
+from utils.errors import EXIT_PREEMPTED
 
 WRITE = "import sys, pathlib; pathlib.Path(sys.argv[1]).write_text('done')"
 
@@ -63,19 +63,55 @@ def test_a_job_that_fails_ends_the_others_and_says_why(tmp_path: Path, capsys: p
     assert has_ended(tmp_path / "0.txt")
 
 
-def test_jobs_end_with_the_program_that_started_them(tmp_path: Path) -> None:
-    code = f"""
-import signal, sys
-from pathlib import Path
-from utils.commands import Job, run_side_by_side
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-job = Job("job", [sys.executable, "-c", {WAIT!r}, "{tmp_path}/mark"], Path("{tmp_path}/log"), lambda: 0, 1)
-run_side_by_side([job], Path("{tmp_path}"), 1, 1, "files")
+# A job that takes its time to stop: it says that it has begun to, and has stopped when it is let.
+SAVE = """
+import os, pathlib, signal, sys, time
+mark = pathlib.Path(sys.argv[1])
+def save(number, frame):
+    mark.with_name("saving").touch()
+    while not mark.with_name("go").exists(): time.sleep(0.01)
+    mark.with_name("saved").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+mark.write_text(str(os.getpid()))
+time.sleep(600)
 """
-    process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)})
-    deadline = time.monotonic() + 60
-    while not read(tmp_path / "mark") and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 143
-    assert has_ended(tmp_path / "mark")
+
+
+def run_a_slow_job(folder: Path) -> None:
+    """What `reproduce` does; the job writes the number of its process to the file `mark`."""
+    stop_once()
+    words = [sys.executable, "-c", SAVE, str(folder / "mark")]
+    run_side_by_side([Job("job", words, folder / "log", lambda: 0, 1)], folder, 1, 1, "files")
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> ForkServerProcess:
+    """A process whose job has begun."""
+    process = CONTEXT.Process(target=run_a_slow_job, args=(tmp_path,))
+    process.start()
+    wait_until(lambda: bool(read(tmp_path / "mark")), "the job began")
+    return process
+
+
+def test_signals_while_a_program_stops_its_jobs_do_not_leave_them_behind(
+    tmp_path: Path, program: ForkServerProcess
+) -> None:
+    program.terminate()
+    wait_until((tmp_path / "saving").exists, "the job was asked to stop")
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+        os.kill(program.pid or 0, number)
+    program.join(0.5)
+    assert program.is_alive()  # it waits for its job
+    (tmp_path / "go").touch()
+    program.join(DEADLINE_S)
+    assert program.exitcode == EXIT_PREEMPTED
+    assert (tmp_path / "saved").exists() and has_ended(tmp_path / "mark")
+
+
+def test_the_jobs_of_a_killed_program_are_asked_to_stop(tmp_path: Path, program: ForkServerProcess) -> None:
+    (tmp_path / "go").touch()
+    program.kill()
+    program.join()
+    wait_until((tmp_path / "saved").exists, "the job was asked to stop")
+    wait_until(lambda: has_ended(tmp_path / "mark"), "the job ended")

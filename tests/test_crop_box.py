@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torchvision.transforms import RandomResizedCrop
 
-from relabel.crop_box import WHOLE_IMAGE, CropBox, random_crop_box
+from relabel.crop_box import RATIO_RANGE, WHOLE_IMAGE, CropBox, random_crop_box
+from tests.strategies import FRACTIONS, SEEDS
 
 SIZES = [(500, 375), (375, 500), (64, 48), (333, 500), (1200, 90), (90, 1200), (7, 5), (1, 3), (1, 1)]
 Pixels = tuple[int, int, int, int]
@@ -96,7 +97,33 @@ def test_the_same_generator_state_gives_the_same_box() -> None:
     assert first == again != other
 
 
-@given(st.data(), st.integers(1, 5000), st.integers(1, 5000))
+LENGTHS = st.integers(1, 5000) | st.sampled_from([65_535, 10**6])  # a JPEG's longest side; a panorama's
+BOXES = st.lists(FRACTIONS, min_size=4, max_size=4).map(lambda sides: [*sorted(sides[:2]), *sorted(sides[2:])])
+
+
+@given(SEEDS, LENGTHS, LENGTHS, st.floats(1e-3, 1))
+def test_a_random_box_is_a_rectangle_of_whole_pixels(seed: int, width: int, height: int, min_area: float) -> None:
+    left, top, right, bottom = random_crop_box(np.random.default_rng(seed), width, height, min_area).pixels(
+        width, height
+    )
+    assert 0 <= left < right <= width and 0 <= top < bottom <= height
+    across, down = right - left, bottom - top
+    # A side is rounded to whole pixels, so the ratio is one of a side half a pixel longer or shorter.
+    if min(width, height) > 1:
+        assert (across - 1) / (down + 1) <= RATIO_RANGE[1] and (down - 1) / (across + 1) <= 1 / RATIO_RANGE[0]
+
+
+@given(BOXES, BOXES)
+def test_iou_is_symmetric_and_a_share(one: list[float], other: list[float]) -> None:
+    (l1, r1, t1, b1), (l2, r2, t2, b2) = one, other
+    assume(min(r1 - l1, b1 - t1, r2 - l2, b2 - t2) > 1e-9)  # no image has as many pixels
+    first, second = CropBox(l1, t1, r1, b1), CropBox(l2, t2, r2, b2)
+    assert 0 <= first.iou(second) <= 1 and first.iou(second) == pytest.approx(second.iou(first))
+    assert first.iou(first) == 1 and first.mirrored().mirrored() == first
+    assert first.mirrored().iou(second.mirrored()) == pytest.approx(first.iou(second))
+
+
+@given(st.data(), LENGTHS, LENGTHS)
 def test_pixels_undoes_from_pixels(data: st.DataObject, width: int, height: int) -> None:
     left, top = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
     right, bottom = data.draw(st.integers(left + 1, width)), data.draw(st.integers(top + 1, height))

@@ -6,9 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from relabel.cutmix import cut_box, cutmix, mix_targets
 from relabel.targets import smooth
+from tests.strategies import SEEDS
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "cutmix_2021.json").read_text(encoding="utf-8"))
 
@@ -42,13 +45,38 @@ def test_boxes_by_eye() -> None:
     assert cut_box(0.0, 0, 0, height=100, width=40) == ((0, 50), (0, 20), 0.75)  # clipped at two borders
 
 
-@pytest.mark.parametrize("seed", range(25))
-def test_target_weights_are_the_shares_of_pixels(seed: int) -> None:
-    images, targets = numbered_batch(6, height=24, width=40)
-    mixed, mixed_targets = cutmix(images, targets, np.random.default_rng(seed), beta=1.0)
-    shares = torch.stack([(mixed == i).float().mean(dim=(1, 2, 3)) for i in range(6)], dim=1)
+@given(st.data(), st.floats(0, 1), st.integers(1, 300), st.integers(1, 300))
+def test_a_box_lies_inside_and_keeps_the_pixels_it_says(
+    data: st.DataObject, keep: float, height: int, width: int
+) -> None:
+    row, col = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    (top, bottom), (left, right), kept = cut_box(keep, row, col, height, width)
+    image = np.ones((height, width))
+    assert 0 <= top <= bottom <= height and 0 <= left <= right <= width
+    image[top:bottom, left:right] = 0
+    assert kept == pytest.approx(image.mean(), abs=1e-12)
+    assert kept >= keep - 1e-9  # whole pixels and borders only take from the rectangle
+    share = (1 - keep) ** 0.5
+    if row >= height * share / 2 and row + height * share / 2 <= height:  # not clipped: the side asked for
+        assert height * share - 2 <= bottom - top <= height * share + 1e-9
+
+
+@given(st.integers(1, 6), st.integers(1, 12), st.integers(1, 12), st.sampled_from([1e-3, 0.2, 1.0, 1e3]), SEEDS)
+def test_target_weights_are_the_shares_of_pixels(count: int, height: int, width: int, beta: float, seed: int) -> None:
+    images, targets = numbered_batch(count, height, width)
+    mixed, mixed_targets = cutmix(images, targets, np.random.default_rng(seed), beta)
+    shares = torch.stack([(mixed == i).float().mean(dim=(1, 2, 3)) for i in range(count)], dim=1)
     torch.testing.assert_close(mixed_targets, shares, rtol=0, atol=1e-6)
-    torch.testing.assert_close(mixed_targets.sum(dim=1), torch.ones(6))
+    torch.testing.assert_close(mixed_targets.sum(dim=0), torch.ones(count))  # each image gives what it takes
+
+
+@given(st.floats(0, 1), st.floats(0, 1, exclude_max=True), st.integers(1, 40), SEEDS)
+def test_smoothing_before_or_after_mixing_is_the_same(keep: float, smoothing: float, classes: int, seed: int) -> None:
+    """Both are linear; so the order that the 2021 code took is a convention."""
+    own, other = torch.rand(2, 3, classes, generator=torch.Generator().manual_seed(seed)).softmax(dim=2)
+    before = mix_targets(smooth(own, smoothing), smooth(other, smoothing), keep)
+    after = smooth(mix_targets(own, other, keep), smoothing)
+    torch.testing.assert_close(before, after, rtol=0, atol=1e-6)
 
 
 def test_one_rectangle_for_the_batch_and_each_image_gives_once() -> None:

@@ -1,11 +1,14 @@
 """Listing folders, and samples whose randomness hangs on (seed, epoch, index) and on nothing else."""
 
+import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from relabel.crop_box import WHOLE_IMAGE
@@ -26,6 +29,7 @@ from relabel.decode import ImageFile
 from relabel.label_folder import write_label_map
 from relabel.label_map import LabelMap
 from relabel.label_store import open_label_store
+from tests.strategies import KEY_LISTS
 from utils.errors import UserError
 
 VIEW = RandomView(size=16, min_area=0.08, flip_prob=0.5, color_jitter=0.4, lighting=0.1, seed=11)
@@ -105,6 +109,21 @@ def test_a_key_is_the_name_up_to_the_last_dot(tmp_path: Path) -> None:
     for name in ("n01/name.with.dots.JPEG", "n01/plain.png", "v1.0/x.jpg"):
         write_image(tmp_path / name)
     assert list_images(tmp_path).keys().tolist() == [b"n01/name.with.dots", b"n01/plain", b"v1.0/x"]
+
+
+@given(KEY_LISTS, st.lists(st.sampled_from([".JPEG", ".png", ".tar.webp"]), min_size=5, max_size=5))
+def test_keys_of_any_names(keys: list[str], extensions: list[str]) -> None:
+    """The last dot ends the stem, and the order of the images is kept, whatever sorts before a slash."""
+    files = [key + extension for key, extension in zip(keys, extensions, strict=False)]
+    labels = np.zeros(len(files), np.int32)
+    images = ImageList(Path("train"), ["any"], np.array([os.fsencode(file) for file in files]), labels)
+    expected = [os.fsencode(file[: file.rindex(".")]) for file in files]
+    assert [images.name(i) for i in range(len(files))] == files
+    if len(set(expected)) < len(expected):
+        with pytest.raises(UserError, match="differ in the extension only"):
+            images.keys()
+    else:
+        assert images.keys().tolist() == expected
 
 
 def test_two_images_with_one_key_are_refused(root: Path) -> None:

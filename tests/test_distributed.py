@@ -62,10 +62,18 @@ def test_one_process_agrees_with_itself() -> None:
     assert from_main(lambda: Path("x")) == Path("x")
 
 
-def test_stop_requests_are_noted_and_handlers_restored() -> None:
-    before = signal.getsignal(signal.SIGUSR1)
+@pytest.mark.usefixtures("own_handlers")
+def test_stop_requests_are_noted_and_further_signals_ignored() -> None:
     with StopRequest() as stop:
         assert not stop
         signal.raise_signal(signal.SIGUSR1)
         assert stop and stop.signal_name == "SIGUSR1"
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.raise_signal(number)  # would end this process
+
+
+def test_without_a_request_the_handlers_are_restored() -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    with StopRequest():
+        assert signal.getsignal(signal.SIGUSR1) is not before
     assert signal.getsignal(signal.SIGUSR1) is before

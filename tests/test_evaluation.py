@@ -5,11 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from models.digit_net import DigitNet
-from relabel.dataset import CentreView, ImageDataset, list_images
-from relabel.evaluation import evaluate
+from relabel.crop_box import WHOLE_IMAGE
+from relabel.dataset import CentreView, ImageDataset, Key, Sample, list_images
+from relabel.evaluation import Score, evaluate
 from relabel.loader import Loader, TestBatches
+from tests.conftest import CASES
 from utils.precision import Precision
 
 CPU = torch.device("cpu")
@@ -42,6 +46,38 @@ def test_counts_do_not_depend_on_the_batch_size(photos: Path, batch_size: int) -
     score = evaluate(network(), loader, Precision("O0", CPU))
     assert score.images == 13 and score.top5 == 13  # three classes: the label is always among five
     assert score.top1_percent == pytest.approx(expected_top1(photos))
+
+
+class Noise:
+    """Images of 2 x 2 pixels with labels of 7 classes, from nowhere."""
+
+    def __getitem__(self, key: Key) -> Sample:
+        rng = np.random.default_rng(key[1])
+        image = rng.integers(256, size=(3, 2, 2), dtype=np.uint8)
+        return Sample(image, int(rng.integers(7)), WHOLE_IMAGE, None, None, key[1])
+
+
+class Pixels(torch.nn.Module):
+    """Logits of 7 classes from a pixel each: no sum whose last bits depend on the batch."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1)[:, :7]
+
+
+@settings(max_examples=max(1, CASES // 10))
+@given(num_images=st.integers(1, 103), processes=st.integers(1, 5), batch_size=st.integers(1, 110))
+@example(num_images=103, processes=2, batch_size=10)
+@example(num_images=103, processes=3, batch_size=1)
+def test_the_counts_of_all_processes_are_those_of_one(num_images: int, processes: int, batch_size: int) -> None:
+    def score(rank: int, world_size: int, size: int) -> Score:
+        loader = Loader(Noise(), TestBatches(num_images, size, rank, world_size), 0, CPU)
+        return evaluate(Pixels(), loader, Precision("O0", CPU))
+
+    ranks = [score(rank, processes, batch_size) for rank in range(min(processes, num_images))]
+    alone = score(0, 1, 103)
+    assert alone.images == num_images
+    for name in ("top1", "top5", "images"):
+        assert sum(getattr(rank, name) for rank in ranks) == getattr(alone, name)
 
 
 def test_a_network_in_training_stays_in_training(photos: Path) -> None:

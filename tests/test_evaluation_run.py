@@ -2,8 +2,6 @@
 
 import csv
 import json
-import os
-import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -86,16 +84,6 @@ def test_a_named_subset_of_the_classes_is_evaluated_with_the_checkpoints_ids(
     assert values(test_flags)["val", "top1_percent"] == (pytest.approx(100 * 4 / 13), 13)
 
 
-class Malicious:
-    """Unpickling this would make a folder."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.mark),)
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -127,13 +115,6 @@ def test_wrong_shapes_are_listed_by_name(test_flags: Flags) -> None:
     with pytest.raises(UserError) as told:
         start(test_flags)
     assert name in str(told.value) and "7" in str(told.value)
-
-
-def test_a_malicious_checkpoint_runs_nothing(test_flags: Flags, tmp_path: Path) -> None:
-    test_flags["util.test_weight_file"].write_bytes(pickle.dumps({"state_dict": Malicious(tmp_path / "mark")}))
-    with pytest.raises(UserError, match=r"w\.pth"):
-        start(test_flags)
-    assert not (tmp_path / "mark").exists() and not test_flags["util.run_dir"].exists()
 
 
 def test_a_run_folder_that_cannot_be_written_is_refused_before_the_work(test_flags: Flags, tmp_path: Path) -> None:

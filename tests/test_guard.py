@@ -6,7 +6,7 @@ from torch import nn
 from torch.amp import GradScaler
 
 from utils.errors import UserError
-from utils.guard import MAX_SKIPPED_IN_A_ROW, StepGuard, Verdict, assert_finite_weights
+from utils.guard import MAX_SKIPPED_IN_A_ROW, StepGuard, Verdict, assert_finite
 
 CPU = torch.device("cpu")
 
@@ -73,18 +73,37 @@ def test_a_checkpoint_between_does_not_break_the_row() -> None:
             guard = StepGuard(CPU, scaler, guard.skipped, guard.skipped_in_a_row)  # and what a resume does
 
 
-def test_weights_that_are_not_finite_are_named() -> None:
-    last = nn.Linear(3, 1)
-    model = nn.Sequential(nn.Linear(2, 3), last)
-    assert_finite_weights(model)
+def trained(optimizer: str = "SGD") -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Two layers after one update."""
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    updates: torch.optim.Optimizer = getattr(torch.optim, optimizer)(model.parameters(), lr=0.1)
+    model(torch.ones(1, 2)).sum().backward()
+    updates.step()
+    return model, updates
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(value: float) -> None:
+    model, optimizer = trained()
+    assert_finite(model, optimizer)
     with torch.no_grad():
-        last.bias.fill_(float("inf"))
-    with pytest.raises(UserError, match=r"1\.bias"):
-        assert_finite_weights(model)
+        model.get_parameter("1.bias").fill_(value)
+    with pytest.raises(UserError, match=r"the weight 1\.bias is no longer finite"):
+        assert_finite(model, optimizer)
+
+
+def test_a_gradient_too_large_to_be_squared_is_named_though_the_weights_are_finite() -> None:
+    model, optimizer = trained("Adam")
+    assert_finite(model, optimizer)
+    model.get_parameter("0.weight").grad = torch.full((3, 2), 1e25)
+    optimizer.step()
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    with pytest.raises(UserError, match=r"the optimizer's exp_avg_sq of 0\.weight is no longer finite"):
+        assert_finite(model, optimizer)
 
 
 def test_huge_finite_weights_pass() -> None:
-    model = nn.Linear(2, 2)
+    model, optimizer = trained()
     with torch.no_grad():
-        model.weight.fill_(3e38)  # their sum is not finite
-    assert_finite_weights(model)
+        model.get_parameter("1.weight").fill_(3e38)  # their sum is not finite
+    assert_finite(model, optimizer)

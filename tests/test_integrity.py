@@ -126,3 +126,13 @@ def test_images_are_looked_at_too(tmp_path: Path) -> None:
     problem = "\n".join(found.problems())
     assert "Images that cannot be read: 2." in problem and "c.jpg: it is in no image format" in problem
     assert "d.jpg: No such file" in problem
+
+
+def test_a_header_of_any_kind_of_damage_is_an_image_that_cannot_be_read(tmp_path: Path) -> None:
+    """Pillow refuses a picture of 65,535 x 65,535 pixels with an error of its own."""
+    Image.new("P", (8, 6)).save(tmp_path / "a.gif")
+    whole = (tmp_path / "a.gif").read_bytes()
+    at = whole.index(b"\x2c") + 5  # of the frame
+    (tmp_path / "a.gif").write_bytes(whole[:6] + b"\xff" * 4 + whole[10:at] + b"\xff" * 4 + whole[at + 4 :])
+    result = check_integrity(MemoryStore([None]), np.array([b"a"]), np.array([b"a"]), lambda row: tmp_path / "a.gif")
+    assert result.unreadable_images and result.unreadable_images.count == 1

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relabel.label_map import LabelMap, class_dtype
+from relabel.label_map import LabelMap, class_dtype, class_translation
+from tests.strategies import SEEDS
 from utils.errors import UserError
 
 
@@ -40,6 +41,62 @@ def test_sparse_dense_top_k_is_the_identity(k: int, h: int, w: int, absent: int,
     np.testing.assert_array_equal(again.scores, original.scores)
     np.testing.assert_array_equal(again.classes, original.classes)
     again.validate(k + absent, "again")
+
+
+@given(st.integers(1, 12) | st.sampled_from([1000, 40_000]), st.data(), st.integers(1, 4), st.integers(1, 3), SEEDS)
+def test_top_k_is_that_of_sorting_also_among_equals(K: int, data: st.DataObject, h: int, w: int, seed: int) -> None:
+    """Which of equal logits is kept is anybody's choice; what is kept belongs to the class it names."""
+    k = data.draw(st.integers(1, min(K, 12)))
+    rng = np.random.default_rng(seed)
+    dense = rng.choice(np.array([-np.inf, -65_504, -1.5, 0, 2, 1e4, 65_504], np.float32), (K, h, w))
+    dense[rng.integers(K, size=3)] += 1e5  # so that the best of many equals are not always the first
+    found = LabelMap.from_dense(dense, k)
+    for row in range(h):
+        for column in range(w):
+            kept, ids = found.scores[:, row, column].tolist(), found.classes[:, row, column].tolist()
+            assert kept == sorted(dense[:, row, column].tolist(), reverse=True)[:k]
+            assert len(set(ids)) == k and kept == dense[ids, row, column].tolist()
+
+
+@given(st.integers(1, 9), st.data(), st.integers(1, 4), st.integers(1, 3), st.floats(-1000, 1000, width=32), SEEDS)
+def test_dense_again_cell_by_cell(K: int, data: st.DataObject, h: int, w: int, fill: float, seed: int) -> None:
+    """K stands for any class that the data lacks."""
+    k = data.draw(st.integers(1, K + 1))
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(0, 10, (k, h, w)).astype(np.float32)
+    classes = rng.permuted(np.tile(np.arange(K + 1)[:, None, None], (1, h, w)), axis=0)[:k]
+    expected = np.full((K, h, w), fill, dtype=np.float32)
+    for (i, row, column), label in np.ndenumerate(classes):
+        if label < K:
+            expected[label, row, column] = scores[i, row, column]
+    np.testing.assert_array_equal(LabelMap(scores, classes).to_dense(K, fill), expected)
+
+
+@given(st.permutations(range(8)), st.integers(1, 8), st.integers(1, 8), SEEDS)
+def test_translated_ids_mean_the_same_classes(order: list[int], count: int, k: int, seed: int) -> None:
+    """A map of eight classes read for data that has some of them, in another order."""
+    original = LabelMap.from_dense(np.random.default_rng(seed).normal(size=(8, 2, 3)).astype(np.float32), k)
+    own, wanted = [f"class {i}" for i in range(8)], [f"class {i}" for i in order[:count]]
+    new_ids = class_translation(own, wanted, "here")
+    assert (new_ids is None) == (wanted == own)
+    classes = original.classes if new_ids is None else new_ids[original.classes]
+    found = LabelMap(original.scores, classes).to_dense(count, fill=-9)
+    np.testing.assert_array_equal(found, original.to_dense(8, fill=-9)[order[:count]])
+
+
+@given(
+    st.integers(0, 1), st.integers(0, 1), st.integers(0, 2), st.sampled_from(["nan", "inf", "-inf", "-1", "4", "twice"])
+)
+def test_one_bad_number_is_found_wherever_it_stands(layer: int, row: int, column: int, kind: str) -> None:
+    bad = small_map()
+    if kind == "twice":
+        bad.classes[layer, row, column] = bad.classes[1 - layer, row, column]
+    elif kind in ("-1", "4"):
+        bad.classes[layer, row, column] = int(kind)
+    else:
+        bad.scores[layer, row, column] = float(kind)
+    with pytest.raises(UserError, match=f"in the cell at row {row}, column {column}; expected"):
+        bad.validate(4, "here")
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, torch.float32, torch.float16])

@@ -14,6 +14,7 @@ from torchvision.ops import roi_align
 
 from relabel.crop_box import random_crop_box
 from relabel.label_pooling import axis_weights, pool_scores
+from tests.strategies import FRACTIONS, map_batches
 
 SHAPES = [(1, 4, 6), (2, 7, 5), (5, 15, 13), (10, 9, 14), (5, 18, 11), (3, 1, 8), (4, 6, 1), (7, 2, 3)]  # k, h, w
 NUM_CLASSES = 40
@@ -183,11 +184,39 @@ def test_shifting_scores_and_fill_shifts_the_pooled_logits() -> None:
     torch.testing.assert_close(shifted, pool_scores(scores, classes, boxes, NUM_CLASSES) + 2, rtol=0, atol=1e-5)
 
 
-@given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 40))
+@given(FRACTIONS, FRACTIONS, st.integers(1, 40))
 def test_weights_of_an_interval_sum_to_one(a: float, b: float, cells: int) -> None:
     weights = axis_weights(torch.tensor([min(a, b)]), torch.tensor([max(a, b)]), cells)
     assert weights.shape == (1, cells) and weights.min() >= 0
     assert weights.sum().item() == pytest.approx(1, abs=1e-5)
+
+
+@given(map_batches())
+def test_equals_roi_align_whatever_the_map_and_the_box(drawn: tuple[Tensor, Tensor, Tensor, int]) -> None:
+    scores, classes, boxes, num_classes = drawn
+    found = pool_scores(scores, classes, boxes, num_classes)
+    largest = scores.abs().max().item()
+    torch.testing.assert_close(found, dense_pool(*drawn), rtol=0, atol=2e-6 * largest)
+
+
+@given(map_batches(), st.floats(-1000, 1000))
+def test_a_pooled_logit_is_a_mean(drawn: tuple[Tensor, Tensor, Tensor, int], fill: float) -> None:
+    """So it lies between the smallest and the largest of what is averaged, in any order of the stored classes."""
+    scores, classes, boxes, num_classes = drawn
+    found = pool_scores(scores, classes, boxes, num_classes, fill)
+    low, high = min(scores.min().item(), fill), max(scores.max().item(), fill)
+    room = 2e-6 * max(high, -low)
+    assert low - room <= found.min() and found.max() <= high + room
+    again = pool_scores(scores.flip(1), classes.flip(1), boxes, num_classes, fill)
+    torch.testing.assert_close(again, found, rtol=0, atol=2 * room)
+
+
+@given(map_batches())
+def test_mirroring_map_and_box_at_the_diagonal_changes_nothing(drawn: tuple[Tensor, Tensor, Tensor, int]) -> None:
+    scores, classes, boxes, num_classes = drawn
+    mirrored = scores.transpose(2, 3), classes.transpose(2, 3), boxes[:, [1, 0, 3, 2]]
+    found, expected = pool_scores(*mirrored, num_classes), pool_scores(*drawn)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6 * scores.abs().max().item())
 
 
 def test_samples_outside_the_map_count_zero_as_in_the_op() -> None:

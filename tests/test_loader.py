@@ -9,15 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from PIL import Image
 
 from relabel.augment import Augmentation
 from relabel.crop_box import CropBox
 from relabel.dataset import CentreView, ImageDataset, RandomView, Sample, list_images
+from relabel.extra_images import spread
 from relabel.label_folder import write_label_map
 from relabel.label_map import LabelMap
 from relabel.label_store import open_label_store
 from relabel.loader import Batch, Loader, TestBatches, TrainBatches, collate, epoch_order, steps_per_epoch
+from tests.strategies import SEEDS
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,7 +64,7 @@ def assert_same_batch(first: Batch, second: Batch) -> None:
     for field in fields(Batch):
         a, b = getattr(first, field.name), getattr(second, field.name)
         assert (a is None) == (b is None), field.name
-        if a is not None:
+        if isinstance(a, torch.Tensor):
             assert a.dtype == b.dtype and torch.equal(a, b), field.name
 
 
@@ -148,14 +152,51 @@ def test_too_few_images_for_a_batch_are_refused() -> None:
         steps_per_epoch(7, 8)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
-@pytest.mark.parametrize("num_images", [1, 5, 23, 24])
-def test_testing_reads_every_image_once_over_all_ranks(num_images: int, world_size: int) -> None:
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(0, 11), st.integers(0, 8), SEEDS)
+def test_an_epoch_takes_each_image_at_most_once_over_ranks_and_restarts(
+    world_size: int, micro: int, accumulation: int, more: int, start_step: int, seed: int
+) -> None:
+    """Whatever the sizes: all epochs together are what one process would read, from any step on."""
+    rows = micro * accumulation
+    num_images = rows * world_size + more
+    steps = num_images // (rows * world_size)
+    total = max(start_step, 2 * steps)
+
+    def read(rank: int, of: int, start: int) -> list[list[tuple[int, int]]]:
+        size = rows * world_size // of
+        return list(TrainBatches(num_images, size, accumulation if of > 1 else 1, rank, of, seed, start, total))
+
+    whole = read(0, 1, 0)
+    for epoch in range(2):
+        seen = [key for batch in whole[epoch * steps : (epoch + 1) * steps] for key in batch]
+        assert {e for e, _ in seen} == {epoch} and len({i for _, i in seen}) == len(seen) == steps * rows * world_size
+    assert read(0, 1, start_step) == whole[start_step:]
+    if world_size > 1:
+        ranks = [read(rank, world_size, start_step) for rank in range(world_size)]
+        for step, expected in enumerate(whole[start_step:]):
+            parts = [
+                key for rank in ranks for part in rank[step * accumulation : (step + 1) * accumulation] for key in part
+            ]
+            assert parts == expected
+
+
+@given(st.lists(st.integers(0, 99)), st.lists(st.integers(100, 199), min_size=1))
+def test_extra_images_are_spread_over_a_batch(main: list[int], extra: list[int]) -> None:
+    batch = [index for _, index in spread([(0, i) for i in main], [(0, i) for i in extra])]
+    assert [i for i in batch if i < 100] == main and [i for i in batch if i >= 100] == extra
+    for rows in range(len(batch) + 1):
+        assert abs(sum(i >= 100 for i in batch[:rows]) - rows * len(extra) / max(len(batch), 1)) < 1
+
+
+@given(st.integers(1, 120), st.integers(1, 9), st.integers(1, 130))
+@example(103, 2, 7)
+@example(103, 3, 103)
+def test_testing_reads_every_image_once_over_all_ranks(num_images: int, world_size: int, batch_size: int) -> None:
     seen = []
     for rank in range(world_size):
-        batches = TestBatches(num_images, 4, rank, world_size)
+        batches = TestBatches(num_images, batch_size, rank, world_size)
         lists = list(batches)
-        assert len(lists) == len(batches) and all(0 < len(keys) <= 4 for keys in lists)
+        assert len(lists) == len(batches) and all(0 < len(keys) <= batch_size for keys in lists)
         seen += [index for keys in lists for epoch, index in keys]
     assert sorted(seen) == list(range(num_images))
 

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 import main
-from utils.config import BASE_FILE
+from tests.wrong_commands import SECOND_PROCESS
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ["--data.data_path", "DATA", "--data.relabel.path", "LABELS"]
 
 
 @pytest.fixture(autouse=True)
@@ -29,73 +28,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def tree(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-
-
-def run_main(*argv: str) -> tuple[int, str, str]:
-    """Run main.py in a process of its own that reports its imports; (status, stdout, stderr without these)."""
-    command = [sys.executable, "-X", "importtime", str(ROOT / "main.py"), *argv]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    lines = done.stderr.splitlines(keepends=True)
-    imports = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
-    assert "fire" in imports and imports.isdisjoint({"torch", "numpy", "relabel.trainer"})
-    return done.returncode, done.stdout, "".join(line for line in lines if not line.startswith("import time:"))
-
-
-BAD_COMMAND_LINES = [
-    (["util.test_only=True"], r"util.test_only=True \(command line\): .*write --util.test_only=True"),
-    (["-optim.epochs", "3"], "-optim.epochs .*two hyphens; write --optim.epochs"),
-    (["my.yaml"], "a config file goes after its flag; write --config-file-path my.yaml"),
-    (["--util.run_dir", "two", "words"], "words .*belongs to no flag; .*in quotes"),
-    (["-x"], "-x .*belongs to no flag"),
-    (["-1"], "-1 .*belongs to no flag"),
-    (["-"], "- .*belongs to no flag"),
-    (["--optim.epochs", "30", "--", "--optim.batch_size", "64"], r"-- \(command line\): what follows would be dropped"),
-    (["--util.test_only"], "--util.test_only .*has no value; write --util.test_only VALUE"),
-    (["--util.test_only", "--optim.epochs", "30"], "--util.test_only .*has no value"),
-    (["--config-file-path"], "--config-file-path .*has no value"),
-    (["--config-file-path", ""], "--config-file-path .*is empty"),
-    (["--config-file-path="], "--config-file-path .*is empty"),
-    (["--optim.epochs", "3", "--optim.epochs", "4"], "--optim.epochs .*given twice: '3' and '4'; keep one"),
-    (["--optim.batch_size", "64", "--optim.batch-size=64"], "--optim.batch-size .*given twice"),
-    (["--config-file-path", "my.yaml", "--config_file_path", "my.yaml"], "--config_file_path .*given twice"),
-    (["--=3"], "--=3 .*has no name; write --NAME VALUE"),
-    (["--nodata"], "--nodata .*no such key"),
-    (["--verbose", "--optim.epochs", "30"], "--verbose .*no such key"),
-    (["--optim.epoch", "3"], r"--optim.epoch .*did you mean --optim.epochs\?"),
-    (["--Optim.Epochs", "3"], r"did you mean --optim.epochs\?"),
-    (["--optim.epochs=1=2"], "optim.epochs = '1=2' .*expected a whole number"),
-    (["--optim.epochs=--3"], "optim.epochs = '--3' .*expected a whole number"),
-    (["--optim.epochs", "$(date)"], "expected a whole number"),
-    (["--optim.epochs="], "optim.epochs = '' .*expected a whole number"),
-    (["--data.relabel.use", "nope"], "expected true or false"),
-    (["--config-file-path", "no.yaml"], "config file .*no.yaml.*cannot be read"),
-    (["--trace", "1"], "--trace .*no such key"),
-    (["--zz", "1", "--zz", "2"], "--zz .*no such key"),
-    (["--flags", "1"], "--flags .*no such key"),
-]
-
-
-@pytest.mark.parametrize(("argv", "match"), BAD_COMMAND_LINES)
-def test_a_bad_command_line_exits_2(
-    here: Path, capsys: pytest.CaptureFixture[str], argv: list[str], match: str
-) -> None:
-    before = tree(here)
-    with pytest.raises(SystemExit) as caught:
-        main.main([*FOLDERS, *argv])
-    out, err = capsys.readouterr()
-    assert (caught.value.code, out) == (2, "")
-    assert re.search(match, err) and err.startswith("error: 1 problem; nothing was started.")
-    assert tree(here) == before
-
-
-@pytest.mark.parametrize("flag", ["--config", "--config_file", "--config-file", "--CONFIG_FILE_PATH"])
-def test_a_misspelt_flag_of_the_config_file_is_the_only_complaint(
-    capsys: pytest.CaptureFixture[str], flag: str
-) -> None:
-    with pytest.raises(SystemExit):
-        main.main([flag, "my.yaml"])  # which might name the folders
-    err = capsys.readouterr().err
-    assert err.startswith("error: 1 problem;") and "no such key; did you mean --config_file_path?" in err
 
 
 @pytest.mark.parametrize(
@@ -117,23 +49,6 @@ def test_what_is_printed_is_utf8_whatever_the_locale(here: Path, encoding: str) 
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
     done = subprocess.run(command, capture_output=True, env=environment, check=True, timeout=60)
     assert "run_dir: r\u00e9sum\u00e9 \u96ea" in done.stdout.decode("utf-8") and done.stderr == b""
-
-
-@pytest.mark.parametrize(
-    ("argv", "match"),
-    [
-        (["stray", "--optim.epochs", "ten"], "stray .*\n.*optim.epochs = 'ten'"),
-        (["--util.test_only", "--zz"], "--util.test_only .*no value.*\n.*--zz .*no such key"),
-        (["--config-file-path", "no.yaml", "--optim.epochs", "x", "y"], "y .*\n.*no.yaml.*\n.*optim.epochs = 'x'"),
-        ([], "data.data_path = ''.*\n.*data.relabel.path = ''"),
-    ],
-)
-def test_mistakes_of_form_and_of_content_are_told_together(
-    capsys: pytest.CaptureFixture[str], argv: list[str], match: str
-) -> None:
-    with pytest.raises(SystemExit):
-        main.main(argv)
-    assert re.search(match, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
@@ -183,43 +98,13 @@ def test_what_print_config_prints_is_a_config_file(here: Path, capsys: pytest.Ca
     assert "    init: 1.0e-05" in values and "  run_dir: '1e-5'" in values
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["-h"], ["--config-file-path", "my.yaml", "--help"], ["x", "-h"]])
-def test_help_prints_usage_and_base_itself(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main.main(argv)
-    out, err = capsys.readouterr()
-    assert (caught.value.code, err) == (0, "")
-    assert out.startswith("usage: python main.py --config-file-path FILE") and out.endswith(
-        BASE_FILE.read_text(encoding="utf-8")
-    )
-
-
 def test_one_process_of_a_node_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    for name, text in SECOND_PROCESS.items():
+        monkeypatch.setenv(name, text)
     with pytest.raises(SystemExit) as caught:
         main.main(["stray"])
     assert caught.value.code == 2
     assert capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize(
-    ("argv", "status", "match"),
-    [
-        (["util.test_only=True"], 2, "error: .*\n.*write --util.test_only=True"),
-        (["--config-file-path", "my.yaml", "--optim.epoch", "3"], 2, "did you mean --optim.epochs"),
-        (["--config-file-path", "my.yaml", "--data.data_path", "NOWHERE"], 2, "data.data_path = 'NOWHERE'"),
-        (["--config-file-path", "my.yaml", "--help"], 0, "^$"),
-        (["--compute.gpu", "-1", "--util.print_config", "True"], 0, "^$"),
-    ],
-)
-def test_a_real_process_ends_before_torch_and_without_a_trace(
-    here: Path, argv: list[str], status: int, match: str
-) -> None:
-    before = tree(here)
-    code, out, err = run_main(*argv)
-    assert code == status and re.search(match, err) and "Traceback" not in err
-    assert (out == "") == (status == 2)
-    assert tree(here) == before
 
 
 def test_ctrl_c_before_the_run_leaves_no_traceback(here: Path) -> None:

@@ -210,6 +210,7 @@ def test_digit_scenes_count_classes_by_position(tmp_path: Path) -> None:
         '{"a": {"labels": [1], "boxes": [[0, 0, 2, 1]]}}',
         '{"a": {"labels": [1], "boxes": [[0, 0, NaN, 1]]}}',
         "[" * 100_000,
+        '{"a": {"labels": [1], "boxes": [[0, 0, 1%s, 1]]}}' % ("0" * 400),
         None,
     ],
 )

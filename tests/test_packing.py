@@ -1,10 +1,14 @@
 """From one form of label maps into the other: the same maps, the same targets, and what is missing is said."""
 
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from relabel.label_folder import write_label_map
@@ -13,6 +17,7 @@ from relabel.label_store import open_label_store, sorted_keys
 from relabel.packing import pack, unpack
 from relabel.target_change import compare_targets
 from relabel.targets import relabel_target
+from tests.strategies import FEW, KEY_LISTS, SEEDS
 from utils.errors import UserError
 
 CLASSES = ["ant", "bee", "cow"]
@@ -81,6 +86,28 @@ def test_there_and_back_again(tmp_path: Path) -> None:
     before = contents(tmp_path / "again")
     pack(tmp_path / "files", tmp_path / "again", None, None, skip_damaged=False)  # done already
     assert contents(tmp_path / "again") == before
+
+
+@FEW
+@given(KEY_LISTS, st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), SEEDS)
+def test_maps_under_any_names_come_back_from_a_store(keys: list[str], k: int, h: int, w: int, seed: int) -> None:
+    """Spaces, dots, quotes, line ends, other scripts, bytes that are no text, and names as long as Linux allows."""
+    rng = np.random.default_rng(seed)
+    folders = {key.split("/")[0] for key in keys}
+    dense = rng.normal(0, 99, (len(keys), len(folders), h, w)).astype(np.float16)
+    written = {key: LabelMap.from_dense(one, min(k, len(folders))) for key, one in zip(keys, dense, strict=True)}
+    with tempfile.TemporaryDirectory() as name:
+        out = Path(name)
+        for key, label_map in written.items():
+            write_label_map(out / "pt", key, label_map)
+        pack(out / "pt", out / "packed", None, None, skip_damaged=False)
+        unpack(out / "packed", out / "files")
+        classes = sorted(folders)
+        for form in ("pt", "packed", "files"):
+            store = open_label_store(out / form, np.array([os.fsencode(key) for key in keys]), classes)
+            for row, key in enumerate(keys):
+                np.testing.assert_array_equal(store.read(row).scores, written[key].scores)
+                np.testing.assert_array_equal(store.read(row).classes, written[key].classes)
 
 
 def test_a_partial_download_is_packed_and_says_what_is_missing(

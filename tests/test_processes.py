@@ -13,14 +13,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from models.digit_net import DigitNet
 from relabel.dataset import list_images
 from relabel.loader import epoch_order
-from tests.conftest import ROOT, Flags, command_line, environment
-from tests.test_runs import assert_same_weights, metrics, start, status, weights
+from tests.conftest import ROOT, Flags, command_line, environment, make_photos
+from tests.forked_runs import fork_run
+from tests.test_runs import assert_same_weights, metrics, status, weights
 from utils.checkpoint import BEST, LAST, load_checkpoint
 from utils.errors import EXIT_PREEMPTED
 from utils.run_log import METRICS
@@ -81,41 +83,41 @@ def test_two_processes_train_as_one_does(flags: Flags, tmp_path: Path, run_main:
 
 
 @pytest.mark.slow
-def test_an_evaluation_is_the_same_on_any_number_of_processes(
-    flags: Flags, photos: Path, tmp_path: Path, run_main: RunMain
-) -> None:
+def test_an_evaluation_counts_each_image_once_however_it_is_shared(flags: Flags, tmp_path: Path) -> None:
+    """103 images, a prime: no number of processes or batch size divides them."""
+    make_photos(tmp_path / "data" / "val", {"ant": 50, "bee": 30, "cow": 23}, np.random.default_rng(1))
     torch.manual_seed(0)
     model, names = DigitNet(3), ["ant", "bee", "cow"]
     with torch.no_grad():
         model.fc.weight.normal_(std=60)  # answers that differ from image to image
     torch.save({"state_dict": model.state_dict(), "class_names": names}, tmp_path / "w.pth")
-    labels = {name: ["ant", "cow"] for name in map(list_images(photos / "val").name, range(13))}
+    labels = {name: ["ant", "cow"] for name in map(list_images(tmp_path / "data" / "val").name, range(103))}
     (tmp_path / "labels.json").write_text(json.dumps(labels))
-    reports = []
-    for n in (1, 2, 3):  # 13 images: neither 2 nor 3 divides them
-        test = {
-            **{key: flags[key] for key in ("model.arch", "data.data_path", "data.image_size", "compute.num_workers")},
-            "compute.opt_level": "O0",
-            "util.test_only": True,
-            "util.test_weight_file": tmp_path / "w.pth",
-            "util.val_batch_size": 6,
-            "util.run_dir": tmp_path / f"test{n}",
-            "eval.labels": tmp_path / "labels.json",
-            "eval.predictions": True,
-        }
-        if n == 1:
-            start(test)
-        else:
-            done = run_main(test | processes(n))
-            assert done.returncode == 0, done.stderr
-            assert done.stdout.count("top1_percent") == 1
-        report = json.loads((tmp_path / f"test{n}" / "evaluation-w.json").read_text())["results"]
-        with (tmp_path / f"test{n}" / "predictions-w-val.csv").open(newline="") as file:
-            answers = [(row["image"], row["top5"], row["in_set"]) for row in csv.DictReader(file)]
+    test = {key: flags[key] for key in ("model.arch", "data.image_size", "compute.opt_level")} | {
+        "data.data_path": tmp_path / "data",
+        "util.test_only": True,
+        "util.test_weight_file": tmp_path / "w.pth",
+        "eval.labels": tmp_path / "labels.json",
+        "eval.predictions": True,
+    }
+    found = []
+    for n, workers, batch in [(1, 0, 103), (1, 1, 7), (1, 2, 500), (2, 0, 2), (2, 2, 14), (3, 0, 300), (3, 3, 9)]:
+        folder = tmp_path / f"{n}-{workers}-{batch}"
+        how = {"compute.num_workers": workers, "util.val_batch_size": batch, "util.run_dir": folder}
+        assert fork_run(test | how, tmp_path / "output", n).ends() == [0] * n, (tmp_path / "output").read_text()
+        report = json.loads((folder / "evaluation-w.json").read_text())["results"]
         figures = {result["metric"]: (round(result["value"], 4), result["n"]) for result in report}
-        reports.append((figures, answers))
-    assert len(reports[0][1]) == 13 and len({top5 for _, top5, _ in reports[0][1]}) > 1
-    assert reports[0] == reports[1] == reports[2]
+        with (folder / "predictions-w-val.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        chances = [float(row.pop(name)) for row in rows for name in ("top1_probability", "label_probability")]
+        found.append((figures, rows, chances))
+    figures, rows, chances = found[0]
+    assert figures["top1_percent"][1] == len(rows) == 103 and len({row["top5"] for row in rows}) > 1
+    assert figures["top1_percent"][0] == round(100 * sum(row["top1"] == row["label"] for row in rows) / 103, 4)
+    for other in found[1:]:
+        assert other[:2] == (figures, rows)
+        assert other[2] == pytest.approx(chances, abs=2e-6)  # the last bits depend on the batch
+    assert (tmp_path / "output").read_text().count("top1_percent ") == len(found)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import torch
 from relabel.build import build_model, make_optimizer, make_plan
 from relabel.dataset import ImageList
 from relabel.loader import Batch
+from relabel.skipped_images import SkippedImages
 from relabel.trainer import Trainer
 from utils.command_line import parse_command_line
 from utils.config import load_config
@@ -227,6 +228,7 @@ def test_a_recipe_trains_a_step(recipe: str, folders: dict[str, str], tmp_path: 
         place=Place(0, 1, 0, 1, precision.device),
         train_batches=lambda step: [],
         test_batches=list,
+        skipped_images=SkippedImages(tmp_path, len(images)),
         folder=tmp_path,
         identity={},
     )

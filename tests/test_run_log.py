@@ -1,11 +1,17 @@
 """The run folder's account of a run."""
 
 import json
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 
-from utils.run_log import MetricsLog, read_metrics, record_environment, write_status
+from utils.run_log import MetricsLog, git_state, read_metrics, record_environment, write_status
 
 
 def test_one_json_object_an_event(tmp_path: Path) -> None:
@@ -56,4 +62,26 @@ def test_each_start_adds_its_environment(tmp_path: Path) -> None:
     record_environment(tmp_path, start_step=7)
     starts = json.loads((tmp_path / "environment.json").read_text())
     assert [start["start_step"] for start in starts] == [0, 7]
-    assert {"command", "git_revision", "packages", "torch_threads", "gpus"} <= starts[0].keys()
+    assert starts[0]["folder"] == str(Path.cwd()) and starts[0]["command"].endswith(shlex.join(sys.argv))
+    assert starts[0]["packages"]["torch"] == version("torch") and starts[0]["torch_threads"] == torch.get_num_threads()
+    assert {"git_revision", "git_changes", "python", "platform", "gpus", "cpu_cores"} <= starts[0].keys()
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_the_state_of_the_code_is_that_of_git(tmp_path: Path) -> None:
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    nothing = {"git_revision": None, "git_changes": None}
+    assert git_state(tmp_path) == nothing
+    git("init", "--quiet")
+    (tmp_path / "code.py").write_text("first")
+    assert git_state(tmp_path) == nothing  # no commit yet
+    git("add", "code.py")
+    git("commit", "--quiet", "--no-verify", "--message", "first")
+    clean = {"git_revision": git("rev-parse", "HEAD"), "git_changes": []}
+    assert git_state(tmp_path) == clean and len(clean["git_revision"]) == 40
+    (tmp_path / "code.py").write_text("second")
+    (tmp_path / "new.py").touch()
+    assert git_state(tmp_path) == {**clean, "git_changes": [" M code.py", "?? new.py"]}

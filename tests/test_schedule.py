@@ -4,6 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR
 
 from utils.schedule import learning_rate
 
@@ -19,11 +23,54 @@ def test_equals_the_2021_code_at_every_step(decay_type: str) -> None:
     assert rates == pytest.approx(expected, rel=1e-12, abs=1e-15)
 
 
-def test_golden_file_is_the_shared_one() -> None:
-    shared = Path(__file__).resolve().parents[2] / "shared" / "golden" / GOLDEN.name
-    if not shared.exists():
-        pytest.skip("the shared golden files are not beside this checkout")
-    assert json.loads(GOLDEN.read_text()) == json.loads(shared.read_text())
+def scheduled(kind: str, steps: int, epochs: int, warmup_epochs: int, lr_init: float) -> list[float]:
+    """The slow reference: torch's schedulers, which go step by step; the rates after the warm-up."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr_init)
+    left = (epochs - warmup_epochs) * steps
+    scheduler = {
+        "cos": lambda: CosineAnnealingLR(optimizer, left),
+        "linear": lambda: LinearLR(optimizer, 1.0, 0.0, left),
+        "default": lambda: MultiStepLR(optimizer, [30 * steps, 60 * steps, 90 * steps]),
+    }[kind]()
+    rates = []
+    for _ in range(epochs * steps if kind == "default" else left):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates[-left:] if left else []
+
+
+@given(
+    st.sampled_from(["cos", "linear", "default"]),
+    st.integers(1, 3),
+    st.integers(1, 9) | st.sampled_from([30, 31, 91]),
+    st.data(),
+    st.floats(1e-6, 10),
+    st.floats(0, 20),
+)
+def test_any_schedule_is_that_of_torch_after_a_straight_warmup(
+    kind: str, steps: int, epochs: int, data: st.DataObject, lr_init: float, warmup_lr: float
+) -> None:
+    warmup_epochs = data.draw(st.integers(0, epochs) | st.just(epochs))
+    rates = [learning_rate(s, steps, epochs, warmup_epochs, lr_init, warmup_lr, kind) for s in range(epochs * steps)]
+    first = warmup_epochs * steps
+    line = [warmup_lr + i * (lr_init - warmup_lr) / first for i in range(first)]
+    assert rates == pytest.approx(line + scheduled(kind, steps, epochs, warmup_epochs, lr_init), rel=1e-6, abs=1e-7)
+    assert min(rates) >= 0 and max(rates) <= max(lr_init, warmup_lr) * (1 + 1e-12)
+
+
+@given(st.sampled_from(["cos", "linear", "default"]), st.integers(1, 10**5), st.integers(1, 10**4), st.data())
+def test_a_rate_is_a_finite_number_that_falls_in_runs_of_any_length(
+    kind: str, steps: int, epochs: int, data: st.DataObject
+) -> None:
+    warmup = data.draw(st.integers(0, epochs))
+    step = data.draw(st.integers(0, epochs * steps - 1) | st.sampled_from([0, warmup * steps, epochs * steps - 1]))
+    now, later = (learning_rate(s, steps, epochs, warmup, 0.4, 0.0, kind) for s in (step, step + 1))
+    assert min(now, later) >= -1e-16 and now <= 0.4
+    if step + 1 < warmup * steps:
+        assert now < later
+    elif step >= warmup * steps:
+        assert now >= later
 
 
 def test_warmup_rises_in_equal_steps_from_its_own_start() -> None:

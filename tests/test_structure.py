@@ -23,6 +23,7 @@ READING_ORDER = [
     "dataset",
     "keep_list",
     "extra_images",
+    "skipped_images",
     "loader",
     "label_pooling",
     "targets",
@@ -112,9 +113,14 @@ def test_the_readme_lists_the_files_in_reading_order() -> None:
 
 def test_each_source_file_has_a_test_file() -> None:
     tests = {path.name for path in (ROOT / "tests").glob("test_*.py")}
-    covered_by = {"__main__": "tools", "trainer": "runs", "run_folder": "runs", "errors": "main"}
+    covered_by = {"__main__": "tools", "trainer": "runs", "errors": "main"}
     covered_by |= dict.fromkeys(("config_file", "config_problems", "config_rules", "config_schema"), "config")
-    covered_by |= {"frozen_munch": "config", "command_line": "main", "tool_parameters": "tool_commands"}
+    covered_by |= {
+        "frozen_munch": "config",
+        "command_line": "wrong_commands",
+        "torchrun": "wrong_commands",
+        "tool_parameters": "tool_commands",
+    }
     covered_by |= dict.fromkeys(("packed_writer", "label_manifest", "label_store"), "packed_store")
     covered_by |= dict.fromkeys(("tool_words", "label_map_tools", "network_tools", "scene_tools"), "tools")
     covered_by |= {

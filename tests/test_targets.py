@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from relabel.label_pooling import pool_scores
-from relabel.targets import SUPERVISIONS, original_target, relabel_target, smooth
+from relabel.targets import BOX_AXES, SUPERVISIONS, original_target, relabel_target, smooth
+from tests.strategies import map_batches
 
 GOLDEN = Path(__file__).parent / "golden"
 K = 12
@@ -43,6 +46,14 @@ def test_targets_of_the_2021_code(box_axes: str, expected: str) -> None:
     assert (found - target).abs().max() <= 1e-6
 
 
+@pytest.mark.parametrize("file", sorted(GOLDEN.iterdir()), ids=lambda file: file.name)
+def test_golden_files_are_the_shared_ones(file: Path) -> None:
+    shared = Path(__file__).resolve().parents[2] / "shared" / "golden" / file.name
+    if not shared.exists():
+        pytest.skip("the shared golden files are not beside this checkout")
+    assert file.read_bytes() == shared.read_bytes()
+
+
 def test_the_two_axis_orders_differ_by_eye() -> None:
     as_meant = relabel_target(*quarters(), 3)
     swapped = relabel_target(*quarters(), 3, box_axes="yx")  # the left half becomes the top half: both classes
@@ -61,6 +72,33 @@ def test_every_target_is_a_distribution(supervision: str, box_axes: str, setting
     assert target.shape == (30, K) and target.dtype == torch.float32
     assert target.min() >= 0
     torch.testing.assert_close(target.sum(dim=1), torch.ones(30), rtol=0, atol=1e-6)
+
+
+@given(
+    map_batches(),
+    st.sampled_from(SUPERVISIONS),
+    st.sampled_from(BOX_AXES),
+    st.fixed_dictionaries(
+        {"fill": st.floats(-1000, 1000), "temperature": st.floats(1e-3, 1e6), "ground_truth_weight": st.floats(0, 1)}
+    ),
+    st.floats(0, 1, exclude_max=True),
+)
+def test_so_is_the_target_of_any_map_and_settings(
+    drawn: tuple[Tensor, Tensor, Tensor, int],
+    supervision: str,
+    box_axes: str,
+    settings: dict[str, float],
+    smoothing: float,
+) -> None:
+    """With all that a config may say, logits as large as half precision holds, and an image without label."""
+    scores, classes, boxes, num_classes = drawn
+    labels = torch.tensor([num_classes - 1, -1])
+    target = relabel_target(
+        scores, classes, boxes, labels, num_classes, supervision=supervision, box_axes=box_axes, **settings
+    )
+    for distribution in (target, smooth(target, smoothing)):
+        assert distribution.shape == (2, num_classes) and distribution.min() >= 0
+        torch.testing.assert_close(distribution.sum(dim=1), torch.ones(2), rtol=0, atol=2e-5)
 
 
 def test_localized_multi_is_the_softmax_of_the_pooled_scores() -> None:

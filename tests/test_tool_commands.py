@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field
 
+from tests.wrong_commands import SECOND_PROCESS
 from utils.errors import UserError
 from utils.tool_commands import Command, run_commands
 from utils.value_types import Count, ExistingFile, ExistingFolder, Joined, Positive, Size
@@ -256,7 +257,8 @@ def test_a_user_error_of_a_command_is_told(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_one_process_of_a_node_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    for name, text in SECOND_PROCESS.items():
+        monkeypatch.setenv(name, text)
     assert told(capsys, "pant") == ""
 
 

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -63,7 +62,7 @@ def test_the_screen_of_a_command_shows_every_parameter(
     with pytest.raises(SystemExit) as caught:
         tools.main([name, "--help"])
     out = capsys.readouterr().out
-    assert caught.value.code == 0 and out.startswith(f"usage: python -m relabel {name} ")
+    assert caught.value.code == 0 and re.match(rf"usage: python -m relabel {name}\s", out)
     for parameter in inspect.signature(command).parameters.values():
         assert re.search(rf"^  (--{parameter.name}|{parameter.name.upper()}) ", out, flags=re.MULTILINE)
 
@@ -80,51 +79,6 @@ def test_the_first_screen_shows_every_command(capsys: pytest.CaptureFixture[str]
 def test_choices_are_those_of_the_parts() -> None:
     annotation = inspect.signature(tools.annotate).parameters["interpolation"].annotation
     assert list(get_args(get_args(annotation)[0])) == list(RESAMPLING)
-
-
-@pytest.mark.parametrize(
-    ("argv", "status", "match"),
-    [
-        ([], 0, "^$"),
-        (["annotate", "--help"], 0, "^$"),
-        (["anotate", "a", "b"], 2, "did you mean annotate"),
-        (["digits", "--out", "new", "--train", "9", "--vall", "10"], 2, "2 problems.*\n.*--train = '9'.*\n.*--vall "),
-        (["digits", "out=new"], 2, "write --out=new"),
-        (["annotate", "nowhere", "new", "--top_k", "0"], 2, "IMAGES = 'nowhere'.*\n.*--top_k = '0'"),
-        (["annotate", "nowhere"], 2, "IMAGES = 'nowhere'.*\n.*OUT .*is missing"),
-        (["show", "a", "--labels", "."], 2, "--images DIR .*is missing.*\n.*--out FILE.png .*is missing"),
-        (["pack", "."], 2, "OUT .*is missing"),
-        (
-            ["check", "nowhere", "--teacher_accuracy", "101"],
-            2,
-            "LABELS = 'nowhere'.*\n.*expected a number > 1 and <= 100",
-        ),
-        (
-            ["export-labels", ".", "x.tsv", "--images", ".", "--form", "hard"],
-            2,
-            "--form = 'hard'.*one of multi-hot, soft",
-        ),
-        (["compare", "a.csv"], 2, "FIRST = 'a.csv' .*expected a file that exists.*\n.*SECOND .*is missing"),
-        (["export-model", "w.pth", "out"], 2, "WEIGHTS = 'w.pth' .*\n.*--form timm.backbone.onnx .*is missing"),
-        (["reproduce", "--seeds", "0", "--out", "new"], 2, "--seeds = '0'"),
-        (["digits-annotator"], 2, "--out FILE .*is missing"),
-        (["digits-annotator", "--out", "no/a.pth"], 2, "--out = 'no/a.pth' .*expected a file in a folder that exists"),
-        (["digits-annotator", "--out", "."], 2, "--out = '.' .*expected a file in a folder that exists"),
-    ],
-)
-def test_a_real_process_ends_before_torch_without_a_trace(
-    tmp_path: Path, argv: list[str], status: int, match: str
-) -> None:
-    command = [sys.executable, "-X", "importtime", "-m", "relabel", *argv]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, env=environment)
-    lines = done.stderr.splitlines(keepends=True)
-    imports = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
-    err = "".join(line for line in lines if not line.startswith("import time:"))
-    assert "pydantic" in imports and imports.isdisjoint({"torch", "numpy", "relabel.annotator"})
-    assert done.returncode == status and re.search(match, err) and "Traceback" not in err
-    assert (done.stdout == "") == (status == 2)
-    assert tree(tmp_path) == []
 
 
 def test_digits_writes_scenes(scenes: Path) -> None:
@@ -159,7 +113,7 @@ def test_annotate_uses_the_checkpoint_its_averaged_weights_first(
     images = list_images(scenes / "train")
     bias = [0.0, 1.0, 9.0, 2.0, 3.0, 4.0, 8.0, 5.0, 6.0, 7.0]
     plain = save_teacher(tmp_path / "plain.pth", bias, class_names=images.class_names, arch="digit_net")
-    ema = {f"module.{name}": tensor for name, tensor in torch.load(plain)["state_dict"].items()}
+    ema = {f"module.{name}": tensor for name, tensor in torch.load(plain, weights_only=True)["state_dict"].items()}
     ema["module.fc.bias"] = torch.tensor(bias).neg()
     both = save_teacher(tmp_path / "both.pth", bias, state_dict_ema=ema, arch="digit_net")
     for weights, top in ((plain, {2: 9.0, 6: 8.0}), (both, {0: 0.0, 1: -1.0})):

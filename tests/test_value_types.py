@@ -1,13 +1,16 @@
 """What a type accepts, and in which words it says so."""
 
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
-from utils.value_types import Count, ExistingFile, ExistingFolder, Joined, NewFile, Positive, Size, ValueType
+from utils.value_types import Count, ExistingFile, ExistingFolder, Joined, NewFile, Positive, Size, ValueType, number
 
 Letter = Annotated[Literal["a", "b"], Field(description="c is refused")]
 
@@ -56,6 +59,25 @@ def test_a_text_that_does_not_fit(annotation: Any, text: str) -> None:
     with pytest.raises(ValidationError):
         kind.check(kind.read(text))
     assert kind.refusal(text).startswith(f"expected {kind.expected}")
+
+
+@given(st.text("0123456789+-.eE_x inf٣", max_size=8) | st.floats().map(repr) | st.integers().map(str))
+@example("9" * 18)
+@example("9" * 19)
+@example("1e400")
+def test_a_number_is_what_python_takes_for_one_but_for_its_extras(text: str) -> None:
+    """Extras: underscores, spaces around, inf and nan, and digits of other scripts."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    is_number = math.isfinite(value) and set(text) <= set("0123456789+-.eE")
+    found = number(text)
+    if is_number:
+        assert not isinstance(found, str) and found == pytest.approx(value)
+        assert isinstance(found, int) == (text.lstrip("+-").isdigit() and len(text.lstrip("+-")) <= 18)
+    else:
+        assert found == text
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
 """Checkpoints: whole or absent, and loaded without running anything that is in them."""
 
 import os
-import pickle
 import re
 import zipfile
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -78,15 +78,13 @@ def load_checkpoint(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if damaged := archive.testzip():  # torch itself loads flipped bits without a word
-                    raise DamagedCheckpoint(f"{path} is damaged: the checksum of its part {damaged} is wrong.")
+        if damaged := damaged_part(path):
+            raise DamagedCheckpoint(f"{path} is damaged: the checksum of its part {damaged} is wrong.")
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DamagedCheckpoint(f"{path} does not exist.") from None
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         culprit = re.search(r"GLOBAL (\S+)", str(error))
         found = f"\n  It refers to {culprit[1]}." if culprit else ""
         raise DamagedCheckpoint(
@@ -99,6 +97,17 @@ def load_checkpoint(path: Path) -> Any:
     except Exception as error:  # damaged bytes make torch raise almost anything; the reason is kept
         reason = f"{type(error).__name__}: {str(error).split(chr(10))[0]}"
         raise DamagedCheckpoint(f"{path} cannot be read as a checkpoint: {reason}") from None
+
+
+def damaged_part(path: Path) -> str | None:
+    """What does not fit its checksum in a file of torch.save; None where all does, or for a file that has none.
+
+    torch itself loads flipped bits without a word. Damaged archives make this raise almost anything.
+    """
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip()
 
 
 def load_latest(folder: Path) -> tuple[dict[str, Any] | None, str]:
@@ -136,9 +145,11 @@ def split_weights(content: Any, path: Path) -> dict[str, dict[str, torch.Tensor]
     """
     if isinstance(content, dict):
         wrapped = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
-        if isinstance(wrapped, dict) and wrapped and all(isinstance(value, torch.Tensor) for value in wrapped.values()):
+        if wrapped and all(isinstance(n, str) and isinstance(v, torch.Tensor) for n, v in wrapped.items()):
             averaged = content.get("state_dict_ema")
-            return {"model": wrapped, "ema": averaged} if averaged else {"model": wrapped}
+            if averaged is None or averaged == {}:
+                return {"model": wrapped}
+            return {"model": wrapped, "ema": split_weights(averaged, path)["model"]}
     found = (
         f"a dict of {', '.join(map(repr, list(content)[:8]))}" if isinstance(content, dict) else type(content).__name__
     )
@@ -146,3 +157,15 @@ def split_weights(content: Any, path: Path) -> dict[str, dict[str, torch.Tensor]
         f"{path} holds no weights: expected a dict of tensors, or one with the key {' or '.join(map(repr, WRAPPERS))}; "
         f"found {found}."
     )
+
+
+def named_classes(content: Any, path: Path) -> list[str] | None:
+    """The classes that a checkpoint names, in the order of its logits; None where it names none.
+
+    Raises:
+        UserError: it holds something else in their place.
+    """
+    names = content.get("class_names")
+    if not (names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names))):
+        raise UserError(f"{path}: found class_names that are no list of texts. Give a checkpoint of a training.")
+    return names

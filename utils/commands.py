@@ -2,18 +2,23 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import FrameType
 
+from utils.distributed import die_with_parent
 from utils.errors import EXIT_PREEMPTED
 from utils.progress import JobProgress
 
 _POLL_S = 0.3
 _LOG_LINES = 12  # shown of a command that failed
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _STOP_S = 60.0  # that a training may take to save itself
 
 
@@ -44,15 +49,25 @@ def run_command(words: Sequence[str], folder: Path) -> None:
         folder: to run it in; paths below it are shown short.
     """
     print(f"\n$ {shown(words, folder)}", flush=True)
-    process = subprocess.Popen(words, cwd=folder)
+    process = subprocess.Popen(words, cwd=folder, preexec_fn=_end_with_us())
     try:
         status = process.wait()
-    except KeyboardInterrupt:  # it has heard Ctrl-C itself, and may still be saving
-        status = process.wait() or EXIT_PREEMPTED
     finally:
         _stop([process])
     if status:
         sys.exit(status)
+
+
+def stop_once() -> None:
+    """Let the first SIGTERM or Ctrl-C end this program by SystemExit; none disturbs how it then ends its commands."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in _STOP_SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        sys.exit(EXIT_PREEMPTED)
+
+    for number in _STOP_SIGNALS:
+        signal.signal(number, stop)
 
 
 def run_side_by_side(jobs: Sequence[Job], folder: Path, at_once: int, threads: int | None, unit: str) -> None:
@@ -74,7 +89,9 @@ def run_side_by_side(jobs: Sequence[Job], folder: Path, at_once: int, threads: i
                     job = waiting.pop(0)
                     progress.say(f"$ {shown(job.words, folder)}")
                     with job.log.open("ab") as log:
-                        process = subprocess.Popen(job.words, cwd=folder, stdout=log, stderr=log, env=environment)
+                        process = subprocess.Popen(
+                            job.words, cwd=folder, stdout=log, stderr=log, env=environment, preexec_fn=_end_with_us()
+                        )
                     running[process] = job
                 time.sleep(_POLL_S)
                 if (news := _units(jobs) - progress.done) > 0:
@@ -88,6 +105,11 @@ def run_side_by_side(jobs: Sequence[Job], folder: Path, at_once: int, threads: i
 def shown(words: Sequence[str], folder: Path) -> str:
     """A command as it would be typed in the folder."""
     return shlex.join(["python", *(word.removeprefix(f"{folder}/") for word in words[1:])])
+
+
+def _end_with_us() -> Callable[[], None]:
+    """A command is asked to stop also where this program is killed and cannot ask."""
+    return partial(die_with_parent, os.getpid(), signal.SIGTERM)
 
 
 def _tell_end(job: Job, status: int, progress: JobProgress) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 
 from utils.command_line import HELP_FLAGS, parse_command_line
 from utils.config_file import read_config_file, to_yaml, unknown_key
-from utils.config_problems import COMMAND_LINE, Problem, Setting, first_of_node, report
+from utils.config_problems import COMMAND_LINE, Problem, Setting, report
 from utils.config_rules import DISK_RULES, RULES, broken_rules, warnings
 from utils.config_schema import FILE_FLAG, LEAVES, flatten, nest, validate
 from utils.errors import UserError
 from utils.frozen_munch import FrozenMunch
+from utils.torchrun import first_of_node, torchrun_problems
 
 BASE_FILE = Path(__file__).resolve().parent.parent / "configs" / "base.yaml"
 _COMMENT_COLUMN = 48
@@ -129,9 +130,9 @@ def resolve(
     if "util.run_dir" in settings and settings["util.run_dir"].value == "":
         settings["util.run_dir"] = _default_run_dir(config_file_path)
     problems += broken_rules(RULES, settings, bad_keys)
-    # Printing starts nothing, so it needs no folders.
+    # Printing starts nothing, so it needs no folders and no other processes.
     if needs_folders and "util.print_config" not in bad_keys and not settings["util.print_config"].value:
-        problems += broken_rules(DISK_RULES, settings, bad_keys)
+        problems += [*broken_rules(DISK_RULES, settings, bad_keys), *torchrun_problems()]
     return Resolution(settings, {key: setting.value for key, setting in base.items()}, problems)
 
 

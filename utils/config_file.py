@@ -13,6 +13,7 @@ from utils.value_types import boolean, number
 
 _LARGEST_FILE = 1_000_000  # bytes; a path to a checkpoint or a tar file must not be read whole
 _STR, _NULL, _BOOL, _INT, _FLOAT = (f"tag:yaml.org,2002:{name}" for name in ("str", "null", "bool", "int", "float"))
+_MAP = "tag:yaml.org,2002:map"
 _PLAIN_VALUES = {
     _NULL: r"(null|Null|NULL|~|)$",
     _BOOL: r"(true|True|TRUE|false|False|FALSE)$",
@@ -62,7 +63,7 @@ def read_config_file(path: Path, source: str) -> tuple[dict[str, Setting], list[
         root = _compose(_read(path))
     except OSError as error:
         return {}, [_whole_file(path, f"cannot be read: {error.strerror}; give an existing file")]
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:  # "\\UFFFFFFFF" is no character
         return {}, [_whole_file(path, f"is not YAML: {_reason(error)}; correct the file")]
     if root is None:
         return {}, []
@@ -102,6 +103,11 @@ def _whole_file(path: Path, text: str) -> Problem:
 
 def _walk(node: yaml.MappingNode, prefix: str, path: Path, source: str) -> Iterator[tuple[str, Setting | Problem]]:
     """Yield (dotted key, setting or problem) for everything below one section."""
+    if node.tag != _MAP:
+        below, where = prefix[:-1], f"{path}, line {node.start_mark.line + 1}"
+        text = f"expected a plain section, found the tag {node.tag}; remove the tag"
+        yield below, Problem(below or "config file", where, text, keys=keys_below(below) or tuple(LEAVES))
+        return
     first_lines: dict[str, int] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1

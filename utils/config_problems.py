@@ -2,7 +2,6 @@
 
 import difflib
 import io
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -75,11 +74,6 @@ def report(problems: Sequence[Problem], advice: str = _HELP) -> str:
     """The text of one UserError that lists every problem, then where to read more."""
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     return "\n".join([f"{count}; nothing was started.", *(f"  - {problem}" for problem in problems), advice])
-
-
-def first_of_node() -> bool:
-    """Whether this process speaks for its node: under torchrun one mistake is told once, not once per process."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def speak_utf8() -> None:

@@ -10,20 +10,20 @@ from utils.value_types import NULL_WORDS, Count, Positive, ValueType
 FILE_FLAG = "config_file_path"
 
 
-def _not_a_null_word(text: str) -> str:
-    if text.lower() in NULL_WORDS:
-        raise ValueError("null is for optional keys")
+def _plain_text(text: str) -> str:
+    if text.lower() in NULL_WORDS or "\0" in text:
+        raise ValueError("null is for optional keys; no name of a file holds a null character")
     return text
 
 
 def _meeting_point(url: str) -> str:
-    match = re.fullmatch(r"tcp://[^/\s]+:([0-9]{1,5})", url)
+    match = re.fullmatch(r"tcp://[^/\s\0]+:([0-9]{1,5})", url)
     if not match or not 1 <= int(match[1]) <= 65535:
         raise ValueError("not tcp://host:port")
     return url
 
 
-Text = Annotated[str, AfterValidator(_not_a_null_word), Field(description="text ('' where none is wanted)")]
+Text = Annotated[str, AfterValidator(_plain_text), Field(description="text ('' where none is wanted)")]
 MinusOneOrMore = Annotated[int, Field(ge=-1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -31,13 +31,14 @@ BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 _SCHEMA: dict[str, Any] = {
     "model.arch": Annotated[
-        str, AfterValidator(_not_a_null_word), Field(min_length=1, description="text (the name of a network)")
+        str, AfterValidator(_plain_text), Field(min_length=1, description="text (the name of a network)")
     ],
     "model.weights": Text,
     "data.dataset": Literal["imagenet"],
     "data.data_path": Text,
     "data.keep_list": Text,
     "data.decoder": Literal["auto", "pillow"],
+    "data.on_error": Literal["stop", "skip"],
     "data.image_size": Positive,
     "data.rrc_minimum": Annotated[float, Field(gt=0, le=1)],
     "data.crop_ratio": Annotated[float, Field(gt=0, le=1)] | None,
@@ -48,7 +49,7 @@ _SCHEMA: dict[str, Any] = {
     "data.relabel.use": bool,
     "data.relabel.path": Text,
     "data.relabel.supervision": Literal["localized_multi", "localized_single", "global_multi", "global_single"],
-    "data.relabel.fill": float,
+    "data.relabel.fill": Annotated[float, Field(ge=-1000, le=1000)],  # beyond, float32 loses the scores beside it
     "data.relabel.temperature": Annotated[float, Field(ge=1e-3)],  # below, the softmax leaves the range of float32
     "data.relabel.ground_truth_weight": Share,
     "data.relabel.box_axes": Literal["xy", "yx"],

@@ -1,7 +1,7 @@
 """Processes: who takes part in a run, how they start, agree and end.
 
-One process per GPU started here, or by torchrun (which sets RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE); one
-process alone needs no process group, and every function below then works on its own values.
+One process per GPU started here, or by torchrun (utils/torchrun.py); one process alone needs no process group, and
+every function below then works on its own values.
 """
 
 import ctypes
@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from utils.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, SharedError, UserError, exit_on_user_error
+from utils.torchrun import ranks, under_torchrun
 
 T = TypeVar("T")
 
@@ -33,7 +34,6 @@ _PR_SET_PDEATHSIG = 1
 _GRACE_S = 5.0  # what the other processes get to report their own error after one has failed
 _PREEMPTION_GRACE_S = 120.0  # a preempted process still writes its checkpoint
 _JOB_PATIENCE = timedelta(days=7)  # processes of a job may end far apart
-_TORCHRUN_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -77,7 +77,7 @@ def launch(function: Callable[[Place, T], None], argument: T, settings: Any) -> 
         UserError: settings that this machine cannot serve.
         SystemExit: a process failed; its exit status.
     """
-    if _under_torchrun():
+    if under_torchrun():
         _run_under_torchrun(function, argument, settings)
         return
     n = _count_processes(settings)
@@ -146,6 +146,7 @@ def _run_under_torchrun(function: Callable[[Place, T], None], argument: T, setti
             f"compute.gpu is {settings.gpu}, but torchrun gives each process its own GPU.\n"
             f"  Leave --compute.gpu out, or start main.py without torchrun."
         )
+    die_with_parent(os.getppid(), signal.SIGTERM)  # a signal that torchrun does not handle ends it, not its processes
     place = _torchrun_place()
     backend = _backend(settings)
     _check_gpus(place.local_world_size, backend)
@@ -162,7 +163,7 @@ def shared_job() -> Iterator[Place]:
 
     Each process has its own device, where there are GPUs.
     """
-    if not _under_torchrun():
+    if not under_torchrun():
         yield Place(0, 1, 0, 1, _device(-1, 0))
         return
     place = _torchrun_place()
@@ -180,12 +181,8 @@ def shared_job() -> Iterator[Place]:
         dist.destroy_process_group()
 
 
-def _under_torchrun() -> bool:
-    return all(name in os.environ for name in _TORCHRUN_NAMES)
-
-
 def _torchrun_place() -> Place:
-    rank, world_size, local_rank, local_world_size = (int(os.environ[name]) for name in _TORCHRUN_NAMES)
+    rank, world_size, local_rank, local_world_size = ranks()
     return Place(rank, world_size, local_rank, local_world_size, _device(-1, local_rank))
 
 
@@ -223,24 +220,22 @@ def _supervise(children: Sequence[BaseProcess]) -> int:
     When one fails the others would wait for it in a collective for ever: after a grace they are killed.
     """
 
-    def forward(number: int, frame: FrameType | None) -> None:
+    def forward() -> None:
         for child in children:
             if child.is_alive():
                 child.terminate()  # SIGTERM, whatever came: from a terminal the children have their own SIGINT
 
-    for child in children:
-        child.start()
-    previous = {number: signal.signal(number, forward) for number in _STOP_SIGNALS}
-    failed, deadline = 0, float("inf")
-    while alive := [child for child in children if child.exitcode is None]:
-        wait([child.sentinel for child in alive], timeout=0.5)
-        if not failed and (failed := next((child.exitcode for child in children if child.exitcode), 0)):
-            deadline = time.monotonic() + (_PREEMPTION_GRACE_S if failed == EXIT_PREEMPTED else _GRACE_S)
-        if time.monotonic() > deadline:
-            for child in alive:
-                child.kill()
-    for number, handler in previous.items():
-        signal.signal(number, handler)
+    with StopRequest(forward):
+        for child in children:
+            child.start()
+        failed, deadline = 0, float("inf")
+        while alive := [child for child in children if child.exitcode is None]:
+            wait([child.sentinel for child in alive], timeout=0.5)
+            if not failed and (failed := next((child.exitcode for child in children if child.exitcode), 0)):
+                deadline = time.monotonic() + (_PREEMPTION_GRACE_S if failed == EXIT_PREEMPTED else _GRACE_S)
+            if time.monotonic() > deadline:
+                for child in alive:
+                    child.kill()
     if any(child.exitcode == EXIT_USER_ERROR for child in children):
         return EXIT_USER_ERROR  # the cause; others may have ended for want of this one
     return 128 - failed if failed < 0 else failed
@@ -251,14 +246,15 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def die_with_parent(parent: int) -> None:
-    """Ask Linux to kill this process when its parent ends, however that ends; elsewhere nothing happens.
+def die_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """Ask Linux to send this process a signal when its parent ends, however that ends; elsewhere nothing happens.
 
     Args:
         parent: process id. If that process has ended before Linux could be asked, this one ends now.
+        number: the signal.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
         forked_by_server = multiprocessing.get_start_method() == "forkserver"  # which ends with the parent itself
         if os.getppid() != parent and not forked_by_server:
             os._exit(1)
@@ -267,11 +263,16 @@ def die_with_parent(parent: int) -> None:
 class StopRequest:
     """Has somebody asked this process to stop? While entered, SIGTERM, SIGINT and SIGUSR1 set a flag and nothing else.
 
-    The flag is read at step boundaries, where all processes agree: a handler must not talk to others.
+    The flag is read at step boundaries, where all processes agree: a handler must not talk to others. Once it is set
+    the process is about to end, so that further signals are ignored from then on, also when this is left.
+
+    Args:
+        tell: is called at each signal, too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[], None] = lambda: None) -> None:
         self.signal_name = ""
+        self._tell = tell
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -280,10 +281,11 @@ class StopRequest:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if self else handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal_name = signal.Signals(number).name
+        self._tell()
 
     def __bool__(self) -> bool:
         return bool(self.signal_name)

@@ -12,6 +12,7 @@ from pathlib import Path
 from utils.errors import UserError
 
 TEMPORARY = ".tmp"
+_NAME_KEPT = 40  # letters of a name in its temporary one, which must not grow longer than names may be
 _LOCK_PATIENCE_S = 5.0  # the workers of a program that was just killed hold its lock for a moment
 
 
@@ -45,7 +46,7 @@ def replacing(path: Path, advice: str = "Make room, or allow writing.") -> Itera
     Raises:
         UserError: it cannot be written; nothing is left of it then.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    temporary = path.with_name(f".{path.name[-_NAME_KEPT:]}.{os.getpid()}{TEMPORARY}")
     try:
         yield temporary
         temporary.replace(path)
@@ -79,6 +80,14 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise UserError(f"{path} cannot be written: {error.strerror or error}. Make room, or allow writing.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether it is to be read as a file: a regular one, or a link to nothing, whose reading tells what is missing.
+
+    Not pipes and devices, which would be waited for without end.
+    """
+    return entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists())
 
 
 def remove_temporaries(folder: Path) -> None:

@@ -1,10 +1,12 @@
 """What all processes agree on once a step: whether the loss is finite, whether to stop, whether to save."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.amp import GradScaler
+from torch.optim import Optimizer
 
 from utils.distributed import sum_over_processes
 from utils.errors import SharedError, UserError
@@ -14,11 +16,13 @@ MAX_SKIPPED_IN_A_ROW = 20
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The same on every process: did any see a non-finite loss, want to stop, want a checkpoint?"""
+    """The same on every process: did any see a non-finite loss, want to stop, want a checkpoint; how many images all
+    of them left out."""
 
     finite: bool
     stop: bool
     save: bool
+    skipped_images: int = 0
 
 
 class StepGuard:
@@ -39,12 +43,12 @@ class StepGuard:
         self._scale = scaler.get_scale()
         self._settled = True  # has the update before been counted? There was none, or the continued run counted it
         self._one = torch.ones((), device=device)
-        self._on_host = torch.zeros(5, pin_memory=device.type == "cuda")
+        self._on_host = torch.zeros(6, pin_memory=device.type == "cuda")
         self._copied = torch.cuda.Event() if device.type == "cuda" else None
 
-    def send(self, loss: Tensor, stop: bool, save: bool) -> None:
+    def send(self, loss: Tensor, stop: bool, save: bool, skipped_images: int = 0) -> None:
         """Start the agreement on this step; call it before the backward pass."""
-        wishes = torch.tensor([float(stop), float(save), 1.0]).to(loss.device, non_blocking=True)
+        wishes = torch.tensor([float(stop), float(save), float(skipped_images), 1.0]).to(loss.device, non_blocking=True)
         bad = (~loss.detach().isfinite()).float()
         values = sum_over_processes(torch.cat([wishes, torch.stack([bad, self._scaler.scale(self._one).float()])]))
         self._on_host.copy_(values, non_blocking=True)
@@ -59,10 +63,10 @@ class StepGuard:
         """
         if self._copied:
             self._copied.synchronize()
-        stop, save, processes, bad, scales = self._on_host.tolist()
+        stop, save, skipped_images, processes, bad, scales = self._on_host.tolist()
         self._count_last_update(scales / processes)
         self._settled = False
-        return Verdict(finite=not bad, stop=bool(stop), save=bool(save))
+        return Verdict(not bad, bool(stop), bool(save), int(skipped_images))
 
     def settle(self) -> None:
         """Count the last update now, so that a checkpoint knows of it.
@@ -88,18 +92,29 @@ class StepGuard:
             )
 
 
-def assert_finite_weights(model: torch.nn.Module) -> None:
-    """Refuse to keep weights that are not finite.
+def assert_finite(model: torch.nn.Module, optimizer: Optimizer) -> None:
+    """Refuse to keep weights, or averages of their gradients, that are not finite.
+
+    The square of a huge gradient is infinite in AdamP: its weight would stay finite and never move again.
 
     Raises:
-        UserError: naming the first such parameter.
+        UserError: naming the first such tensor.
     """
-    weights = [parameter.detach() for parameter in model.parameters()]
-    if torch.nn.utils.get_total_norm(weights).isfinite():  # one value to wait for, not one per tensor
+    learned = dict(_learned(model, optimizer))
+    if torch.nn.utils.get_total_norm(learned.values()).isfinite():  # one value to wait for, not one per tensor
         return
-    for name, parameter in model.named_parameters():
-        if not bool(parameter.isfinite().all()):
+    for name, tensor in learned.items():
+        if not bool(tensor.isfinite().all()):
             raise UserError(
-                f"the weights of {name} are no longer finite, so they are not saved; the last checkpoint is intact.\n"
+                f"{name} is no longer finite, so nothing is saved; the last checkpoint is intact.\n"
                 f"  Set a lower --optim.lr.init, or --optim.clip_grad_norm 1, and start with another --util.run_dir."
             )
+
+
+def _learned(model: torch.nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """All that updates change, with names for people."""
+    for name, parameter in model.named_parameters():
+        yield f"the weight {name}", parameter.detach()
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                yield f"the optimizer's {key} of {name}", value

@@ -12,13 +12,14 @@ from utils.config import changed_keys, to_plain
 from utils.config_file import read_config_file, to_yaml
 from utils.config_schema import keys_below, nest
 from utils.errors import UserError
-from utils.folders import locked, make_writable
+from utils.folders import locked, make_writable, remove_temporaries, replacing
 from utils.frozen_munch import FrozenMunch
 from utils.run_log import CONFIG
 
 # What may differ when a run continues: speed and reports, not weights. Where the processes run may change the last
 # bits of the weights, so that is allowed with a warning.
 FREE_ON_RESUME = {
+    "data.on_error",  # a run that met a damaged image may go on without it
     "compute.num_workers",
     "compute.distributed.url",
     "util.print_freq",
@@ -83,20 +84,22 @@ def find_start(folder: Path, config: FrozenMunch, identity: dict[str, Any], proc
 
 
 def open_run_folder(folder: Path, config: FrozenMunch, start: Start) -> None:
-    """Put the resolved config into a folder that this process has locked, and move a damaged checkpoint aside.
+    """Put the resolved config into a folder that this process has locked, and clear away what an earlier one left.
+
+    That is a damaged checkpoint, which is moved aside, and files that a killed process had only begun to write.
 
     Raises:
-        UserError: another run began in it since find_start looked.
+        UserError: another run began in it since find_start looked, or it cannot be written.
     """
     if start.is_new and (folder / CONFIG).exists():
         raise UserError(f"another run has just begun in {folder}.\n  Set another --util.run_dir.")
     if start.last_is_damaged:
         set_aside_damaged(folder)
+    remove_temporaries(folder)
     resolved = to_plain(config)
     resolved["compute"]["seed"] = start.seed
-    temporary = folder / f".{CONFIG}.tmp"
-    temporary.write_text(to_yaml(resolved), encoding="utf-8")
-    temporary.replace(folder / CONFIG)
+    with replacing(folder / CONFIG) as temporary:
+        temporary.write_text(to_yaml(resolved), encoding="utf-8")
 
 
 def lock_run_folder(folder: Path) -> AbstractContextManager[None]:
@@ -142,13 +145,22 @@ def _compare_configs(folder: Path, before: dict[str, Any], now: dict[str, Any]) 
 
 
 def _compare_identities(folder: Path, state: dict[str, Any], identity: dict[str, Any]) -> None:
-    for key, value in identity.items():
-        if (before := state.get(key)) != value:
-            both = f" ({before} there, {value} now)" if isinstance(value, str) and len(value) < 40 else ""
-            raise UserError(
-                f"{folder} holds another run: its {key} differs from what is found now{both}.\n"
-                f"  Restore the data, the decoder and the device it ran on, or set another --util.run_dir."
-            )
+    """Checkpoints of earlier versions lack some of the values; these are not compared."""
+    changed = [key for key, value in identity.items() if key in state and state[key] != value]
+    if changed:
+        lines = "\n".join(f"    {key}: {_short(state[key])} there, {_short(identity[key])} now" for key in changed)
+        raise UserError(
+            f"{folder} holds a run on other data, or on another machine:\n{lines}\n"
+            f"  Restore the data, the label maps, the decoder and the device it ran on, or set another --util.run_dir."
+        )
+
+
+def _short(value: Any) -> str:
+    """A hash by its first digits, a list of names by their number."""
+    if isinstance(value, list):
+        return f"{len(value)} names"
+    text = str(value)
+    return text if len(text) < 40 else f"{text[:8]}..."
 
 
 def _value(tree: dict[str, Any], key: str) -> Any:

@@ -7,6 +7,8 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -50,9 +52,11 @@ class MetricsLog:
     """
 
     def __init__(self, folder: Path, keep_bytes: int = 0, tensorboard: bool = False, step: int = 0) -> None:
-        self._file = (folder / METRICS).open("a+b")
-        self._file.truncate(min(keep_bytes, self._file.seek(0, os.SEEK_END)))
-        self._file.seek(0, os.SEEK_END)
+        self._path = folder / METRICS
+        with self._writing():
+            self._file = self._path.open("a+b")
+            self._file.truncate(min(keep_bytes, self._file.seek(0, os.SEEK_END)))
+            self._file.seek(0, os.SEEK_END)
         self._board = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -62,14 +66,9 @@ class MetricsLog:
     def write(self, event: str, step: int, **values: Any) -> None:
         """Append one event and hand it to the system; a number that is not finite is written as text."""
         plain = {name: _finite(value) for name, value in values.items()}
-        try:
+        with self._writing():
             self._file.write(json.dumps({"event": event, "step": step, **plain}, allow_nan=False).encode() + b"\n")
             self._file.flush()
-        except OSError as error:
-            raise UserError(
-                f"{self._file.name} could not be written: {error.strerror}.\n  Make room; the same command continues "
-                f"from the last checkpoint."
-            ) from error
         if self._board:
             for name, value in plain.items():
                 if isinstance(value, int | float):
@@ -77,8 +76,20 @@ class MetricsLog:
 
     def size_on_disk(self) -> int:
         """Bytes written so far, forced to the disk: a checkpoint that names this length must not outlive it."""
-        os.fsync(self._file.fileno())
-        return self._file.tell()
+        with self._writing():
+            os.fsync(self._file.fileno())
+            return self._file.tell()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A full disk, or a file of somebody else's, as UserError."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self._path} could not be written: {error.strerror}.\n  Make room, or allow writing; the same "
+                f"command continues from the last checkpoint."
+            ) from error
 
     def close(self) -> None:
         """Close the files."""
@@ -124,7 +135,8 @@ def environment() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "command": shlex.join([sys.executable, *sys.argv]),
-        "git_revision": _git_revision(),
+        "folder": str(Path.cwd()),
+        **git_state(Path(__file__).parent),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in _RECORDED_PACKAGES},
@@ -142,12 +154,15 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git_revision() -> str | None:
-    """The commit of this code, with '+changes' where the tree differs from it; None outside a git checkout."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+def git_state(folder: Path) -> dict[str, Any]:
+    """Of the checkout that a folder is in: its commit, and what differs from it as `git status` lists it, cut at 100.
+
+    Both are None outside a checkout, or without git.
+    """
+    git = ["git", "--no-optional-locks", "-C", str(folder)]
     try:
         revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        return None
-    return revision.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
+        return {"git_revision": None, "git_changes": None}
+    return {"git_revision": revision.stdout.strip(), "git_changes": changes.stdout.splitlines()[:100]}

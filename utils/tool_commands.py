@@ -20,8 +20,9 @@ import fire
 from pydantic import ValidationError
 
 from utils.command_line import HELP_FLAGS, parse_command_line
-from utils.config_problems import COMMAND_LINE, Problem, did_you_mean, first_of_node, nearest, normal_key, report
+from utils.config_problems import COMMAND_LINE, Problem, did_you_mean, nearest, normal_key, report
 from utils.errors import UserError, exit_on_user_error
+from utils.torchrun import first_of_node
 from utils.value_types import ValueType
 
 EXIT_INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
