@@ -27,7 +27,8 @@ def draw_results(out: Path, rows: Mapping[str, Sequence[float]]) -> None:
         mean, found = float(np.mean(values)), Estimate.mean(np.array(values))
         colour = PALETTE[0] if line == 0 else PALETTE[2] if mean > first else PALETTE[3]
         if found:
-            axes.plot([found.low95, found.high95], [line, line], color=colour, linewidth=5, alpha=0.3, zorder=2)
+            ends = np.clip([found.low95, found.high95], 0, 100)  # two seeds can make it wider than percents are
+            axes.plot(ends, [line, line], color=colour, linewidth=5, alpha=0.3, zorder=2)
         axes.plot(values, [line] * len(values), "o", color=colour, markersize=5, alpha=0.75, zorder=3)
         axes.plot([mean, mean], [line - 0.3, line + 0.3], color=colour, linewidth=2.4, zorder=4)
         axes.annotate(

@@ -83,11 +83,6 @@ def test_the_verdict_follows_the_interval() -> None:
     assert "do not say" in verdict(paired_difference("top1_percent", half, ~half))
 
 
-def test_every_number_that_python_reads_is_read(tmp_path: Path) -> None:
-    found = read_predictions(save(tmp_path / "p.csv", ["a/1,a,a,0_1e-1,\u0660.\u0665,a"], HEADER))
-    assert (found.top1_probability.tolist(), found.label_probability.tolist()) == ([0.1], [0.5])
-
-
 def test_files_of_an_evaluation_are_read_whatever_images_are_called(tmp_path: Path) -> None:
     names = np.array([b'a,b/"x".JPEG', "ä/ü 1.JPEG".encode(), b"z/\xff.JPEG"])
     classes, labels = ["a,b", "ä", "z"], np.arange(3)
