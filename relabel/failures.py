@@ -27,9 +27,10 @@ def failures_told(
     except Preempted:
         raise
     except UserError as error:
-        note(error)
-        if not (place.is_main or isinstance(error, SharedError)):
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        if place.is_main or not isinstance(error, SharedError):
+            note(error)
+            if not place.is_main:
+                print(f"error: {error}", file=sys.stderr, flush=True)
         raise
     except Exception as error:
         if place.world_size > 1 and told_before(error):

@@ -23,6 +23,7 @@ from tests.conftest import Flags
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["relabel.runs", "adamp", "tests.forked_runs"])
 DEADLINE_S = 600  # for anything to happen on a busy machine
+GRACE_S = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,15 @@ class ForkedRun:
         self.kill()
         wait_until(lambda: not writers(self.output), "all processes, and their workers, had ended")
         return [process.exitcode for process in self.processes]
+
+    def end_of(self, rank: int) -> int | None:
+        """Wait for one; its exit status. If it failed the others get a moment, as launchers give, and are killed."""
+        self.processes[rank].join(DEADLINE_S)
+        if self.processes[rank].exitcode != 0:
+            for process in self.processes:
+                process.join(GRACE_S)
+            self.kill()
+        return self.processes[rank].exitcode
 
     def kill(self) -> None:
         """SIGKILL to all ranks."""

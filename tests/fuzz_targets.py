@@ -295,7 +295,5 @@ TARGETS = {
     # Pillow reads images of up to 179 million pixels, as big cameras make them, in four bytes each and then in three.
     "image": Target(write_images, read_image, (b"\xff\xd8\xff", b"\xff\xd9", b"\xff\xda", b"\xff\xc2", b"%!PS"), 2**31),
     "tables": Target(write_tables, read_table, (b"\t", b",", b'""', b"null", b"{}", b"\r", b"ant", b"\xef\xbb\xbf")),
-    "checkpoint": Target(
-        write_checkpoints, read_checkpoint, (b"cos\nsystem\n", b"\x80\x02", b"R", b"b", b"N", b"K\x01")
-    ),
+    "checkpoint": Target(write_checkpoints, read_checkpoint, (b"cos\nsystem\n", b"\x80\x02", b"R", b"b", b"K\x01")),
 }

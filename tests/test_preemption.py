@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,8 @@ def test_signals_while_a_run_stops_do_no_harm(long_run: Flags, tmp_path: Path) -
     def ended_under(number: signal.Signals) -> bool:
         for process in run.processes:
             if process.exitcode is None and process.pid:
-                os.kill(process.pid, number)
+                with suppress(ProcessLookupError):  # it has ended this very moment
+                    os.kill(process.pid, number)
         return all(process.exitcode is not None for process in run.processes)
 
     numbers = itertools.cycle(STOP_SIGNALS)

@@ -2,13 +2,9 @@
 
 import csv
 import json
-import os
-import re
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +16,10 @@ import torch
 from models.digit_net import DigitNet
 from relabel.dataset import list_images
 from relabel.loader import epoch_order
-from tests.conftest import ROOT, Flags, command_line, environment, make_photos
+from tests.conftest import Flags, command_line, environment, make_photos
 from tests.forked_runs import fork_run
-from tests.test_runs import assert_same_weights, metrics, status, weights
-from utils.checkpoint import BEST, LAST, load_checkpoint
-from utils.errors import EXIT_PREEMPTED
+from tests.test_runs import status, weights
+from utils.checkpoint import LAST
 from utils.run_log import METRICS
 
 RunMain = Callable[..., subprocess.CompletedProcess[str]]
@@ -56,18 +51,6 @@ def run_to_step(command: list[str], folder: Path, step: int) -> "subprocess.Pope
         time.sleep(0.02)
     output, _ = process.communicate()
     raise AssertionError(f"the run ended or hung before step {step}:\n{output}")
-
-
-def assert_group_is_gone(group: int) -> None:
-    """No process of the session is left a few seconds after its leader's end."""
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.05)
-    raise AssertionError("processes are left")
 
 
 @pytest.mark.slow
@@ -118,53 +101,6 @@ def test_an_evaluation_counts_each_image_once_however_it_is_shared(flags: Flags,
         assert other[:2] == (figures, rows)
         assert other[2] == pytest.approx(chances, abs=2e-6)  # the last bits depend on the batch
     assert (tmp_path / "output").read_text().count("top1_percent ") == len(found)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 1, 2])
-def test_a_killed_run_continues_exactly(flags: Flags, tmp_path: Path, run_main: RunMain, workers: int) -> None:
-    flags |= {"compute.num_workers": workers, "util.print_freq": 1, "util.checkpoint_minutes": 0, "optim.epochs": 6}
-    assert run_main({**flags, "util.run_dir": tmp_path / "undisturbed"}).returncode == 0
-    process = run_to_step(command_line(flags), flags["util.run_dir"], step=7)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert_group_is_gone(process.pid)
-    assert status(flags["util.run_dir"])["state"] == "running"
-    again = run_main(flags)
-    assert again.returncode == 0, again.stderr
-    assert re.search(r"continuing at step \d+ of 30", again.stdout)
-    for name in (LAST, BEST):
-        assert_same_weights(weights(tmp_path / "undisturbed", name), weights(flags["util.run_dir"], name))
-    assert metrics(tmp_path / "undisturbed") == metrics(flags["util.run_dir"])
-
-
-@pytest.mark.slow
-def test_two_preempted_processes_stop_together_and_continue_exactly(
-    flags: Flags, tmp_path: Path, run_main: RunMain
-) -> None:
-    flags |= {**processes(2), "compute.num_workers": 2, "util.print_freq": 1, "optim.epochs": 6}
-    assert run_main({**flags, "util.run_dir": tmp_path / "undisturbed"}).returncode == 0
-    process = run_to_step(command_line(flags), flags["util.run_dir"], step=7)
-    process.terminate()
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == EXIT_PREEMPTED, output
-    assert_group_is_gone(process.pid)
-    assert status(flags["util.run_dir"])["state"] == "preempted"
-    assert status(flags["util.run_dir"])["step"] == load_checkpoint(flags["util.run_dir"] / LAST)["step"]
-    again = run_main(flags)
-    assert again.returncode == 0, again.stderr
-    assert_same_weights(weights(tmp_path / "undisturbed"), weights(flags["util.run_dir"]))
-    assert metrics(tmp_path / "undisturbed") == metrics(flags["util.run_dir"])
-
-
-@pytest.mark.slow
-def test_torchrun_starts_the_same_run(flags: Flags, tmp_path: Path, run_main: RunMain) -> None:
-    assert run_main({**flags, **processes(2), "util.run_dir": tmp_path / "ours"}).returncode == 0
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, *command_line(flags)[1:]]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment(), cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert_same_weights(weights(tmp_path / "ours"), weights(flags["util.run_dir"]))
 
 
 @pytest.mark.slow
