@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+import re
 import resource
 import shutil
 import struct
@@ -204,12 +205,18 @@ def pixels(path: Path, decoder: str) -> np.ndarray | None:
 @pytest.mark.parametrize("whole", [JPEG, PROGRESSIVE], ids=["baseline", "progressive"])
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_no_cut_jpeg_is_read_as_another_image(tmp_path: Path, decoder: str, whole: bytes) -> None:
-    """Anywhere in it, the end mark lost, put behind or followed by zeros: refused, or every pixel is there."""
+    """Anywhere in it, the end mark lost, put behind or followed by zeros: refused, or every pixel is there.
+
+    But just between two scans, with the end mark behind: a progressive JPEG is then whole, only coarser.
+    """
     rng, path = np.random.default_rng(1), tmp_path / "cut.JPEG"
+    between_scans = {mark.start() + i for mark in re.finditer(b"\xff[\xc4\xda]", whole) for i in (0, 1)}
     path.write_bytes(whole)
     expected = pixels(path, decoder)
     for turn in range(max(12, CASES // 10)):
         at = int(rng.integers(2, len(whole) - 2))
+        if at in between_scans:
+            continue
         path.write_bytes(whole[:at] + (b"", whole[-2:], bytes(len(whole) - at))[turn % 3])
         found = pixels(path, decoder)
         assert found is None or (expected is not None and (found == expected).all()), at
