@@ -1,7 +1,8 @@
 """What several test files need: a small data set of photos with label maps, and ways to run main.py on it.
 
-Property-based tests take CASES generated cases each, in every run the same ones. RELABEL_TEST_CASES=N in the
-environment: N each, and others in every run. The last lines of a run count the cases that were tried.
+Property-based tests take 350 generated cases each, in every run the same ones; attacks take what stands in their files.
+RELABEL_TEST_CASES=N in the environment: N of each, and of the generated ones others in every run. The last lines of a
+run count what was tried.
 """
 
 import os
@@ -20,6 +21,7 @@ from PIL import Image
 
 from relabel.label_folder import write_label_map
 from relabel.label_map import LabelMap
+from tests.promises import GENERATED, TRIED, counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,14 +29,19 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ("ant", "bee", "cow")
 
-CASES = int(os.environ.get("RELABEL_TEST_CASES", 350))
-CASES_TRIED = "generated cases"
-settings.register_profile(
-    "tests", max_examples=CASES, derandomize="RELABEL_TEST_CASES" not in os.environ, deadline=None
-)
+ASKED = int(os.environ.get("RELABEL_TEST_CASES", 0))
+
+
+def cases(usual: int) -> int:
+    """How many cases a test tries: its usual number, or as many as somebody asked for."""
+    return ASKED or usual
+
+
+settings.register_profile("tests", max_examples=cases(350), derandomize=not ASKED, deadline=None)
 settings.load_profile("tests")
 
 Flags = dict[str, Any]
+Tried = Callable[[int], None]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -45,25 +52,30 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         return (yield)
     inner, tried = test.inner_test, 0
 
-    def counted(*words: object, **named: object) -> None:
+    def counting(*words: object, **named: object) -> None:
         nonlocal tried
         inner(*words, **named)
         tried += 1
 
-    test.inner_test = counted
+    test.inner_test = counting
     try:
         return (yield)
     finally:
         test.inner_test = inner
-        item.user_properties.append((CASES_TRIED, tried))
+        item.user_properties.append((GENERATED, tried))
+
+
+@pytest.fixture
+def tried(record_property: Callable[[str, object], None]) -> Tried:
+    """Say how many cases a test has tried, where these are not one."""
+    return lambda count: record_property(TRIED, count)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many cases were tried, by tests that passed."""
-    reports = [report for report in terminalreporter.getreports("passed") if report.when == "call"]
-    tried = [count for report in reports for name, count in report.user_properties if name == CASES_TRIED]
-    if tried:
-        terminalreporter.write_line(f"{sum(tried):,} {CASES_TRIED} in {len(tried):,} property-based tests")
+    """Say what was tried against each promise."""
+    reports = [r for word in ("passed", "failed") for r in terminalreporter.getreports(word) if r.when == "call"]
+    for line in counted(reports):
+        terminalreporter.write_line(line)
 
 
 def make_photos(folder: Path, per_class: dict[str, int], rng: np.random.Generator) -> None:

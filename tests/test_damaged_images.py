@@ -20,7 +20,7 @@ from relabel.crop_box import WHOLE_IMAGE, CropBox
 from relabel.dataset import list_images
 from relabel.decode import DECODERS, ImageFile, UnreadableImage
 from relabel.skipped_images import LIST
-from tests.conftest import CASES, Flags
+from tests.conftest import Flags, Tried, cases
 from tests.test_decode import photo_like
 from tests.test_evaluation import network
 from tests.test_runs import start, status
@@ -204,7 +204,7 @@ def pixels(path: Path, decoder: str) -> np.ndarray | None:
 
 @pytest.mark.parametrize("whole", [JPEG, PROGRESSIVE], ids=["baseline", "progressive"])
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_no_cut_jpeg_is_read_as_another_image(tmp_path: Path, decoder: str, whole: bytes) -> None:
+def test_no_cut_jpeg_is_read_as_another_image(tmp_path: Path, tried: Tried, decoder: str, whole: bytes) -> None:
     """Anywhere in it, the end mark lost, put behind or followed by zeros: refused, or every pixel is there.
 
     But just between two scans, with the end mark behind: a progressive JPEG is then whole, only coarser.
@@ -213,25 +213,27 @@ def test_no_cut_jpeg_is_read_as_another_image(tmp_path: Path, decoder: str, whol
     between_scans = {mark.start() + i for mark in re.finditer(b"\xff[\xc4\xda]", whole) for i in (0, 1)}
     path.write_bytes(whole)
     expected = pixels(path, decoder)
-    for turn in range(max(12, CASES // 10)):
+    for turn in range(cases(36)):
         at = int(rng.integers(2, len(whole) - 2))
         if at in between_scans:
             continue
         path.write_bytes(whole[:at] + (b"", whole[-2:], bytes(len(whole) - at))[turn % 3])
         found = pixels(path, decoder)
         assert found is None or (expected is not None and (found == expected).all()), at
+    tried(cases(36))
 
 
-def test_no_flipped_png_is_read_as_another_image(tmp_path: Path) -> None:
+def test_no_flipped_png_is_read_as_another_image(tmp_path: Path, tried: Tried) -> None:
     """Every chunk has a checksum."""
     rng, path = np.random.default_rng(2), tmp_path / "flipped.png"
     path.write_bytes(PNG)
     expected = pixels(path, "pillow")
-    for _ in range(max(12, CASES // 10)):
+    for _ in range(cases(36)):
         at = int(rng.integers(len(PNG)))
         path.write_bytes(put(PNG, at, bytes([PNG[at] ^ 1 << int(rng.integers(8))])))
         found = pixels(path, "pillow")
         assert found is None or (found == expected).all(), at
+    tried(cases(36))
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from models.digit_net import DigitNet
@@ -13,7 +13,7 @@ from relabel.crop_box import WHOLE_IMAGE
 from relabel.dataset import CentreView, ImageDataset, Key, Sample, list_images
 from relabel.evaluation import Score, evaluate
 from relabel.loader import Loader, TestBatches
-from tests.conftest import CASES
+from tests.strategies import FEW
 from utils.precision import Precision
 
 CPU = torch.device("cpu")
@@ -64,7 +64,7 @@ class Pixels(torch.nn.Module):
         return images.flatten(1)[:, :7]
 
 
-@settings(max_examples=max(1, CASES // 10))
+@FEW
 @given(num_images=st.integers(1, 103), processes=st.integers(1, 5), batch_size=st.integers(1, 110))
 @example(num_images=103, processes=2, batch_size=10)
 @example(num_images=103, processes=3, batch_size=1)

@@ -29,7 +29,7 @@ from relabel.packed_writer import PackedWriter
 from relabel.packing import pack
 from relabel.published_labels import read_multi_labels, read_real
 from relabel.runs import run
-from tests.conftest import CLASSES, Flags
+from tests.conftest import CLASSES, Flags, Tried
 from tests.fuzz_targets import imagenet_images
 from tests.traps import Trap, hostile_files
 from utils.checkpoint import LAST, PREVIOUS, load_checkpoint
@@ -111,7 +111,7 @@ def assert_refused(command: Callable[[], object], capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize("place", TRAINING)
 def test_main_runs_nothing_in_a_file(
-    data: Path, flags: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+    data: Path, flags: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str, tried: Tried
 ) -> None:
     name, extra = TRAINING[place]
     own = {
@@ -125,12 +125,18 @@ def test_main_runs_nothing_in_a_file(
     for content in hostile_files(tmp_path / "it-ran").values():
         (data / name).write_bytes(content)
         assert_refused(lambda: run(load_config("", words)), capsys)
+    tried(len(hostile_files(tmp_path)))
     assert not (tmp_path / "it-ran").exists() and not flags["util.run_dir"].exists()
 
 
 @pytest.mark.parametrize("place", TOOLS)
 def test_the_tools_run_nothing_in_a_file(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: str
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    place: str,
+    tried: Tried,
 ) -> None:
     name, words = TOOLS[place]
     monkeypatch.chdir(data)
@@ -138,6 +144,7 @@ def test_the_tools_run_nothing_in_a_file(
         Path(name).write_bytes(content)
         assert_refused(lambda: tools.main(words), capsys)
         assert not list(Path().glob("out/**/*.pt")) or name.startswith("packed/maps")
+    tried(len(hostile_files(tmp_path)))
     assert not (tmp_path / "it-ran").exists()
 
 
@@ -166,11 +173,12 @@ def test_a_run_does_not_continue_from_a_hostile_checkpoint(
     ],
     ids=["ReaL", "Shankar", "boxes as JSON", "boxes as XML", "config", "image", "image, fast"],
 )
-def test_no_reader_runs_anything(tmp_path: Path, read: Callable[[Path], object]) -> None:
+def test_no_reader_runs_anything(tmp_path: Path, read: Callable[[Path], object], tried: Tried) -> None:
     for content in hostile_files(tmp_path / "it-ran").values():
         (tmp_path / "a.file").write_bytes(content)
         with pytest.raises(UserError, match=r"a\.file"):
             read(tmp_path / "a.file")
+    tried(len(hostile_files(tmp_path)))
     assert not (tmp_path / "it-ran").exists()
 
 

@@ -1,11 +1,10 @@
 """A label map is the right one and intact, or it is an error: files damaged at random places, in both forms.
 
-2,000 files are damaged and read; RELABEL_TEST_CASES=N makes it N.
+2,000 files are damaged and read, an eighth of them each of the four files of a store and of the four kinds of .pt file.
 """
 
 import io
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,11 +18,11 @@ from relabel.label_manifest import MANIFEST, read_manifest
 from relabel.label_set import open_label_set
 from relabel.label_store import check_present, open_label_store
 from relabel.report import Settings, make_report
+from tests.conftest import Tried, cases
 from tests.fuzz_targets import CLASSES, KEYS, assert_valid, random_map, write_store
 from utils.errors import UserError
 
-CASES = int(os.environ.get("RELABEL_TEST_CASES", "2000"))
-PER_FILE = CASES // 8  # four files of a store, and four kinds of .pt file
+PER_FILE = cases(250)
 FILES = ("maps.npy", "keys.npy", "crc32.npy", MANIFEST)
 
 
@@ -74,16 +73,17 @@ def store(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_nothing_damaged_is_read_silently_from_a_store(store: Path, name: str) -> None:
+def test_nothing_damaged_is_read_silently_from_a_store(store: Path, name: str, tried: Tried) -> None:
     whole, told = (store / name).read_bytes(), 0
     for what, content in damages(whole, PER_FILE, np.random.default_rng(0)):
         (store / name).write_bytes(content)
         told += assert_the_same_or_refused(store, f"{name}: {what}")
+    tried(PER_FILE)
     assert told > 0.8 * PER_FILE  # of a header, some bits mean nothing
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_check_finds_every_damage_of_a_store(store: Path, name: str) -> None:
+def test_check_finds_every_damage_of_a_store(store: Path, name: str, tried: Tried) -> None:
     whole = (store / name).read_bytes()
     manifest = read_manifest(store)
     assert problems(store) == []
@@ -91,6 +91,7 @@ def test_check_finds_every_damage_of_a_store(store: Path, name: str) -> None:
         (store / name).write_bytes(content)
         if problems(store) == []:  # it may be written otherwise and say the same
             assert name == MANIFEST and read_manifest(store) == manifest, what
+    tried(PER_FILE // 4)
 
 
 def test_the_command_check_says_so(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,7 +116,9 @@ def pt_file(dtype: torch.dtype, form: str) -> bytes:
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("form", ["zip", "legacy"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_what_a_damaged_pt_file_gives_is_fit_for_training(tmp_path: Path, dtype: torch.dtype, form: str) -> None:
+def test_what_a_damaged_pt_file_gives_is_fit_for_training(
+    tmp_path: Path, dtype: torch.dtype, form: str, tried: Tried
+) -> None:
     """Shape, range, finite scores, each class once in a cell; a changed score or id that is in range cannot be told."""
     whole, refused = pt_file(dtype, form), 0
     for name in ("first", "second"):
@@ -131,6 +134,7 @@ def test_what_a_damaged_pt_file_gives_is_fit_for_training(tmp_path: Path, dtype:
             continue
         assert_valid(found)
         assert found.shape == (2, 3, 4) and found.scores.dtype in (np.float16, np.float32), what
+    tried(PER_FILE)
     assert refused >= PER_FILE // 8  # every cut, at least
 
 

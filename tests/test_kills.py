@@ -1,10 +1,6 @@
-"""kill -9 at any moment loses nothing: a run continues exactly, and a checkpoint is whole or absent.
-
-RELABEL_TEST_CASES=N in the environment: N kills of runs, N of saves and 20 N flipped bits, instead of the few of CI.
-"""
+"""kill -9 at any moment loses nothing: a run continues exactly, and a checkpoint is whole or absent."""
 
 import ctypes
-import os
 import resource
 import shutil
 import signal
@@ -18,15 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import Flags
+from tests.conftest import Flags, Tried, cases
 from tests.forked_runs import CONTEXT, SignalAt, fork_run
 from tests.test_runs import metrics, start, status
 from utils.checkpoint import BEST, LAST, PREVIOUS, DamagedCheckpoint, load_checkpoint, load_latest, save_checkpoint
 from utils.errors import UserError
 from utils.run_log import METRICS, STATUS, write_status
 
-CASES = int(os.environ.get("RELABEL_TEST_CASES", 0))
-KILLS_OF_RUNS, KILLS_OF_SAVES, FLIPS = CASES or 28, CASES or 50, 20 * CASES or 1000
+KILLS_OF_A_RUN, KILLS_OF_SAVES, FLIPS = cases(4), cases(50), cases(1000)
 
 # Any two settings stand together in one of these runs.
 CUTMIX = {"data.cutmix.prob": 0.5, "data.cutmix.beta": 1.0, "data.cutmix.off_epoch": 1}
@@ -112,7 +107,7 @@ def start_and_kill(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COVERING_RUNS)
-def test_a_run_killed_many_times_is_the_undisturbed_run(flags: Flags, tmp_path: Path, name: str) -> None:
+def test_a_run_killed_many_times_is_the_undisturbed_run(flags: Flags, tmp_path: Path, name: str, tried: Tried) -> None:
     workers, processes, settings = COVERING_RUNS[name]
     row = list(COVERING_RUNS).index(name)
     flags |= settings | {"compute.num_workers": workers, "util.checkpoint_minutes": 0 if row % 2 else 60}
@@ -121,7 +116,7 @@ def test_a_run_killed_many_times_is_the_undisturbed_run(flags: Flags, tmp_path: 
     ends = fork_run({**flags, "util.run_dir": undisturbed}, output, processes).ends()
     assert ends == [0] * processes, output.read_text()
     rng, seconds, kills = np.random.default_rng(row), time.monotonic() - began, 0
-    while kills < -(-KILLS_OF_RUNS // len(COVERING_RUNS)):
+    while kills < KILLS_OF_A_RUN:
         if start_and_kill(flags, output, processes, row + kills, rng, seconds):
             kills += 1
         else:
@@ -129,6 +124,7 @@ def test_a_run_killed_many_times_is_the_undisturbed_run(flags: Flags, tmp_path: 
             shutil.rmtree(folder)
     assert fork_run(flags, output, processes).ends() == [0] * processes, output.read_text()
     assert_same_run(undisturbed, folder)
+    tried(kills)
 
 
 # ---- one checkpoint
@@ -148,7 +144,7 @@ def save_for_ever(folder: Path, first: int, done: Any) -> None:
         done.send(step)
 
 
-def test_a_killed_save_leaves_the_checkpoint_before_or_the_new_one(tmp_path: Path) -> None:
+def test_a_killed_save_leaves_the_checkpoint_before_or_the_new_one(tmp_path: Path, tried: Tried) -> None:
     rng, step, interrupted = np.random.default_rng(0), 0, 0
     for _ in range(KILLS_OF_SAVES):
         receiver, sender = CONTEXT.Pipe(duplex=False)
@@ -172,6 +168,7 @@ def test_a_killed_save_leaves_the_checkpoint_before_or_the_new_one(tmp_path: Pat
         assert_equal(state, numbered(step))
         if (tmp_path / PREVIOUS).exists() and (tmp_path / LAST).exists():
             assert_equal(load_checkpoint(tmp_path / PREVIOUS), numbered(step - 1))
+    tried(KILLS_OF_SAVES)
     assert interrupted  # saves were met, not only what is between them
 
 
@@ -188,12 +185,12 @@ def small_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
     return folder / LAST, state
 
 
-def test_no_flipped_bit_is_read_silently(tmp_path: Path) -> None:
+def test_no_flipped_bit_is_read_silently(tmp_path: Path, tried: Tried) -> None:
     """Flips in padding change nothing that is read; any other is found."""
     path, state = small_checkpoint(tmp_path)
     whole = path.read_bytes()
-    rng, found = np.random.default_rng(1), 0
-    for bit in rng.choice(8 * len(whole), min(FLIPS, 8 * len(whole)), replace=False).tolist():
+    rng, found, flips = np.random.default_rng(1), 0, min(FLIPS, 8 * len(whole))
+    for bit in rng.choice(8 * len(whole), flips, replace=False).tolist():
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
@@ -201,16 +198,18 @@ def test_no_flipped_bit_is_read_silently(tmp_path: Path) -> None:
             assert_equal(load_checkpoint(path), state, f"bit {bit}")
         except DamagedCheckpoint:
             found += 1
-    assert found > FLIPS // 10
+    tried(flips)
+    assert found > flips // 10
 
 
-def test_no_truncated_checkpoint_is_read(tmp_path: Path) -> None:
+def test_no_truncated_checkpoint_is_read(tmp_path: Path, tried: Tried) -> None:
     path, _ = small_checkpoint(tmp_path)
     whole = path.read_bytes()
     for length in np.linspace(0, len(whole) - 1, 100, dtype=int).tolist():
         path.write_bytes(whole[:length])
         with pytest.raises(DamagedCheckpoint, match=LAST):
             load_checkpoint(path)
+    tried(100)
 
 
 # ---- disks that are full, folders that are read-only

@@ -127,15 +127,16 @@ def end(process: "subprocess.Popen[bytes]", output: Path) -> int:
 
 
 @pytest.mark.slow
-def test_a_run_of_our_own_launcher_stops_by_ctrl_c_and_dies_with_its_launcher(
+def test_a_run_of_our_own_launcher_stops_with_its_group_and_dies_with_its_launcher(
     long_run: Flags, tmp_path: Path, begin: Begin
 ) -> None:
     folder, output = long_run["util.run_dir"], tmp_path / "output"
     command = command_line(long_run | processes(2))
-    process = begin(command, folder)
-    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
-    assert end(process, output) == EXIT_PREEMPTED
-    assert steps_done(folder) == assert_preempted(folder, output)
+    for number in STOP_SIGNALS:
+        process = begin(command, folder)
+        os.killpg(process.pid, number)  # as a terminal does with Ctrl-C, and schedulers
+        assert end(process, output) == EXIT_PREEMPTED
+        assert steps_done(folder) == assert_preempted(folder, output)
 
     process = begin(command, folder)
     process.kill()
@@ -152,7 +153,7 @@ def test_a_run_under_torchrun_stops_however_torchrun_ends(long_run: Flags, tmp_p
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, "--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1", *command_line(long_run)[1:]]
     folder, output = long_run["util.run_dir"], tmp_path / "output"
-    for number in (signal.SIGUSR1, signal.SIGKILL):
+    for number in (*STOP_SIGNALS, signal.SIGKILL):
         process = begin(command, folder)
         process.send_signal(number)
         assert end(process, output) != 0

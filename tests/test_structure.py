@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.promises import PROMISES
+
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ["utils", "models", "relabel", "main"]
 # A file imports only files above it.
@@ -133,6 +135,13 @@ def test_each_source_file_has_a_test_file() -> None:
         for path in (ROOT / layer).glob("*.py"):
             if path.stem != "__init__":
                 assert f"test_{covered_by.get(path.stem, path.stem)}.py" in tests, path
+
+
+def test_the_readme_lists_the_promises_that_tests_attack() -> None:
+    listed = re.findall(r"^\| (\d+)\. ([^|]+?) \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert listed == [(str(number), promise.title) for number, promise in enumerate(PROMISES, start=1)]
+    for file, _, test in (name.partition("::") for promise in PROMISES for name in promise.tests):
+        assert f"def {test}" in (ROOT / "tests" / f"{file}.py").read_text(encoding="utf-8"), (file, test)
 
 
 def test_the_readme_is_complete() -> None:
