@@ -155,6 +155,6 @@ def manifest_of(root: Path) -> Manifest | None:
             f"found {found} at {root}; expected a folder of label maps: a packed store, or CLASS/STEM{SUFFIX} for each "
             f"image. Correct --data.relabel.path. {HOW_TO_GO_ON}"
         )
-    if ((root / UNFINISHED).exists() or (root / MAPS).exists()) and not (root / MANIFEST).exists():
+    if ((root / UNFINISHED).is_file() or (root / MAPS).is_file()) and not (root / MANIFEST).exists():
         return read_whole_manifest(root)  # which says that it is unfinished
     return read_manifest(root)

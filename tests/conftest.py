@@ -21,7 +21,7 @@ from PIL import Image
 
 from relabel.label_folder import write_label_map
 from relabel.label_map import LabelMap
-from tests.promises import GENERATED, TRIED, counted
+from tests.promises import GENERATED, HEADINGS, TRIED, counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,8 +74,8 @@ def tried(record_property: Callable[[str, object], None]) -> Tried:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what was tried against each promise."""
     reports = [r for word in ("passed", "failed") for r in terminalreporter.getreports(word) if r.when == "call"]
-    for line in counted(reports):
-        terminalreporter.write_line(line)
+    if lines := list(counted(reports)):
+        terminalreporter.write_line("\n".join([HEADINGS, *lines]))
 
 
 def make_photos(folder: Path, per_class: dict[str, int], rng: np.random.Generator) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 # User properties of a test that tries more cases than one; they reach the reports of other processes.
 TRIED, GENERATED = "cases", "generated cases"
-HEADING = f"{'promise':<52}{'tests':>7}{'cases':>9}{'failed':>8}"
+HEADINGS = f"{'promise':<52}{'tests':>7}{'cases':>9}{'failed':>8}"
 
 
 class Promise(NamedTuple):
@@ -81,14 +81,14 @@ def cases_of(report: pytest.TestReport) -> int:
 
 def counted(reports: list[pytest.TestReport]) -> Iterator[str]:
     """The table: of each promise its tests in a run, the cases that they tried, and how many of the tests failed."""
-    yield HEADING
     for number, promise in enumerate(PROMISES, start=1):
         mine = [report for report in reports if any(_is_of(name, report.nodeid) for name in promise.tests)]
         if mine:
             tried, failed = sum(map(cases_of, mine)), sum(report.failed for report in mine)
             yield f"{number:>2}  {promise.title:<48}{len(mine):>7,}{tried:>9,}{failed:>8}"
     properties = [report for report in reports if any(name == GENERATED for name, _ in report.user_properties)]
-    yield f"{sum(map(cases_of, properties)):,} cases were generated, by {len(properties):,} property-based tests"
+    if properties:
+        yield f"{sum(map(cases_of, properties)):,} cases were generated, by {len(properties):,} property-based tests"
 
 
 def _is_of(name: str, nodeid: str) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -90,6 +90,7 @@ def test_there_and_back_again(tmp_path: Path) -> None:
 
 @FEW
 @given(KEY_LISTS, st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), SEEDS)
+@example(keys=["maps.npy/0"], k=1, h=1, w=1, seed=0)
 def test_maps_under_any_names_come_back_from_a_store(keys: list[str], k: int, h: int, w: int, seed: int) -> None:
     """Spaces, dots, quotes, line ends, other scripts, bytes that are no text, and names as long as Linux allows."""
     rng = np.random.default_rng(seed)

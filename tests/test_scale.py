@@ -23,7 +23,7 @@ from tests.test_label_pooling import LargestTensor
 from utils.config import load_config
 from utils.run_log import read_metrics
 
-FILES = 10_000
+FILES = 100_000
 K = 21_000  # classes of ImageNet-21K
 TRAINED, BATCH = 32, 16
 
