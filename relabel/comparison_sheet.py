@@ -85,6 +85,10 @@ def _read(folder: Path, name: str) -> np.ndarray:
     inside = PurePosixPath(name)
     if inside.is_absolute() or ".." in inside.parts:
         raise UserError(f"found the image name {name!r}, which leads out of {folder}; expected CLASS/FILE")
-    if not (folder / inside).is_file():
+    try:
+        is_there = (folder / inside).is_file()
+    except OSError:  # a name longer than names can be
+        is_there = False
+    if not is_there:
         raise UserError(f"{folder} has no image {name!r}; give the folder that was evaluated, such as DATA/val")
     return shown_pixels(ImageFile(folder / inside))

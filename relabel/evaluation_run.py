@@ -3,7 +3,6 @@
 Every file and folder is read before the first image is classified; then each image set is read once.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,9 +44,10 @@ from utils.config import to_plain
 from utils.distributed import Place, from_main
 from utils.errors import UserError
 from utils.frozen_munch import FrozenMunch
+from utils.json_files import read_json, write_json
 from utils.precision import Precision
 from utils.run_folder import make_run_folder
-from utils.run_log import environment, write_json
+from utils.run_log import environment
 
 IMAGENET_KEYS = ("real", "multilabel", "imagenet_v2", "imagenet_a", "imagenet_r", "imagenet_c")
 
@@ -94,10 +94,10 @@ def open_folder(folder: Path, weights: Path) -> None:
     """Make the run folder. UserError where it cannot be written, or holds what another file of this name achieved."""
     report = _report_path(folder, weights)
     try:
-        before = Path(str(json.loads(report.read_text())["weights"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        before = weights
-    if before.resolve() != weights.resolve():
+        before = Path(read_json(report, "expected an evaluation")["weights"]).resolve()
+    except (UserError, KeyError, TypeError, ValueError, OSError):  # none that says what it is of
+        before = weights.resolve()
+    if before != weights.resolve():
         raise UserError(
             f"{report} holds the evaluation of {before}; expected none, or one of {weights}, which would replace it.\n"
             f"  Set another --util.run_dir."

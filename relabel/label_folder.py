@@ -4,6 +4,7 @@ FOLDER/CLASS/STEM.pt is a tensor [2, k, h, w] in float32 or float16, plane 0 the
 [score or id, k, row, column]. Folders made by this project also hold a manifest, which names the classes.
 """
 
+import io
 import os
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from relabel.label_manifest import MANIFEST, Manifest, read_manifest
 from relabel.label_map import LabelMap, class_dtype, class_translation
-from utils.checkpoint import damaged_part
+from utils.checkpoint import damaged_part, is_plain, refuse_inflated
 from utils.errors import UserError
 from utils.folders import is_file, remove_temporaries, replacing
 
@@ -213,18 +214,34 @@ def map_path(root: str | Path, key: str) -> Path:
 
 
 def _file_names(folder: Path) -> set[str]:
-    """Names of files in a folder that are not empty; none where it does not exist."""
+    """Names of label maps in a folder that are not empty; none where it does not exist.
+
+    Raises:
+        UserError: it cannot be listed.
+    """
     try:
         with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.stat().st_size}
+            return {entry.name for entry in entries if entry.name.endswith(SUFFIX) and _size(entry)}
     except (FileNotFoundError, NotADirectoryError):
         return set()
+    except OSError as error:
+        raise UserError(f"{folder} cannot be listed ({error.strerror}). Allow reading it.") from error
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    """Bytes of a file; 0 of one that is not there, as behind a link to nothing."""
+    try:
+        return entry.stat().st_size
+    except OSError:
+        return 0
 
 
 def _load_planes(path: Path) -> np.ndarray:
     """The float16 or float32 array [2, k, h, w] of a file, zip or legacy format; nothing in the file is executed."""
     try:
-        planes = torch.load(path, map_location="cpu", weights_only=True)
+        content = path.read_bytes()
+        refuse_inflated(content)
+        planes = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"found no label map at {path}. {HOW_TO_GO_ON}") from None
     except Exception as error:
@@ -247,8 +264,7 @@ def _is_planes(value: object) -> bool:
     """Whether a loaded object is a plain tensor of the right type and number of planes."""
     return (
         isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and value.device.type == "cpu"
+        and is_plain(value)
         and value.dtype in (torch.float16, torch.float32)
         and value.ndim == 4
         and value.shape[0] == 2
@@ -264,8 +280,10 @@ def _repeats(tensor: Tensor) -> bool:
 
 def _describe(value: object) -> str:
     """What a loaded object is, in a few words."""
+    if isinstance(value, Tensor) and value.is_nested:
+        return "a nested tensor"
     if isinstance(value, Tensor):
-        repeated = " of repeated numbers" * (value.layout == torch.strided and _repeats(value))
+        repeated = " of repeated numbers" * (is_plain(value) and _repeats(value))
         return f"a tensor{repeated} of shape {list(value.shape)} and type {str(value.dtype).removeprefix('torch.')}"
     return f"a {type(value).__name__}"
 

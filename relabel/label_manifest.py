@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from utils.errors import UserError
-from utils.run_log import write_json
+from utils.json_files import read_json, write_json
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -59,6 +60,8 @@ class Manifest(BaseModel):
             raise ValueError("a class is named twice")
         if self.k * self.h * self.w > LARGEST_MAP:
             raise ValueError(f"a map has more than {LARGEST_MAP:,} scores")
+        for key in self.skipped:
+            os.fsencode(key)  # ValueError where no file can have the name
         return self
 
     @property
@@ -101,11 +104,12 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest | None:
     """
     path = folder / name
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error}); {_EXPECTED}") from error
+    except OSError:
+        pass  # reading it tells the reason
+    content = read_json(path, _EXPECTED)
     version = content.get("version") if isinstance(content, dict) else None
     if version != VERSION:
         raise UserError(f"{path}: found version {version!r} of the format; expected {VERSION}. {_ANOTHER_VERSION}")
@@ -114,10 +118,10 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest | None:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise UserError(f"{path}: {where}: {first['msg']}; {_EXPECTED}") from None
+        raise UserError(f"{path}: {where}: {first['msg']}; {_EXPECTED}.") from None
     stated = content["sha256"].pop(MANIFEST, None) if hashes else None
     if stated is not None and stated != _sha256(content):
-        raise UserError(f"{path}: what it says is not what its sha256 belongs to: it was changed; {_EXPECTED}")
+        raise UserError(f"{path}: what it says is not what its sha256 belongs to: it was changed; {_EXPECTED}.")
     return Manifest.model_validate(content)
 
 
@@ -128,7 +132,7 @@ def _sha256(content: dict[str, Any]) -> str:
 
 _EXPECTED = (
     "expected the manifest of label maps that `python -m relabel annotate` or `pack` writes. "
-    "Fetch it again, or make these maps again."
+    "Fetch it again, or make these maps again"
 )
 _ANOTHER_VERSION = "It was written by another version of this program, or is no manifest of label maps."
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from relabel.tool_words import Name, Pictures, in_own_words
+from relabel.tool_words import Name, Pictures, in_own_words, keep_apart
 from utils.errors import UserError
 from utils.torchrun import refuse_broken_torchrun
 from utils.value_types import (
@@ -98,8 +98,7 @@ def annotate(
     from utils.distributed import available_cores, shared_job
 
     with in_own_words(), shared_job() as place:
-        if images.resolve() in (out.resolve(), *out.resolve().parents):
-            raise UserError(f"OUT {out} lies in IMAGES; expected another place, or the maps would be taken for images")
+        keep_apart(out, "OUT", {"IMAGES": images})
         found = list_any_images(images)
         teacher = load_teacher(
             arch,
@@ -163,8 +162,10 @@ def check(
     from relabel.object_boxes import open_object_boxes
     from relabel.report import Settings, make_report
     from relabel.report_tables import print_report
-    from utils.run_log import write_json
+    from utils.json_files import write_json
 
+    if json:
+        keep_apart(json, "--json", {"LABELS": labels, "--images": images, "--boxes": boxes})
     for flag, value in {"--classifier": classifier, "--teacher_accuracy": teacher_accuracy}.items():
         if value is not None and images is None:
             raise UserError(f"{flag} compares the maps with their images; give --images too, or leave it out")
@@ -213,6 +214,7 @@ def show(
     """
     from relabel.gallery import draw_figure
 
+    keep_apart(out, "--out", {"--labels": labels, "--images": images})
     with in_own_words():
         draw_figure(
             image,
@@ -253,6 +255,7 @@ def pack(
     """
     from relabel.packing import pack as pack_files
 
+    keep_apart(out, "OUT", {"LABELS": labels, "--images": images})
     with in_own_words():
         pack_files(labels, out, images, classes, skip_damaged=on_error == "skip")
 
@@ -266,6 +269,7 @@ def unpack(labels: ExistingFolder, out: NewFolder) -> None:
     """
     from relabel.packing import unpack as write_files
 
+    keep_apart(out, "OUT", {"LABELS": labels})
     with in_own_words():
         write_files(labels, out)
 
@@ -296,6 +300,7 @@ def export_labels(
     from relabel.label_export import export_labels as write_labels
     from relabel.label_set import open_label_set
 
+    keep_apart(out, "OUT", {"LABELS": labels, "--images": images})
     with in_own_words():
         found = open_label_set(labels, images)
         options = {"threshold": threshold, "fill": fill, "temperature": temperature}

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from relabel.tool_words import Name, Pictures, in_own_words
+from relabel.tool_words import Name, Pictures, in_own_words, keep_apart
 from utils.errors import UserError
 from utils.value_types import ExistingFile, ExistingFolder, NewFile, NewFolder, NewPicture
 
@@ -35,12 +35,14 @@ def compare(
     from relabel.comparison import as_record, print_differences, read_predictions
     from relabel.comparison import compare as compare_predictions
     from relabel.comparison_sheet import draw_comparison_sheet
-    from utils.run_log import write_json
+    from utils.json_files import write_json
 
     if (images is None) != (out is None):
         raise UserError("the picture needs both --images, the folder, and --out, its own name; give both or none")
-    if json and json.resolve() in (first.resolve(), second.resolve()):
-        raise UserError(f"--json {json} is one of the files to compare; expected another name, or it would be lost")
+    inputs = {"FIRST": first, "SECOND": second, "--images": images}
+    for flag, path in {"--json": json, "--out": out}.items():
+        if path:
+            keep_apart(path, flag, inputs)
     both = read_predictions(first), read_predictions(second)
     differences = compare_predictions(*both)
     if images and out:

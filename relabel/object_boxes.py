@@ -7,7 +7,6 @@ Annotation files come from elsewhere, so they are read with care: no document ty
 is taken for a path.
 """
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 from relabel.class_labels import WNID
 from relabel.crop_box import CropBox
 from utils.errors import UserError
+from utils.json_files import read_json
 
 LARGEST_XML = 1_000_000  # bytes; a thousand objects take 300,000
 EXPECTED_SOURCE = (
@@ -157,14 +157,12 @@ def read_truth(path: Path) -> dict[str, Truth]:
     Raises:
         UserError: the file is missing or is not such a file.
     """
+    expected = f"expected the true labels that `python -m relabel digits --out {path.parent}` writes"
+    entries = read_json(path, expected)
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
         return {name: _truth(entry["labels"], entry["boxes"]) for name, entry in entries.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
-        raise UserError(
-            f"cannot read the true labels of digit scenes from {path} ({type(error).__name__}: {error}).\n"
-            f"Expected the file that `python -m relabel digits --out {path.parent}` writes."
-        ) from error
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise UserError(f"{path} cannot be read ({type(error).__name__}: {error}); {expected}.") from error
 
 
 def _truth(labels: Sequence[int], boxes: Sequence[Sequence[float]]) -> Truth:

@@ -63,6 +63,9 @@ class PackedStore:
             raise UserError(f"{folder}: {MANIFEST} tells of {manifest.maps:,} maps, {KEYS} of others. {_FETCH_AGAIN}")
         self._records = find_rows(store_keys, keys, skipped)
         crcs = load_array(folder, CRCS, "u", len(store_keys))
+        # The manifest names the classes, these sums the maps: of two stores that were mixed, all else could fit.
+        if manifest.sha256.get(CRCS) not in (None, sha256_of(folder / CRCS)):
+            raise UserError(f"{folder}: {CRCS} is not the one that {MANIFEST} was written with. {_FETCH_AGAIN}")
         self._crcs = record_crcs(crcs if self._records is None else crcs[self._records], keys, self._size)
         self._file = -1
 
@@ -137,7 +140,7 @@ def find_rows(store_keys: np.ndarray, keys: np.ndarray, skipped: np.ndarray) -> 
     """Where each key stands in a store.
 
     Args:
-        store_keys: bytes [M], sorted.
+        store_keys: bytes [M], sorted; M > 0.
         keys: bytes [N].
         skipped: bytes [n]; those of store_keys that have no map.
 
@@ -146,8 +149,6 @@ def find_rows(store_keys: np.ndarray, keys: np.ndarray, skipped: np.ndarray) -> 
     """
     if not len(skipped) and len(keys) == len(store_keys) and np.array_equal(keys, store_keys):
         return None
-    if not len(store_keys):
-        return np.full(len(keys), -1, dtype=np.int32)
     places = np.searchsorted(store_keys, keys).clip(max=len(store_keys) - 1)
     is_there = (store_keys[places] == keys) & ~np.isin(keys, skipped)
     return np.where(is_there, places, -1).astype(np.int32)
@@ -157,7 +158,8 @@ def record_crcs(crcs: np.ndarray, keys: np.ndarray, size: int) -> np.ndarray:
     """uint32 [N]; what the CRC of each record alone must be.
 
     CRC-32 is linear: that of key and record is that of the record, xor a linear function of the key's, which is added
-    up here from a table for each of its four bytes. So the keys need not be kept to check a record.
+    up here from a table for each of its four bytes, and they from what each bit does. So the keys need not be kept to
+    check a record.
 
     Args:
         crcs: integer [N]; of each key and record.
@@ -166,8 +168,11 @@ def record_crcs(crcs: np.ndarray, keys: np.ndarray, size: int) -> np.ndarray:
     """
     zeros = bytes(size)
     key_crcs, expected = crcs_of(keys), crcs.astype(np.uint32)
+    plain = crc32(zeros)
     for shift in (0, 8, 16, 24):
-        table = np.array([crc32(zeros, byte << shift) ^ crc32(zeros) for byte in range(256)], np.uint32)
+        table = np.zeros(256, np.uint32)
+        for bit in range(8):  # each doubles what the table knows
+            table[1 << bit : 2 << bit] = table[: 1 << bit] ^ np.uint32(crc32(zeros, 1 << shift + bit) ^ plain)
         expected ^= table[key_crcs >> np.uint32(shift) & np.uint32(255)]
     return expected
 
@@ -210,6 +215,8 @@ def load_keys(folder: Path) -> np.ndarray:
 def _load_all_keys(folder: Path) -> np.ndarray:
     """bytes [N], sorted; also of images without map. UserError where they are no such keys."""
     keys = load_array(folder, KEYS, "S")
+    if not len(keys):
+        raise UserError(f"{folder / KEYS}: found no key, and so a store without label maps. {_FETCH_AGAIN}")
     if (keys[1:] <= keys[:-1]).any():
         raise UserError(f"{folder / KEYS}: the keys are not sorted, or one stands there twice. {_FETCH_AGAIN}")
     return keys
@@ -246,6 +253,8 @@ def array_in(path: Path) -> tuple[int, np.dtype[Any], int]:
         UserError: there is none, or the file is not as long as it says.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for without end
+            raise OSError("it is no regular file")
         with path.open("rb") as file:
             shape, kind = _read_header(file)
             offset, size = file.tell(), os.fstat(file.fileno()).st_size

@@ -10,7 +10,7 @@ from relabel.label_manifest import MANIFEST, Manifest, read_manifest
 from relabel.label_map import LabelMap
 from relabel.packed_store import CRCS, KEYS, MAPS, UNFINISHED, array_in, load_array, record_type, sha256_of
 from utils.errors import UserError
-from utils.folders import remove_temporaries
+from utils.folders import remove_temporaries, replacing
 
 LARGEST_CLASS_COUNT = 65_535  # ids are uint16
 
@@ -51,18 +51,20 @@ class PackedWriter:
         Raises:
             UserError: the folder holds something else (the message names the differences), or cannot be written.
         """
-        remove_temporaries(self.folder)
         for name in (MAPS, KEYS, CRCS):
             if (self.folder / name).is_symlink():  # which would be followed to what it names, and that written over
                 raise UserError(f"{self.folder / name} is a link; expected a file of a store, or none. Remove it")
-        begun = read_manifest(self.folder) or read_manifest(self.folder, UNFINISHED)
+        finished = read_manifest(self.folder)
+        begun = finished or read_manifest(self.folder, UNFINISHED)
         if begun is not None:
             begun.refuse_unless_equal(self.manifest, self.folder)
-            self._refuse_other_images()
         else:
             self._refuse_other_files()
-            self._make_files()
             self.manifest.write(self.folder / UNFINISHED)
+        remove_temporaries(self.folder)
+        if finished is None and not (self.folder / MAPS).exists():  # it comes last
+            self._make_files()
+        self._refuse_other_images()
 
     def open(self) -> None:
         """Map the files of `begin` into memory; every process that writes calls this."""
@@ -81,8 +83,9 @@ class PackedWriter:
         """Write the record of a key; scores become float16.
 
         Raises:
-            UserError: a score that float16 cannot hold.
+            UserError: a score that float16 cannot hold, or a map that is not valid.
         """
+        label_map.validate(self.manifest.num_classes, os.fsdecode(self._keys[row]))
         assert self._maps is not None and self._crcs is not None
         record = np.empty((), self._type)
         with np.errstate(over="ignore"):
@@ -121,10 +124,8 @@ class PackedWriter:
         return crc32(record, crc32(self._keys[row]))
 
     def _refuse_other_files(self) -> None:
-        """A folder that holds anything but a store's own files is not ours to write into."""
-        names = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
-        strange = [name for name in names if name not in (MAPS, KEYS, CRCS)]
-        if strange:
+        """A folder that holds anything, and no manifest that says that it is a store's, is not ours to write into."""
+        if strange := sorted(path.name for path in self.folder.iterdir() if not path.name.startswith(".")):
             raise UserError(
                 f"{self.folder} is taken: it holds {strange[0]}{' and more' if len(strange) > 1 else ''}; expected a "
                 "new or empty folder, or an unfinished store of these very maps. Name another folder"
@@ -143,13 +144,16 @@ class PackedWriter:
             )
 
     def _make_files(self) -> None:
-        """All files in full length: the room of all records is reserved, so that a full disk shows before the work."""
+        """All files in full length: the room of all records is reserved, so that a full disk shows before the work.
+
+        The last one appears whole: where it is, the others are.
+        """
         with (self.folder / KEYS).open("wb") as file:
             np.save(file, self._keys)
         with (self.folder / CRCS).open("wb") as file:
             np.save(file, np.zeros(len(self._keys), self._types[CRCS]))
         header = {"descr": np.lib.format.dtype_to_descr(self._type), "fortran_order": False}
-        with (self.folder / MAPS).open("wb") as file:
+        with replacing(self.folder / MAPS) as temporary, temporary.open("wb") as file:
             np.lib.format.write_array_header_2_0(file, {**header, "shape": (len(self._keys),)})
             file.flush()
             os.posix_fallocate(file.fileno(), 0, file.tell() + len(self._keys) * self._type.itemsize)

@@ -51,7 +51,7 @@ def pack(files: Path, out: Path, images: Path | None, classes: str | None, skip_
         _say_missing(found, files, keys)
     names = _class_names(files, keys, found, classes, source)
     store = LabelFolder(files, keys, names, names)
-    k, h, w = store.expect(_common_shape(files, keys, names))
+    k, h, w = store.expect(source.shape if source else _common_shape(files, keys, names))
     made_by = source.made_by if source else {"files": f"{SUFFIX} files of unknown making"}
     manifest = Manifest(form="packed", maps=len(keys), k=k, h=h, w=w, class_names=names, made_by=made_by)
     writer = PackedWriter(out, keys, manifest)

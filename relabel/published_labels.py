@@ -4,13 +4,10 @@ They know an image by its number, as in ILSVRC2012_val_00000293.JPEG; the parque
 that. ImageNet's class ids are the positions of the sorted wnids.
 """
 
-import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,6 +16,7 @@ from relabel.dataset import ImageList
 from relabel.evaluation_results import VAL, Result, percent
 from relabel.predictions import Predictions
 from utils.errors import UserError
+from utils.json_files import read_json
 from utils.multi_label_metrics import accuracy_of_classes, in_true_set
 
 IMAGENET_CLASSES = 1000
@@ -212,23 +210,6 @@ def _multi_label_notes(labels: MultiLabels, of_validation: int, annotated: int) 
 
 
 _CHECK_NAMES = "Check --data.data_path: its images must have ImageNet's names, as ILSVRC2012_val_00000001.JPEG."
-
-
-def read_json(path: Path, expected: str) -> Any:
-    """The content of a JSON file. UserError where it cannot be read, with what was expected."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error}); {expected}.") from error
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of two equal names the first would be lost without a word."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        name = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
-        raise ValueError(f"the name {name!r} stands there twice")
-    return content
 
 
 def _are_class_ids(ids: object) -> bool:

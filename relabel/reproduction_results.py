@@ -21,8 +21,9 @@ from utils.checkpoint import LAST, load_checkpoint
 from utils.config import load_config
 from utils.distributed import Place
 from utils.estimates import Estimate
+from utils.json_files import write_json
 from utils.precision import Precision
-from utils.run_log import CONFIG, environment, read_metrics, write_json
+from utils.run_log import CONFIG, environment, read_metrics
 
 FIGURES = {"top-1 %": "top1_percent", "multi-label %": "top1_in_set_percent", "mAP %": "map_percent"}
 CURVES = 2  # rows whose curves are drawn; more hide each other

@@ -26,6 +26,7 @@ from PIL import Image
 from relabel.crop_box import CropBox
 from relabel.small_pictures import SPLITS, SmallPictures
 from utils.errors import UserError
+from utils.json_files import read_json
 from utils.progress import JobProgress
 
 # Pixels, of digit scenes; pictures with another scale multiply them.
@@ -166,8 +167,8 @@ def _holds(out: Path, made_from: dict[str, Any]) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
-        found = json.loads((out / "scenes.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        found = read_json(out / "scenes.json", "expected what scenes were made from")
+    except UserError:
         found = "something else"
     if found == made_from:
         return True

@@ -14,7 +14,7 @@ from relabel.dataset import Key, Sample
 from relabel.decode import UnreadableImage
 from utils.distributed import from_main, gather_objects
 from utils.errors import SharedError, listed
-from utils.run_log import write_json
+from utils.json_files import write_json
 
 LIST = "skipped_images.json"
 MOST_PERCENT = 1

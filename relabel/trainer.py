@@ -232,6 +232,12 @@ class Trainer:
             device_ids = [self.place.device.index] if self.place.device.type == "cuda" else None
             self.network = DistributedDataParallel(self.model, device_ids=device_ids)
             self.network.broadcast_buffers = False  # before validation instead; the argument's name differs by version
+            if not device_ids:
+                # After its first update DDP groups the gradients anew, in the order in which they came, and three or
+                # more processes then add them up otherwise: a continued run would not do as the undisturbed one. On a
+                # CPU, where runs repeat bit for bit, it groups them now, and then never again.
+                self.network.reducer._push_all_rebuilt_params()
+                self.network.reducer._rebuild_buckets()
         self.network.train()
         self.stop_request = StopRequest()
         self.guard = StepGuard(self.place.device, self.precision.scaler, *self.skipped)

@@ -17,8 +17,8 @@ import numpy as np
 from relabel.dataset import ImageList
 from relabel.evaluation_results import VAL, Result, percent
 from relabel.predictions import NO_CLASS, Predictions
-from relabel.published_labels import read_json
 from utils.errors import UserError
+from utils.json_files import read_json
 from utils.multi_label_metrics import accuracy_of_classes, in_true_set, mean_average_precision
 
 HEADER = "image\tclass"

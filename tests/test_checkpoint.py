@@ -133,6 +133,6 @@ def test_weights_under_either_name_are_found(tmp_path: Path) -> None:
     for content in (weights, {"state_dict": weights, "epoch": 3}, {"model": weights}):
         assert split_weights(content, tmp_path) == {"model": weights}
     with pytest.raises(
-        UserError, match=r"expected a dict of tensors, or one with the key 'state_dict' or 'model'; found"
+        UserError, match=r"expected a dict of plain tensors, or one with the key 'state_dict' or 'model'; found"
     ):
         split_weights({"weights": weights}, tmp_path)

@@ -1,5 +1,6 @@
 """The packed store: what it reads, that nothing damaged is read silently, that it is whole or absent."""
 
+import io
 import json
 import multiprocessing
 import os
@@ -14,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relabel.label_folder import write_label_map
-from relabel.label_manifest import Manifest
+from relabel.label_manifest import Manifest, read_manifest
 from relabel.label_map import LabelMap
 from relabel.label_store import check_one_per_class, check_present, keys_of, open_label_store, sorted_keys
-from relabel.packed_store import CRCS, KEYS, MAPS, PackedStore, damaged_files, find_rows, record_crcs
+from relabel.packed_store import CRCS, KEYS, MAPS, PackedStore, damaged_files, find_rows, record_crcs, sha256_of
 from relabel.packed_writer import PackedWriter
 from tests.strategies import KEY_LISTS, SEEDS
 from utils.errors import UserError
@@ -38,6 +39,13 @@ def begin(folder: Path, manifest: Manifest = MANIFEST, keys: np.ndarray = NAMES)
     writer.begin()
     writer.open()
     return writer
+
+
+def npy(array: np.ndarray) -> bytes:
+    """What numpy.save writes."""
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
 
 
 @pytest.fixture
@@ -154,16 +162,25 @@ def test_workers_of_every_kind_read_it(folder: Path, method: str) -> None:
 
 def test_rows_are_found_as_a_dictionary_finds_them() -> None:
     rng = np.random.default_rng(0)
-    for size in (0, 1, 50):
+    for size in (1, 50):
         store_keys = sorted_keys([f"k{i}" for i in rng.choice(100, size, replace=False)])
         wanted = np.array([f"k{i}".encode() for i in rng.permutation(100)])
         table = {key: row for row, key in enumerate(store_keys.tolist())}
         rows = find_rows(store_keys, wanted, np.zeros(0, np.bytes_))
         assert rows is not None and rows.tolist() == [table.get(key, -1) for key in wanted.tolist()]
-        assert find_rows(store_keys, store_keys.copy(), np.zeros(0, np.bytes_)) is None or size == 0
+        assert find_rows(store_keys, store_keys.copy(), np.zeros(0, np.bytes_)) is None
 
 
 # Damage
+
+
+def write_array(folder: Path, name: str, content: bytes) -> None:
+    """A file of a store and a manifest that is content with it, as somebody may write who means no harm."""
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    (folder / name).write_bytes(content)
+    hashes = {name: sha256_of(folder / name) for name in (MAPS, KEYS, CRCS)}
+    manifest.model_copy(update={"sha256": hashes}).write(folder / "manifest.json")
 
 
 def test_no_flipped_bit_is_read_silently(folder: Path) -> None:
@@ -175,13 +192,29 @@ def test_no_flipped_bit_is_read_silently(folder: Path) -> None:
         for bit in rng.choice(np.arange(8 * start, 8 * len(whole)), 25, replace=False).tolist():
             damaged = bytearray(whole)
             damaged[bit // 8] ^= 1 << bit % 8
-            (folder / name).write_bytes(damaged)
+            if name == CRCS:
+                (folder / name).write_bytes(damaged)
+                with pytest.raises(UserError, match=r"crc32\.npy is not the one that manifest\.json was written with"):
+                    open_label_store(folder, NAMES, CLASSES)
+            write_array(folder, name, bytes(damaged))
             store = open_label_store(folder, NAMES, CLASSES)
             row = (bit // 8 - start) * len(NAMES) // (len(whole) - start)
             with pytest.raises(UserError, match=rf"{MAPS}, record {row}: the label map does not fit its CRC"):
                 store.read(row)
             assert_map(store.read((row + 1) % len(NAMES)), (row + 1) % len(NAMES))
-        (folder / name).write_bytes(whole)
+        write_array(folder, name, whole)
+
+
+def test_the_maps_of_a_store_with_other_classes_are_found_out(folder: Path, tmp_path: Path) -> None:
+    """The same images and shape, another order of the classes: maps and checksums fit each other, copied together."""
+    other = begin(tmp_path / "other", MANIFEST.model_copy(update={"class_names": CLASSES[::-1]}))
+    for row in range(len(NAMES)):
+        other.write(row, random_map(row))
+    other.commit({})
+    for name in (MAPS, CRCS):
+        shutil.copy(tmp_path / "other" / name, folder / name)
+    with pytest.raises(UserError, match=r"crc32\.npy is not the one that manifest\.json was written with"):
+        open_label_store(folder, NAMES, CLASSES)
 
 
 def test_a_map_of_another_image_is_found_out(folder: Path) -> None:
@@ -189,7 +222,7 @@ def test_a_map_of_another_image_is_found_out(folder: Path) -> None:
     for name in (MAPS, CRCS):
         array = np.load(folder / name)
         array[[2, 5]] = array[[5, 2]]
-        np.save(folder / name, array)
+        write_array(folder, name, npy(array))
     store = open_label_store(folder, NAMES, CLASSES)
     for row in (2, 5):
         with pytest.raises(UserError, match="does not fit its CRC"):
@@ -313,13 +346,13 @@ def test_a_manifest_that_is_none_is_refused(folder: Path, text: str) -> None:
         open_label_store(folder, NAMES, CLASSES)
 
 
-def test_wrong_numbers_behind_a_right_crc_are_found_by_check(tmp_path: Path) -> None:
-    writer = begin(tmp_path / "store")
-    for row in range(len(NAMES)):
-        writer.write(row, random_map(row))
-    writer.write(1, LabelMap(random_map(1).scores, np.full((3, 4, 6), 30)))
-    writer.commit({})
-    store = open_label_store(tmp_path / "store", NAMES, CLASSES)
+def test_wrong_numbers_behind_a_right_crc_are_found_by_check(folder: Path) -> None:
+    maps, crcs = np.load(folder / MAPS), np.load(folder / CRCS)
+    maps[1]["classes"] = 30
+    crcs[1] = crc32(maps[1].tobytes(), crc32(NAMES[1]))
+    for name, array in ((MAPS, maps), (CRCS, crcs)):
+        write_array(folder, name, npy(array))
+    store = open_label_store(folder, NAMES, CLASSES)
     with pytest.raises(UserError, match=r"record 1: found the class id 30 in the cell at row 0.*expected ids"):
         store.check(1)
     with pytest.raises(UserError, match="record 1: found the class id 30"):
@@ -327,6 +360,11 @@ def test_wrong_numbers_behind_a_right_crc_are_found_by_check(tmp_path: Path) -> 
 
 
 # Writing
+
+
+def test_wrong_numbers_are_not_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="found the class id 30 in the cell at row 0"):
+        begin(tmp_path / "store").write(1, LabelMap(random_map(1).scores, np.full((3, 4, 6), 30)))
 
 
 def test_without_its_manifest_there_is_no_store(folder: Path, tmp_path: Path) -> None:

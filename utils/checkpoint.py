@@ -1,7 +1,9 @@
 """Checkpoints: whole or absent, and loaded without running anything that is in them."""
 
+import io
 import os
 import re
+import reprlib
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
@@ -12,6 +14,7 @@ import safetensors.torch
 import torch
 
 from utils.errors import UserError
+from utils.folders import temporary_name
 
 LAST, PREVIOUS, BEST = "checkpoint-last.pth", "checkpoint-previous.pth", "checkpoint-best.pth"
 WRAPPERS = ("state_dict", "model")  # where checkpoints hold their weights; the second as in published DeiT files
@@ -39,7 +42,7 @@ def save_checkpoint(state: dict[str, Any], path: Path, keep_old_as: Path | None 
     Raises:
         UserError: the file cannot be written (the old one, if any, is untouched).
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_name(path)
     try:
         with temporary.open("wb") as file:
             torch.save(state, file)
@@ -103,11 +106,32 @@ def damaged_part(path: Path) -> str | None:
     """What does not fit its checksum in a file of torch.save; None where all does, or for a file that has none.
 
     torch itself loads flipped bits without a word. Damaged archives make this raise almost anything.
+
+    Raises:
+        ValueError: it would grow when it is unpacked.
     """
     if not zipfile.is_zipfile(path):
         return None
     with zipfile.ZipFile(path) as archive:
+        _refuse_growth(archive, path.stat().st_size)
         return archive.testzip()
+
+
+def refuse_inflated(content: bytes) -> None:
+    """Refuse an archive that would fill the memory: torch.save never compresses. ValueError where it would grow."""
+    if content.startswith(b"PK"):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            _refuse_growth(archive, len(content))
+
+
+def _refuse_growth(archive: zipfile.ZipFile, size: int) -> None:
+    if (unpacked := sum(member.file_size for member in archive.infolist())) > size:
+        raise ValueError(f"{size:,} bytes that would be {unpacked:,} when unpacked")
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether numbers lie in memory one after the other: files may also hold sparse, nested or quantized tensors."""
+    return not tensor.is_nested and tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
 
 
 def load_latest(folder: Path) -> tuple[dict[str, Any] | None, str]:
@@ -121,12 +145,27 @@ def load_latest(folder: Path) -> tuple[dict[str, Any] | None, str]:
         if not (folder / name).exists():
             continue
         try:
-            return load_checkpoint(folder / name), note and f"{note} Continuing from {name}."
+            return _load_run(folder / name), note and f"{note} Continuing from {name}."
         except DamagedCheckpoint as error:
             note = str(error)
     if note:
         raise UserError(f"{note}\n  No whole checkpoint is left in {folder}: set another --util.run_dir to start anew.")
     return None, ""
+
+
+def _load_run(path: Path) -> dict[str, Any]:
+    """A checkpoint from which a run can be continued. DamagedCheckpoint: as above, or it lacks what that takes."""
+    content = load_checkpoint(path)
+    kinds = {"step": int, "state_dict": dict, "optimizer": dict, "meters": torch.Tensor}
+    wrong = [
+        key for key, kind in kinds.items() if not (isinstance(content, dict) and isinstance(content.get(key), kind))
+    ]
+    if wrong:
+        raise DamagedCheckpoint(
+            f"{path} is no checkpoint that a run of this program can be continued from: it lacks {', '.join(wrong)}."
+        )
+    state: dict[str, Any] = content
+    return state
 
 
 def set_aside_damaged(folder: Path) -> None:
@@ -145,17 +184,26 @@ def split_weights(content: Any, path: Path) -> dict[str, dict[str, torch.Tensor]
     """
     if isinstance(content, dict):
         wrapped = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
-        if wrapped and all(isinstance(n, str) and isinstance(v, torch.Tensor) for n, v in wrapped.items()):
-            averaged = content.get("state_dict_ema")
-            if averaged is None or averaged == {}:
-                return {"model": wrapped}
-            return {"model": wrapped, "ema": split_weights(averaged, path)["model"]}
+        averaged = content.get("state_dict_ema")
+        named = {"model": wrapped} if averaged is None or averaged == {} else {"model": wrapped, "ema": averaged}
+        if all(map(_are_weights, named.values())):
+            return named
     found = (
-        f"a dict of {', '.join(map(repr, list(content)[:8]))}" if isinstance(content, dict) else type(content).__name__
+        f"a dict of {', '.join(map(reprlib.repr, list(content)[:8]))}"
+        if isinstance(content, dict)
+        else type(content).__name__
     )
     raise UserError(
-        f"{path} holds no weights: expected a dict of tensors, or one with the key {' or '.join(map(repr, WRAPPERS))}; "
-        f"found {found}."
+        f"{path} holds no weights: expected a dict of plain tensors, or one with the key "
+        f"{' or '.join(map(repr, WRAPPERS))}; found {found}."
+    )
+
+
+def _are_weights(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and len(value) > 0
+        and all(isinstance(n, str) and isinstance(v, torch.Tensor) and is_plain(v) for n, v in value.items())
     )
 
 

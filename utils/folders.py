@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -35,6 +36,11 @@ def make_writable(folder: Path, name: str, advice: str) -> None:
         raise UserError(f"{name} {folder} cannot be written: {error.strerror}.\n  {advice}") from None
 
 
+def temporary_name(path: Path) -> Path:
+    """What a file or folder is called until it is whole; `remove_temporaries` knows such names."""
+    return path.with_name(f".{path.name[-_NAME_KEPT:]}.{os.getpid()}{TEMPORARY}")
+
+
 @contextmanager
 def replacing(path: Path, advice: str = "Make room, or allow writing.") -> Iterator[Path]:
     """A temporary name beside a path, renamed to it in the end: a reader never sees half a file.
@@ -46,7 +52,7 @@ def replacing(path: Path, advice: str = "Make room, or allow writing.") -> Itera
     Raises:
         UserError: it cannot be written; nothing is left of it then.
     """
-    temporary = path.with_name(f".{path.name[-_NAME_KEPT:]}.{os.getpid()}{TEMPORARY}")
+    temporary = temporary_name(path)
     try:
         yield temporary
         temporary.replace(path)
@@ -71,7 +77,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     path = path.resolve()  # "." has no name
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"{path} is taken; expected no such folder, or an empty one. Name another, or remove this one.")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    temporary = temporary_name(path)
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -87,13 +93,17 @@ def is_file(entry: os.DirEntry[str]) -> bool:
 
     Not pipes and devices, which would be waited for without end.
     """
-    return entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists())
+    try:
+        return entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists())
+    except OSError:  # a link to itself
+        return entry.is_symlink()
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what killed processes left of `replacing` in a folder that no other process writes into now."""
+    """Remove the temporary files that killed processes left in a folder that no other process writes into now."""
     for path in folder.glob(f".*{TEMPORARY}"):
-        path.unlink(missing_ok=True)
+        if re.fullmatch(rf"\..+\.\d+{re.escape(TEMPORARY)}", path.name):  # other people's drafts are theirs
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

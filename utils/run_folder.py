@@ -80,7 +80,7 @@ def find_start(folder: Path, config: FrozenMunch, identity: dict[str, Any], proc
         _compare_identities(folder, state, identity)
         if len(state["meters"]) != processes:
             _warn(f"this run had {len(state['meters'])} process(es) and continues with {processes}")
-    return Start(before["compute"]["seed"], state, last_is_damaged=bool(note))
+    return Start(_value(before, "compute.seed"), state, last_is_damaged=bool(note))
 
 
 def open_run_folder(folder: Path, config: FrozenMunch, start: Start) -> None:

@@ -17,18 +17,10 @@ from typing import Any
 import torch
 
 from utils.errors import UserError
-from utils.folders import replacing
+from utils.json_files import read_json, write_json
 
 METRICS, STATUS, ENVIRONMENT, CONFIG = "metrics.jsonl", "status.json", "environment.json", "config.yaml"
 _RECORDED_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg", "adamp")
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON, whole or not at all, and on the disk when this returns. UserError where it cannot be written."""
-    with replacing(path) as temporary, temporary.open("w") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _now() -> str:
@@ -105,8 +97,8 @@ def _finite(value: Any) -> Any:
 def read_status(folder: Path) -> str:
     """The state in status.json; '' where there is none that can be read."""
     try:
-        return str(json.loads((folder / STATUS).read_text())["state"])
-    except (OSError, ValueError, KeyError):
+        return str(read_json(folder / STATUS, "expected the state of a run")["state"])
+    except (UserError, KeyError, TypeError):
         return ""
 
 
@@ -123,11 +115,11 @@ def record_environment(folder: Path, **facts: Any) -> None:
     """
     path = folder / ENVIRONMENT
     try:
-        starts = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
+        starts = read_json(path, "expected a list of starts")
+    except UserError:
         starts = []
-    starts.append({"time": _now(), **facts, **environment()})
-    write_json(path, starts)
+    earlier = starts if isinstance(starts, list) else []
+    write_json(path, [*earlier, {"time": _now(), **facts, **environment()}])
 
 
 def environment() -> dict[str, Any]:
