@@ -1,5 +1,7 @@
 """Checkpoints are whole or absent, checked when read, and run nothing."""
 
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from utils.checkpoint import (
 from utils.errors import UserError
 
 STATE = {"step": 7, "state_dict": {"w": torch.arange(6.0).reshape(2, 3)}, "class_names": ["ant", "bee"]}
+STATE |= {"optimizer": {"state": {}}, "meters": torch.zeros(1, 3)}
 
 
 def save_twice(folder: Path) -> None:
@@ -96,6 +99,55 @@ def test_a_run_without_checkpoint_starts_anew_but_not_over_damaged_ones(tmp_path
     (tmp_path / LAST).write_bytes(b"broken")
     with pytest.raises(UserError, match="No whole checkpoint is left"):
         load_latest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [STATE["state_dict"], [STATE], STATE | {"step": "7"}, {k: v for k, v in STATE.items() if k != "meters"}]
+)
+def test_a_run_does_not_continue_from_what_is_no_checkpoint_of_one(tmp_path: Path, content: Any) -> None:
+    save_twice(tmp_path)
+    torch.save(content, tmp_path / LAST)
+    state, note = load_latest(tmp_path)
+    assert state is not None and state["step"] == 7
+    assert f"{LAST} is none from which a run can be continued: it lacks " in note
+
+
+def sparse(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_sparse()
+
+
+def quantized(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)
+
+
+def meta(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to("meta")
+
+
+@pytest.mark.parametrize("change", [sparse, quantized, meta])
+def test_weights_that_are_no_plain_numbers_are_refused(
+    tmp_path: Path, change: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    torch.save({"state_dict": {"w": change(torch.ones(2, 3))}}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"w\.pth holds no weights: expected a dict of plain tensors"):
+        split_weights(load_checkpoint(tmp_path / "w.pth"), tmp_path / "w.pth")
+
+
+def test_averaged_weights_that_hold_themselves_are_refused() -> None:
+    content: dict[str, Any] = {"state_dict": {"w": torch.ones(1)}}
+    content["state_dict_ema"] = content
+    with pytest.raises(UserError, match="holds no weights"):
+        split_weights(content, Path("w.pth"))
+
+
+def test_an_archive_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    """torch.save never compresses."""
+    torch.save({"w": torch.zeros(1_000_000)}, tmp_path / "w.pth")
+    with zipfile.ZipFile(tmp_path / "w.pth") as whole, zipfile.ZipFile(tmp_path / "bomb.pth", "w", 8) as bomb:
+        for name in whole.namelist():
+            bomb.writestr(name, whole.read(name))
+    with pytest.raises(DamagedCheckpoint, match=r"bomb\.pth cannot be read.*bytes that would be 4,0.* when unpacked"):
+        load_checkpoint(tmp_path / "bomb.pth")
 
 
 @pytest.mark.parametrize("content", [STATE["state_dict"], STATE])

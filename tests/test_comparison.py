@@ -168,7 +168,7 @@ def test_a_file_to_compare_is_never_written_over(tmp_path: Path, capsys: pytest.
     before = (tmp_path / "1.csv").read_bytes()
     with pytest.raises(SystemExit) as caught:
         tools.main(["compare", f"{tmp_path}/1.csv", f"{tmp_path}/2.csv", "--json", f"{tmp_path}/1.csv"])
-    assert caught.value.code == 2 and "is one of the files to compare" in capsys.readouterr().err
+    assert caught.value.code == 2 and "is or lies in FIRST" in capsys.readouterr().err
     assert (tmp_path / "1.csv").read_bytes() == before
 
 

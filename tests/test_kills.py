@@ -134,7 +134,7 @@ def test_a_run_killed_many_times_is_the_undisturbed_run(flags: Flags, tmp_path: 
 def numbered(step: int) -> dict[str, Any]:
     """A checkpoint whose every part tells its step; 2 MB, so that writing it takes a while."""
     state = {"w": torch.full((500_000,), float(step)), "b": torch.full((3,), float(step))}
-    return {"step": step, "state_dict": state, "class_names": ["ant", "bee"]}
+    return {"step": step, "state_dict": state, "optimizer": {}, "meters": torch.zeros(1, 3)}
 
 
 def save_for_ever(folder: Path, first: int, done: Any) -> None:

@@ -209,7 +209,7 @@ def test_the_maps_of_a_store_with_other_classes_are_found_out(folder: Path, tmp_
     """The same images and shape, another order of the classes: maps and checksums fit each other, copied together."""
     other = begin(tmp_path / "other", MANIFEST.model_copy(update={"class_names": CLASSES[::-1]}))
     for row in range(len(NAMES)):
-        other.write(row, random_map(row))
+        other.write(row, random_map(100 + row))
     other.commit({})
     for name in (MAPS, CRCS):
         shutil.copy(tmp_path / "other" / name, folder / name)

@@ -108,6 +108,15 @@ FLAGS = [
         "no such folder; expected label maps.*relabel annotate`.*--data.relabel.use False",
     ),
     ("util.run_dir", "W.pth", "util.run_dir = 'W.pth' .*is a file"),
+    ("util.run_dir", "DATA/train", "util.run_dir = 'DATA/train' .*lies among the images or label maps"),
+    ("util.run_dir", "DATA/val/run", "lies among the images"),
+    ("util.run_dir", "LABELS", "lies among the images or label maps"),
+    ("util.run_dir", "DATA/../LABELS/ant/run", "lies among the images or label maps"),
+    ("util.run_dir", "a" * 300, "too long, or below a folder that may not be entered"),
+    ("util.run_dir", "~/runs/x", "only a shell replaces ~, and not after =; write the whole path"),
+    ("data.keep_list", "no.txt", "data.keep_list = 'no.txt' .*no such file; expected the list of the images"),
+    ("optim.lr.init", "1e300", "expected a number >= 0 and <= 1e.06"),
+    ("optim.bn.eps", "2", "expected a number > 0 and <= 1, or none"),
     # what people type: units, lists, other spellings of numbers
     ("data.image_size", "224px", "data.image_size = '224px' .*expected a whole number"),
     ("data.image_size", "224x224", "expected a whole number"),
@@ -344,6 +353,9 @@ ENVIRONMENTS = [
     (SECOND_PROCESS | {"RANK": "2"}, "RANK = '2' .*expected less than WORLD_SIZE = 2"),
     (SECOND_PROCESS | {"LOCAL_RANK": "3"}, "LOCAL_RANK = '3' .*expected less than LOCAL_WORLD_SIZE = 2"),
     (SECOND_PROCESS | {"MASTER_PORT": "tcp"}, "MASTER_PORT = 'tcp' .*expected a whole number"),
+    (SECOND_PROCESS | {"MASTER_PORT": "99999"}, "MASTER_PORT = '99999' .*expected at most 65535"),
+    (SECOND_PROCESS | {"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE = '9+' .*expected a whole number"),
+    (SECOND_PROCESS | {"LOCAL_WORLD_SIZE": "3"}, "LOCAL_WORLD_SIZE = '3' .*expected at most WORLD_SIZE = 2"),
 ]
 
 # Words of `python -m relabel`, how many mistakes, the message.

@@ -156,15 +156,10 @@ def load_latest(folder: Path) -> tuple[dict[str, Any] | None, str]:
 def _load_run(path: Path) -> dict[str, Any]:
     """A checkpoint from which a run can be continued. DamagedCheckpoint: as above, or it lacks what that takes."""
     content = load_checkpoint(path)
+    state: dict[str, Any] = content if isinstance(content, dict) else {}
     kinds = {"step": int, "state_dict": dict, "optimizer": dict, "meters": torch.Tensor}
-    wrong = [
-        key for key, kind in kinds.items() if not (isinstance(content, dict) and isinstance(content.get(key), kind))
-    ]
-    if wrong:
-        raise DamagedCheckpoint(
-            f"{path} is no checkpoint that a run of this program can be continued from: it lacks {', '.join(wrong)}."
-        )
-    state: dict[str, Any] = content
+    if lacking := [key for key, kind in kinds.items() if not isinstance(state.get(key), kind)]:
+        raise DamagedCheckpoint(f"{path} is none from which a run can be continued: it lacks {', '.join(lacking)}.")
     return state
 
 

@@ -55,6 +55,24 @@ def _is_file(path: str) -> bool:
     return _exists(path) and not _is_folder(path)
 
 
+def _cannot_be_looked_at(path: str) -> bool:
+    try:
+        Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError):  # a name too long, a folder above it that may not be entered
+        return True
+    return False
+
+
+def _lies_in(path: str, folders: list[str]) -> bool:
+    try:
+        place = Path(path).resolve()
+        return any(Path(folder).resolve() in (place, *place.parents) for folder in folders if folder)
+    except (OSError, ValueError, RuntimeError):  # told by the other rules
+        return False
+
+
 def _lacks(data_path: str, split: str) -> bool:
     return _is_folder(data_path) and not _is_folder(data_path, split)
 
@@ -138,6 +156,11 @@ RULES = (
         "Nesterov needs optim.momentum > 0; give --optim.nesterov False for plain SGD",
     ),
     Rule(
+        ("util.run_dir",),
+        lambda path: path.startswith("~"),
+        "only a shell replaces ~, and not after =; write the whole path: --util.run_dir /home/...",
+    ),
+    Rule(
         _WEIGHT_KEYS,
         lambda path, test_only: test_only and not path,
         "expected the checkpoint to evaluate; give --util.test_weight_file FILE",
@@ -211,9 +234,27 @@ DISK_RULES = (
         "no such file; expected the checkpoint to start from; give --model.weights FILE, or leave it out",
     ),
     Rule(
+        ("data.keep_list", "util.test_only"),
+        lambda path, test_only: not test_only and path != "" and not _is_file(path),
+        "no such file; expected the list of the images to train on; correct --data.keep_list, or leave it out",
+    ),
+    Rule(
         ("util.run_dir",),
         _is_file,
         "is a file; expected a folder, made if it is not there; give another --util.run_dir",
+    ),
+    Rule(
+        ("util.run_dir",),
+        _cannot_be_looked_at,
+        "too long, or below a folder that may not be entered; give another --util.run_dir",
+    ),
+    Rule(
+        ("util.run_dir", "data.data_path", "data.relabel.path", "data.extra.path", "data.extra.labels"),
+        lambda run_dir, data_path, *others: _lies_in(
+            run_dir,
+            [*(f"{data_path}/{split}" for split in ("train", "val") if data_path), *":".join(others).split(":")],
+        ),
+        "lies among the images or label maps, and would be taken for a class; give another --util.run_dir",
     ),
 )
 """Folders and files that must be there. Their contents are checked by those who read them."""

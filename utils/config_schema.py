@@ -25,7 +25,7 @@ def _meeting_point(url: str) -> str:
 
 Text = Annotated[str, AfterValidator(_plain_text), Field(description="text ('' where none is wanted)")]
 MinusOneOrMore = Annotated[int, Field(ge=-1)]
-NonNegative = Annotated[float, Field(ge=0)]
+NonNegative = Annotated[float, Field(ge=0, le=1_000_000)]  # beyond, float32 overflows
 Share = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
@@ -65,7 +65,7 @@ _SCHEMA: dict[str, Any] = {
     "optim.batch_size": Positive,
     "optim.accumulation": Positive,
     "optim.bn.momentum": Share | None,
-    "optim.bn.eps": Annotated[float, Field(gt=0)] | None,
+    "optim.bn.eps": Annotated[float, Field(gt=0, le=1)] | None,
     "optim.lr.init": NonNegative,
     "optim.lr.decay_type": Literal["cos", "linear", "default"],
     "optim.warmup.lr": NonNegative,

@@ -1,12 +1,14 @@
 """What torchrun tells the processes that it starts, in environment variables; checked without importing torch."""
 
 import os
+import re
 
 from utils.config_problems import Problem, report
 from utils.errors import UserError
 
 _ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}  # of a process by itself
 _MEETING = ("MASTER_ADDR", "MASTER_PORT")  # of several
+LARGEST_PORT = 65_535
 _ADVICE = "start the processes with torchrun, which sets it, or unset it"
 
 
@@ -46,13 +48,20 @@ def torchrun_problems() -> list[Problem]:
         text = f"speaks of several processes, but {', '.join(missing)} are not set; {_ADVICE}"
         return [_problem(several[0], found[several[0]], text)]
     numbers = [*_ALONE, "MASTER_PORT"]
-    wrong = [name for name in numbers if not (found[name].isascii() and found[name].isdigit())]
+    wrong = [name for name in numbers if not re.fullmatch("[0-9]{1,9}", found[name])]
     if wrong:
         return [_problem(name, found[name], f"expected a whole number; {_ADVICE}") for name in wrong]
+    if int(found["MASTER_PORT"]) > LARGEST_PORT:
+        return [_problem("MASTER_PORT", found["MASTER_PORT"], f"expected at most {LARGEST_PORT}; {_ADVICE}")]
+    pairs = (
+        ("RANK", "less than", "WORLD_SIZE"),
+        ("LOCAL_RANK", "less than", "LOCAL_WORLD_SIZE"),
+        ("LOCAL_WORLD_SIZE", "at most", "WORLD_SIZE"),
+    )
     return [
-        _problem(small, found[small], f"expected less than {large} = {found[large]}; {_ADVICE}")
-        for small, large in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
-        if int(found[small]) >= int(found[large])
+        _problem(small, found[small], f"expected {relation} {large} = {found[large]}; {_ADVICE}")
+        for small, relation, large in pairs
+        if int(found[small]) + (relation == "less than") > int(found[large])
     ]
 
 
