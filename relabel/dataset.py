@@ -267,7 +267,8 @@ class RandomView:
         rng = keyed_rng(self.seed, SAMPLE, epoch, index)
         box = random_crop_box(rng, file.width, file.height, self.min_area)
         augmentation = draw_augmentation(rng, self.flip_prob, self.color_jitter, self.lighting)
-        return Crop(file.resized_crop(box, self.size, self.size), box, augmentation)
+        # In the first epoch, damage anywhere in the file shows; not in whichever later one a crop comes to reach it.
+        return Crop(file.resized_crop(box, self.size, self.size, whole=epoch == 0), box, augmentation)
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,13 +94,16 @@ class ImageFile:
             header = self._frame or self._opened()
         self.width, self.height = header.width, header.height
 
-    def resized_crop(self, box: CropBox, height: int, width: int, interpolation: str = "bilinear") -> np.ndarray:
+    def resized_crop(
+        self, box: CropBox, height: int, width: int, interpolation: str = "bilinear", whole: bool = False
+    ) -> np.ndarray:
         """Cut out a box and resize it, aspect not kept; as torchvision's resized_crop does.
 
         Args:
             box: fractions of the image; WHOLE_IMAGE squashes all of it.
             height, width: of the result, pixels.
             interpolation: bilinear, bicubic or lanczos, antialiased.
+            whole: also look for damage below the box, where the decoder could stop at it.
 
         Returns:
             uint8 [3, height, width]; RGB. A view of [height, width, 3], which is its order in memory.
@@ -109,11 +112,11 @@ class ImageFile:
             UnreadableImage: the file cannot be decoded. (UserError as above.)
         """
         left, top, right, bottom = box.pixels(self.width, self.height)
-        if self._frame and interpolation == "bilinear":
-            rows = decode_rows(self._data, self._frame, bottom)
-            if rows is not None:
-                return _resized(rows[top:, left:right], height, width)
         with _refusal_names(self.path):
+            if self._frame and interpolation == "bilinear":
+                rows = decode_rows(self._data, self._frame, self.height if whole else bottom)
+                if rows is not None:
+                    return _resized(rows[top:bottom, left:right], height, width)
             opened = self._opened()
             region = _rgb(opened.crop((left, top, right, bottom)))
             self._check_whole(opened.format)

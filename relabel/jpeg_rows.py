@@ -5,25 +5,33 @@ frame header is lowered to the last row that is wanted, and the decoder stops th
 
 That hides what is below, damage included. So only a file with a single scan takes this way, and only when nothing but
 entropy code lies between its scan header and its end mark: damage that Pillow would notice is a marker in there. What
-it would not notice, a decoder that runs out of data and fills up with grey, is refused in the rows that are decoded.
+it would not notice, a decoder that runs out of data and fills up with grey, is refused in the rows that are decoded. To
+look at all rows is the caller's choice.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import simplejpeg
 
 START, END = b"\xff\xd8\xff", b"\xff\xd9"
 SEQUENTIAL_FRAMES, PROGRESSIVE_FRAME = (0xC0, 0xC1), 0xC2
-SCAN = 0xDA
-# What may come before the scan: tables, comments, the segments of applications.
-SKIPPED = (0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0))
+FRAMES = (*SEQUENTIAL_FRAMES, PROGRESSIVE_FRAME)
+SCAN, END_MARK, RESTART_INTERVAL = 0xDA, 0xD9, 0xDD
+TABLES = (0xC4, 0xDB, RESTART_INTERVAL)
+REMARKS = (0xFE, *range(0xE0, 0xF0))  # comments, the segments of applications
+ALONE = (0x01, *range(0xD0, 0xD9))  # markers without a segment
+# Two applications' segments tell how colours are written; the first stands here without what libjpeg may warn of.
+JFIF, ADOBE = b"\xff\xe0\x00\x10JFIF\0\x01\x02\0\0\x01\0\x01\0\0", b"\xff\xee\x00\x0eAdobe"
 # In entropy code a zero follows each 255; restart marks may stand between.
 MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7]")
-# What libjpeg warns of and goes on from with wrong pixels. (Bytes too many, of which it warns too, do no harm.)
-DAMAGE = re.compile("premature end|bad Huffman code|instead of RST", re.IGNORECASE)
-HARMLESS = "extraneous bytes before marker"
+# What libjpeg warns of and goes on from with wrong pixels.
+DAMAGE = re.compile("premature end|bad Huffman code|instead of RST|inconsistent progression|extraneous", re.IGNORECASE)
+# Some cameras fill up with a few bytes before the end mark. More are entropy code that nobody needed: damage.
+LEFT_AT_END = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
+MOST_PADDING = 16
 # Larger images are Pillow's, which refuses those that would fill the memory.
 MOST_PIXELS = 2**26
 # Chroma is stored coarser than luma; the row below the last one shares in its colours.
@@ -38,14 +46,15 @@ class JpegFrame:
         width, height: pixels.
         channels: 1 or 3.
         height_at: where in the file the height stands, two bytes, the high one first.
-        progressive: in many scans; each holds some of every row.
+        in_one_piece: only to be decoded whole: in many scans, each of which holds some of every row; or with restart
+            marks, where bytes that are left over cannot be told from damage.
     """
 
     width: int
     height: int
     channels: int
     height_at: int
-    progressive: bool
+    in_one_piece: bool
 
 
 def read_frame(data: bytes) -> JpegFrame | None:
@@ -55,25 +64,45 @@ def read_frame(data: bytes) -> JpegFrame | None:
     """
     if not (data.startswith(START) and data.endswith(END)):
         return None
-    frame, at = None, 2
-    while at + 10 <= len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
-        if marker == SCAN:
-            return frame if frame and (frame.progressive or _is_only_scan(data, at, frame)) else None
-        if frame is None and marker in (*SEQUENTIAL_FRAMES, PROGRESSIVE_FRAME):
-            frame = _frame(data, at + 4, marker == PROGRESSIVE_FRAME)
-        elif marker not in SKIPPED:
+    frame, restarts, expected = None, False, 2
+    for marker, start, end in _segments(data):
+        if start != expected:
             return None
-        at += 2 + length
+        expected = end
+        if marker == SCAN:
+            return frame if frame and (frame.in_one_piece or _is_only_scan(data, start, frame)) else None
+        if frame is None and marker in FRAMES:
+            frame = _frame(data, start + 4, restarts or marker == PROGRESSIVE_FRAME)
+        elif marker == RESTART_INTERVAL:
+            restarts = any(data[start + 4 : end])
+            frame = replace(frame, in_one_piece=restarts or frame.in_one_piece) if frame else None
+        elif marker not in (*TABLES, *REMARKS):
+            return None
     return None
 
 
-def _frame(data: bytes, at: int, progressive: bool) -> JpegFrame | None:
+def _segments(data: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
+    """Marker, first byte and the byte behind of each segment up to the scan header, whatever lies between them."""
+    at = 2
+    while (at := data.find(b"\xff", at)) >= 0 and at + 10 <= len(data) and (marker := data[at + 1]) != END_MARK:
+        if marker in (0x00, 0xFF):
+            at += 1
+        elif marker in ALONE:
+            at += 2
+        else:
+            end = at + 2 + int.from_bytes(data[at + 2 : at + 4])
+            yield marker, at, end
+            if marker == SCAN:
+                return
+            at = end
+
+
+def _frame(data: bytes, at: int, in_one_piece: bool) -> JpegFrame | None:
     """The frame header whose precision, height, width and number of channels begin at `at`."""
     precision, channels = data[at], data[at + 5]
     height, width = int.from_bytes(data[at + 1 : at + 3]), int.from_bytes(data[at + 3 : at + 5])
     supported = precision == 8 and channels in (1, 3) and 0 < height * width <= MOST_PIXELS
-    return JpegFrame(width, height, channels, at + 1, progressive) if supported else None
+    return JpegFrame(width, height, channels, at + 1, in_one_piece) if supported else None
 
 
 def _is_only_scan(data: bytes, at: int, frame: JpegFrame) -> bool:
@@ -96,15 +125,16 @@ def decode_rows(data: bytes, frame: JpegFrame, rows: int) -> np.ndarray | None:
         uint8 [rows, width, 3]; RGB, EXIF rotation ignored. None where the decoder refuses the file or warns of it.
     """
     assert 1 <= rows <= frame.height, (rows, frame)
-    height, at = min(rows + MARGIN_ROWS, frame.height), frame.height_at
-    if frame.progressive:
-        height = frame.height
-    shortened = b"".join((data[:at], height.to_bytes(2), data[at + 2 :]))
+    height = frame.height if frame.in_one_piece else min(rows + MARGIN_ROWS, frame.height)
+    shortened = bytearray(without_remarks(data, colours=True))
+    at = next(start + 5 for marker, start, _ in _segments(shortened) if marker in FRAMES)
+    shortened[at : at + 2] = height.to_bytes(2)
     pixels = np.empty((height, frame.width, 3), dtype=np.uint8)
     try:
         simplejpeg.decode_jpeg(shortened, "RGB", buffer=pixels)
     except ValueError as error:
-        if HARMLESS not in str(error):  # as what is left over after the last row; the pixels are there all the same
+        left = LEFT_AT_END.match(str(error))  # after the last row that is wanted, anything may be
+        if not left or (height == frame.height and int(left[1]) > MOST_PADDING):
             return None
     return pixels[:rows]
 
@@ -114,8 +144,33 @@ def damage_in(data: bytes) -> str:
 
     Pillow does not pass these warnings on. A JPEG has no checksum, so damage that decodes as something is not found.
     """
-    try:
-        simplejpeg.decode_jpeg(data, "GRAY", fastdct=True, min_height=1, min_width=1)  # small: it is not looked at
+    try:  # small and grey: the image is not looked at
+        plain = without_remarks(data, colours=False)
+        simplejpeg.decode_jpeg(plain, "GRAY", fastdct=True, min_height=1, min_width=1)
     except ValueError as error:
-        return str(error) if DAMAGE.search(str(error)) else ""
+        left = LEFT_AT_END.match(str(error))
+        harmless = not DAMAGE.search(str(error)) or (left and int(left[1]) <= MOST_PADDING)
+        return "" if harmless else str(error)
     return ""
+
+
+def without_remarks(data: bytes, colours: bool) -> bytes:
+    """A JPEG file without what tells nothing of its pixels.
+
+    Of all that libjpeg warns of, simplejpeg passes on the first: an odd remark in the header would hide the damage.
+
+    Args:
+        data: the file.
+        colours: keep what tells how they are written.
+    """
+    kept, sequential, end = [data[:2]], False, 2
+    for marker, start, end in _segments(data):
+        segment = data[start:end]
+        if marker == SCAN and sequential:
+            segment = segment[:-3] + b"\0\x3f\0"  # all coefficients, which goes without saying, and some say wrongly
+        sequential = sequential or marker in SEQUENTIAL_FRAMES
+        if marker not in REMARKS or (colours and segment.startswith(ADOBE)):
+            kept.append(segment)
+        elif colours and segment.startswith(JFIF[:9]):
+            kept.append(JFIF)
+    return b"".join([*kept, data[end:]])

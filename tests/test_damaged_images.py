@@ -9,6 +9,7 @@ import shutil
 import struct
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from PIL import Image
 
 from relabel.crop_box import WHOLE_IMAGE, CropBox
-from relabel.dataset import list_images
+from relabel.dataset import ImageDataset, RandomView, list_images
 from relabel.decode import DECODERS, ImageFile, UnreadableImage
 from relabel.skipped_images import LIST
 from tests.conftest import Flags, Tried, cases
@@ -221,6 +222,64 @@ def test_no_cut_jpeg_is_read_as_another_image(tmp_path: Path, tried: Tried, deco
         found = pixels(path, decoder)
         assert found is None or (expected is not None and (found == expected).all()), at
     tried(cases(36))
+
+
+# Ways to write a JPEG, and headers that libjpeg warns of: of its warnings only the first is told.
+FLAVOURS = {
+    "4:4:4": encoded("JPEG", quality=90, subsampling=0),
+    "4:2:2": encoded("JPEG", quality=90, subsampling=1),
+    "grey": encoded("JPEG", "L", quality=90),
+    "CMYK": encoded("JPEG", "CMYK", quality=90),
+    "restart marks": encoded("JPEG", quality=90, restart_marker_blocks=2),
+    "restart marks, progressive": encoded("JPEG", quality=90, progressive=True, restart_marker_rows=1),
+    "odd ICC profile": JPEG[:2] + b"\xff\xe2\x00\x14ICC_PROFILE\x00\x05\x02abcd" + JPEG[2:],
+    "odd JFIF version": JPEG.replace(b"JFIF\0\1", b"JFIF\0\3"),
+    "odd Adobe segment": JPEG[:2] + b"\xff\xee\x00\x0eAdobe\0d\0\0\0\0\7" + JPEG[2:],
+    "odd scan header": put(JPEG, SCAN + 11, b"\0\0\0"),
+    "bytes before the tables": JPEG.replace(b"\xff\xdb", b"\0\0\xff\xdb", 1),
+}
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_no_jpeg_of_any_kind_is_read_as_another_image(tmp_path: Path, tried: Tried, flavour: str) -> None:
+    """Cut, with bytes lost, with bytes twice: both decoders refuse it, also where the crop lies above the damage."""
+    whole, path, rng = FLAVOURS[flavour], tmp_path / "damaged.JPEG", np.random.default_rng(3)
+    path.write_bytes(whole)
+    expected, top = pixels(path, "pillow"), CropBox(0, 0, 1, 0.3)
+    assert expected is not None and pixels(path, "simplejpeg") is not None
+    for turn in range(cases(30)):
+        at = int(rng.integers(whole.index(b"\xff\xda") + 40, len(whole) - 600))
+        ending = (whole[-2:], whole[at + 512 :], whole[at - 512 :])[turn % 3]
+        path.write_bytes(whole[:at] + ending)
+        for decoder in DECODERS:
+            found = pixels(path, decoder)
+            assert found is None or (found == expected).all(), (at, decoder)
+            with pytest.raises(UnreadableImage):
+                ImageFile(path, decoder).resized_crop(top, 9, 13, whole=True)
+    tried(cases(30))
+
+
+def test_the_first_epoch_finds_damage_below_the_crop(tmp_path: Path) -> None:
+    """Later ones stop at the crop, where they can."""
+    (tmp_path / "ant").mkdir()
+    (tmp_path / "ant" / "photo.JPEG").write_bytes(JPEG[:-300] + JPEG[-2:])
+    dataset = ImageDataset(list_images(tmp_path), RandomView(9, 0.08, 0, 0, 0, seed=0), decoder="simplejpeg")
+    with pytest.raises(UnreadableImage, match="premature end"):
+        dataset[(0, 0)]
+    seen = 0
+    for epoch in range(1, 30):
+        with suppress(UnreadableImage):
+            seen += dataset[(epoch, 0)].box.bottom < 0.97
+    assert seen > 3
+
+
+def test_a_few_bytes_before_the_end_mark_are_no_damage(tmp_path: Path) -> None:
+    """Some cameras fill up to a round length."""
+    path = tmp_path / "padded.JPEG"
+    path.write_bytes(JPEG[:-2] + bytes(12) + JPEG[-2:])
+    assert all((pixels(path, decoder) == pixels(path, "pillow")).all() for decoder in DECODERS)  # type: ignore[union-attr]
+    path.write_bytes(JPEG[:-2] + bytes(40) + JPEG[-2:])
+    assert all(pixels(path, decoder) is None for decoder in DECODERS)
 
 
 def test_no_flipped_png_is_read_as_another_image(tmp_path: Path, tried: Tried) -> None:
