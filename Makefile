@@ -39,6 +39,7 @@ annotator: $(VENV)/installed
 
 # One resolver run for torch, torchvision and timm together: installed one by one they need not fit each other.
 $(VENV)/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@

@@ -187,7 +187,7 @@ def our_batches(job: Job, store: LabelStore | None, workers: int) -> Iterator[Ba
         rank=0,
         world_size=1,
         seed=0,
-        start_step=0,
+        start_step=len(job.photos) // job.batch,  # the second epoch: in the first, files are decoded to their end
         total_steps=sys.maxsize,
     )
     return iter(Loader(ImageDataset(job.photos, view, store, DECODER), sampler, workers, torch.device("cpu")))

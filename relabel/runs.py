@@ -30,6 +30,7 @@ from relabel.evaluation_run import test
 from relabel.extra_images import ExtraRoot
 from relabel.failures import failures_told
 from relabel.label_store import LabelStore, label_fingerprint
+from relabel.packed_store import sha256_of
 from relabel.skipped_images import SkippedImages
 from relabel.trainer import Preempted, Trainer
 from utils.config_rules import joined_folders
@@ -189,6 +190,7 @@ def introduce(
         processes=place.world_size,
         device=str(place.device),
         classes=len(images.class_names),
+        weights_sha256=sha256_of(Path(config.model.weights)) if config.model.weights and trainer.step == 0 else None,
         **{name: value for name, value in trainer.identity.items() if name != "class_names"},
     )
     batch = config.optim.batch_size // place.local_world_size * place.world_size

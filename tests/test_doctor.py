@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from utils.doctor import check_gpu, check_open_files, check_shared_memory, check_writable, nvidia_gpu
+from utils.doctor import check_gpu, check_open_files, check_python, check_shared_memory, check_writable, nvidia_gpu
 
 TORCH = """
 class version:
@@ -60,6 +60,7 @@ def test_a_healthy_machine(tmp_path: Path) -> None:
     status, out = ask(healthy_but(tmp_path, {}), tmp_path)
     for line in ("ok packages all 2", "ok torch 99.0", "ok torchvision 99.0", "ok timm 99.0", "ok simplejpeg"):
         assert line in out
+    assert "ok python 3." in out and "shared memory " in out and " open files " in out and " gpu " in out
     assert f"ok run folder below {tmp_path}" in out and "ok cores" in out
     assert (status == 0) == ("Nothing is wrong." in out) == ("WRONG" not in out)  # memory and files are the machine's
     assert list(tmp_path.iterdir()) == [tmp_path / "site"]
@@ -103,7 +104,14 @@ def test_missing_and_old_packages(tmp_path: Path) -> None:
     status, out = ask(site, tmp_path, "-S")  # without the virtual environment's packages
     assert status == 1 and "munch 3.9 (>= 4.0)" in out and "pydantic missing (>= 2.10)" in out
     assert "fire missing" in out and "numpy missing" in out and "torch missing" not in out
-    assert f"packages: to mend it {sys.executable} -m pip install -r {ROOT}/requirements.txt" in out
+    # -S hides the virtual environment, too; elsewhere systems refuse pip.
+    assert f"{sys.executable} -m venv .venv && .venv/bin/python -m pip install -r {ROOT}/requirements.txt" in out
+
+
+def test_a_python_that_is_too_old() -> None:
+    assert check_python((3, 11)).fix == check_python((3, 14)).fix == ""
+    old = check_python((3, 10))
+    assert "expected 3.11 or newer" in old.found and "PYTHON=python3.11" in old.fix
 
 
 def test_a_build_for_cpus_where_a_gpu_is(tmp_path: Path) -> None:
@@ -133,7 +141,8 @@ def test_what_is_said_of_a_gpu() -> None:
 
 
 def test_little_shared_memory(tmp_path: Path) -> None:
-    assert check_shared_memory(tmp_path / "none", 1).fix == check_shared_memory(tmp_path, 1).fix == ""
+    assert check_shared_memory(tmp_path, 1).fix == ""
+    assert "--compute.num_workers 0" in check_shared_memory(tmp_path / "none", 1).fix
     little = check_shared_memory(Path("/proc"), 64)  # a file system without room
     assert "0 MiB free in /proc; 32 loader workers may need 4,704" in little.found
     assert "mount -o remount,size=5g /proc" in little.fix and "--shm-size 5g" in little.fix

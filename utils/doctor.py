@@ -4,6 +4,8 @@ Only the standard library is imported here: whatever is broken, this runs. Libra
 own, because a broken one may raise anything or kill the process.
 """
 
+from __future__ import annotations  # for any Python 3: this is the program that says which one is needed
+
 import json
 import os
 import re
@@ -18,9 +20,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements.txt"
-PIP = f"{shlex.quote(sys.executable)} -m pip"
+PYTHON = (3, 11)
+OWN_PLACE = sys.prefix != sys.base_prefix  # a virtual environment; elsewhere systems keep pip out of their packages
+PYTHON_HERE = shlex.quote(sys.executable)
+PIP = f"{PYTHON_HERE} -m pip" if OWN_PLACE else f"{PYTHON_HERE} -m venv .venv && .venv/bin/python -m pip"
+INSTALL = f"{PIP} install -r {shlex.quote(str(REQUIREMENTS))}"
 # One resolver run for all three: torchvision and timm fit only the torch that they were built and resolved for.
-REINSTALL = f"{PIP} uninstall -y torch torchvision timm\n    {PIP} install -r {shlex.quote(str(REQUIREMENTS))}"
+REINSTALL = f"{PIP} uninstall -y torch torchvision timm\n    {INSTALL}" if OWN_PLACE else INSTALL
 PIECE = 2 * 512 * 3 * 224 * 224  # bytes that a loader worker holds: two batches of base.yaml's size
 MOST_WORKERS = 32  # compute.num_workers of base.yaml
 OPEN_FILES = 1024
@@ -77,7 +83,7 @@ def examine() -> list[Finding]:
     """Look at everything, in the working folder."""
     libraries = probe_libraries()
     return [
-        Finding("python", f"{sys.version.split()[0]}, {sys.executable}"),
+        check_python(sys.version_info[:2]),
         check_packages(REQUIREMENTS),
         *check_libraries(libraries),
         check_gpu(libraries.get("torch", {}), nvidia_gpu()),
@@ -98,6 +104,23 @@ def table(findings: list[Finding]) -> str:
     return "\n".join([*lines, *(fixes or ["\nNothing is wrong."])])
 
 
+def check_python(version: tuple[int, ...]) -> Finding:
+    """Whether this Python is new enough.
+
+    Args:
+        version: its first two numbers.
+    """
+    found = f"{sys.version.split()[0]}, {sys.executable}"
+    if version >= PYTHON:
+        return Finding("python", found)
+    needed = ".".join(map(str, PYTHON))
+    return Finding(
+        "python",
+        f"{found}; expected {needed} or newer",
+        f"install Python {needed} or newer, then: rm -rf .venv && make test PYTHON=python{needed}",
+    )
+
+
 def check_packages(requirements: Path) -> Finding:
     """Whether every package of a requirements file is there and new enough; its lines are NAME>=VERSION."""
     wanted = re.findall(r"^([\w.-]+)>=([\d.]+)", requirements.read_text(encoding="utf-8"), flags=re.MULTILINE)
@@ -107,7 +130,7 @@ def check_packages(requirements: Path) -> Finding:
         if not found or _numbers(found) < _numbers(least):
             lacks.append(f"{name} {found or 'missing'} (>= {least})")
     if lacks:
-        return Finding("packages", ", ".join(lacks), f"{PIP} install -r {shlex.quote(str(requirements))}")
+        return Finding("packages", ", ".join(lacks), INSTALL)
     return Finding("packages", f"all {len(wanted)} of {requirements.name}")
 
 
@@ -190,7 +213,8 @@ def check_gpu(torch: dict[str, object], sign: str) -> Finding:
 def check_shared_memory(folder: Path, cores: int) -> Finding:
     """Whether the batches that loader workers hand over fit."""
     if not folder.is_dir():
-        return Finding("shared memory", f"no {folder}")
+        advice = f"mount a tmpfs at {folder}; or read without workers: --compute.num_workers 0"
+        return Finding("shared memory", f"there is no {folder}, through which workers hand over images", advice)
     status = os.statvfs(folder)
     free, needed = status.f_bavail * status.f_frsize, PIECE * min(cores, MOST_WORKERS)
     found = f"{free / 2**20:,.0f} MiB free in {folder}"

@@ -151,7 +151,7 @@ def git_state(folder: Path) -> dict[str, Any]:
 
     Both are None outside a checkout, or without git.
     """
-    git = ["git", "--no-optional-locks", "-C", str(folder)]
+    git = ["git", "-c", "safe.directory=*", "--no-optional-locks", "-C", str(folder)]  # it may be another user's
     try:
         revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
         changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
