@@ -11,14 +11,17 @@ FOLDERS = ("utils", "models", "relabel", "benchmarks", "tests")
 FILES = [ROOT / "main.py", *sorted(path for name in FOLDERS for path in (ROOT / name).rglob("*.py"))]
 
 MODULES = {"marshal", "shelve", "dill", "cloudpickle", "joblib", "jsonpickle", "builtins", "_pickle", "lxml"}
-MODULES |= {"multiprocessing.reduction", "xml.dom", "xml.sax", "xml.etree.cElementTree"}
+MODULES |= {"multiprocessing.reduction", "xml.dom", "xml.sax", "xml.etree.cElementTree", "runpy"}
+MODULES |= {"yaml.loader", "yaml.constructor", "torch.package"}
 NAMES = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "shutil.unpack_archive"}
-NAMES |= {"subprocess.getoutput", "subprocess.getstatusoutput", "torch.hub.load", "torch.jit.load", "torch.package"}
+NAMES |= {"subprocess.getoutput", "subprocess.getstatusoutput", "torch.hub.load", "torch.jit.load"}
+NAMES |= {"torch.serialization.load", "yaml.add_constructor", "pandas.read_pickle"}
 NAMES |= {
     f"yaml.{name}" for name in ("load", "load_all", "full_load", "unsafe_load", "full_load_all", "unsafe_load_all")
 }
 NAMES |= {f"yaml.{name}Loader" for name in ("", "C", "Full", "CFull", "Unsafe", "CUnsafe")}
 NAMES |= {f"xml.etree.ElementTree.{name}" for name in ("parse", "iterparse", "fromstring", "XML", "XMLParser")}
+ALL = MODULES | NAMES | {"pickle.load", "torch.load"}
 METHODS = {"extractall", "add_safe_globals"}
 # What a keyword must be, literally, wherever it is given.
 KEYWORDS = {"weights_only": True, "allow_pickle": False, "shell": False, "trust_remote_code": False}
@@ -64,12 +67,16 @@ def _dotted(node: ast.AST, origins: dict[str, str]) -> str:
 
 
 def _of_node(node: ast.AST, origins: dict[str, str], place: str) -> Iterator[str]:
-    if isinstance(node, ast.Import | ast.ImportFrom):
-        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-        yield from (m for m in modules if any(m == banned or m.startswith(f"{banned}.") for banned in MODULES))
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names if _is_in(alias.name, MODULES))
+    if isinstance(node, ast.ImportFrom):
+        for name in (f"{node.module}.{alias.name}" for alias in node.names):
+            everything = name.endswith(".*") and any(banned.startswith(name[:-1]) for banned in ALL)
+            if everything or _is_in(name, MODULES | NAMES):
+                yield name
     if isinstance(node, ast.Name | ast.Attribute):
         name = _dotted(node, origins)
-        if name in NAMES or (isinstance(node, ast.Attribute) and node.attr in METHODS):
+        if name in NAMES or _is_in(name, MODULES) or (isinstance(node, ast.Attribute) and node.attr in METHODS):
             yield name
         if name == "torch.serialization.safe_globals" and place != SAFE_GLOBALS:
             yield name
@@ -77,6 +84,15 @@ def _of_node(node: ast.AST, origins: dict[str, str], place: str) -> Iterator[str
             yield name
     if isinstance(node, ast.Call):
         yield from _of_call(node, origins, place)
+    for child in ast.iter_child_nodes(node):
+        called = isinstance(node, ast.Call) and child is node.func
+        if not called and isinstance(child, ast.Name | ast.Attribute) and _dotted(child, origins) == "torch.load":
+            yield "torch.load under another name"
+
+
+def _is_in(name: str, banned: set[str]) -> bool:
+    """Whether it is one of them or lies below one."""
+    return any(name == one or name.startswith(f"{one}.") for one in banned)
 
 
 def _is_allowed_pickle(name: str, place: str) -> bool:
@@ -93,6 +109,8 @@ def _of_call(node: ast.Call, origins: dict[str, str], place: str) -> Iterator[st
         literal = isinstance(value, ast.Constant) and value.value is needed
         if value is not None and not literal and (place, name) != (TRAPS, "numpy.save"):
             yield f"{key} is not {needed}"
+    if name == "numpy.load" and len(node.args) > 2:
+        yield "allow_pickle by position"
     if name == "torch.load" and "weights_only" not in given:
         yield "torch.load without weights_only=True"
     if name == "pickle.loads" and not (
@@ -117,6 +135,12 @@ def test_no_file_calls_what_would_run_a_files_content() -> None:
         "from torch import load as fetch\nfetch(path)",
         "import torch\ntorch.load(path, **options)",
         "import torch\ntorch.load(path, weights_only=careless)",
+        "import torch\nfetch = torch.load\nfetch(path)",
+        "import numpy as np\nnp.load(path, None, True)",
+        "from pickle import *",
+        "from torch import *",
+        "from yaml.loader import UnsafeLoader",
+        "import yaml\nyaml.constructor.UnsafeConstructor",
         "import torch\ntorch.serialization.add_safe_globals([eval])",
         "from torch.serialization import safe_globals\nwith safe_globals([os.mkdir]): pass",
         "import numpy as np\nnp.load(path, allow_pickle=True)",
@@ -144,6 +168,33 @@ def test_no_file_calls_what_would_run_a_files_content() -> None:
 )
 def test_the_check_finds_what_it_is_for(source: str) -> None:
     assert banned(source, "tests/anywhere.py")
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_every_module_of_the_list_is_found(module: str) -> None:
+    owner, _, name = module.rpartition(".")
+    assert banned(f"import {module}", "tests/anywhere.py")
+    assert banned(f"from {module} import anything", "tests/anywhere.py")
+    assert not owner or banned(f"from {owner} import {name}\n{name}.anything()", "tests/anywhere.py")
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_every_name_of_the_list_is_found(name: str) -> None:
+    owner, _, last = name.rpartition(".")
+    source = f"import {owner}\nx = {name}\nx(path)" if owner else f"x = {name}\nx(path)"
+    assert banned(source, "tests/anywhere.py")
+    assert not owner or banned(f"from {owner} import {last} as x\nx(path)", "tests/anywhere.py")
+    assert not owner or banned(f"from {owner} import {last}", "tests/anywhere.py")
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_of_the_list_is_found(method: str) -> None:
+    assert banned(f"anything.{method}(path)", "tests/anywhere.py")
+
+
+@pytest.mark.parametrize("key", KEYWORDS)
+def test_every_keyword_of_the_list_is_found(key: str) -> None:
+    assert banned(f"anything({key}={not KEYWORDS[key]})", "tests/anywhere.py")
 
 
 @pytest.mark.parametrize(

@@ -216,6 +216,13 @@ def test_other_extra_images_are_refused_when_a_run_continues(
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         StopAt(patch, 3, signal.SIGTERM)
         start(extra_flags)
+    labels = Path(str(extra_flags["data.extra.labels"]).split(":")[0])
+    first = sorted(labels.rglob("*.pt"))[0]
+    content = torch.load(first, weights_only=True)
+    torch.save(content.index_put((torch.tensor([0]),), content[0] + 1), first)
+    with pytest.raises(UserError, match="extra_label_maps_sha256"):
+        start(extra_flags)
+    torch.save(content, first)
     shutil.rmtree(roots["far"] / "mule")
     with pytest.raises(UserError, match="extra_images_sha256"):
         start(extra_flags)

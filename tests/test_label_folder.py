@@ -12,10 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relabel.label_folder import FolderWriter, LabelFolder, list_label_files, write_label_map
+from relabel.label_folder import FolderWriter, LabelFolder, list_label_files, map_path, write_label_map
 from relabel.label_manifest import Manifest
 from relabel.label_map import LabelMap
-from relabel.label_store import LabelStore, check_one_per_class, check_present, open_label_store
+from relabel.label_store import LabelStore, check_one_per_class, check_present, kept_to_one, open_label_store
 from tests.strategies import KEYS as ANY_KEY
 from tests.strategies import SEEDS
 from tests.traps import hostile_files
@@ -232,7 +232,7 @@ def twice() -> torch.Tensor:
     return planes
 
 
-@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor", "ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -247,6 +247,8 @@ def twice() -> torch.Tensor:
         (torch.zeros(2, 3, 4, 6).to_sparse(), r"shape \[2, 3, 4, 6\]"),
         (torch.zeros(1).expand(2, 3, 4, 6), r"a tensor of repeated numbers of shape \[2, 3, 4, 6\]"),
         (torch.zeros(2, 1, 1, 1).expand(2, 2**15, 2**15, 2**15), "a tensor of repeated numbers of shape"),
+        (torch.zeros(2, 3, 4, 6, device="meta"), r"shape \[2, 3, 4, 6\]"),
+        (torch.nested.nested_tensor([torch.zeros(3, 4, 6)] * 2), "found a nested tensor"),
         (changed(0, np.nan), "the score nan in the cell at row 2, column 5"),
         (changed(0, np.inf), "the score inf in the cell"),
         (changed(1, 30), r"the class id 30 in the cell at row 2, column 5; expected ids in 0\.\.29 .*30 classes"),
@@ -407,3 +409,40 @@ def test_ids_are_translated_by_the_names_of_the_manifest(folder: Path) -> None:
     np.testing.assert_array_equal(read, original[[7, 29, 0]])
     with pytest.raises(UserError, match=r"does not know 1 of the data's 2 classes, the first: 'zebra'.*its own 30"):
         open_label_store(folder, np.array(KEYS, dtype=np.bytes_), ["class1", "zebra"])
+
+
+def test_links_to_nothing_and_empty_files_hide_no_other_map(folder: Path, store: LabelStore) -> None:
+    """An empty file is what a power failure leaves; a link may lead nowhere, or to itself."""
+    place = (folder / KEYS[0]).parent
+    for name, target in (("README", "/nowhere"), ("gone.pt", "/nowhere"), ("loop", "loop"), ("loop.pt", "loop.pt")):
+        (place / name).symlink_to(target)
+    assert store.missing().tolist() == []
+    map_path(folder, KEYS[0]).write_bytes(b"")
+    assert store.missing().tolist() == [0]
+
+
+def test_an_archive_that_would_fill_the_memory_is_refused(folder: Path, store: LabelStore) -> None:
+    path = map_path(folder, KEYS[0])
+    torch.save(torch.zeros(2, 1, 300, 300), path)
+    with zipfile.ZipFile(path) as whole:
+        members = {name: whole.read(name) for name in whole.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb:
+        for name, content in members.items():
+            bomb.writestr(name, content)
+    for read in (store.read, store.check):
+        with pytest.raises(UserError, match=r"cannot be read as a label map .*bytes that would be .* when unpacked"):
+            read(0)
+
+
+def test_files_are_held_against_their_manifest(folder: Path) -> None:
+    names = [f"class{i}" for i in range(K)]
+    Manifest(form="pt", maps=len(KEYS), k=3, h=6, w=4, class_names=names, made_by={}).write(folder / "manifest.json")
+    with pytest.raises(UserError, match=r"shape \[k, h, w\] = \[3, 4, 6\]; expected \[3, 6, 4\] as in .*labels"):
+        open_folder(folder).check(0)
+
+
+def test_a_second_writer_is_kept_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("utils.folders._LOCK_PATIENCE_S", 0.1)
+    first, second = kept_to_one(tmp_path), kept_to_one(tmp_path)
+    with first, pytest.raises(UserError, match="another process is writing label maps in"), second:
+        pass

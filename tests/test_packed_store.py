@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from zlib import crc32
 
@@ -445,3 +446,70 @@ def test_a_copy_of_a_store_is_a_store(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "elsewhere")
     shutil.rmtree(folder)
     assert_map(open_label_store(tmp_path / "elsewhere", NAMES, CLASSES).read(3), 3)
+
+
+def test_a_store_without_keys_is_refused(folder: Path) -> None:
+    for name in (MAPS, KEYS, CRCS):
+        write_array(folder, name, npy(np.load(folder / name)[:0]))
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    manifest.model_copy(update={"maps": 0, "sha256": {}}).write(folder / "manifest.json")
+    with pytest.raises(UserError, match=r"keys\.npy: found no key"):
+        open_label_store(folder, NAMES, CLASSES)
+
+
+@pytest.mark.parametrize("change", [lambda crcs: crcs.astype(np.int64), lambda crcs: np.append(crcs, crcs[:1])])
+def test_checksums_of_another_type_or_number_are_refused(
+    folder: Path, change: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    write_array(folder, CRCS, npy(change(np.load(folder / CRCS))))
+    with pytest.raises(UserError, match=r"crc32\.npy: found .*; expected a list of 13"):
+        open_label_store(folder, NAMES, CLASSES)
+
+
+@pytest.mark.parametrize("name", [MAPS, KEYS, CRCS, "manifest.json"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(UserError, match=rf"{name} cannot be read \(it is no regular file\)"):
+        open_label_store(folder, NAMES, CLASSES)
+
+
+def test_a_map_of_more_scores_than_memory_is_refused(folder: Path) -> None:
+    content = json.loads((folder / "manifest.json").read_text())
+    content |= {"k": 2**12, "h": 2**12, "w": 2**12, "sha256": {}}
+    (folder / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"a map has more than 268,435,456 scores"):
+        open_label_store(folder, NAMES, CLASSES)
+
+
+def test_arrays_of_somebody_else_are_not_overwritten(tmp_path: Path) -> None:
+    """Their names are common ones."""
+    (tmp_path / "results").mkdir()
+    np.save(tmp_path / "results" / KEYS, np.arange(5))
+    with pytest.raises(UserError, match=r"results is taken: it holds keys\.npy"):
+        begin(tmp_path / "results")
+    assert np.load(tmp_path / "results" / KEYS).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_other_peoples_drafts_are_left_alone(tmp_path: Path) -> None:
+    for folder in (tmp_path / "new", tmp_path / "taken"):
+        folder.mkdir()
+        (folder / ".draft.tmp").write_text("years of work")
+        (folder / f".{MAPS}.123.tmp").touch()  # of a process that was killed
+    (tmp_path / "taken" / "thesis.tex").touch()
+    begin(tmp_path / "new")
+    with pytest.raises(UserError, match=r"taken is taken: it holds thesis\.tex"):
+        begin(tmp_path / "taken")
+    assert sorted(path.name for path in tmp_path.rglob(".*")) == [".draft.tmp", ".draft.tmp", f".{MAPS}.123.tmp"]
+
+
+def test_a_store_that_was_killed_while_its_files_were_made_goes_on(tmp_path: Path, folder: Path) -> None:
+    begin(tmp_path / "second")
+    (tmp_path / "second" / MAPS).unlink()
+    np.save(tmp_path / "second" / CRCS, np.zeros(3, "<u4"))
+    writer = begin(tmp_path / "second")
+    for row in range(len(NAMES)):
+        writer.write(row, random_map(row))
+    writer.commit({})
+    assert (tmp_path / "second" / MAPS).read_bytes() == (folder / MAPS).read_bytes()

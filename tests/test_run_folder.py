@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,14 +12,16 @@ import numpy as np
 import pytest
 
 from relabel.label_folder import write_label_map
+from relabel.label_manifest import read_manifest
 from relabel.label_map import LabelMap
 from relabel.packing import pack
 from relabel.runs import run
 from tests.conftest import CLASSES, Flags
-from tests.test_runs import EVERYTHING, assert_same_weights, metrics, start, weights
+from tests.test_runs import EVERYTHING, StopAt, assert_same_weights, metrics, start, status, weights
 from utils.checkpoint import LAST, load_checkpoint, save_checkpoint
 from utils.config import load_config
 from utils.errors import UserError
+from utils.run_log import write_status
 
 
 def write_maps(folder: Path, seed: int) -> None:
@@ -129,3 +132,69 @@ def test_a_checkpoint_of_an_earlier_version_continues(flags: Flags, data: Path) 
         del state[key]
     save_checkpoint(state, flags["util.run_dir"] / LAST)
     start(flags)
+
+
+def test_a_drawn_seed_is_that_of_the_whole_run(flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """-1 is the default: the command that draws a seed continues with it, and does not draw another."""
+    flags |= {"compute.seed": -1}
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        StopAt(patch, 7, signal.SIGTERM)
+        start(flags)
+    seed = load_config(str(flags["util.run_dir"] / "config.yaml"), {}).compute.seed
+    start(flags)
+    assert load_config(str(flags["util.run_dir"] / "config.yaml"), {}).compute.seed == seed >= 0
+    start({**flags, "compute.seed": seed, "util.run_dir": tmp_path / "undisturbed"})
+    assert_same_weights(weights(tmp_path / "undisturbed"), weights(flags["util.run_dir"]))
+
+
+def test_a_checkpoint_without_its_config_is_not_continued(flags: Flags) -> None:
+    start(flags)
+    (flags["util.run_dir"] / "config.yaml").unlink()
+    before = contents(flags["util.run_dir"])
+    with pytest.raises(UserError, match=r"holds checkpoint-best\.pth but no config\.yaml"):
+        start(flags)
+    assert contents(flags["util.run_dir"]) == before
+
+
+def test_a_manifest_is_part_of_the_label_maps_fingerprint(flags: Flags, data: Path) -> None:
+    """It names the classes and the teacher."""
+    flags["data.relabel.path"] = data / "packed"
+    start(flags)
+    manifest = read_manifest(data / "packed")
+    assert manifest is not None
+    manifest.model_copy(update={"made_by": {"teacher": "another"}}).write(data / "packed" / "manifest.json")
+    with pytest.raises(UserError, match="label_maps_sha256"):
+        start(flags)
+
+
+def test_a_finished_run_that_was_killed_before_its_last_word_says_it(flags: Flags) -> None:
+    start(flags)
+    write_status(flags["util.run_dir"], "running", step=1)
+    start(flags)
+    assert status(flags["util.run_dir"])["state"] == "done"
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "[" * 9000, '{"state": "done"', '{"state": 1, "state": 2}', ""])
+def test_an_account_that_cannot_be_read_is_begun_anew(flags: Flags, text: str) -> None:
+    flags["util.run_dir"].mkdir()
+    for name in ("status.json", "environment.json"):
+        (flags["util.run_dir"] / name).write_text(text)
+    start(flags)
+    assert status(flags["util.run_dir"])["state"] == "done"
+    assert len(json.loads((flags["util.run_dir"] / "environment.json").read_text())) == 1
+
+
+def test_weights_that_a_run_starts_from_are_recorded(flags: Flags, tmp_path: Path) -> None:
+    short = flags | {"optim.epochs": 1, "optim.warmup.epochs": 0}
+    start(short)
+    first = flags["util.run_dir"] / LAST
+    start({**short, "model.weights": first, "util.run_dir": tmp_path / "second"})
+    facts = json.loads((tmp_path / "second" / "environment.json").read_text())[0]
+    assert facts["weights_sha256"] == hashlib.sha256(first.read_bytes()).hexdigest()
+
+
+def test_drafts_in_a_run_folder_are_left_alone(flags: Flags) -> None:
+    flags["util.run_dir"].mkdir()
+    (flags["util.run_dir"] / ".notes.tmp").write_text("my own")
+    start(flags)
+    assert (flags["util.run_dir"] / ".notes.tmp").read_text() == "my own"
