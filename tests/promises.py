@@ -45,7 +45,7 @@ PROMISES = (
     Promise("Preemption loses at most one step", ("test_preemption", "test_workers", "test_commands")),
     Promise(
         "Old files load, no file runs code",
-        ("test_foreign_files", "test_banned_calls", "test_label_folder", "test_fuzz"),
+        ("test_foreign_files", "test_banned_calls", "test_label_folder", "test_json_files", "test_fuzz"),
     ),
     Promise("A label map is the right one and intact", ("test_intact_label_maps", "test_packed_store")),
     Promise("Bad images are never silently replaced", ("test_damaged_images", "test_skipped_images")),
@@ -56,6 +56,7 @@ PROMISES = (
             "test_evaluation",
             "test_predictions",
             "test_processes::test_an_evaluation_counts_each_image_once_however_it_is_shared",
+            "test_processes::test_a_validation_counts_each_image_once_however_it_is_shared",
             "test_loader::test_testing_reads_every_image_once_over_all_ranks",
         ),
     ),

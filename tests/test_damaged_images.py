@@ -1,6 +1,7 @@
 """Damaged images: more kinds than anybody meets, each refused by name and reason, or read as what it is."""
 
 import base64
+import errno
 import io
 import os
 import re
@@ -44,6 +45,7 @@ def encoded(kind: str, mode: str = "RGB", **options: object) -> bytes:
 
 
 JPEG, PROGRESSIVE, PNG = encoded("JPEG", quality=90), encoded("JPEG", quality=90, progressive=True), encoded("PNG")
+MPO = encoded("MPO", save_all=True, append_images=[Image.new("RGB", (200, 141))])
 FRAME = JPEG.index(b"\xff\xc0")  # marker, length (2 bytes), precision, height (2), width (2), ...
 TABLE = JPEG.index(b"\xff\xc4")
 SCAN = JPEG.index(b"\xff\xda")
@@ -81,6 +83,7 @@ CONTENTS: dict[str, bytes] = {
     "cut in the middle, end mark behind, progressive": half(PROGRESSIVE) + JPEG[-2:],
     "cut in the middle, CMYK, end mark behind": half(encoded("JPEG", "CMYK")) + JPEG[-2:],
     "end mark in the middle": put(JPEG, len(JPEG) // 2, JPEG[-2:]),
+    "cut in the middle, of a camera's two pictures": half(MPO) + JPEG[-2:],
     "second half zero": half(JPEG) + bytes(len(JPEG) - len(half(JPEG))),
     "second half zero, progressive": half(PROGRESSIVE) + bytes(len(PROGRESSIVE) - len(half(PROGRESSIVE))),
     "second half zero, end mark kept": half(JPEG) + bytes(len(JPEG) - len(half(JPEG)) - 2) + JPEG[-2:],
@@ -329,6 +332,22 @@ def test_what_the_machine_lacks_is_not_the_images_fault(tmp_path: Path, monkeypa
             ImageFile(tmp_path / "photo.JPEG")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not isinstance(told.value, UnreadableImage)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOMEM, "no memory"), OSError(errno.ENFILE, "full")])
+def test_little_memory_is_not_the_images_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoder: str, error: Exception
+) -> None:
+    def run_out(*words: object, **named: object) -> None:
+        raise error
+
+    for function in ("relabel.decode.decode_rows", "relabel.decode._rgb"):
+        monkeypatch.setattr(function, run_out)
+    (tmp_path / "photo.JPEG").write_bytes(JPEG)
+    with pytest.raises(UserError, match=r"photo\.JPEG: cannot be read, because this process has run out of") as told:
+        ImageFile(tmp_path / "photo.JPEG", decoder).resized_crop(WHOLE_IMAGE, 4, 5)
     assert not isinstance(told.value, UnreadableImage)
 
 

@@ -330,13 +330,53 @@ def test_classes_of_an_archive_cannot_leave_the_folder(tmp_path: Path, name: str
 
 def test_pipes_and_devices_among_images_and_maps_are_passed_over(data: Path) -> None:
     """Somebody who opens them waits for ever."""
-    for path in (data / "train" / "ant" / "z.jpg", data / "labels" / "ant" / "z.pt"):
+    for path in (data / "train" / "ant" / "z.jpg", data / "labels" / "ant" / "z.pt", data / "labels" / "flat.pt"):
         os.mkfifo(path)
         path.with_stem("zero").symlink_to("/dev/zero")
         path.with_stem("gone").symlink_to("/nowhere")
     images, maps = list_images(data / "train"), list_label_files(data / "labels")
     assert [images.name(row) for row in range(len(images)) if "/ant." not in images.name(row)][:1] == ["ant/gone.jpg"]
-    assert len(images) == 31 and len(maps) == 31 and "ant/gone" in maps  # a link to nothing is told when it is read
+    assert (
+        len(images) == 31 and len(maps) == 32 and {"gone", "ant/gone"} < set(maps)
+    )  # a link to nothing is told when it is read
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["export-labels", "packed", "packed/maps.npy", "--images", "train"],
+        ["export-labels", "packed", "train/labels.tsv", "--images", "train"],
+        ["check", "packed", "--json", "packed/manifest.json"],
+        ["check", "labels", "--images", "train", "--json", "train/ant/report.json"],
+        ["show", "--labels", "packed", "--images", "train", "--out", "train/ant/ant.00.png"],
+        ["pack", "labels", "labels/ant"],
+        ["unpack", "packed", "packed/files"],
+        ["annotate", "train", "train/ant/maps", "--weights", "w.pth"],
+        ["compare", "p.csv", "q.csv", "--json", "q.csv"],
+        ["compare", "p.csv", "q.csv", "--images", "train", "--out", "train/ant/ant.00.png"],
+    ],
+)
+def test_no_output_replaces_a_part_of_the_input(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    monkeypatch.chdir(data)
+    Path("train/ant/ant.00.png").symlink_to("ant.00.JPEG")
+    before = tree(data)
+    with pytest.raises(SystemExit) as ending:
+        tools.main(words)
+    told = capsys.readouterr().err
+    assert ending.value.code == 2 and "expected another place" in told, told
+    assert tree(data) == before
+
+
+def test_an_image_name_longer_than_names_can_be(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(data)
+    for file in ("p.csv", "q.csv"):
+        Path(file).write_text(f"{HEADER}ant/{'x' * 300}.JPEG,ant,bee,0.5,0.25,bee/ant\n")
+    command = ["compare", "p.csv", "q.csv", "--images", "train", "--out", "sheet.png"]
+    assert_refused(lambda: tools.main(command), capsys)
 
 
 def test_a_safetensors_file_that_lies_about_its_length(tmp_path: Path) -> None:

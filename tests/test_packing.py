@@ -202,3 +202,11 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pt").mkdir()
     with pytest.raises(UserError, match=r"pt: found no label map; expected CLASS/STEM\.pt files"):
         pack(tmp_path / "pt", tmp_path / "packed", None, None, skip_damaged=False)
+
+
+def test_classes_other_than_those_of_the_manifest_are_refused(tmp_path: Path, photos: Path) -> None:
+    pack(photos / "labels", tmp_path / "packed", None, None, skip_damaged=False)
+    unpack(tmp_path / "packed", tmp_path / "files")
+    (tmp_path / "names.txt").write_text("bee\nant\ncow\n")
+    with pytest.raises(UserError, match=r"--classes are not the classes that its manifest\.json names"):
+        pack(tmp_path / "files", tmp_path / "again", None, str(tmp_path / "names.txt"), skip_damaged=False)

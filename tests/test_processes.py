@@ -14,13 +14,15 @@ import pytest
 import torch
 
 from models.digit_net import DigitNet
-from relabel.dataset import list_images
-from relabel.loader import epoch_order
+from relabel.dataset import CentreView, ImageDataset, list_images
+from relabel.evaluation import evaluate
+from relabel.loader import Loader, TestBatches, epoch_order
 from tests.conftest import Flags, command_line, environment, make_photos
 from tests.forked_runs import fork_run
 from tests.test_runs import status, weights
 from utils.checkpoint import LAST
-from utils.run_log import METRICS
+from utils.precision import Precision
+from utils.run_log import METRICS, read_metrics
 
 RunMain = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -101,6 +103,29 @@ def test_an_evaluation_counts_each_image_once_however_it_is_shared(flags: Flags,
         assert other[:2] == (figures, rows)
         assert other[2] == pytest.approx(chances, abs=2e-6)  # the last bits depend on the batch
     assert (tmp_path / "output").read_text().count("top1_percent ") == len(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_validation_counts_each_image_once_however_it_is_shared(
+    flags: Flags, photos: Path, tmp_path: Path, n: int
+) -> None:
+    """And by the weights that are saved, statistics of batch norm included, which each process has its own of."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train").symlink_to(photos / "train")
+    make_photos(tmp_path / "data" / "val", {"ant": 50, "bee": 30, "cow": 23}, np.random.default_rng(1))
+    flags |= {"data.data_path": tmp_path / "data", "optim.epochs": 1, "optim.warmup.epochs": 0}
+    assert fork_run(flags, tmp_path / "output", n).ends() == [0] * n, (tmp_path / "output").read_text()
+    found = next(event for event in read_metrics(flags["util.run_dir"]) if event["event"] == "validation")
+    images = list_images(tmp_path / "data" / "val")
+    dataset = ImageDataset(images, CentreView(16, 0.875), decoder="simplejpeg")
+    loader = Loader(dataset, TestBatches(103, 103, 0, 1), 0, torch.device("cpu"))
+    model = DigitNet(3).eval()
+    model.load_state_dict(weights(flags["util.run_dir"]))
+    expected = evaluate(model, loader, Precision("O0", torch.device("cpu"))).as_record()
+    assert found["images"] == 103
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-5), name
 
 
 @pytest.mark.slow
