@@ -14,6 +14,9 @@ import numpy as np
 
 from utils.errors import UserError, exit_on_user_error
 
+ARRAYS = ("bytes", "offsets", "labels", "test", "classes")
+EXPECTED = f"expected the arrays {', '.join(ARRAYS)}. Fetch the file again."
+
 
 def main() -> None:
     """The command line."""
@@ -27,16 +30,27 @@ def main() -> None:
 
 
 def write_folder(npz: Path, out: Path) -> int:
-    """Write every photo as it is; returns how many. UserError where a class cannot be the name of a folder."""
-    with np.load(npz, allow_pickle=False) as arrays:
-        content, offsets = arrays["bytes"], arrays["offsets"]
-        labels, is_test, classes = arrays["labels"], arrays["test"], arrays["classes"]
+    """Write every photo as it is; returns how many.
+
+    Raises:
+        UserError: these are no such arrays, or a class cannot be the name of a folder.
+    """
+    try:
+        with np.load(npz, allow_pickle=False) as arrays:
+            content, offsets, labels, is_test, classes = (arrays[name] for name in ARRAYS)
+        fits = len(offsets) == len(labels) + 1 == len(is_test) + 1 and offsets[0] == 0 and offsets[-1] == len(content)
+        fits = fits and (np.diff(offsets) >= 0).all() and set(labels.tolist()) <= set(range(len(classes)))
+    except Exception as error:  # damaged archives raise almost anything
+        raise UserError(f"{npz} cannot be read ({type(error).__name__}: {error}); {EXPECTED}") from error
+    if not fits:
+        raise UserError(f"{npz}: its arrays do not fit each other; {EXPECTED}")
     for name in classes:
         if str(name) in ("", ".", "..") or not {"/", "\0"}.isdisjoint(str(name)):
             raise UserError(f"{npz}: found the class {str(name)!r}; expected a folder's name. Fetch the file again.")
-    for split in ("train", "val"):
-        for name in classes:
-            (out / split / str(name)).mkdir(parents=True, exist_ok=True)
+    for folder in (out / split / str(name) for split in ("train", "val") for name in classes):
+        if folder.is_symlink():
+            raise UserError(f"{folder} is a link, which leads photos elsewhere; expected a folder. Remove it.")
+        folder.mkdir(parents=True, exist_ok=True)
     for number, (label, in_val) in enumerate(zip(labels, is_test, strict=True)):
         path = out / ("val" if in_val else "train") / str(classes[label]) / f"{number:05d}.jpg"
         path.write_bytes(content[offsets[number] : offsets[number + 1]].tobytes())

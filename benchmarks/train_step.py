@@ -119,7 +119,7 @@ def memory_trainer(folder: Path, arch: str, crop: int, batch: int, device: torch
         (folder / split).mkdir()
     flags = {"model.arch": arch, "data.image_size": str(crop), "optim.batch_size": str(batch), "compute.seed": "0"}
     flags |= {"data.data_path": str(folder), "util.run_dir": str(folder)}
-    config = load_config("", flags | {"data.relabel.path": str(folder)})
+    config = load_config("", flags | {"data.relabel.path": str(folder / "train")})
     with_maps = make_targets(config, K)
     without_maps = make_targets(load_config("", flags | {"data.relabel.use": "False"}), K)
     names = [f"n{number:08d}" for number in range(K)]

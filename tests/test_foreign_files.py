@@ -325,6 +325,28 @@ def test_classes_of_an_archive_cannot_leave_the_folder(tmp_path: Path, name: str
     assert {path.name for path in tmp_path.iterdir()} == {"c.npz"}
 
 
+@pytest.mark.parametrize(
+    ("name", "array", "match"),
+    [
+        ("labels", [7], "do not fit"),
+        ("labels", [-1], "do not fit"),
+        ("offsets", [0, 9], "do not fit"),
+        ("classes", np.array([object()]), "cannot be read .*allow_pickle"),
+        ("test", None, "cannot be read .*test"),
+    ],
+)
+def test_an_archive_that_is_another_is_refused(tmp_path: Path, name: str, array: Any, match: str) -> None:
+    arrays: dict[str, Any] = {"bytes": np.zeros(4, np.uint8), "offsets": [0, 4], "labels": [0], "test": [False]}
+    arrays |= {"classes": ["ant", "bee"], name: array}
+    np.savez(tmp_path / "c.npz", **{key: value for key, value in arrays.items() if value is not None})
+    with pytest.raises(UserError, match=rf"c\.npz.*{match}"):
+        write_folder(tmp_path / "c.npz", tmp_path / "out")
+    (tmp_path / "c.npz").write_bytes(b"PK\3\4 junk")
+    with pytest.raises(UserError, match=r"c\.npz cannot be read"):
+        write_folder(tmp_path / "c.npz", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 # Files that are none
 
 

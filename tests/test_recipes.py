@@ -87,11 +87,17 @@ def _rows() -> dict[str, tuple[str, Settings]]:
 OF_THE_PAPER = _rows()
 
 
+KEEP_LISTS = ("keep.txt", "runs/digits/agreeing.txt")
+
+
 @pytest.fixture
-def folders(tmp_path: Path) -> dict[str, str]:
-    """Flags that name empty folders of the expected layout."""
-    for folder in ("data/train", "data/val", "labels", "extra"):
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Flags that name empty folders of the expected layout; lists of images are where the recipes expect them."""
+    for folder in ("data/train", "data/val", "labels", "extra", "runs/digits"):
         (tmp_path / folder).mkdir(parents=True)
+    for name in KEEP_LISTS:
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
     extra = str(tmp_path / "extra")
     return {
         "data.data_path": str(tmp_path / "data"),
@@ -138,14 +144,16 @@ def test_the_command_on_the_card_runs_this_recipe(
     assert line.problems == []
     flags = {key: folders.get(key, text) for key, text in line.texts.items() if key != "config_file_path"}
     assert line.texts["config_file_path"] == recipe
-    load_config(recipe, {"data.data_path": folders["data.data_path"], **_maps(recipe, folders), **flags})
+    load_config(recipe, {"data.data_path": folders["data.data_path"], **_inputs(recipe, folders), **flags})
     assert capsys.readouterr().err == "", "a recipe warns of nothing"
 
 
-def _maps(recipe: str, folders: dict[str, str]) -> dict[str, str]:
-    """The flag for label maps where the recipe uses them, so that the folder on the card need not be there."""
-    used = not re.search(r"relabel:\s*(\{|\n\s+)use: False", (ROOT / recipe).read_text())
-    return {"data.relabel.path": folders["data.relabel.path"]} if used else {}
+def _inputs(recipe: str, folders: dict[str, str]) -> dict[str, str]:
+    """Flags for label maps and the list of images where the recipe uses them: what its card names need not be there."""
+    text = (ROOT / recipe).read_text()
+    maps = not re.search(r"relabel:\s*(\{|\n\s+)use: False", text)
+    flags = {"data.relabel.path": folders["data.relabel.path"]} if maps else {}
+    return flags | ({"data.keep_list": __file__} if "keep_list:" in text else {})
 
 
 @pytest.mark.parametrize("name", list(OF_THE_PAPER))

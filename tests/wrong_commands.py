@@ -115,7 +115,7 @@ FLAGS = [
     ("util.run_dir", "a" * 300, "too long, or below a folder that may not be entered"),
     ("util.run_dir", "~/runs/x", "only a shell replaces ~, and not after =; write the whole path"),
     ("data.keep_list", "no.txt", "data.keep_list = 'no.txt' .*no such file; expected the list of the images"),
-    ("optim.lr.init", "1e300", "expected a number >= 0 and <= 1e.06"),
+    ("optim.lr.init", "1e300", "expected a number >= 0 and <= 1e.30"),
     ("optim.bn.eps", "2", "expected a number > 0 and <= 1, or none"),
     # what people type: units, lists, other spellings of numbers
     ("data.image_size", "224px", "data.image_size = '224px' .*expected a whole number"),

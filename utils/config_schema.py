@@ -25,7 +25,7 @@ def _meeting_point(url: str) -> str:
 
 Text = Annotated[str, AfterValidator(_plain_text), Field(description="text ('' where none is wanted)")]
 MinusOneOrMore = Annotated[int, Field(ge=-1)]
-NonNegative = Annotated[float, Field(ge=0, le=1_000_000)]  # beyond, float32 overflows
+NonNegative = Annotated[float, Field(ge=0, le=1e30)]  # beyond, float32 overflows
 Share = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
