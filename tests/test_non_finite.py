@@ -1,6 +1,7 @@
 """A step that is not finite cannot poison a run, in whichever of its two processes it happens."""
 
 import pkgutil
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.amp import GradScaler
 
+from relabel.trainer import Trainer
 from tests.conftest import Flags
 from tests.forked_runs import fork_run
-from tests.test_runs import assert_same_weights, start, status
+from tests.test_runs import StopAt, assert_same_weights, metrics, start, status
 from utils.checkpoint import LAST, PREVIOUS, load_checkpoint
 from utils.errors import UserError
 from utils.guard import MAX_SKIPPED_IN_A_ROW
@@ -171,3 +174,58 @@ def test_a_map_that_is_not_finite_is_named_and_trains_nothing(saving: Flags, pho
         start({**saving, "data.relabel.path": labels})
     reached = load_checkpoint(saving["util.run_dir"] / LAST)["step"]
     assert read_metrics(saving["util.run_dir"])[-1]["step"] == reached
+
+
+@pytest.fixture
+def scaled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run of this process has a GradScaler, as O1 has on a GPU."""
+    monkeypatch.setattr(Precision, "__init__", Precision.__init__)  # undone at the end
+    scale_losses()
+
+
+def test_a_run_that_skipped_an_update_continues_exactly(
+    saving: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scaled: None
+) -> None:
+    """With its loss scale, and the count of what it skipped."""
+
+    def spoilt(trainer: Trainer, batches: Any) -> Any:
+        with monkeypatch.context() as patch:
+            if trainer.step == 3:
+                patch.setattr(LOSS, lambda *words: with_nan_gradients(cross_entropy(*words)))
+            return train_step(trainer, batches)
+
+    cross_entropy, train_step = F.cross_entropy, Trainer.train_step
+    monkeypatch.setattr(Trainer, "train_step", spoilt)
+    start({**saving, "util.run_dir": tmp_path / "undisturbed"})
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        StopAt(patch, 7, signal.SIGTERM)
+        start(saving)
+    start(saving)
+    first, second = (load_checkpoint(folder / LAST) for folder in (tmp_path / "undisturbed", saving["util.run_dir"]))
+    assert first["scaler"] == second["scaler"] and second["scaler"]["scale"] == 2.0**29
+    assert first["skipped_updates"] == second["skipped_updates"] == 1
+    assert_same_weights(first["state_dict"], second["state_dict"])
+    assert metrics(tmp_path / "undisturbed") == metrics(saving["util.run_dir"])
+
+
+def test_gradients_are_clipped_by_their_own_norm_not_the_scaled_one(
+    saving: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power of two as scale changes no digit."""
+    saving |= {"optim.clip_grad_norm": 0.5, "optim.epochs": 1, "optim.warmup.epochs": 0}
+    start({**saving, "util.run_dir": tmp_path / "plain"})
+    monkeypatch.setattr(Precision, "__init__", Precision.__init__)
+    scale_losses()
+    start(saving)
+    first, second = (load_checkpoint(folder / LAST) for folder in (tmp_path / "plain", saving["util.run_dir"]))
+    for name, expected in first["state_dict"].items():
+        torch.testing.assert_close(second["state_dict"][name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_each_micro_batch_is_judged(saving: Flags, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An infinite loss in the first of two ends the run, though the second one's is finite."""
+    calls, cross_entropy = iter(range(10**6)), F.cross_entropy
+    monkeypatch.setattr(LOSS, lambda *words: cross_entropy(*words) * (float("inf") if next(calls) == 4 else 1))
+    with pytest.raises(UserError, match="the loss of step 3 is not finite"):
+        start({**saving, "optim.accumulation": 2})
+    assert load_checkpoint(saving["util.run_dir"] / LAST)["step"] == 2

@@ -132,9 +132,12 @@ def test_a_run_of_our_own_launcher_stops_with_its_group_and_dies_with_its_launch
 ) -> None:
     folder, output = long_run["util.run_dir"], tmp_path / "output"
     command = command_line(long_run | processes(2))
-    for number in STOP_SIGNALS:
+    to_all: list[Callable[[int, signal.Signals], None]] = [
+        os.killpg
+    ] * 3  # as a terminal does with Ctrl-C, and schedulers
+    for number, send in zip((*STOP_SIGNALS, signal.SIGTERM), (*to_all, os.kill), strict=True):
         process = begin(command, folder)
-        os.killpg(process.pid, number)  # as a terminal does with Ctrl-C, and schedulers
+        send(process.pid, number)
         assert end(process, output) == EXIT_PREEMPTED
         assert steps_done(folder) == assert_preempted(folder, output)
 

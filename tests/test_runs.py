@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
+from models.digit_net import DigitNet
 from relabel.build import make_targets, workers_of
 from relabel.dataset import CentreView, ImageDataset, list_images
 from relabel.label_folder import write_label_map
@@ -140,6 +142,13 @@ class StopAt:
         monkeypatch.setattr(Trainer, "train_step", train_step)
 
 
+def with_dropout(network: DigitNet, images: torch.Tensor) -> torch.Tensor:
+    """A forward pass of the small network that draws random numbers, as dropout and stochastic depth do."""
+    dropped = F.dropout(network.features(images).mean((2, 3)), 0.3, network.training)
+    logits: torch.Tensor = network.fc(dropped)
+    return logits
+
+
 @pytest.mark.parametrize("settings", [{}, EVERYTHING], ids=["plain", "everything"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_preempted_run_continues_exactly(
@@ -150,6 +159,8 @@ def test_a_preempted_run_continues_exactly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     flags |= settings
+    if settings:
+        monkeypatch.setattr(DigitNet, "forward", with_dropout)
     start({**flags, "util.run_dir": tmp_path / "undisturbed"})
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
         StopAt(patch, 7, number)
@@ -160,6 +171,8 @@ def test_a_preempted_run_continues_exactly(
     assert_same_weights(weights(tmp_path / "undisturbed"), weights(flags["util.run_dir"]))
     assert_same_weights(weights(tmp_path / "undisturbed", BEST), weights(flags["util.run_dir"], BEST))
     assert metrics(tmp_path / "undisturbed") == metrics(flags["util.run_dir"])
+    elapsed = [event["elapsed_s"] for event in read_metrics(flags["util.run_dir"])]
+    assert elapsed == sorted(elapsed)  # of both commands together
 
 
 def test_a_run_stopped_at_an_epochs_last_step_validates_when_it_continues(
