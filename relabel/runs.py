@@ -38,7 +38,7 @@ from utils.distributed import Place, from_main, launch
 from utils.errors import EXIT_PREEMPTED, UserError
 from utils.frozen_munch import FrozenMunch
 from utils.precision import Precision
-from utils.run_folder import Start, find_start, lock_run_folder, make_run_folder, open_run_folder
+from utils.run_folder import Start, find_start, lock_run_folder, make_run_folder, open_run_folder, settings_fingerprint
 from utils.run_log import read_status, record_environment, write_status
 
 
@@ -124,7 +124,7 @@ def make_trainer(
         test_batches=test_loader(config, test_images, place),
         skipped_images=SkippedImages(Path(config.util.run_dir), len(images) + sum(map(len, extra))),
         folder=Path(config.util.run_dir),
-        identity=identity,
+        identity={**identity, "seed": start.seed},
         tensorboard=config.util.tensorboard,
     )
     if start.state is not None:
@@ -151,6 +151,7 @@ def identity_of(
     """What must be the same when the run continues, as plain values for checkpoints and environment.json."""
     identity: dict[str, Any] = {
         "arch": config.model.arch,
+        "settings_sha256": settings_fingerprint(config),
         "class_names": list(images.class_names),
         "images": len(images),
         "images_sha256": fingerprint(images),

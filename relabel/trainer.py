@@ -28,7 +28,7 @@ from utils.guard import StepGuard, Verdict, assert_finite
 from utils.metrics import TrainingMeter
 from utils.precision import Precision
 from utils.progress import JobProgress
-from utils.run_log import MetricsLog, write_status
+from utils.run_log import MetricsLog, read_status, write_status
 
 
 class Preempted(Exception):
@@ -334,13 +334,16 @@ class Trainer:
         meters = gather_rows(self.meter.sums)
         if self.place.is_main:
             assert_finite(self.model, self.optimizer)
+            if self.ema:
+                assert_finite(self.ema.module, self.optimizer)
             state = self._state(meters)
             if also_as_best:
                 save_checkpoint(state, self.folder / BEST)
             older = self.folder / PREVIOUS if self.step != self._saved_step else None
             save_checkpoint(state, self.folder / LAST, keep_old_as=older)
             self._saved_step = self.step
-            write_status(self.folder, "running", step=self.step, epoch=self.epoch)
+            if read_status(self.folder) != "failed":  # which another process may just have written
+                write_status(self.folder, "running", step=self.step, epoch=self.epoch)
         self._last_save = time.monotonic()
 
     def _checkpoint_is_due(self) -> bool:

@@ -155,9 +155,11 @@ def _run(words: dict[str, str], output: Path, variables: dict[str, str], fault: 
     import torch
 
     from relabel.runs import run
+    from utils import torchrun
     from utils.config import load_config
     from utils.errors import exit_on_user_error
 
+    torchrun.STARTED_BY = os.getppid()
     multiprocessing.set_start_method("fork", force=True)  # of loader workers: else they would import torch anew
     with output.open("ab") as file:
         for stream in (1, 2):

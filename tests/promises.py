@@ -24,6 +24,7 @@ PROMISES = (
         "Resume is exact",
         (
             "test_kills::test_a_run_killed_many_times_is_the_undisturbed_run",
+            "test_kills::test_a_kill_between_the_checkpoints_of_a_validation_loses_neither",
             "test_runs::test_a_preempted_run_continues_exactly",
             "test_loader::test_workers_and_restarts_change_nothing",
         ),

@@ -107,3 +107,13 @@ def test_huge_finite_weights_pass() -> None:
     with torch.no_grad():
         model.get_parameter("1.weight").fill_(3e38)  # their sum is not finite
     assert_finite(model, optimizer)
+
+
+def test_statistics_of_batch_norm_that_are_not_finite_are_named() -> None:
+    """Divided by an infinite deviation, everything is finite again."""
+    model, optimizer = trained()
+    network = nn.Sequential(model, nn.BatchNorm1d(1))
+    assert_finite(network, optimizer)
+    network.get_buffer("1.running_var").fill_(float("inf"))
+    with pytest.raises(UserError, match=r"the buffer 1\.running_var is no longer finite"):
+        assert_finite(network, optimizer)

@@ -128,6 +128,18 @@ def test_a_run_killed_many_times_is_the_undisturbed_run(flags: Flags, tmp_path: 
     tried(kills)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [2, 3])
+def test_a_kill_between_the_checkpoints_of_a_validation_loses_neither(flags: Flags, tmp_path: Path, n: int) -> None:
+    """The best one, then the last one, which says that the epoch was validated."""
+    flags |= {"optim.epochs": 1, "optim.warmup.epochs": 0}
+    assert fork_run({**flags, "util.run_dir": tmp_path / "undisturbed"}, tmp_path / "output").ends() == [0]
+    kill = {0: SignalAt("relabel.trainer.save_checkpoint", n)}
+    assert fork_run(flags, tmp_path / "output", 1, kill).ends() == [-signal.SIGKILL]
+    assert fork_run(flags, tmp_path / "output").ends() == [0]
+    assert_same_run(tmp_path / "undisturbed", flags["util.run_dir"])
+
+
 # ---- one checkpoint
 
 

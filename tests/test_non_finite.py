@@ -229,3 +229,23 @@ def test_each_micro_batch_is_judged(saving: Flags, monkeypatch: pytest.MonkeyPat
     with pytest.raises(UserError, match="the loss of step 3 is not finite"):
         start({**saving, "optim.accumulation": 2})
     assert load_checkpoint(saving["util.run_dir"] / LAST)["step"] == 2
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_a_run_whose_batch_norm_overflows_ends_with_the_weights_before(
+    saving: Flags, monkeypatch: pytest.MonkeyPatch, averaged: bool
+) -> None:
+    """Its loss stays finite; so do the averaged weights, but not what was averaged with them."""
+    train_step = Trainer.train_step
+
+    def overflowing(trainer: Trainer, batches: Any) -> Any:
+        if trainer.step == 3:
+            network = trainer.ema.module if averaged and trainer.ema else trainer.model
+            next(buffer for name, buffer in network.named_buffers() if "var" in name)[0] = float("inf")
+        return train_step(trainer, batches)
+
+    monkeypatch.setattr(Trainer, "train_step", overflowing)
+    with pytest.raises(UserError, match="running_var is no longer finite, so nothing is saved"):
+        start({**saving, "optim.ema.decay": 0.9})
+    assert status(saving["util.run_dir"])["state"] == "failed"
+    assert load_checkpoint(saving["util.run_dir"] / LAST)["step"] == 3

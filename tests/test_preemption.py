@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -162,3 +163,15 @@ def test_a_run_under_torchrun_stops_however_torchrun_ends(long_run: Flags, tmp_p
         assert end(process, output) != 0
         assert steps_done(folder) == assert_preempted(folder, output)
     assert_as_if_never_stopped(long_run, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_rank_whose_launcher_dies_while_it_starts_does_not_train(long_run: Flags, tmp_path: Path) -> None:
+    """It imports torch for seconds; orphaned meanwhile, it would train on and keep the folder to itself."""
+    names = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    output = tmp_path / "output"
+    output.touch()
+    script = f"{shlex.join(command_line(long_run))} >>{output} 2>&1 & sleep 0.4; kill -9 $$"
+    subprocess.run(["bash", "-c", script], env={**environment(), **names}, cwd=ROOT)
+    wait_until(lambda: not writers(output), "the rank had ended")
+    assert steps_done(long_run["util.run_dir"]) == 0, output.read_text()

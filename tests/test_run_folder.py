@@ -198,3 +198,15 @@ def test_drafts_in_a_run_folder_are_left_alone(flags: Flags) -> None:
     (flags["util.run_dir"] / ".notes.tmp").write_text("my own")
     start(flags)
     assert (flags["util.run_dir"] / ".notes.tmp").read_text() == "my own"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({"optim.lr.init": 0.03}, "settings_sha256"), ({"compute.seed": 4}, "seed: 4 there, 3 now")],
+)
+def test_a_checkpoint_of_another_run_is_not_continued(flags: Flags, tmp_path: Path, changes: Flags, told: str) -> None:
+    start(flags)
+    start({**flags, **changes, "util.run_dir": tmp_path / "other"})
+    shutil.copy(tmp_path / "other" / LAST, flags["util.run_dir"] / LAST)
+    with pytest.raises(UserError, match=told):
+        start(flags)

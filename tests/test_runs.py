@@ -89,6 +89,7 @@ def test_a_run_leaves_a_folder_that_explains_it(flags: Flags, capsys: pytest.Cap
     best = max(validations, key=lambda e: e["top1_percent"])
     assert load_checkpoint(folder / BEST)["accuracy"] == best["top1_percent"]
     state = load_checkpoint(folder / LAST)
+    assert load_checkpoint(folder / PREVIOUS)["step"] < state["step"]
     assert {"epoch", "arch", "state_dict", "accuracy", "optimizer", "class_names"} <= state.keys()
     assert (state["epoch"], state["arch"], state["class_names"]) == (3, "digit_net", ["ant", "bee", "cow"])
     environment = json.loads((folder / "environment.json").read_text())[0]

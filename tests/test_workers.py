@@ -140,3 +140,51 @@ def test_workers_die_with_a_killed_program() -> None:
     program.kill()
     program.communicate(timeout=60)
     assert program.returncode == -signal.SIGKILL
+
+
+HANGING = """
+import os, signal
+from tests.test_workers import read_batches, Trouble
+
+batches = read_batches(Trouble(), list, [["pid"]] * 99, 1, pin_memory=False)
+os.kill(next(batches)[0], signal.SIGSTOP)  # as one that waits for a disk that has gone
+print("ending", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_does_not_keep_a_program_from_ending(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(HANGING)
+    command = [sys.executable, str(tmp_path / "program.py")]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, b"ending\n"), done.stderr
+
+
+STARTING = """
+import multiprocessing, os, signal, threading, time
+from tests.test_workers import read_batches, Trouble
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("spawn")
+    signal.signal(signal.SIGTERM, lambda *_: print("asked to stop", flush=True))
+    threading.Thread(target=lambda: [time.sleep(0.5), os.killpg(0, signal.SIGTERM)]).start()
+    print(list(read_batches(Trouble(), list, [[1, 2], [3]], 2, pin_memory=False)), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_signals_while_workers_start_do_not_kill_them(tmp_path: Path) -> None:
+    """Spawned ones import torch for seconds; under our launcher they do so at each validation."""
+    (tmp_path / "program.py").write_text(STARTING)
+    command = [sys.executable, str(tmp_path / "program.py")]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        timeout=120,
+        start_new_session=True,
+    )
+    assert done.stdout.splitlines() == [b"asked to stop", b"[[1, 2], [3]]"], done.stderr

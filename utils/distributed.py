@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from utils import torchrun
 from utils.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, SharedError, UserError, exit_on_user_error
 from utils.torchrun import ranks, under_torchrun
 
@@ -146,7 +147,8 @@ def _run_under_torchrun(function: Callable[[Place, T], None], argument: T, setti
             f"compute.gpu is {settings.gpu}, but torchrun gives each process its own GPU.\n"
             f"  Leave --compute.gpu out, or start main.py without torchrun."
         )
-    die_with_parent(os.getppid(), signal.SIGTERM)  # a signal that torchrun does not handle ends it, not its processes
+    # A signal that torchrun does not handle ends it, but not its processes.
+    die_with_parent(torchrun.STARTED_BY, signal.SIGTERM)
     place = _torchrun_place()
     backend = _backend(settings)
     _check_gpus(place.local_world_size, backend)

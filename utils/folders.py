@@ -64,6 +64,14 @@ def replacing(path: Path, advice: str = "Make room, or allow writing.") -> Itera
             temporary.unlink()
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all, and on the disk when this returns. UserError where it cannot be written."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside a path, renamed to it in the end: the folder is whole or absent.

@@ -93,9 +93,10 @@ class StepGuard:
 
 
 def assert_finite(model: torch.nn.Module, optimizer: Optimizer) -> None:
-    """Refuse to keep weights, or averages of their gradients, that are not finite.
+    """Refuse to keep weights, averages of their gradients, or statistics of batch norm that are not finite.
 
-    The square of a huge gradient is infinite in AdamP: its weight would stay finite and never move again.
+    Behind an infinite variance everything is finite again, and dead. The square of a huge gradient is infinite in
+    AdamP: its weight would stay finite and never move again.
 
     Raises:
         UserError: naming the first such tensor.
@@ -113,6 +114,9 @@ def assert_finite(model: torch.nn.Module, optimizer: Optimizer) -> None:
 
 def _learned(model: torch.nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
     """All that updates change, with names for people."""
+    for name, buffer in model.named_buffers():
+        if buffer.is_floating_point():
+            yield f"the buffer {name}", buffer
     for name, parameter in model.named_parameters():
         yield f"the weight {name}", parameter.detach()
         for key, value in optimizer.state.get(parameter, {}).items():

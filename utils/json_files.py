@@ -1,21 +1,17 @@
 """JSON files: written whole or not at all, read with one clear error for whatever they hold."""
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.folders import replacing
+from utils.folders import write_text
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, whole or not at all, and on the disk when this returns. UserError where it cannot be written."""
-    with replacing(path) as temporary, temporary.open("w") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def read_json(path: Path, expected: str) -> Any:

@@ -1,5 +1,7 @@
 """Opening a run folder: a new run gets its config and seed, an unfinished one is taken up, anything else is refused."""
 
+import hashlib
+import json
 import secrets
 import sys
 from contextlib import AbstractContextManager
@@ -10,9 +12,9 @@ from typing import Any
 from utils.checkpoint import load_latest, set_aside_damaged
 from utils.config import changed_keys, to_plain
 from utils.config_file import read_config_file, to_yaml
-from utils.config_schema import keys_below, nest
+from utils.config_schema import flatten, keys_below, nest
 from utils.errors import UserError
-from utils.folders import locked, make_writable, remove_temporaries, replacing
+from utils.folders import locked, make_writable, remove_temporaries, write_text
 from utils.frozen_munch import FrozenMunch
 from utils.run_log import CONFIG
 
@@ -77,10 +79,17 @@ def find_start(folder: Path, config: FrozenMunch, identity: dict[str, Any], proc
     if note:
         print(f"warning: {note}", file=sys.stderr)
     if state is not None:
-        _compare_identities(folder, state, identity)
+        _compare_identities(folder, state, identity | {"seed": _value(before, "compute.seed")})
         if len(state["meters"]) != processes:
             _warn(f"this run had {len(state['meters'])} process(es) and continues with {processes}")
     return Start(_value(before, "compute.seed"), state, last_is_damaged=bool(note))
+
+
+def settings_fingerprint(config: FrozenMunch) -> str:
+    """sha256 of all that may not differ when a run continues, the seed apart: a checkpoint says what run it is of."""
+    apart = FREE_ON_RESUME | WARNED_ON_RESUME | {"compute.seed"}
+    fixed = {key: value for key, value in flatten(to_plain(config)).items() if key not in apart}
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
 def open_run_folder(folder: Path, config: FrozenMunch, start: Start) -> None:
@@ -98,8 +107,7 @@ def open_run_folder(folder: Path, config: FrozenMunch, start: Start) -> None:
     remove_temporaries(folder)
     resolved = to_plain(config)
     resolved["compute"]["seed"] = start.seed
-    with replacing(folder / CONFIG) as temporary:
-        temporary.write_text(to_yaml(resolved), encoding="utf-8")
+    write_text(folder / CONFIG, to_yaml(resolved))
 
 
 def lock_run_folder(folder: Path) -> AbstractContextManager[None]:

@@ -62,9 +62,10 @@ class MetricsLog:
             self._file.write(json.dumps({"event": event, "step": step, **plain}, allow_nan=False).encode() + b"\n")
             self._file.flush()
         if self._board:
-            for name, value in plain.items():
-                if isinstance(value, int | float):
-                    self._board.add_scalar(f"{event}/{name}", value, step)
+            with self._writing():
+                for name, value in plain.items():
+                    if isinstance(value, int | float):
+                        self._board.add_scalar(f"{event}/{name}", value, step)
 
     def size_on_disk(self) -> int:
         """Bytes written so far, forced to the disk: a checkpoint that names this length must not outlive it."""
@@ -85,9 +86,10 @@ class MetricsLog:
 
     def close(self) -> None:
         """Close the files."""
-        self._file.close()
-        if self._board:
-            self._board.close()
+        with self._writing():
+            self._file.close()
+            if self._board:
+                self._board.close()
 
 
 def _finite(value: Any) -> Any:

@@ -6,6 +6,7 @@ import re
 from utils.config_problems import Problem, report
 from utils.errors import UserError
 
+STARTED_BY = os.getppid()  # read before torch is imported, which takes long enough for the parent to die
 _ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}  # of a process by itself
 _MEETING = ("MASTER_ADDR", "MASTER_PORT")  # of several
 LARGEST_PORT = 65_535

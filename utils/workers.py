@@ -1,12 +1,14 @@
 """Batches read by worker processes: torch's DataLoader, whose errors and deaths end in one clear message."""
 
 import atexit
+import multiprocessing
 import os
 import signal
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import resource_tracker
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -18,6 +20,7 @@ from utils.errors import UserError
 
 T = TypeVar("T")
 
+_NOT_FOR_WORKERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _running: "weakref.WeakSet[Generator[Any, None, None]]" = weakref.WeakSet()
 
 
@@ -75,7 +78,14 @@ def _read(
         # Its own: starting the workers draws a number, which else would come from the stream that dropout uses.
         generator=torch.Generator(),
     )
-    batches = iter(loader)
+    # Workers that are only starting cannot ignore signals yet: these wait until they can. A mask is inherited.
+    if num_workers and multiprocessing.get_start_method() != "fork":
+        resource_tracker.ensure_running()  # its start lets signals through again
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_WORKERS)
+    try:
+        batches = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
     try:
         while (batch := _next(batches)) is not None:
             yield batch
@@ -84,6 +94,9 @@ def _read(
         # a collected one has lost the queues through which workers are told to end.
         if isinstance(batches, _MultiProcessingDataLoaderIter):
             batches._shutdown_workers()
+            for worker in batches._workers:  # one that hangs, on a disk of the network say, is asked by SIGTERM alone
+                if worker.is_alive():
+                    worker.kill()
 
 
 def _next(batches: "Iterator[T | _Refusal]") -> T | None:
@@ -158,6 +171,7 @@ def _as_read(batch: Any) -> Any:
 
 def _prepare_worker(parent: int, worker_id: int) -> None:
     """Let the parent alone decide when a worker ends: signals to the whole group must not, its death must."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in _NOT_FOR_WORKERS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _NOT_FOR_WORKERS)
     die_with_parent(parent)
