@@ -36,6 +36,7 @@ from relabel.trainer import Preempted, Trainer
 from utils.config_rules import joined_folders
 from utils.distributed import Place, from_main, launch
 from utils.errors import EXIT_PREEMPTED, UserError
+from utils.folders import remove_temporaries
 from utils.frozen_munch import FrozenMunch
 from utils.precision import Precision
 from utils.run_folder import Start, find_start, lock_run_folder, make_run_folder, open_run_folder, settings_fingerprint
@@ -134,7 +135,8 @@ def make_trainer(
 
 def say_finished(trainer: Trainer) -> None:
     """Answer the command of a run that has nothing left to do."""
-    if read_status(trainer.folder) != "done":  # killed between its last checkpoint and its last word
+    if read_status(trainer.folder) != "done":  # killed between its last checkpoint and its last word, or in it
+        remove_temporaries(trainer.folder)
         trainer.write_done()
     best = f"best top-1 {trainer.best_accuracy:.2f} % after epoch {trainer.best_epoch}"
     print(f"{trainer.folder} is finished: {best}. Set another --util.run_dir for a new run.", flush=True)

@@ -169,9 +169,12 @@ def test_a_manifest_is_part_of_the_label_maps_fingerprint(flags: Flags, data: Pa
 
 def test_a_finished_run_that_was_killed_before_its_last_word_says_it(flags: Flags) -> None:
     start(flags)
+    before = {path.name for path in flags["util.run_dir"].iterdir()}
     write_status(flags["util.run_dir"], "running", step=1)
+    (flags["util.run_dir"] / ".status.json.123.tmp").touch()
     start(flags)
     assert status(flags["util.run_dir"])["state"] == "done"
+    assert {path.name for path in flags["util.run_dir"].iterdir()} == before
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "[" * 9000, '{"state": "done"', '{"state": 1, "state": 2}', ""])
