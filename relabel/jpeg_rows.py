@@ -45,7 +45,6 @@ class JpegFrame:
     Fields:
         width, height: pixels.
         channels: 1 or 3.
-        height_at: where in the file the height stands, two bytes, the high one first.
         in_one_piece: only to be decoded whole: in many scans, each of which holds some of every row; or with restart
             marks, where bytes that are left over cannot be told from damage.
     """
@@ -53,7 +52,6 @@ class JpegFrame:
     width: int
     height: int
     channels: int
-    height_at: int
     in_one_piece: bool
 
 
@@ -102,7 +100,7 @@ def _frame(data: bytes, at: int, in_one_piece: bool) -> JpegFrame | None:
     precision, channels = data[at], data[at + 5]
     height, width = int.from_bytes(data[at + 1 : at + 3]), int.from_bytes(data[at + 3 : at + 5])
     supported = precision == 8 and channels in (1, 3) and 0 < height * width <= MOST_PIXELS
-    return JpegFrame(width, height, channels, at + 1, in_one_piece) if supported else None
+    return JpegFrame(width, height, channels, in_one_piece) if supported else None
 
 
 def _is_only_scan(data: bytes, at: int, frame: JpegFrame) -> bool:
@@ -127,7 +125,7 @@ def decode_rows(data: bytes, frame: JpegFrame, rows: int) -> np.ndarray | None:
     assert 1 <= rows <= frame.height, (rows, frame)
     height = frame.height if frame.in_one_piece else min(rows + MARGIN_ROWS, frame.height)
     shortened = bytearray(without_remarks(data, colours=True))
-    at = next(start + 5 for marker, start, _ in _segments(shortened) if marker in FRAMES)
+    at = next(start + 5 for marker, start, _ in _segments(shortened) if marker in FRAMES)  # two bytes: the height
     shortened[at : at + 2] = height.to_bytes(2)
     pixels = np.empty((height, frame.width, 3), dtype=np.uint8)
     try:

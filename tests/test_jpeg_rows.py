@@ -86,9 +86,8 @@ def test_what_the_fast_way_does_not_take_has_no_frame(data: bytes) -> None:
 def test_a_header_that_claims_a_huge_image_is_left_to_pillow(tmp_path: Path) -> None:
     """By its header 12 GB of pixels: refused with path and reason before any memory is taken."""
     data = jpeg(40, 22)
-    frame = read_frame(data)
-    assert frame is not None
-    at = frame.height_at
+    assert read_frame(data) is not None
+    at = data.index(b"\xff\xc0") + 5
     (tmp_path / "bomb.jpg").write_bytes(data[:at] + b"\xfd\xe8\xfd\xe8" + data[at + 4 :])
     assert read_frame((tmp_path / "bomb.jpg").read_bytes()) is None
     with pytest.raises(UserError, match=r"bomb\.jpg: cannot be read as an image \(DecompressionBomb"):
