@@ -35,7 +35,7 @@ _PR_SET_PDEATHSIG = 1
 _GRACE_S = 5.0  # what the other processes get to report their own error after one has failed
 _PREEMPTION_GRACE_S = 120.0  # a preempted process still writes its checkpoint
 _JOB_PATIENCE = timedelta(days=7)  # processes of a job may end far apart
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +278,7 @@ class StopRequest:
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        self._previous = {number: signal.signal(number, self._note) for number in _STOP_SIGNALS}
+        self._previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -15,12 +15,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from utils.distributed import die_with_parent
+from utils.distributed import STOP_SIGNALS, die_with_parent
 from utils.errors import UserError
 
 T = TypeVar("T")
 
-_NOT_FOR_WORKERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _running: "weakref.WeakSet[Generator[Any, None, None]]" = weakref.WeakSet()
 
 
@@ -81,7 +80,7 @@ def _read(
     # Workers that are only starting cannot ignore signals yet: these wait until they can. A mask is inherited.
     if num_workers and multiprocessing.get_start_method() != "fork":
         resource_tracker.ensure_running()  # its start lets signals through again
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_WORKERS)
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         batches = iter(loader)
     finally:
@@ -171,7 +170,7 @@ def _as_read(batch: Any) -> Any:
 
 def _prepare_worker(parent: int, worker_id: int) -> None:
     """Let the parent alone decide when a worker ends: signals to the whole group must not, its death must."""
-    for number in _NOT_FOR_WORKERS:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _NOT_FOR_WORKERS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     die_with_parent(parent)
