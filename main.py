@@ -9,10 +9,10 @@ if __name__ == "__main__":
 
 import fire
 
-from utils.config import fire_arguments, load_config
-from utils.config_problems import speak_utf8
+from relabel.config.load import fire_arguments, load_config
+from utils.config.config_problems import speak_utf8
 from utils.errors import exit_on_user_error
-from utils.torchrun import first_of_node
+from utils.processes.torchrun import first_of_node
 
 
 @fire.decorators.SetParseFn(str)
@@ -20,7 +20,7 @@ def train(config_file_path: str = "", **flags: str) -> None:
     """Load the configuration, then run; torch is imported only when every setting is known to be good."""
     config = load_config(config_file_path, flags)
 
-    from relabel.runs import run
+    from relabel.cli.run import run
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     run(config)

@@ -13,11 +13,11 @@ import torch
 
 from benchmarks.peers.photos import write_photos
 from benchmarks.result import Figure, arguments, report, synchronize
-from relabel.annotator import Settings, annotate
-from relabel.dataset import list_flat_images
-from relabel.teacher import Teacher, load_teacher
-from utils.distributed import Place
+from relabel.annotation.annotator import Settings, annotate
+from relabel.annotation.teacher import Teacher, load_teacher
+from relabel.data.images import list_flat_images
 from utils.precision import Precision
+from utils.processes.distributed import Process
 
 
 def main() -> None:
@@ -66,7 +66,7 @@ def whole_job(folder: Path, teacher: Teacher, number: int, batch: int, device: t
         form="packed",
         skip_unreadable=False,
         num_workers=workers(),
-        place=Place(0, 1, 0, 1, device),
+        process=Process(0, 1, 0, 1, device),
     )
     return len(images) / (time.perf_counter() - start)
 

@@ -24,21 +24,23 @@ from benchmarks.peers.photos import images_option, link_photos, mean_size
 from benchmarks.result import Figure, arguments, report
 from benchmarks.train_step import augment_batch, memory_trainer, time_parts
 from relabel.augment import draw_augmentation
-from relabel.build import checked_label_store, list_split
+from relabel.config.load import load_config
 from relabel.crop_box import random_crop_box
-from relabel.dataset import SAMPLE, ImageDataset, RandomView, keyed_rng, list_images
-from relabel.decode import ImageFile, resolve_decoder
-from relabel.jpeg_rows import decode_rows, read_frame
-from relabel.loader import Batch, collate
-from relabel.runs import train
-from relabel.trainer import Trainer
-from utils.config import load_config
-from utils.distributed import Place, available_cores
+from relabel.data.dataset import ImageDataset, RandomResizedCrop
+from relabel.data.decode import ImageFile, resolve_decoder
+from relabel.data.images import list_images
+from relabel.data.jpeg_rows import decode_rows, read_frame
+from relabel.data.loader import Batch, collate
+from relabel.training.build import checked_label_store, list_split
+from relabel.training.run import train
+from relabel.training.trainer import Trainer
+from utils.config.frozen_munch import FrozenMunch
 from utils.errors import exit_on_user_error
-from utils.frozen_munch import FrozenMunch
 from utils.precision import Precision
+from utils.processes.distributed import Process, available_cores
+from utils.processes.workers import end_workers
+from utils.random import SAMPLE, keyed_rng
 from utils.run_log import read_metrics
-from utils.workers import end_workers
 
 PHOTOS = 400  # different files at most; the training images are links to them
 MAPS = 64  # different label maps
@@ -152,7 +154,7 @@ def run(folder: Path, labels: str, number: int, size: Size, device: torch.device
     """A whole run; the trainer's records of its second half."""
     run_dir = folder / f"{labels}-{number}"
     with redirect_stdout(io.StringIO()):
-        train(Place(0, 1, 0, 1, device), run_config(folder, labels, run_dir, size))
+        train(Process(0, 1, 0, 1, device), run_config(folder, labels, run_dir, size))
     end_workers()
     records = [event for event in read_metrics(run_dir) if event["event"] == "train"]
     return records[len(records) // 2 :]
@@ -162,7 +164,9 @@ def stage_seconds(folder: Path, size: Size, device: torch.device) -> dict[str, d
     """Seconds per image of each stage, [rounds]: in a worker, and in the training process."""
     config = run_config(folder, RELABEL, folder / "stages", size)
     images, data = list_split(config, "train"), config.data
-    view = RandomView(data.image_size, data.rrc_minimum, data.flip_prob, data.color_jitter, data.lighting, seed=0)
+    view = RandomResizedCrop(
+        data.image_size, data.rrc_minimum, data.flip_prob, data.color_jitter, data.lighting, seed=0
+    )
     store = checked_label_store(config, images)
     dataset = ImageDataset(images, view, store, resolve_decoder(data.decoder))
     (folder / "memory").mkdir()
@@ -174,7 +178,7 @@ def stage_seconds(folder: Path, size: Size, device: torch.device) -> dict[str, d
     }
 
 
-def worker_seconds(dataset: ImageDataset, view: RandomView, size: Size) -> dict[str, np.ndarray]:
+def worker_seconds(dataset: ImageDataset, view: RandomResizedCrop, size: Size) -> dict[str, np.ndarray]:
     """Of what a worker does, in one thread as there; see `stage_seconds`."""
     indices = list(range(size.batch))
     samples = [dataset[0, index] for index in indices]
@@ -203,7 +207,7 @@ def worker_seconds(dataset: ImageDataset, view: RandomView, size: Size) -> dict[
     return {name: values / size.batch for name, values in seconds.items()}
 
 
-def draw(view: RandomView, file: ImageFile, index: int) -> None:
+def draw(view: RandomResizedCrop, file: ImageFile, index: int) -> None:
     """The random numbers of a sample, as the view draws them."""
     rng = keyed_rng(view.seed, SAMPLE, 0, index)
     random_crop_box(rng, file.width, file.height, view.min_area)
@@ -219,12 +223,12 @@ def decode(content: bytes, rows: int) -> object:
 
 def process_seconds(trainer: Trainer, batch: Batch, rounds: int) -> dict[str, np.ndarray]:
     """Of what the training process and its device do with a batch from the loader; see `stage_seconds`."""
-    device = trainer.place.device
+    device = trainer.process.device
     there = batch.to(device)
     parts: dict[str, tuple[Callable[[], object], int]] = {
         COPY: (partial(move, batch, device), 1),
         "augmentation": (partial(augment_batch, there), 1),
-        "target": (partial(trainer.plan.targets, there), 1),
+        "target": (partial(trainer.recipe.targets, there), 1),
         REST: (partial(trainer.train_step, [there]), 1),
     }
     seconds = time_parts(parts, rounds, device)

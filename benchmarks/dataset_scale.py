@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.result import Figure, arguments, report
-from relabel.dataset import ImageDataset, ImageList, RandomView
-from relabel.label_manifest import Manifest
+from relabel.data.dataset import ImageDataset, RandomResizedCrop
+from relabel.data.images import ImageList
+from relabel.data.loader import TrainBatches
 from relabel.label_map import LabelMap
-from relabel.label_store import check_one_per_class, check_present, open_label_store
-from relabel.loader import TrainBatches
-from relabel.packed_writer import PackedWriter
+from relabel.stores.manifest import Manifest
+from relabel.stores.packed_writer import PackedWriter
+from relabel.stores.store import check_one_per_class, check_present, open_label_store
 
 IMAGES, CLASSES, BATCH = 1_281_167, 1000, 256
 
@@ -82,7 +83,7 @@ def measure(folder: str, count: int) -> None:
     store = open_label_store(folder, keys, images.class_names)
     check_present(store, images.path)
     check_one_per_class(store, images.labels)
-    dataset = ImageDataset(images, RandomView(224, 0.08, 0.5, 0.4, 0.1, seed=0), store)
+    dataset = ImageDataset(images, RandomResizedCrop(224, 0.08, 0.5, 0.4, 0.1, seed=0), store)
     ready = time.perf_counter() - start
     del keys
     held = resident_mb() - resident

@@ -22,10 +22,11 @@ from benchmarks.peers.jpeg_decoders import Decode, resize_by_opencv
 from benchmarks.peers.photos import images_option, link_photos, mean_size
 from benchmarks.result import Figure, arguments, report, time_interleaved
 from relabel.crop_box import MIN_AREA, CropBox, random_crop_box
-from relabel.dataset import SAMPLE, ImageList, keyed_rng
-from relabel.decode import DECODERS, ImageFile
-from relabel.jpeg_rows import decode_rows, read_frame
+from relabel.data.decode import DECODERS, ImageFile
+from relabel.data.images import ImageList
+from relabel.data.jpeg_rows import decode_rows, read_frame
 from utils.errors import exit_on_user_error
+from utils.random import SAMPLE, keyed_rng
 
 T = TypeVar("T")
 Crop = tuple[Path, CropBox]

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from benchmarks.label_store import K
 from benchmarks.result import Figure, arguments, report
 from benchmarks.train_step import augment_batch, memory_trainer, random_batch, run_steps, time_parts
+from relabel.data.loader import Batch
 from relabel.label_pooling import pool_scores
-from relabel.loader import Batch
-from relabel.trainer import Trainer
+from relabel.training.trainer import Trainer
 from utils.errors import UserError, exit_on_user_error
 
 TIMM = "timm"
@@ -76,7 +76,7 @@ def measure(device: torch.device, size: Size, json_file: Path | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         trainer = memory_trainer(Path(folder), size.arch, size.crop, size.batch, device)  # sets cudnn.benchmark too
         figures = step_figures(trainer, batches, size)
-    figures += part_figures(trainer.plan.targets, batches, size)
+    figures += part_figures(trainer.recipe.targets, batches, size)
     remarks = [
         f"{size.arch} at {size.crop} px, batch {size.batch}, {trainer.precision.name} on {device}; bursts of "
         f"{size.steps} updates, {size.calls} calls of a part; targets: 1.0x, augmentation 2 ms",
@@ -91,7 +91,7 @@ def step_figures(trainer: Trainer, batches: dict[str, Batch], size: Size) -> lis
     bursts: dict[str, tuple[Callable[[], object], int]] = {TIMM: (timm_trainer.run, 1)}
     for name, batch in batches.items():
         bursts[name] = partial(run_steps, trainer, batch, size.steps), 1
-    seconds = time_parts(bursts, size.rounds, trainer.place.device)
+    seconds = time_parts(bursts, size.rounds, trainer.process.device)
     rates = [Figure.of(name, "images/s", size.batch * size.steps / values) for name, values in seconds.items()]
     return rates + [Figure.of(f"{name} / timm, same round", "x", seconds[TIMM] / seconds[name]) for name in batches]
 

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter
 
-from relabel.panels import DPI, INK, MUTED, PALETTE, TRACK, save
+from relabel.figures.panels import DPI, INK, MUTED, PALETTE, TRACK, save
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS, OPENING, DENSE = PALETTE[0], PALETTE[2], PALETTE[1]

@@ -28,13 +28,13 @@ from benchmarks.peers.photos import images_option, link_photos, mean_size
 from benchmarks.result import Figure, arguments, report
 from relabel.augment import augment
 from relabel.crop_box import MIN_AREA
-from relabel.dataset import ImageDataset, RandomView
-from relabel.decode import resolve_decoder
-from relabel.label_store import LabelStore, open_label_store
-from relabel.loader import Batch, Loader, TrainBatches
+from relabel.data.dataset import ImageDataset, RandomResizedCrop
+from relabel.data.decode import resolve_decoder
+from relabel.data.loader import Batch, Loader, TrainBatches
+from relabel.stores.store import LabelStore, open_label_store
 from relabel.targets import relabel_target
-from utils.distributed import available_cores
 from utils.errors import exit_on_user_error
+from utils.processes.distributed import available_cores
 
 WORKERS = 2
 GROWTH = (1, 2, 4, 8, 16)
@@ -179,7 +179,7 @@ def read_whole(job: Job, store: LabelStore) -> Iterator[int]:
 
 def our_batches(job: Job, store: LabelStore | None, workers: int) -> Iterator[Batch]:
     """What training reads with the paper's settings."""
-    view = RandomView(SIZE, MIN_AREA, flip_prob=0.5, color_jitter=0.4, lighting=0.1, seed=0)
+    view = RandomResizedCrop(SIZE, MIN_AREA, flip_prob=0.5, color_jitter=0.4, lighting=0.1, seed=0)
     sampler = TrainBatches(
         num_images=len(job.photos),
         batch_size_per_process=job.batch,

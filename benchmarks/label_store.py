@@ -19,12 +19,12 @@ import torch
 
 from benchmarks.dataset_scale import IMAGES, resident_mb, simulated_images
 from benchmarks.result import Figure, arguments, report, time_interleaved
-from relabel.label_folder import write_label_map
-from relabel.label_manifest import Manifest
 from relabel.label_map import LabelMap
-from relabel.label_store import keys_of, open_label_store, sorted_keys
-from relabel.packed_store import read_whole_manifest, record_type
-from relabel.packed_writer import PackedWriter
+from relabel.stores.manifest import Manifest
+from relabel.stores.packed import read_whole_manifest, record_type
+from relabel.stores.packed_writer import PackedWriter
+from relabel.stores.pt_folder import write_label_map
+from relabel.stores.store import keys_of, open_label_store, sorted_keys
 
 K, SHAPE = 1000, (5, 15, 15)  # those of the paper
 SIZES = (1000, 10_000, 100_000, IMAGES)  # records of a store

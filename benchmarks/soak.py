@@ -25,10 +25,10 @@ from scipy.special import stdtrit
 
 from benchmarks.label_store import random_map, write_packed
 from benchmarks.result import Figure, arguments, report
-from relabel.dataset import list_images
-from relabel.panels import DPI, INK, PALETTE, plain_axes, save
-from relabel.scenes import write_scenes
-from relabel.small_pictures import Digits
+from relabel.data.images import list_images
+from relabel.demo.scenes import write_scenes
+from relabel.demo.small_pictures import Digits
+from relabel.figures.panels import DPI, INK, PALETTE, plain_axes, save
 from utils.checkpoint import LAST
 from utils.errors import EXIT_PREEMPTED
 from utils.run_log import read_metrics

@@ -20,15 +20,16 @@ from benchmarks.label_pooling import align_dense, make_dense
 from benchmarks.label_store import SHAPE, K, random_map
 from benchmarks.result import Figure, arguments, report, synchronize, time_interleaved
 from relabel.augment import augment, draw_augmentation
-from relabel.build import make_targets, set_up_device
+from relabel.config.load import load_config
 from relabel.crop_box import MIN_AREA, random_crop_box
-from relabel.dataset import ImageList, Sample
-from relabel.loader import Batch, collate
-from relabel.runs import make_trainer
-from relabel.trainer import Trainer
-from utils.config import load_config
-from utils.distributed import Place
+from relabel.data.dataset import Sample
+from relabel.data.images import ImageList
+from relabel.data.loader import Batch, collate
+from relabel.training.build import make_targets, set_up_device
+from relabel.training.run import make_trainer
+from relabel.training.trainer import Trainer
 from utils.precision import Precision
+from utils.processes.distributed import Process
 from utils.run_folder import Start
 
 IMAGES = 1_281_167  # ImageNet's; the schedule's length, so that the learning rate stays in its warm-up
@@ -125,10 +126,10 @@ def memory_trainer(folder: Path, arch: str, crop: int, batch: int, device: torch
     names = [f"n{number:08d}" for number in range(K)]
     images = ImageList(folder, names, np.zeros(IMAGES, "S1"), np.zeros(IMAGES, np.int32))
     set_up_device(device)
-    precision, place = Precision(config.compute.opt_level, device), Place(0, 1, 0, 1, device)
-    trainer = make_trainer(config, images, images, None, [], precision, place, {}, Start(seed=0, state=None))
-    trainer.plan = replace(
-        trainer.plan, targets=lambda batch: without_maps(batch) if batch.scores is None else with_maps(batch)
+    precision, process = Precision(config.compute.opt_level, device), Process(0, 1, 0, 1, device)
+    trainer = make_trainer(config, images, images, None, [], precision, process, {}, Start(seed=0, state=None))
+    trainer.recipe = replace(
+        trainer.recipe, targets=lambda batch: without_maps(batch) if batch.scores is None else with_maps(batch)
     )
     trainer.begin()  # as fit() does; no batch is read before the loop
     return trainer
@@ -152,7 +153,7 @@ def run_steps(trainer: Trainer, batch: Batch, steps: int) -> None:
     """So many updates on one batch; back when the device has done them."""
     for _ in range(steps):
         trainer.train_step([batch])
-    synchronize(trainer.place.device)
+    synchronize(trainer.process.device)
 
 
 def part_seconds(
@@ -166,12 +167,12 @@ def part_seconds(
         on_host: the same batch on the CPU, as it comes from the loader.
         size: of the measurement.
     """
-    device, small = trainer.place.device, 10 * size.steps
+    device, small = trainer.process.device, 10 * size.steps
     parts: dict[str, tuple[Callable[[], object], int]] = {
         "step": (partial(trainer.train_step, [original]), size.steps),
         "augmentation": (partial(augment_batch, original), size.steps),
-        "original target": (partial(trainer.plan.targets, original), small),
-        "ReLabel target": (partial(trainer.plan.targets, relabelled), small),
+        "original target": (partial(trainer.recipe.targets, original), small),
+        "ReLabel target": (partial(trainer.recipe.targets, relabelled), small),
         "2021 target": (partial(dense_target, on_host, device), 1),
     }
     return time_parts(parts, size.rounds, device)

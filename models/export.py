@@ -23,7 +23,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from models.build import FORCE_TIMM, load_weights
 from utils.errors import UserError
-from utils.folders import new_folder, replacing
+from utils.files import new_folder, replacing
 
 # What timm says of a network in general; the rest of its words are about the weights that it publishes.
 TIMM_FACTS = ("architecture", "first_conv", "classifier", "fixed_input_size")

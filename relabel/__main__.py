@@ -15,11 +15,11 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["doctor"]:  # before the other imports: it is the one to say that a library is missing
         doctor()
 
-from relabel.label_map_tools import annotate, check, export_labels, pack, show, unpack
-from relabel.network_tools import compare, export_model
-from relabel.scene_tools import digits, digits_annotator, reproduce, scenes
-from utils.config_problems import speak_utf8
-from utils.tool_commands import run_commands
+from relabel.cli.label_maps import annotate, check, export_labels, pack, show, unpack
+from relabel.cli.networks import compare, export_model
+from relabel.cli.scenes import digits, digits_annotator, reproduce, scenes
+from utils.config.config_problems import speak_utf8
+from utils.config.tool_commands import run_commands
 
 COMMANDS = (
     *(annotate, check, show, pack, unpack, export_labels),

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from utils.errors import UserError
-
 
 def class_dtype(num_classes: int) -> type[np.signedinteger]:
     """The smallest integer type for the ids 0..K in memory: a batch's ids travel to the device four times as fast."""
@@ -59,50 +57,48 @@ class LabelMap:
         np.put_along_axis(dense, self.classes.astype(np.int64), self.scores, axis=0)
         return dense[:num_classes]  # the last one took the classes that the data lacks
 
-    def validate(self, num_classes: int, where: str) -> None:
+    def validate(self, num_classes: int) -> None:
         """Check what pooling relies on: finite scores, class ids in range, no class twice in a cell.
 
         Args:
             num_classes: K.
-            where: the file or record the map came from, for the message.
 
         Raises:
-            UserError: naming `where` and the first cell that is wrong.
+            ValueError: names the first cell that is wrong.
         """
-        _refuse(~np.isfinite(self.scores), self.scores, where, "the score", "finite scores. Make this map again")
+        _refuse(~np.isfinite(self.scores), self.scores, "the score", "finite scores. Make this map again")
         wrong_ids = (self.classes < 0) | (self.classes >= num_classes)
         expected = (
             f"ids in 0..{num_classes - 1} (the data has {num_classes} classes). "
             "Give label maps that were made for these classes, or name theirs: `python -m relabel pack --help`"
         )
-        _refuse(wrong_ids, self.classes, where, "the class id", expected)
+        _refuse(wrong_ids, self.classes, "the class id", expected)
         # Pooling would add both scores, where a dense map could hold only one of them.
         ordered = np.sort(self.classes, axis=0)
         once = "each class at most once in a cell. Make this map again"
-        _refuse(ordered[1:] == ordered[:-1], ordered, where, "twice the class", once)
+        _refuse(ordered[1:] == ordered[:-1], ordered, "twice the class", once)
 
 
-def class_translation(own: Sequence[str], wanted: Sequence[str], where: str) -> np.ndarray | None:
+def class_translation(own: Sequence[str], wanted: Sequence[str]) -> np.ndarray | None:
     """What class ids of maps made for one list of classes are in another, by name.
 
     Args:
         own: the classes that the maps speak of.
         wanted: the K classes of the data.
-        where: the maps, for the message.
 
     Returns:
         [len(own)]; the new id of each class, K for one that the data lacks. None where the lists are the same.
 
     Raises:
-        UserError: the data has a class that the maps never name.
+        ValueError: the data has a class that the maps never name.
     """
     if list(own) == list(wanted):
         return None
     known = set(own)
     unknown = [name for name in wanted if name not in known]
     if unknown:
-        raise UserError(
-            f"{where} does not know {len(unknown):,} of the data's {len(wanted):,} classes, the first: {unknown[0]!r}; "
+        raise ValueError(
+            f"does not know {len(unknown):,} of the data's {len(wanted):,} classes, the first: {unknown[0]!r}; "
             f"expected class folders named as its own {len(own):,} classes ({own[0]!r}, ...). "
             "Give label maps of a teacher that knows these classes, or rename the folders."
         )
@@ -110,9 +106,9 @@ def class_translation(own: Sequence[str], wanted: Sequence[str], where: str) -> 
     return np.array([position.get(name, len(wanted)) for name in own], dtype=class_dtype(len(wanted)))
 
 
-def _refuse(wrong: np.ndarray, values: np.ndarray, where: str, what: str, expected: str) -> None:
-    """Raise a UserError that names the first cell where `wrong` [.., h, w] is set, and the value found there."""
+def _refuse(wrong: np.ndarray, values: np.ndarray, what: str, expected: str) -> None:
+    """Raise a ValueError that names the first cell where `wrong` [.., h, w] is set, and the value found there."""
     if wrong.any():
         layer, row, column = (int(i) for i in np.argwhere(wrong)[0])
         found = f"{what} {values[layer, row, column]} in the cell at row {row}, column {column}"
-        raise UserError(f"{where}: found {found}; expected {expected}.")
+        raise ValueError(f"found {found}; expected {expected}.")

@@ -19,8 +19,8 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
-from relabel.label_folder import write_label_map
 from relabel.label_map import LabelMap
+from relabel.stores.pt_folder import write_label_map
 from tests.promises import GENERATED, HEADINGS, TRIED, counted
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from typing import Any
 from tests.conftest import Flags
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["relabel.runs", "adamp", "tests.forked_runs"])
+CONTEXT.set_forkserver_preload(["relabel.cli.run", "adamp", "tests.forked_runs"])
 DEADLINE_S = 600  # for anything to happen on a busy machine
 GRACE_S = 1
 
@@ -31,7 +31,7 @@ class SignalAt:
     """Send this process a signal just before its n-th call of a function.
 
     Fields:
-        function: dotted name, as in "relabel.trainer.Trainer._update".
+        function: dotted name, as in "relabel.training.trainer.Trainer._update".
         n: counted from 1.
         number: the signal.
     """
@@ -154,10 +154,10 @@ def _run(words: dict[str, str], output: Path, variables: dict[str, str], fault: 
     """What main.py does."""
     import torch
 
-    from relabel.runs import run
-    from utils import torchrun
-    from utils.config import load_config
+    from relabel.cli.run import run
+    from relabel.config.load import load_config
     from utils.errors import exit_on_user_error
+    from utils.processes import torchrun
 
     torchrun.STARTED_BY = os.getppid()
     multiprocessing.set_start_method("fork", force=True)  # of loader workers: else they would import torch anew

@@ -13,26 +13,26 @@ from PIL import Image
 from torch import nn
 
 from models.build import load_weights
-from relabel.comparison import read_predictions
+from relabel.annotation.convert import read_names
+from relabel.checks.integrity import orientation
+from relabel.checks.object_boxes import SceneBoxes, read_voc_file
+from relabel.config.load import read_config
+from relabel.config.schema import SCHEMA
 from relabel.crop_box import WHOLE_IMAGE, CropBox
-from relabel.dataset import ImageList
-from relabel.decode import DECODERS, ImageFile
-from relabel.integrity import orientation
-from relabel.keep_list import keep_listed
-from relabel.label_folder import LabelFolder
-from relabel.label_manifest import Manifest
+from relabel.data.decode import DECODERS, ImageFile
+from relabel.data.images import ImageList, keep_listed
+from relabel.evaluation.compare import read_predictions
+from relabel.evaluation.imagenet_labels import ValidationImages, read_multi_labels, read_real
+from relabel.evaluation.true_labels import read_true_labels
 from relabel.label_map import LabelMap
-from relabel.label_store import keys_of, open_label_store, sorted_keys
-from relabel.object_boxes import SceneBoxes, read_voc_file
-from relabel.packed_writer import PackedWriter
-from relabel.packing import read_names
-from relabel.published_labels import ValidationImages, read_multi_labels, read_real
-from relabel.true_labels import read_true_labels
+from relabel.stores.manifest import Manifest
+from relabel.stores.packed_writer import PackedWriter
+from relabel.stores.pt_folder import LabelFolder
+from relabel.stores.store import keys_of, open_label_store, sorted_keys
 from tests.miniatures import val_name, wnids
 from utils.checkpoint import load_checkpoint, named_classes, split_weights
-from utils.config import read_config
-from utils.config_file import read_config_file, to_yaml
-from utils.config_problems import report
+from utils.config.config_file import read_config_file, to_yaml
+from utils.config.config_problems import report
 from utils.errors import UserError
 
 CLASSES = ["ant", "bee", "cow"]
@@ -126,7 +126,7 @@ def write_configs(folder: Path) -> None:
 
 def read_yaml(path: Path) -> None:
     """The whole tree, and back; what is wrong in the file is told without reading base.yaml for each case."""
-    _, problems = read_config_file(path, path.name)
+    _, problems = read_config_file(path, path.name, SCHEMA)
     if problems:
         raise UserError(report(problems))
     to_yaml(read_config(str(path), {}).toDict())

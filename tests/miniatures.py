@@ -13,7 +13,7 @@ from PIL import Image
 
 from models.digit_net import DigitNet
 from relabel.augment import normalise
-from relabel.class_labels import class_names_of_imagenet
+from relabel.data.class_names import class_names_of_imagenet
 
 
 def colour(number: int) -> tuple[int, int, int]:

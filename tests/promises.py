@@ -18,61 +18,118 @@ class Promise(NamedTuple):
 
 
 PROMISES = (
-    Promise("A wrong command does nothing", ("test_wrong_commands", "test_tool_commands", "test_main")),
-    Promise("A run explains itself", ("test_run_folder", "test_run_log", "test_runs")),
+    Promise(
+        "A wrong command does nothing",
+        (
+            "whole_runs/test_wrong_commands",
+            "utils/config/test_tool_commands",
+            "whole_runs/test_main",
+        ),
+    ),
+    Promise(
+        "A run explains itself",
+        (
+            "utils/test_run_folder",
+            "utils/test_run_log",
+            "relabel/training/test_run",
+        ),
+    ),
     Promise(
         "Resume is exact",
         (
-            "test_kills::test_a_run_killed_many_times_is_the_undisturbed_run",
-            "test_kills::test_a_kill_between_the_checkpoints_of_a_validation_loses_neither",
-            "test_runs::test_a_preempted_run_continues_exactly",
-            "test_loader::test_workers_and_restarts_change_nothing",
+            "whole_runs/test_kills::test_a_run_killed_many_times_is_the_undisturbed_run",
+            "whole_runs/test_kills::test_a_kill_between_the_checkpoints_of_a_validation_loses_neither",
+            "relabel/training/test_run::test_a_preempted_run_continues_exactly",
+            "relabel/data/test_loader::test_workers_and_restarts_change_nothing",
         ),
     ),
     Promise(
         "A checkpoint is whole or absent",
         (
-            "test_checkpoint",
-            "test_kills::test_a_killed_save_leaves_the_checkpoint_before_or_the_new_one",
-            "test_kills::test_no_flipped_bit_is_read_silently",
-            "test_kills::test_no_truncated_checkpoint_is_read",
-            "test_kills::test_a_folder_that_may_not_be_written_is_refused_before_the_first_step",
-            "test_kills::test_a_checkpoint_that_does_not_fit_leaves_the_one_before",
-            "test_kills::test_a_status_that_does_not_fit_leaves_the_one_before",
-            "test_kills::test_a_run_on_a_full_disk_says_so_and_continues_when_there_is_room",
-            "test_runs::test_a_damaged_checkpoint_never_replaces_the_whole_one_before",
+            "utils/test_checkpoint",
+            "whole_runs/test_kills::test_a_killed_save_leaves_the_checkpoint_before_or_the_new_one",
+            "whole_runs/test_kills::test_no_flipped_bit_is_read_silently",
+            "whole_runs/test_kills::test_no_truncated_checkpoint_is_read",
+            "whole_runs/test_kills::test_a_folder_that_may_not_be_written_is_refused_before_the_first_step",
+            "whole_runs/test_kills::test_a_checkpoint_that_does_not_fit_leaves_the_one_before",
+            "whole_runs/test_kills::test_a_status_that_does_not_fit_leaves_the_one_before",
+            "whole_runs/test_kills::test_a_run_on_a_full_disk_says_so_and_continues_when_there_is_room",
+            "relabel/training/test_run::test_a_damaged_checkpoint_never_replaces_the_whole_one_before",
         ),
     ),
-    Promise("Preemption loses at most one step", ("test_preemption", "test_workers", "test_commands")),
+    Promise(
+        "Preemption loses at most one step",
+        (
+            "whole_runs/test_preemption",
+            "utils/processes/test_workers",
+            "utils/processes/test_commands",
+        ),
+    ),
     Promise(
         "Old files load, no file runs code",
-        ("test_foreign_files", "test_banned_calls", "test_label_folder", "test_json_files", "test_fuzz"),
+        (
+            "whole_runs/test_foreign_files",
+            "whole_runs/test_banned_calls",
+            "relabel/stores/test_pt_folder",
+            "utils/test_files",
+            "whole_runs/test_fuzz",
+        ),
     ),
-    Promise("A label map is the right one and intact", ("test_intact_label_maps", "test_packed_store")),
-    Promise("Bad images are never silently replaced", ("test_damaged_images", "test_skipped_images")),
-    Promise("Non-finite steps cannot poison a run", ("test_non_finite", "test_guard")),
+    Promise(
+        "A label map is the right one and intact",
+        (
+            "relabel/stores/test_intact_label_maps",
+            "relabel/stores/test_packed",
+        ),
+    ),
+    Promise(
+        "Bad images are never silently replaced",
+        (
+            "relabel/data/test_damaged_images",
+            "relabel/data/test_skipped_images",
+        ),
+    ),
+    Promise(
+        "Non-finite steps cannot poison a run",
+        (
+            "relabel/training/test_non_finite",
+            "utils/processes/test_guard",
+        ),
+    ),
     Promise(
         "Evaluation counts each image exactly once",
         (
-            "test_evaluation",
-            "test_predictions",
-            "test_processes::test_an_evaluation_counts_each_image_once_however_it_is_shared",
-            "test_processes::test_a_validation_counts_each_image_once_however_it_is_shared",
-            "test_loader::test_testing_reads_every_image_once_over_all_ranks",
+            "relabel/training/test_validation",
+            "relabel/evaluation/test_predictions",
+            "whole_runs/test_processes::test_an_evaluation_counts_each_image_once_however_it_is_shared",
+            "whole_runs/test_processes::test_a_validation_counts_each_image_once_however_it_is_shared",
+            "relabel/data/test_loader::test_testing_reads_every_image_once_over_all_ranks",
         ),
     ),
     Promise(
         "The numbers are right",
         (
-            *("test_label_pooling", "test_targets", "test_crop_box", "test_cutmix", "test_label_map", "test_schedule"),
-            *("test_config", "test_value_types", "test_packing", "test_dataset", "test_object_boxes"),
-            "test_loader::test_an_epoch_takes_each_image_at_most_once_over_ranks_and_restarts",
-            "test_label_folder::test_any_map_comes_back_under_any_name",
-            "test_packed_store::test_a_row_is_found_as_in_a_dict",
-            "test_packed_store::test_the_crc_of_a_record_follows_from_that_of_key_and_record",
+            "relabel/test_label_pooling",
+            "relabel/test_targets",
+            "relabel/test_crop_box",
+            "relabel/test_cutmix",
+            "relabel/test_label_map",
+            "utils/test_schedule",
+            "relabel/config/test_load",
+            "utils/config/test_value_types",
+            "relabel/annotation/test_convert",
+            "relabel/data/test_dataset",
+            "relabel/checks/test_object_boxes",
+            "relabel/data/test_loader::test_an_epoch_takes_each_image_at_most_once_over_ranks_and_restarts",
+            "relabel/stores/test_pt_folder::test_any_map_comes_back_under_any_name",
+            "relabel/stores/test_packed::test_a_row_is_found_as_in_a_dict",
+            "relabel/stores/test_packed::test_the_crc_of_a_record_follows_from_that_of_key_and_record",
         ),
     ),
-    Promise("Two commands on a fresh machine", ("test_doctor",)),
+    Promise(
+        "Two commands on a fresh machine",
+        ("utils/test_doctor",),
+    ),
 )
 
 
@@ -96,4 +153,4 @@ def counted(reports: list[pytest.TestReport]) -> Iterator[str]:
 def _is_of(name: str, nodeid: str) -> bool:
     file, _, test = name.partition("::")
     place, _, tail = nodeid.partition("::")
-    return place.endswith(f"{file}.py") and (not test or tail.partition("[")[0] == test)
+    return place == f"tests/{file}.py" and (not test or tail.partition("[")[0] == test)

@@ -1,4 +1,4 @@
-"""The order in which the code is read is the order in which it is imported, and the README lists it so."""
+"""The order of the rooms: who may import whom, and that each room has its tests."""
 
 import ast
 import re
@@ -6,150 +6,82 @@ from pathlib import Path
 
 import pytest
 
+from relabel.config.schema import SCHEMA
+from tests.conftest import ROOT
 from tests.promises import PROMISES
 
-ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ["utils", "models", "relabel", "main"]
-# A file imports only files above it.
-READING_ORDER = [
-    "crop_box",
-    "label_map",
-    "label_manifest",
-    "label_folder",
-    "packed_store",
-    "packed_writer",
-    "label_store",
-    "jpeg_rows",
-    "decode",
-    "augment",
-    "dataset",
-    "keep_list",
-    "extra_images",
-    "skipped_images",
-    "loader",
-    "label_pooling",
-    "targets",
-    "cutmix",
-    "evaluation",
-    "trainer",
-    "build",
-    "failures",
-    "class_labels",
-    "predictions",
-    "evaluation_results",
-    "published_labels",
-    "published_sets",
-    "true_labels",
-    "evaluation_run",
-    "runs",
-    "comparison",
-    "model_export",
-    "teacher",
-    "annotator",
-    "label_set",
-    "target_change",
-    "packing",
-    "label_export",
-    "object_boxes",
-    "map_sample",
-    "integrity",
-    "suggestion",
-    "calibration",
-    "crop_quality",
-    "axis_check",
-    "report",
-    "report_tables",
-    "panels",
-    "viewer",
-    "axes_figure",
-    "gallery",
-    "comparison_sheet",
-    "small_pictures",
-    "scenes",
-    "results_figure",
-    "reproduction_results",
-    "reproduction",
-    "tool_words",
-    "label_map_tools",
-    "network_tools",
-    "scene_tools",
-    "__main__",
-]
+PAPER = ["crop_box", "label_map", "label_pooling", "targets", "augment", "cutmix"]
+ROOMS = ["config", "stores", "data", "training", "evaluation", "annotation", "checks", "figures", "demo", "cli"]
+OF_OURS = r"(?i)label.?map|relabel|teacher|annotat(?!ed)|crop"
+SOURCES = [ROOT / "main.py", *(path for layer in LAYERS[:3] for path in sorted((ROOT / layer).rglob("*.py")))]
 
 
 def imported(path: Path) -> set[str]:
-    """Dotted names of the project's modules that a file imports, anywhere in it."""
+    """Dotted names of the modules that a file imports, anywhere in it."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module)
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return {name for name in names if name.partition(".")[0] in LAYERS}
+    return names
 
 
-def test_every_file_of_relabel_has_its_place() -> None:
-    assert {path.stem for path in (ROOT / "relabel").glob("*.py")} - {"__init__"} == set(READING_ORDER)
+def floor(module: str) -> int:
+    """The place of a module of ours in the order of import."""
+    layer, _, rest = module.partition(".")
+    if layer != "relabel" or not rest:
+        return {"utils": 0, "models": 1, "relabel": 2, "main": 99}[layer]
+    room = rest.partition(".")[0]
+    return 3 + ROOMS.index(room) if room in ROOMS else 98 if room == "__main__" else 2
 
 
-@pytest.mark.parametrize("name", READING_ORDER)
-def test_a_file_imports_only_files_above_it(name: str) -> None:
-    above = set(READING_ORDER[: READING_ORDER.index(name)])
-    modules = {m.split(".")[1] for m in imported(ROOT / "relabel" / f"{name}.py") if m.startswith("relabel.")}
-    assert modules & set(READING_ORDER) <= above
+def ours(path: Path) -> str:
+    """The dotted name of a source file."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_imports_point_one_way(layer: str) -> None:
-    files = [ROOT / "main.py"] if layer == "main" else sorted((ROOT / layer).glob("*.py"))
-    allowed = set(LAYERS[: LAYERS.index(layer) + 1])
-    for path in files:
-        assert {module.partition(".")[0] for module in imported(path)} <= allowed, path
+def test_the_rooms_are_those_of_the_architecture() -> None:
+    assert {path.stem for path in (ROOT / "relabel").glob("*.py")} == {*PAPER, "__init__", "__main__"}
+    assert {path.parent.name for path in (ROOT / "relabel").glob("*/*.py")} == set(ROOMS)
 
 
-def test_the_readme_lists_the_files_in_reading_order() -> None:
-    listed = re.findall(r"^\s+relabel/(\w+)\.py", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert listed == READING_ORDER
+@pytest.mark.parametrize("path", SOURCES, ids=ours)
+def test_imports_point_one_way(path: Path) -> None:
+    modules = {name for name in imported(path) if name.partition(".")[0] in LAYERS}
+    assert [name for name in modules if floor(name) > floor(ours(path))] == []
 
 
-def test_each_source_file_has_a_test_file() -> None:
-    tests = {path.name for path in (ROOT / "tests").glob("test_*.py")}
-    covered_by = {"__main__": "tools", "trainer": "runs", "errors": "main"}
-    covered_by |= dict.fromkeys(("config_file", "config_problems", "config_rules", "config_schema"), "config")
-    covered_by |= {
-        "frozen_munch": "config",
-        "command_line": "wrong_commands",
-        "torchrun": "wrong_commands",
-        "tool_parameters": "tool_commands",
-    }
-    covered_by |= dict.fromkeys(("packed_writer", "label_manifest", "label_store"), "packed_store")
-    covered_by |= dict.fromkeys(("tool_words", "label_map_tools", "network_tools", "scene_tools"), "tools")
-    covered_by |= {
-        "failures": "processes",
-        "target_change": "packing",
-        "reproduction_results": "reproduction",
-        "folders": "runs",
-    }
-    for layer in ("utils", "models", "relabel"):
-        for path in (ROOT / layer).glob("*.py"):
-            if path.stem != "__init__":
-                assert f"test_{covered_by.get(path.stem, path.stem)}.py" in tests, path
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_files_need_only_torch_and_numpy(name: str) -> None:
+    allowed = {"torch", "numpy", "triton", "__future__", "collections", "dataclasses", "functools", "itertools", "math"}
+    allowed |= {"typing", "enum"}
+    modules = imported(ROOT / "relabel" / f"{name}.py")
+    assert {m.partition(".")[0] for m in modules} <= allowed | {"relabel"}
+    assert {m for m in modules if m.startswith("relabel")} <= {f"relabel.{other}" for other in PAPER}
 
 
-def test_the_readme_lists_the_promises_that_tests_attack() -> None:
-    listed = re.findall(r"^\| (\d+)\. ([^|]+?) \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert listed == [(str(number), promise.title) for number, promise in enumerate(PROMISES, start=1)]
+@pytest.mark.parametrize("path", sorted((ROOT / "utils").rglob("*.py")), ids=ours)
+def test_utils_knows_no_key_and_no_concept_of_ours(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert [key for key in SCHEMA.types if re.search(rf"(?<![\w.]){re.escape(key)}(?![\w(])", text)] == []
+    assert re.findall(OF_OURS, text) == []
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in SOURCES if p.name == "__init__.py" and p.parent != ROOT / "relabel"], ids=ours
+)
+def test_a_rooms_init_says_what_it_is_for_and_holds_no_code(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert len(tree.body) == 1 and ast.get_docstring(tree)
+
+
+@pytest.mark.parametrize("room", ["models", "relabel", "utils", *(f"relabel/{room}" for room in ROOMS)])
+def test_every_room_has_its_tests(room: str) -> None:
+    assert list((ROOT / "tests" / room).glob("test_*.py"))
+
+
+def test_every_test_of_a_promise_exists() -> None:
     for file, _, test in (name.partition("::") for promise in PROMISES for name in promise.tests):
         assert f"def {test}" in (ROOT / "tests" / f"{file}.py").read_text(encoding="utf-8"), (file, test)
-
-
-def test_the_readme_is_complete() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert not re.search(r"@\w+@|\bTODO\b", text)
-    for target in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (ROOT / target).exists(), target
-    for named in re.findall(r"(?:configs|relabel|models|utils|tests)/[\w/]+\.\w+", text):
-        assert (ROOT / named).exists(), named
-    for test in re.findall(r"(?<![\w.])test_\w+\b(?!\.py)", text):
-        assert (ROOT / "tests" / f"{test}.py").exists(), test

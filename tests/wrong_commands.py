@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-HEAVY = ("torch", "numpy", "torchvision", "relabel.trainer", "relabel.annotator")
+HEAVY = ("torch", "numpy", "torchvision", "relabel.training.trainer", "relabel.annotation.annotator")
 FOLDERS = {"data.data_path": "DATA", "data.relabel.path": "LABELS"}
 EVALUATION = {"util.test_only": "True", "util.test_weight_file": "W.pth"}
 

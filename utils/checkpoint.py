@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from utils.errors import UserError
-from utils.folders import temporary_name
+from utils.files import temporary_name
 
 LAST, PREVIOUS, BEST = "checkpoint-last.pth", "checkpoint-previous.pth", "checkpoint-best.pth"
 WRAPPERS = ("state_dict", "model")  # where checkpoints hold their weights; the second as in published DeiT files

@@ -40,6 +40,15 @@ def in_other_words(words: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
+def naming(where: object) -> Iterator[None]:
+    """Turn a ValueError into a UserError that begins with the file or record that it is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+@contextmanager
 def exit_on_user_error(speaks: bool = True) -> Iterator[None]:
     """Turn a UserError into one message on stderr and exit status 2; Ctrl-C ends quietly.
 

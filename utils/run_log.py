@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from utils.errors import UserError
-from utils.json_files import read_json, write_json
+from utils.files import read_json, write_json
 
 METRICS, STATUS, ENVIRONMENT, CONFIG = "metrics.jsonl", "status.json", "environment.json", "config.yaml"
 _RECORDED_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg", "adamp")

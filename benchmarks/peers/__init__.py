@@ -10,7 +10,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import TypeVar
 
-from relabel.dataset import ImageList
+from relabel.data.images import ImageList
 
 T = TypeVar("T")
 

@@ -23,7 +23,7 @@ from PIL import Image
 
 from benchmarks.peers import RATIOS, SIZE, Job, Reader
 from relabel.crop_box import MIN_AREA
-from relabel.dataset import ImageList
+from relabel.data.images import ImageList
 
 
 def readers(job: Job) -> dict[str, Reader]:

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from relabel.dataset import ImageList, list_any_images, list_images
-from relabel.jpeg_rows import read_frame
+from relabel.data.images import ImageList, list_any_images, list_images
+from relabel.data.jpeg_rows import read_frame
 from utils.errors import UserError
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "imagenet_sample"

@@ -22,7 +22,7 @@ from benchmarks.label_pooling import K, pool_dense
 from benchmarks.peers import RATIOS, SIZE, Job, Reader
 from relabel.augment import EIGENVALUES, EIGENVECTORS, MEAN, STD
 from relabel.crop_box import MIN_AREA
-from relabel.dataset import ImageList
+from relabel.data.images import ImageList
 
 FLIP, JITTER, LIGHTING = 0.5, 0.4, 0.1
 

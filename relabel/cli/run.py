@@ -1,0 +1,16 @@
+"""Run main.py's configuration: a training, or with `util.test_only` an evaluation, in every process of this node."""
+
+from relabel.evaluation.run import test
+from relabel.training.run import train
+from utils.config.frozen_munch import FrozenMunch
+from utils.processes.distributed import launch
+
+
+def run(config: FrozenMunch) -> None:
+    """Train, or evaluate with util.test_only, in all processes of this node.
+
+    Raises:
+        UserError: bad input; nothing was created.
+        SystemExit: preempted (143), or a process failed.
+    """
+    launch(test if config.util.test_only else train, config, config.compute)

@@ -1,0 +1,99 @@
+"""The tools for scenes of small pictures: make them, train their annotator, run the paper's comparison on them."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from relabel.cli.words import in_own_words
+from utils.config.value_types import Count, ExistingFolder, NewFile, NewFolder, Positive
+
+# Each command imports what it needs itself: a wrong command line is told before torch is loaded.
+
+Scenes = Annotated[int, Field(ge=10)]
+
+
+def reproduce(
+    *,
+    out: NewFolder | None = None,
+    pictures: ExistingFolder | None = None,
+    rows: Positive | None = None,
+    seeds: Positive = 5,
+    train: Scenes = 6000,
+    val: Scenes = 1500,
+) -> None:
+    """Run the paper's comparison on scenes: annotate, train each kind of supervision, compare.
+
+    Ends with a table and pictures, and says where they are. The same command continues an interrupted one, and more
+    rows or seeds are added to what is there.
+
+    Args:
+        out: folder for data, label maps, runs and pictures. none: runs/digits, or runs/photos with --pictures.
+        pictures: folder with train/CLASS/IMAGE and val/CLASS/IMAGE that the scenes show. none: the embedded digits.
+        rows: kinds of supervision, from the first: original labels, ReLabel, ... none: all.
+        seeds: trainings of each kind; the table shows their mean.
+        train: training scenes; with fewer it is a rehearsal, not a comparison.
+        val: validation scenes.
+    """
+    from relabel.demo.reproduce import reproduce as run_reproduction
+
+    run_reproduction(out, pictures, rows, seeds, train, val)
+
+
+def digits(*, out: NewFolder, seed: Count = 0, train: Scenes = 6000, val: Scenes = 1500) -> None:
+    """Write the embedded data: scenes of handwritten digits as JPEG files in ImageNet's layout.
+
+    A scene shows two to four digits; the first gives its label. OUT gets train/ and val/ with a folder per
+    class, which share no digit image, and train.json and val.json with every scene's labels and boxes.
+
+    Args:
+        out: folder to make; may exist if it is empty or holds these very scenes.
+        seed: another one gives other scenes.
+        train: scenes in train/.
+        val: scenes in val/.
+    """
+    from relabel.demo.scenes import write_scenes
+    from relabel.demo.small_pictures import Digits
+
+    write_scenes(Digits(), out, seed, train, val)
+    print(f"{train:,} training and {val:,} validation scenes: {out}", flush=True)
+
+
+def scenes(
+    pictures: ExistingFolder, *, out: NewFolder, seed: Count = 0, train: Scenes = 6000, val: Scenes = 1500
+) -> None:
+    """Write scenes of any labelled small pictures, put together as those of `digits` and twice as large.
+
+    Args:
+        pictures: folder with train/CLASS/IMAGE, which training scenes show, and val/CLASS/IMAGE.
+        out: folder to make; may exist if it is empty or holds these very scenes.
+        seed: another one gives other scenes.
+        train: scenes in train/.
+        val: scenes in val/.
+    """
+    from relabel.demo.scenes import write_scenes
+    from relabel.demo.small_pictures import PictureFolder
+
+    with in_own_words({r"--data\.data_path": "PICTURES"}):
+        write_scenes(PictureFolder(pictures), out, seed, train, val)
+    print(f"{train:,} training and {val:,} validation scenes: {out}", flush=True)
+
+
+def digits_annotator(
+    *,
+    out: NewFile,
+    work: NewFolder = Path("runs/digits-annotator"),
+    train: Scenes = 16000,
+    val: Scenes = 1500,
+) -> None:
+    """Train the machine annotator of the digit scenes from scratch, on scenes that its students never see.
+
+    Args:
+        out: the checkpoint to write.
+        work: folder of its scenes and its training run.
+        train: training scenes.
+        val: validation scenes.
+    """
+    from relabel.demo.reproduce import make_digits_annotator
+
+    make_digits_annotator(out, work, train, val)

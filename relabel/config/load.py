@@ -1,0 +1,112 @@
+"""Read the command line of main.py into a checked, frozen configuration: base.yaml <- config file <- dotted flags."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from relabel.config.rules import DISK_RULES, RULES, warnings
+from relabel.config.schema import FILE_FLAG, SCHEMA
+from utils.config.command_line import HELP_FLAGS, parse_command_line
+from utils.config.config import Merged, annotated, merge
+from utils.config.config_problems import Setting, report
+from utils.config.frozen_munch import FrozenMunch
+from utils.config.rules import broken_rules
+from utils.config.schema import nest
+from utils.errors import UserError
+from utils.processes.torchrun import first_of_node, torchrun_problems
+
+BASE_FILE = Path(__file__).resolve().parents[2] / "configs" / "base.yaml"
+_USAGE = """\
+usage: python main.py --config-file-path FILE [--section.key VALUE ...]
+
+Trains and evaluates, or with --util.test_only True only evaluates. FILE is a recipe such as
+configs/relabel_train_resnet50.yaml; flags come last and win. Hyphens and underscores are the same,
+so are `--section.key VALUE` and `--section.key=VALUE`. --util.print_config True shows what a command
+line resolves to. The label-map tools: python -m relabel --help
+
+Every key with its default:
+"""
+
+
+def fire_arguments(argv: Sequence[str]) -> list[str]:
+    """Check a command line and return it in the one form that fire cannot misread: `--key=text`.
+
+    fire calls the function first and complains afterwards, keeps the last of two equal flags, and makes True of a flag
+    without value.
+
+    Args:
+        argv: the words after the program's name.
+
+    Raises:
+        UserError: stray words, flags without value or given twice; with them all that else can be found wrong.
+        SystemExit: status 0, after `--help` or `-h` was answered with the usage and base.yaml itself.
+    """
+    if any(word in HELP_FLAGS for word in argv):
+        print(f"{_USAGE}\n{BASE_FILE.read_text(encoding='utf-8')}", end="")
+        sys.exit(0)
+    line = parse_command_line(argv, SCHEMA.flags, file_flag=FILE_FLAG)
+    if line.texts.get(FILE_FLAG) == "":
+        line.refuse("--config-file-path", "is empty; give the path of a config file, or leave the flag out", FILE_FLAG)
+    if line.problems:
+        flags = {key: text for key, text in line.texts.items() if key != FILE_FLAG}
+        more = _resolve(line.texts.get(FILE_FLAG, ""), flags, line.spoiled).problems
+        raise UserError(report([*line.problems, *more]))
+    return [f"--{key}={text}" for key, text in line.texts.items()]
+
+
+def load_config(config_file_path: str, flags: dict[str, str]) -> FrozenMunch:
+    """Merge base.yaml, a config file and command-line flags into the frozen tree that a run is built from.
+
+    Settings without effect are reported on stderr. With `util.print_config` the resolved tree is printed to stdout.
+
+    Args:
+        config_file_path: YAML file that names what differs from base.yaml; '' for none.
+        flags: dotted key, as in base.yaml -> raw text as typed.
+
+    Raises:
+        UserError: lists every mistake in the file, the flags, and the folders that they name.
+        SystemExit: status 0, after printing, when `util.print_config` is true.
+    """
+    merged = _resolve(config_file_path, flags)
+    if merged.problems:
+        raise UserError(report(merged.problems))
+    if first_of_node():
+        for warning in warnings(merged.settings, merged.defaults):
+            print(f"warning: {warning}", file=sys.stderr)
+    tree = nest({key: setting.value for key, setting in merged.settings.items()})
+    if tree["util"]["print_config"]:
+        if first_of_node():
+            print("\n".join(annotated(tree, merged.settings)))
+        sys.exit(0)
+    return FrozenMunch(tree)
+
+
+def read_config(config_file_path: str, flags: dict[str, str]) -> FrozenMunch:
+    """Read how a run was made: the tree of `load_config`, without warnings or a look at the folders that it names.
+
+    Raises:
+        UserError: lists every mistake in the file and the flags.
+    """
+    merged = _resolve(config_file_path, flags, needs_folders=False)
+    if merged.problems:
+        raise UserError(report(merged.problems))
+    return FrozenMunch(nest({key: setting.value for key, setting in merged.settings.items()}))
+
+
+def _resolve(
+    config_file: str, flags: dict[str, str], spoiled: Iterable[str] = (), needs_folders: bool = True
+) -> Merged:
+    """Merge and check the rules; `spoiled` keys were mentioned in a broken way and break no rule."""
+    merged = merge(SCHEMA, BASE_FILE, config_file, flags)
+    settings, problems = merged.settings, merged.problems
+    bad_keys = merged.bad_keys.union(spoiled)
+    if FILE_FLAG in bad_keys:
+        bad_keys.update(SCHEMA.types)
+    if "util.run_dir" in settings and settings["util.run_dir"].value == "":
+        path = Path(config_file or BASE_FILE)
+        settings["util.run_dir"] = Setting(str(Path("runs", path.stem)), "default", f"name of {path.name}")
+    problems += broken_rules(RULES, settings, bad_keys)
+    # Printing starts nothing, so it needs no folders and no other processes.
+    if needs_folders and "util.print_config" not in bad_keys and not settings["util.print_config"].value:
+        problems += [*broken_rules(DISK_RULES, settings, bad_keys), *torchrun_problems()]
+    return merged

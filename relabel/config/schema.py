@@ -1,0 +1,113 @@
+"""Types, ranges and choices of every key of configs/base.yaml. Defaults live there and only there."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from utils.config.schema import Schema
+from utils.config.value_types import NULL_WORDS, Count, Positive, ValueType
+
+FILE_FLAG = "config_file_path"
+
+
+def _plain_text(text: str) -> str:
+    if text.lower() in NULL_WORDS or "\0" in text:
+        raise ValueError("null is for optional keys; no name of a file holds a null character")
+    return text
+
+
+def _meeting_point(url: str) -> str:
+    match = re.fullmatch(r"tcp://[^/\s\0]+:([0-9]{1,5})", url)
+    if not match or not 1 <= int(match[1]) <= 65535:
+        raise ValueError("not tcp://host:port")
+    return url
+
+
+Text = Annotated[str, AfterValidator(_plain_text), Field(description="text ('' where none is wanted)")]
+MinusOneOrMore = Annotated[int, Field(ge=-1)]
+NonNegative = Annotated[float, Field(ge=0, le=1e30)]  # beyond, float32 overflows
+Share = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+
+_TYPES: dict[str, Any] = {
+    "model.arch": Annotated[
+        str, AfterValidator(_plain_text), Field(min_length=1, description="text (the name of a network)")
+    ],
+    "model.weights": Text,
+    "data.dataset": Literal["imagenet"],
+    "data.data_path": Text,
+    "data.keep_list": Text,
+    "data.decoder": Literal["auto", "pillow"],
+    "data.on_error": Literal["stop", "skip"],
+    "data.image_size": Positive,
+    "data.rrc_minimum": Annotated[float, Field(gt=0, le=1)],
+    "data.crop_ratio": Annotated[float, Field(gt=0, le=1)] | None,
+    "data.test_size": Positive | None,
+    "data.flip_prob": Share,
+    "data.color_jitter": Share,
+    "data.lighting": NonNegative,
+    "data.relabel.use": bool,
+    "data.relabel.path": Text,
+    "data.relabel.supervision": Literal["localized_multi", "localized_single", "global_multi", "global_single"],
+    "data.relabel.fill": Annotated[float, Field(ge=-1000, le=1000)],  # beyond, float32 loses the scores beside it
+    "data.relabel.temperature": Annotated[float, Field(ge=1e-3)],  # below, the softmax leaves the range of float32
+    "data.relabel.ground_truth_weight": Share,
+    "data.relabel.box_axes": Literal["xy", "yx"],
+    "data.extra.path": Text,
+    "data.extra.labels": Text,
+    "data.extra.share": BelowOne,
+    "data.cutmix.prob": Share,
+    "data.cutmix.beta": NonNegative,
+    "data.cutmix.off_epoch": Count,
+    "optim.optimizer": Literal["sgd", "adamp"],
+    "optim.epochs": Positive,
+    "optim.start_epoch": int,  # any other than 0 is refused by a rule that says why
+    "optim.batch_size": Positive,
+    "optim.accumulation": Positive,
+    "optim.bn.momentum": Share | None,
+    "optim.bn.eps": Annotated[float, Field(gt=0, le=1)] | None,
+    "optim.lr.init": NonNegative,
+    "optim.lr.decay_type": Literal["cos", "linear", "default"],
+    "optim.warmup.lr": NonNegative,
+    "optim.warmup.epochs": Count,
+    "optim.nesterov": bool,
+    "optim.momentum": BelowOne,
+    "optim.wd.base": NonNegative,
+    "optim.label_smoothing": BelowOne,
+    "optim.clip_grad_norm": NonNegative,
+    "optim.ema.decay": BelowOne,
+    "compute.seed": MinusOneOrMore,
+    "compute.gpu": MinusOneOrMore,
+    "compute.opt_level": Annotated[
+        Literal["O0", "O1", "O2", "bf16"],
+        Field(description="O3, pure float16, is refused as unsafe: O1 or bf16 are the fast ones"),
+    ],
+    "compute.num_workers": Count,
+    "compute.compile": bool,
+    "compute.distributed.use": bool,
+    "compute.distributed.num_processes_per_node": Positive,
+    "compute.distributed.url": Annotated[
+        str, AfterValidator(_meeting_point), Field(description="text (tcp://HOST:PORT)")
+    ],
+    "compute.distributed.backend": Literal["auto", "nccl", "gloo"],
+    "util.run_dir": Text,
+    "util.print_freq": Positive,
+    "util.val_batch_size": Positive,
+    "util.checkpoint_minutes": NonNegative,
+    "util.tensorboard": bool,
+    "util.test_only": bool,
+    "util.test_weight_file": Text,
+    "util.print_config": bool,
+    "eval.real": Text,
+    "eval.multilabel": Text,
+    "eval.labels": Text,
+    "eval.imagenet_v2": Text,
+    "eval.imagenet_a": Text,
+    "eval.imagenet_r": Text,
+    "eval.imagenet_c": Text,
+    "eval.predictions": bool,
+}
+
+SCHEMA = Schema({key: ValueType.of(annotation) for key, annotation in _TYPES.items()}, FILE_FLAG)
+"""Every key of main.py, in the order of base.yaml."""

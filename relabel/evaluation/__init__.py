@@ -1,0 +1,2 @@
+"""Evaluate checkpoints: predictions of every image, the published labels and image sets of ImageNet, your own labels,
+the run of `util.test_only`, and the comparison of two checkpoints."""

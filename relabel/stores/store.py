@@ -1,0 +1,163 @@
+"""Label maps on disk, behind one interface, whichever form they have; and from one form into the other.
+
+A map is asked for by the row of its key, "CLASS/STEM" of its image, and is checked whenever it is read. Both forms give
+the same targets: the folder of .pt files (relabel/stores/pt_folder.py) and the packed store (relabel/stores/packed.py).
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from relabel.label_map import LabelMap
+from relabel.stores.manifest import MANIFEST, Manifest, read_manifest
+from relabel.stores.packed import MAPS, UNFINISHED, PackedStore, load_keys, read_whole_manifest
+from relabel.stores.pt_folder import HOW_TO_CONTINUE, HOW_TO_GO_ON, SUFFIX, LabelFolder, list_label_files
+from utils.errors import UserError
+from utils.files import locked, make_writable
+
+
+class LabelStore(Protocol):
+    """What training needs of label maps on disk. Row i is the map of the i-th key; a key is "CLASS/STEM" of an image.
+
+    Cheap to pickle into loader workers, and no map is opened before the first read.
+    """
+
+    def __len__(self) -> int:
+        """N, the number of keys."""
+        ...
+
+    def read(self, row: int) -> LabelMap:
+        """The map of a row, with the data's class ids. UserError naming the file where it is missing or damaged."""
+        ...
+
+    def check(self, row: int) -> None:
+        """Read a map and check every number of it. UserError naming the file and the first cell that is wrong."""
+        ...
+
+    def missing(self) -> np.ndarray:
+        """int64 [n]; the rows that have no map."""
+        ...
+
+    def place(self, row: int) -> str:
+        """Where the map of a row is or should be, for messages."""
+        ...
+
+
+def open_label_store(path: str | Path, keys: np.ndarray, class_names: Sequence[str]) -> LabelStore:
+    """The label maps under a folder, for images of the given keys.
+
+    Class ids of maps made for other classes are translated by name, where the maps' manifest names them: classes that
+    the data lacks count for nothing. Without a manifest (files of 2021) the ids are taken for positions in class_names.
+
+    Args:
+        path: folder of CLASS/STEM.pt files, or a packed store.
+        keys: bytes [N] "CLASS/STEM" ("STEM" for images without class folders), in the order of the images.
+        class_names: the K classes of the data.
+
+    Raises:
+        UserError: there is no such folder, its store is unfinished or damaged, or it lacks a class of the data.
+    """
+    root = Path(path)
+    manifest = manifest_of(root)
+    if manifest is not None and manifest.form == "packed":
+        return PackedStore(root, keys, class_names)
+    store = LabelFolder(root, keys, class_names, manifest.class_names if manifest else class_names)
+    if manifest is not None:
+        store.expect(manifest.shape)
+    return store
+
+
+def keys_of(path: str | Path) -> np.ndarray:
+    """bytes [N], sorted; the keys of all label maps under a folder. UserError as above."""
+    root = Path(path)
+    manifest = manifest_of(root)
+    if manifest is not None and manifest.form == "packed":
+        return load_keys(root)
+    return sorted_keys(list_label_files(root))
+
+
+def sorted_keys(keys: Sequence[str]) -> np.ndarray:
+    """Texts as bytes [N], sorted."""
+    return np.sort(np.array([os.fsencode(key) for key in keys], dtype=np.bytes_))
+
+
+def check_present(store: LabelStore, image_path: Callable[[int], Path]) -> None:
+    """Check that every row has a map.
+
+    Args:
+        store: the label maps.
+        image_path: gives the image of a row, for the message.
+
+    Raises:
+        UserError: with their number and the first pair of paths.
+    """
+    missing = store.missing()
+    if len(missing):
+        first = int(missing[0])
+        raise UserError(
+            f"{len(missing)} of {len(store)} training images have no label map. The first: image {image_path(first)}; "
+            f"expected its map at {store.place(first)}. {HOW_TO_GO_ON}"
+        )
+
+
+def check_one_per_class(store: LabelStore, labels: np.ndarray) -> None:
+    """Check one map of each class, so that wrong maps are met before training. UserError as in LabelStore.check.
+
+    Args:
+        store: the label maps.
+        labels: integer [N]; the class of each row.
+    """
+    for row in np.unique(labels, return_index=True)[1]:
+        store.check(int(row))
+
+
+def label_fingerprint(path: str | Path, store: LabelStore, labels: np.ndarray) -> str:
+    """Which label maps these are, without reading them all: sha256 of their manifest and of one map of each class.
+
+    The manifest of a packed store names the bytes of its files.
+
+    Args:
+        path: the folder of the store.
+        store: the label maps.
+        labels: integer [N]; the class of each row.
+    """
+    digest = hashlib.sha256()
+    with suppress(FileNotFoundError):
+        digest.update(Path(path, MANIFEST).read_bytes())
+    for row in np.unique(labels, return_index=True)[1]:
+        label_map = store.read(int(row))
+        digest.update(label_map.scores.tobytes() + label_map.classes.tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def kept_to_one(out: Path) -> Iterator[None]:
+    """The folder `out` made, tried, and kept to this process while label maps are written into it.
+
+    Raises:
+        UserError: it cannot be written, at first or later on, or another process writes label maps into it.
+    """
+    make_writable(out, "the folder of label maps", "Name another folder, or allow writing.")
+    with locked(out, "the folder of label maps", "writing label maps", "Name another folder."):
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"cannot write label maps into {out}: {error}. {HOW_TO_CONTINUE}") from error
+
+
+def manifest_of(root: Path) -> Manifest | None:
+    """The manifest of label maps of either form, None for bare .pt files. UserError: no folder, or unfinished."""
+    if not root.is_dir():
+        found = "a file" if root.exists() else "nothing"
+        raise UserError(
+            f"found {found} at {root}; expected a folder of label maps: a packed store, or CLASS/STEM{SUFFIX} for each "
+            f"image. Correct --data.relabel.path. {HOW_TO_GO_ON}"
+        )
+    if ((root / UNFINISHED).is_file() or (root / MAPS).is_file()) and not (root / MANIFEST).exists():
+        return read_whole_manifest(root)  # which says that it is unfinished
+    return read_manifest(root)

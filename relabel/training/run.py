@@ -1,0 +1,224 @@
+"""A training run or an evaluation, from its config to its end: every check comes before anything is created."""
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from relabel.config.rules import RESUME, joined_folders
+from relabel.data.decode import resolve_decoder
+from relabel.data.extra_images import ExtraRoot
+from relabel.data.images import ImageList
+from relabel.data.skipped_images import SkippedImages
+from relabel.stores.packed import sha256_of
+from relabel.stores.store import LabelStore, label_fingerprint
+from relabel.training.build import (
+    build_model,
+    check_batches,
+    check_image_sizes,
+    checked_label_store,
+    extra_per_batch,
+    list_split,
+    make_optimizer,
+    make_recipe,
+    open_extra_images,
+    set_up_device,
+    start_weights,
+    test_loader,
+    train_loader,
+)
+from relabel.training.failures import failures_told
+from relabel.training.trainer import Preempted, Trainer
+from utils.config.frozen_munch import FrozenMunch
+from utils.errors import EXIT_PREEMPTED, UserError
+from utils.files import remove_temporaries
+from utils.precision import Precision
+from utils.processes.distributed import Process, from_main
+from utils.run_folder import Start, find_start, lock_run_folder, make_run_folder, open_run_folder
+from utils.run_log import read_status, record_environment, write_status
+
+
+def train(process: Process, config: FrozenMunch) -> None:
+    """One process of a training run: checks, build, resume, fit."""
+    set_up_device(process.device)
+    images, test_images = list_split(config, "train"), list_split(config, "val")
+    test_images = test_images.with_classes_of(images.class_names, "the training folders")
+    store = checked_label_store(config, images) if config.data.relabel.use else None
+    extra = open_extra_images(config, images, store) if store else []
+    process.share(config.util.val_batch_size, "util.val_batch_size")
+    check_batches(images, process.share(config.optim.batch_size, "optim.batch_size"), process, config)
+    precision = Precision(config.compute.opt_level, process.device)
+    identity = identity_of(config, images, test_images, store, extra, precision)
+
+    folder = Path(config.util.run_dir)
+    existed = folder.is_dir()
+    with ExitStack() as stack:  # the lock on the run folder, held by the main process to the end
+
+        def begin() -> Start:
+            if existed:
+                stack.enter_context(lock_run_folder(folder, RESUME))
+            return find_start(folder, config, identity, process.world_size, RESUME)
+
+        start = from_main(begin)
+        trainer = make_trainer(config, images, test_images, store, extra, precision, process, identity, start)
+        if trainer.finished:
+            if process.is_main:
+                say_finished(trainer)
+            return
+
+        def open_folder() -> None:
+            make_run_folder(folder, RESUME)
+            if not existed:
+                stack.enter_context(lock_run_folder(folder, RESUME))
+            open_run_folder(folder, config, start, RESUME)
+            introduce(config, images, test_images, extra, trainer)
+
+        from_main(open_folder)
+        if config.compute.compile:
+            trainer.model.compile()
+        fit(trainer)
+
+
+def make_trainer(
+    config: FrozenMunch,
+    images: ImageList,
+    test_images: ImageList,
+    store: LabelStore | None,
+    extra: Sequence[ExtraRoot],
+    precision: Precision,
+    process: Process,
+    identity: dict[str, Any],
+    start: Start,
+) -> Trainer:
+    """All parts together, as they stood at the checkpoint if there is one; nothing is written yet."""
+    torch.manual_seed(start.seed)
+    model = build_model(config, len(images.class_names), precision)
+    if config.model.weights and start.state is None:
+        taken_over = start_weights(config, model, images.class_names)
+        if process.is_main:
+            print(taken_over, flush=True)
+    check_image_sizes(config, model, len(images.class_names), precision)
+    batch_size = process.share(config.optim.batch_size, "optim.batch_size")
+    recipe = make_recipe(config, images, batch_size * process.world_size, start.seed)
+    trainer = Trainer(
+        model=model,
+        optimizer=make_optimizer(config, model, process.device),
+        recipe=recipe,
+        precision=precision,
+        process=process,
+        train_batches=train_loader(config, images, store, extra, recipe, batch_size, process),
+        test_batches=test_loader(config, test_images, process),
+        skipped_images=SkippedImages(Path(config.util.run_dir), len(images) + sum(map(len, extra))),
+        folder=Path(config.util.run_dir),
+        identity={**identity, "seed": start.seed},
+        tensorboard=config.util.tensorboard,
+    )
+    if start.state is not None:
+        trainer.resume(start.state)
+    return trainer
+
+
+def say_finished(trainer: Trainer) -> None:
+    """Answer the command of a run that has nothing left to do."""
+    if read_status(trainer.folder) != "done":  # killed between its last checkpoint and its last word, or in it
+        remove_temporaries(trainer.folder)
+        trainer.write_done()
+    best = f"best top-1 {trainer.best_accuracy:.2f} % after epoch {trainer.best_epoch}"
+    print(f"{trainer.folder} is finished: {best}. Set another --util.run_dir for a new run.", flush=True)
+
+
+def identity_of(
+    config: FrozenMunch,
+    images: ImageList,
+    test_images: ImageList,
+    store: LabelStore | None,
+    extra: Sequence[ExtraRoot],
+    precision: Precision,
+) -> dict[str, Any]:
+    """What must be the same when the run continues, as plain values for checkpoints and environment.json."""
+    identity: dict[str, Any] = {
+        "arch": config.model.arch,
+        "config_sha256": RESUME.fingerprint(config),
+        "class_names": list(images.class_names),
+        "images": len(images),
+        "images_sha256": fingerprint(images),
+        "validation_images": len(test_images),
+        "validation_images_sha256": fingerprint(test_images),
+        "precision": precision.name,
+        "decoder": resolve_decoder(config.data.decoder),
+    }
+    if store:
+        identity["label_maps_sha256"] = label_fingerprint(config.data.relabel.path, store, images.labels)
+    if extra:
+        folders = joined_folders(config.data.extra.labels)
+        maps = [
+            label_fingerprint(path, root.store, root.images.labels) for path, root in zip(folders, extra, strict=True)
+        ]
+        identity["extra_images"] = sum(map(len, extra))
+        identity["extra_images_sha256"] = fingerprint(*(root.images for root in extra))
+        identity["extra_label_maps_sha256"] = hashlib.sha256(":".join(maps).encode()).hexdigest()
+    return identity
+
+
+def fingerprint(*lists: ImageList) -> str:
+    """Hash of the names of all images, classes included."""
+    return hashlib.sha256(b"\n".join(name for images in lists for name in images.names.tolist())).hexdigest()
+
+
+def introduce(
+    config: FrozenMunch, images: ImageList, test_images: ImageList, extra: Sequence[ExtraRoot], trainer: Trainer
+) -> None:
+    """Say what is about to run, and record what it runs on."""
+    recipe, process, folder = trainer.recipe, trainer.process, trainer.folder
+    was_killed = read_status(folder) == "running"  # this process has the folder's lock: nobody is
+    write_status(folder, "running", step=trainer.step, epoch=trainer.epoch)
+    record_environment(
+        folder,
+        start_step=trainer.step,
+        processes=process.world_size,
+        device=str(process.device),
+        classes=len(images.class_names),
+        weights_sha256=sha256_of(Path(config.model.weights)) if config.model.weights and trainer.step == 0 else None,
+        **{name: value for name, value in trainer.identity.items() if name != "class_names"},
+    )
+    batch = config.optim.batch_size // process.local_world_size * process.world_size
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    labels = f"label maps {config.data.relabel.path}" if config.data.relabel.use else "the folders' labels"
+    for line in (
+        trainer.precision.note,
+        f"{config.model.arch}, {parameters / 1e6:.2f} million parameters, {trainer.precision.name}, "
+        f"{process.world_size} process(es) on {process.device.type}, seed {recipe.seed}",
+        f"{len(images):,} training images of {len(images.class_names):,} classes with {labels}; "
+        f"{len(test_images):,} validation images",
+        f"{sum(map(len, extra)):,} extra images with label maps, {extra_per_batch(config, batch):,} in a batch"
+        if extra
+        else "",
+        f"{recipe.epochs} epochs of {recipe.steps_per_epoch:,} steps, batch {batch:,}; run folder {folder}",
+        "the process that trained here before was killed" if was_killed else "",
+        f"continuing at step {trainer.step:,} of {recipe.total_steps:,}" if trainer.step else "",
+    ):
+        if line:
+            print(line, flush=True)
+
+
+def fit(trainer: Trainer) -> None:
+    """Run the trainer; whatever ends it early stands in status.json, from whichever process it came.
+
+    Raises:
+        UserError: as the trainer.
+        SystemExit: 143 when preempted; 1 when another process has failed and told why.
+    """
+
+    def note(error: Exception) -> None:
+        with suppress(UserError):  # the error itself matters more than that it cannot be written down
+            write_status(trainer.folder, "failed", step=trainer.step, epoch=trainer.epoch, reason=str(error))
+
+    try:
+        with failures_told(trainer.process, note, told_before=lambda _: read_status(trainer.folder) == "failed"):
+            trainer.fit()
+    except Preempted:
+        sys.exit(EXIT_PREEMPTED)

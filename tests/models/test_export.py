@@ -1,0 +1,207 @@
+"""What is exported is the same network elsewhere: bit for bit in timm, by its tensors in detectors, closely in ONNX."""
+
+import json
+import math
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN, MaskRCNN, fasterrcnn_resnet50_fpn
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+
+from models import export
+from models.batch_norm import set_batch_norm
+from models.build import create_model
+from models.export import Use, write_backbone, write_onnx, write_timm_folder
+from relabel.augment import MEAN, STD, normalise
+from relabel.data.decode import ImageFile
+from utils.errors import UserError
+
+NAMES = ["ant", "bee", "cow", "dog"]
+USE = Use(4, NAMES, 64, 0.875, MEAN, STD)
+
+
+def trained(arch: str, eps: float | None = 1e-5) -> nn.Module:
+    """A network whose batch statistics are not those of a new one."""
+    torch.manual_seed(0)
+    model = create_model(arch, len(NAMES))
+    set_batch_norm(model, 0.9, eps)
+    model(torch.randn(4, 3, 64, 64))
+    return model.eval()
+
+
+@torch.inference_mode()
+def logits(model: nn.Module, images: Tensor) -> Tensor:
+    result: Tensor = model(images)
+    return result
+
+
+def images(count: int = 3, side: int = 64) -> Tensor:
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1))
+
+
+# tf_efficientnet has another eps of its own than a training of ours gives it; the folder must say so.
+@pytest.mark.parametrize("arch", ["resnet18", "timm/test_resnet", "timm/tf_efficientnet_b0"])
+def test_timm_reloads_the_folder_bit_for_bit(tmp_path: Path, arch: str) -> None:
+    model = trained(arch)
+    write_timm_folder(tmp_path / "out", model, arch, USE)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    again: Any = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    assert torch.equal(logits(again, images()), logits(model, images()))
+    assert again.pretrained_cfg["label_names"] == NAMES and again.num_classes == 4
+
+
+def test_the_folder_says_nothing_of_the_weights_that_timm_publishes(tmp_path: Path) -> None:
+    write_timm_folder(
+        tmp_path / "out", trained("timm/test_resnet"), "timm/test_resnet", Use(4, None, 64, 0.875, MEAN, STD)
+    )
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert {"label_names"}.isdisjoint(config)
+    assert {"tag", "license", "origin_url", "hf_hub_id", "url", "test_input_size"}.isdisjoint(config["pretrained_cfg"])
+
+
+@pytest.mark.parametrize(("size", "crop_ratio"), [(64, 0.875), (61, 0.7), (48, 1.0), (64, None)])
+def test_timms_transforms_see_an_image_as_our_test_does(
+    tmp_path: Path, photos: Path, size: int, crop_ratio: float | None
+) -> None:
+    use = Use(4, NAMES, size, crop_ratio, MEAN, STD)
+    write_timm_folder(tmp_path / "out", trained("timm/test_resnet"), "timm/test_resnet", use)
+    again = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    transform: Any = create_transform(**resolve_model_data_config(again))
+    path = sorted(photos.glob("val/*/*"))[0]
+    with Image.open(path) as image:
+        theirs = transform(image.convert("RGB"))
+    ours = normalise(torch.from_numpy(ImageFile(path).centre_crop(size, crop_ratio).copy())[None])[0]
+    assert theirs.shape == ours.shape == (3, size, size)
+    assert float((theirs - ours).abs().max()) <= 2 / 255 / min(STD) + 1e-5
+
+
+def test_timm_resizes_the_shorter_side_to_what_we_do_for_any_size() -> None:
+    for size in range(16, 600):
+        for crop_ratio in (0.5, 0.7, 0.875, 0.9, 0.95, 1.0):
+            crop_pct = export._timm_crop(size, crop_ratio)["crop_pct"]
+            assert math.floor(size / crop_pct) == math.ceil(size / crop_ratio), (size, crop_ratio)
+
+
+@pytest.mark.parametrize(
+    ("arch", "eps", "match"),
+    [
+        ("digit_net", 1e-5, "timm has no network digit_net.*--form onnx"),
+        ("efficientnet_b0", 1e-5, r"timm's efficientnet_b0 is not this network: \d+ of its tensors have names that"),
+        ("timm/test_resnet", 1e-3, r"adds 1e-05 to the variance and this training 0.001 \(optim.bn.eps; none"),
+    ],
+)
+def test_what_timm_has_otherwise_is_refused(tmp_path: Path, arch: str, eps: float, match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        write_timm_folder(tmp_path / "out", trained(arch, eps), arch, USE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_taken_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("mine")
+    with pytest.raises(UserError, match="is taken; expected no such folder, or an empty one"):
+        write_timm_folder(tmp_path, trained("timm/test_resnet"), "timm/test_resnet", USE)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def exported_backbone(folder: Path, model: nn.Module, arch: str) -> dict[str, Tensor]:
+    write_backbone(folder / "backbone.pth", model, arch)
+    weights: dict[str, Tensor] = torch.load(folder / "backbone.pth", weights_only=True)
+    return weights
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "timm/resnet18"])
+def test_a_detectors_backbone_makes_the_features_of_the_classifier(tmp_path: Path, arch: str) -> None:
+    model: Any = trained(arch)
+    body = resnet_fpn_backbone(backbone_name="resnet18", weights=None).body
+    weights = exported_backbone(tmp_path, model, arch)
+    assert weights.keys() == body.state_dict().keys()
+    body.load_state_dict(weights)
+    with torch.inference_mode():
+        features = body.eval()(images())["3"]
+        torch.testing.assert_close(model.fc(features.mean((2, 3))), model(images()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("detector", [FasterRCNN, MaskRCNN])
+def test_a_detector_trains_on_it(tmp_path: Path, detector: type[nn.Module]) -> None:
+    backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=5)
+    backbone.body.load_state_dict(exported_backbone(tmp_path, trained("resnet18"), "resnet18"))
+    model = detector(backbone, num_classes=2, min_size=96, max_size=128)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    masks = torch.zeros(1, 72, 96, dtype=torch.uint8)
+    masks[0, 10:50, 20:70] = 1
+    target = {"boxes": torch.tensor([[20.0, 10.0, 70.0, 50.0]]), "labels": torch.tensor([1]), "masks": masks}
+    before = backbone.body.conv1.weight.detach().clone()
+    losses = model([torch.rand(3, 72, 96)], [target])
+    assert ("loss_mask" in losses) == (detector is MaskRCNN)
+    loss = sum(losses.values())
+    assert torch.isfinite(loss)
+    loss.backward()
+    optimizer.step()
+    assert not torch.equal(before, backbone.body.conv1.weight)
+
+
+def test_torchvisions_own_detector_of_resnet50_takes_it(tmp_path: Path) -> None:
+    detector = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+    result = detector.backbone.body.load_state_dict(exported_backbone(tmp_path, trained("resnet50"), "resnet50"))
+    assert not result.missing_keys and not result.unexpected_keys
+
+
+@pytest.mark.parametrize(
+    ("arch", "eps", "match"),
+    [
+        ("digit_net", 1e-5, "detectors do not stand on digit_net; expected one of resnet101, .*--form timm or onnx"),
+        ("resnet18", 1e-3, r"batch norm adds 0.001 .* and that of torchvision's detectors 1e-05"),
+    ],
+)
+def test_what_detectors_cannot_use_is_refused(tmp_path: Path, arch: str, eps: float, match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        write_backbone(tmp_path / "backbone.pth", trained(arch, eps), arch)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_onnx_without_its_packages_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"not installed: onnx, onnxscript. Install them: pip install onnx onnxscript"):
+        write_onnx(tmp_path / "model.onnx", trained("digit_net"), USE)
+    assert list(tmp_path.iterdir()) == []
+
+
+needs_onnx = pytest.mark.skipif(
+    not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))),
+    reason="needs the optional packages onnx, onnxscript and onnxruntime",
+)
+
+
+@needs_onnx
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["digit_net", "resnet18"])
+def test_onnx_gives_the_same_logits_for_any_batch(tmp_path: Path, arch: str) -> None:
+    import onnxruntime
+
+    model = trained(arch)
+    assert write_onnx(tmp_path / "model.onnx", model, USE)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    for count in (1, 2, 5):
+        (found,) = session.run(["logits"], {"images": images(count).numpy()})
+        np.testing.assert_allclose(found, logits(model, images(count)).numpy(), rtol=1e-4, atol=1e-4)
+    facts = session.get_modelmeta().custom_metadata_map
+    assert json.loads(facts["class_names"]) == NAMES and json.loads(facts["crop_ratio"]) == 0.875
+
+
+@needs_onnx
+@pytest.mark.slow
+def test_an_onnx_file_that_disagrees_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "ONNX_CLOSE", -1.0)
+    with pytest.raises(UserError, match=r"gives logits that are .* off"):
+        write_onnx(tmp_path / "model.onnx", trained("digit_net"), USE)
+    assert list(tmp_path.iterdir()) == []

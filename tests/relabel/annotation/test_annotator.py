@@ -1,0 +1,477 @@
+"""Label maps made by a teacher: right place, right class, nothing lost when interrupted, nothing mixed."""
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from models.build import create_model
+from models.fully_convolutional import fully_convolutional
+from relabel.annotation.annotator import Annotated, Settings, annotate
+from relabel.annotation.teacher import Teacher
+from relabel.crop_box import WHOLE_IMAGE
+from relabel.data.decode import ImageFile
+from relabel.data.images import list_flat_images, list_images
+from relabel.stores.manifest import Manifest
+from relabel.stores.store import LabelStore, open_label_store
+from tests.conftest import ROOT
+from utils.errors import UserError
+from utils.processes.distributed import Process
+
+MEAN, STD = (0.5, 0.25, 0.125), (0.5, 0.25, 0.5)
+CLASSES = ["class0", "class1", "class2", "class3", "class4"]
+HERE = Process(0, 1, 0, 1, torch.device("cpu"))
+
+FILES = ["crc32.npy", "keys.npy", "manifest.json", "maps.npy"]
+
+
+class ColourTeacher(nn.Module):
+    """Class c has logit 4 x channel c of the normalised pixel, classes 3 and 4 have 0; a cell is 8 x 8 pixels."""
+
+    def __init__(self, sign: float = 1.0) -> None:
+        super().__init__()
+        self.sign = sign
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, 5, H / 8, W / 8]."""
+        cells = nn.functional.avg_pool2d(images, 8) * 4 * self.sign
+        return torch.cat([cells, torch.zeros_like(cells[:, :2])], 1)
+
+
+def write_images(root: Path, classes: int = 2, images: int = 4, damaged: int = 0) -> Path:
+    """Photos of 90 x 60: left half red, right half green, the lower third blue; one tint per image.
+
+    The first `damaged` ones of class 0 are cut short.
+    """
+    for label in range(classes):
+        for number in range(images):
+            pixels = np.zeros((60, 90, 3), np.uint8)
+            pixels[:, :45, 0], pixels[:, 45:, 1] = 250 - number % 50, 250 - label
+            pixels[40:] = (0, 0, 240)
+            path = root / f"class{label}" / f"photo.{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    for number in range(damaged):
+        path = root / "class0" / f"photo.{number}.png"
+        path.write_bytes(path.read_bytes()[:90])
+    return root
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return write_images(tmp_path / "train")
+
+
+def run(root: Path, out: Path, network: nn.Module | None = None, **changes: Any) -> Annotated:
+    view: dict[str, Any] = {"input_size": (24, 48), "mean": MEAN, "std": STD, "interpolation": "bilinear"}
+    view |= {name: changes.pop(name) for name in view if name in changes}
+    settings: dict[str, Any] = {"k": 2, "flip": False, "opt_level": "O0", "batch_size": 3}
+    settings |= {name: changes.pop(name) for name in settings if name in changes}
+    names = changes.pop("class_names", CLASSES)
+    teacher = Teacher(network or ColourTeacher(), names, len(names), description={"arch": "colours"}, **view)
+    images = changes.pop("images", None) or list_images(root)
+    options: dict[str, Any] = {"form": "packed", "skip_unreadable": False, "num_workers": 0, "place": HERE} | changes
+    return annotate(images, out, teacher, Settings(**settings), **options)
+
+
+def maps_of(out: Path, root: Path, class_names: list[str] = CLASSES) -> LabelStore:
+    return open_label_store(out, list_images(root).keys(), class_names)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("form", ["packed", "pt"])
+def test_maps_show_what_stands_where(root: Path, tmp_path: Path, form: str) -> None:
+    done = run(root, tmp_path / "maps", form=form)
+    assert (done.written, done.kept, done.skipped, done.shape) == (8, 0, {}, (2, 3, 6))
+    label_map = maps_of(tmp_path / "maps", root).read(0)
+    # red is class 0 on the left, green class 1 on the right, blue class 2 in the lowest row
+    assert label_map.classes[0].tolist() == [[0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 1], [2] * 6]
+    assert label_map.scores[0, 0, 0] == pytest.approx(4 * (250 / 255 - 0.5) / 0.5, rel=1e-5 if form == "pt" else 1e-3)
+
+
+def test_files_are_those_of_the_released_format(root: Path, tmp_path: Path) -> None:
+    run(root, tmp_path / "maps", form="pt")
+    files = sorted(str(path.relative_to(tmp_path / "maps")) for path in (tmp_path / "maps").rglob("*.pt"))
+    assert files == [f"class{label}/photo.{number}.pt" for label in range(2) for number in range(4)]
+    planes = torch.load(tmp_path / "maps" / files[0], weights_only=True)
+    assert planes.dtype == torch.float32 and planes.shape == (2, 2, 3, 6)
+
+
+def test_the_manifest_says_how_the_maps_were_made(root: Path, tmp_path: Path) -> None:
+    for form in ("packed", "pt"):
+        run(root, tmp_path / form, form=form, flip=True)
+        manifest = json.loads((tmp_path / form / "manifest.json").read_text())
+        assert (manifest["form"], manifest["maps"], manifest["class_names"]) == (form, 8, CLASSES)
+        made_by = manifest["made_by"]
+        assert made_by["teacher"] == {"arch": "colours"} and made_by["input_size"] == [24, 48] and made_by["flip"]
+        assert (made_by["mean"], made_by["interpolation"], made_by["precision"]) == (list(MEAN), "bilinear", "float32")
+
+
+def test_a_flat_folder_of_images(root: Path, tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for label in range(2):
+        for path in (root / f"class{label}").iterdir():
+            path.rename(flat / f"{label}-{path.name}")
+    run(flat, tmp_path / "maps", images=list_flat_images(flat))
+    store = open_label_store(tmp_path / "maps", np.array([b"0-photo.0", b"1-photo.3"]), CLASSES)
+    assert store.read(0).classes[0, 0].tolist() == [0, 0, 0, 1, 1, 1]
+    assert len(store.missing()) == 0
+
+
+def test_equals_a_slow_reference(root: Path, tmp_path: Path) -> None:
+    """A real network, image by image, top-k by sorting; with and without the mirrored image."""
+    torch.manual_seed(0)
+    teacher = fully_convolutional(create_model("digit_net", 9))
+    images = list_images(root)
+    for flip in (False, True):
+        options = {"input_size": (48, 80), "k": 4, "interpolation": "bicubic", "flip": flip, "form": "pt"}
+        run(root, tmp_path / str(flip), teacher, class_names=[f"class{i}" for i in range(9)], **options)
+        store = maps_of(tmp_path / str(flip), root, [f"class{i}" for i in range(9)])
+        for row in (0, 5, 7):
+            pixels = ImageFile(images.path(row)).resized_crop(WHOLE_IMAGE, 48, 80, "bicubic")
+            normalised = torch.tensor(np.stack([(pixels[c] / 255 - MEAN[c]) / STD[c] for c in range(3)])[None]).float()
+            with torch.inference_mode():
+                dense = teacher(normalised)[0]
+                if flip:
+                    dense = (dense + teacher(normalised.flip(3))[0].flip(2)) / 2
+            found = store.read(row)
+            np.testing.assert_allclose(found.scores, -np.sort(-dense.numpy(), axis=0)[:4], atol=1e-5)
+            at_ids = np.take_along_axis(dense.numpy(), found.classes.astype(int), 0)
+            np.testing.assert_allclose(at_ids, found.scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["packed", "pt"])
+def test_workers_change_nothing(root: Path, tmp_path: Path, form: str) -> None:
+    first = run(root, tmp_path / "a", form=form)
+    second = run(root, tmp_path / "b", form=form, num_workers=2)
+    assert first.absent_probability == pytest.approx(second.absent_probability)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_restart_keeps_finished_maps_and_makes_the_rest(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "maps"
+    run(root, out, form="pt")
+    whole = contents(out)
+    stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*.pt")}
+    removed = [out / "class0" / "photo.0.pt", out / "class1" / "photo.3.pt", out / "class1" / "photo.1.pt"]
+    for path in removed:
+        path.unlink()
+    done = run(root, out, form="pt")
+    assert (done.written, done.kept) == (3, 5)
+    assert contents(out) == whole
+    assert all(path.stat().st_mtime_ns == stamps[path] for path in stamps if path not in removed)
+
+
+@pytest.mark.parametrize("batches", [0, 1, 2])
+def test_an_interrupted_store_ends_with_the_same_bytes(root: Path, tmp_path: Path, batches: int) -> None:
+    class Interrupted(ColourTeacher):
+        calls = -1  # the first one only asks for the shape
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.calls += 1
+            if self.calls > batches:
+                raise KeyboardInterrupt
+            return super().forward(images)
+
+    run(root, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(root, tmp_path / "maps", Interrupted())
+    assert not (tmp_path / "maps" / "manifest.json").exists()
+    with pytest.raises(UserError, match=r"no whole packed store.*give the same command again"):
+        maps_of(tmp_path / "maps", root)
+    run(root, tmp_path / "maps")
+    assert contents(tmp_path / "maps") == contents(tmp_path / "whole")
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == FILES
+
+
+@pytest.mark.parametrize("form", ["packed", "pt"])
+def test_finished_job_makes_nothing(root: Path, tmp_path: Path, form: str) -> None:
+    run(root, tmp_path / "maps", form=form)
+    whole = contents(tmp_path / "maps")
+    done = run(root, tmp_path / "maps", form=form)
+    assert (done.written, done.kept) == (0, 8) and math.isnan(done.absent_probability)
+    assert contents(tmp_path / "maps") == whole
+
+
+@pytest.mark.parametrize("state", ["packed", "pt", "unfinished"])
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"k": 3}, "k: 2, not 3"),
+        ({"input_size": (48, 24)}, "h: 3, not 6"),
+        ({"mean": (0.5, 0.5, 0.5)}, r"made_by\.mean: \[0\.5, 0\.25, 0\.125\], not \[0\.5, 0\.5, 0\.5\]"),
+        ({"flip": True}, r"made_by\.flip: false, not true"),
+        ({"class_names": ["class1", "class0", *CLASSES[2:]]}, r'class_names: \["class0", .*, not \["class1"'),
+    ],
+)
+def test_maps_of_two_teachers_are_not_mixed(
+    root: Path, tmp_path: Path, state: str, changes: dict[str, Any], problem: str
+) -> None:
+    form = "pt" if state == "pt" else "packed"
+    if state == "unfinished":
+        with pytest.raises(UserError):
+            run(write_images(tmp_path / "train", damaged=1), tmp_path / "maps")
+    else:
+        run(root, tmp_path / "maps", form=form)
+    whole = contents(tmp_path / "maps")
+    with pytest.raises(UserError, match=f"made otherwise than this command would:(.|\n)*{problem}"):
+        run(root, tmp_path / "maps", form=form, **changes)
+    assert contents(tmp_path / "maps") == whole
+
+
+def test_a_finished_store_of_other_images_is_left_alone(root: Path, tmp_path: Path) -> None:
+    run(root, tmp_path / "maps")
+    (root / "class0" / "photo.0.png").rename(root / "class0" / "photo.9.png")
+    with pytest.raises(UserError, match="is for the label maps of other images: of 8 that are not these 8 by name"):
+        run(root, tmp_path / "maps")
+
+
+@pytest.mark.parametrize("form", ["packed", "pt"])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_unreadable_images_are_listed_when_all_others_are_done(
+    root: Path, tmp_path: Path, num_workers: int, form: str
+) -> None:
+    run(root, tmp_path / "whole", form=form)
+    bad = [root / "class0" / "photo.2.png", root / "class1" / "photo.3.png"]
+    bad[0].write_bytes(bad[0].read_bytes()[:90])
+    bad[1].write_text("no image")
+    with pytest.raises(
+        UserError, match=r"^2 of 8 images cannot be read.*leave them out with --on_error skip"
+    ) as caught:
+        run(root, tmp_path / "maps", num_workers=num_workers, form=form)
+    assert all(str(path) in str(caught.value) for path in bad)
+    assert form == "packed" or len(list((tmp_path / "maps").rglob("*.pt"))) == 6
+    write_images(root)  # repaired
+    assert run(root, tmp_path / "maps", form=form).written == 2
+    assert contents(tmp_path / "maps") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("form", ["packed", "pt"])
+def test_skipped_images_are_left_out_and_listed(tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_images(tmp_path / "train", damaged=2)
+    done = run(root, tmp_path / "maps", form=form, skip_unreadable=True)
+    names = ["class0/photo.0.png", "class0/photo.1.png"]
+    assert (done.written, sorted(done.skipped)) == (6, names)
+    out = capsys.readouterr().out
+    assert all(f"\n  {root / name}: cannot be read as an image" in out for name in names)
+    manifest = json.loads((tmp_path / "maps" / "manifest.json").read_text())
+    assert sorted(manifest["skipped"]) == ["class0/photo.0", "class0/photo.1"]
+    store = maps_of(tmp_path / "maps", root)
+    assert store.missing().tolist() == [0, 1]
+    assert store.read(2).classes[0, 0].tolist() == [0, 0, 0, 1, 1, 1]
+    again = run(root, tmp_path / "maps", form=form, skip_unreadable=True)
+    assert again.written == 0
+
+
+@pytest.mark.parametrize("form", ["packed", "pt"])
+def test_what_was_skipped_is_made_once_it_can_be_read(tmp_path: Path, form: str) -> None:
+    root = write_images(tmp_path / "train", damaged=2)
+    run(root, tmp_path / "maps", form=form, skip_unreadable=True)
+    with pytest.raises(UserError, match=r"^2 of 8 images cannot be read"):
+        run(root, tmp_path / "maps", form=form)
+    assert len(maps_of(tmp_path / "maps", root).missing()) == 2  # and it is a store still
+    write_images(root)  # repaired
+    assert run(root, tmp_path / "maps", form=form, skip_unreadable=True).written == 2
+    run(root, tmp_path / "whole", form=form)
+    assert contents(tmp_path / "maps") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_images_none_of_which_can_be_read(tmp_path: Path, skip: bool) -> None:
+    root = write_images(tmp_path / "train", classes=1, images=3, damaged=3)
+    with pytest.raises(UserError, match=r"^3 of 3 images cannot be read and have no label map; there is nothing"):
+        run(root, tmp_path / "maps", skip_unreadable=skip)
+    assert not (tmp_path / "maps" / "manifest.json").exists()
+
+
+def test_a_damaged_store_is_mended_or_refused(root: Path, tmp_path: Path) -> None:
+    run(root, tmp_path / "maps")
+    whole = contents(tmp_path / "maps")
+    records = np.load(tmp_path / "maps" / "maps.npy", mmap_mode="r+")
+    records["scores"][3] += 1
+    records.flush()
+    assert run(root, tmp_path / "maps").written == 1
+    assert contents(tmp_path / "maps") == whole
+    (tmp_path / "maps" / "crc32.npy").write_bytes(b"")
+    with pytest.raises(UserError, match=r"crc32\.npy cannot be read .*fetch it again, or make these maps again"):
+        run(root, tmp_path / "maps")
+
+
+def test_images_can_be_added_to_files_and_not_to_a_store(root: Path, tmp_path: Path) -> None:
+    for form in ("packed", "pt"):
+        run(root, tmp_path / form, form=form)
+    write_images(root, images=5)
+    done = run(root, tmp_path / "pt", form="pt")
+    assert (done.written, done.kept) == (2, 8)
+    with pytest.raises(UserError, match=r"of 8 that are not these 10 by name.*cannot grow: name another folder"):
+        run(root, tmp_path / "packed")
+
+
+@pytest.mark.parametrize("name", ["maps.npy", "manifest.json", "unfinished.json"])
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_kill_in_the_middle_of_the_end_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, skip: bool
+) -> None:
+    """Before the files are safe, before the manifest, and before the last trace of the work is removed."""
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    root = write_images(tmp_path / "train", damaged=2 * skip)
+    run(root, tmp_path / "whole", skip_unreadable=skip)
+    with monkeypatch.context() as patch:
+        if name == "maps.npy":
+            patch.setattr("relabel.stores.packed_writer.sha256_of", killed)
+        elif name == "manifest.json":
+            write = Manifest.write
+            patch.setattr(Manifest, "write", lambda m, path: killed() if path.name == name else write(m, path))
+        else:
+            patch.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(root, tmp_path / "maps", skip_unreadable=skip)
+    run(root, tmp_path / "maps", skip_unreadable=skip)
+    assert contents(tmp_path / "maps") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("k", [0, 6])
+def test_k_must_suit_the_teacher(root: Path, tmp_path: Path, k: int) -> None:
+    with pytest.raises(UserError, match=rf"k = {k} .*teacher knows 5; give a k in 1..5"):
+        run(root, tmp_path / "maps", k=k)
+    assert not (tmp_path / "maps").exists()
+
+
+def test_all_classes_may_be_kept(root: Path, tmp_path: Path) -> None:
+    done = run(root, tmp_path / "maps", k=5)
+    assert done.shape == (5, 3, 6) and done.absent_probability == 0
+
+
+def test_absent_probability_is_what_the_softmax_gives_away(tmp_path: Path) -> None:
+    """Logits 4, 0, 0, 0, 0 in every cell and k = 1: four absent classes at 0."""
+
+    class Constant(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.tensor([0.0, 4, 0, 0, 0]).view(1, 5, 1, 1).expand(len(images), 5, 2, 3)
+
+    done = run(write_images(tmp_path / "train"), tmp_path / "maps", Constant(), k=1)
+    assert done.absent_probability == pytest.approx(4 / (4 + math.exp(4)))
+
+
+def test_input_size_the_teacher_cannot_take(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot take images of 4 x 40 pixels \(rows x columns\)"):
+        run(root, tmp_path / "maps", input_size=(4, 40))
+
+
+def test_non_finite_teacher_is_refused(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the teacher gives class0/photo\.0\.png logits that are not finite"):
+        run(root, tmp_path / "maps", ColourTeacher(math.nan))
+
+
+def occupied(path: Path) -> Path:
+    path.write_text("a file, not a folder")
+    return path
+
+
+@pytest.mark.parametrize("out_of", [occupied, lambda path: occupied(path) / "below"])
+def test_folder_that_cannot_be_made(root: Path, tmp_path: Path, out_of: Callable[[Path], Path]) -> None:
+    out = out_of(tmp_path / "occupied")
+    with pytest.raises(UserError, match=rf"label maps {re.escape(str(out))} cannot be written: .*\n.*Name another"):
+        run(root, out)
+
+
+def test_map_that_cannot_be_written(root: Path, tmp_path: Path) -> None:
+    class InTheWay(ColourTeacher):
+        def forward(self, images: Tensor) -> Tensor:
+            if not (tmp_path / "maps" / "class1").exists() and (tmp_path / "maps").exists():
+                occupied(tmp_path / "maps" / "class1")
+            return super().forward(images)
+
+    with pytest.raises(UserError, match=r"class1.* cannot be written.*the label maps that are there are kept"):
+        run(root, tmp_path / "maps", InTheWay(), form="pt")
+    assert len(list((tmp_path / "maps" / "class0").glob("*.pt"))) == 4
+
+
+def test_says_what_it_did(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(root, tmp_path / "maps")
+    lines = capsys.readouterr().out.splitlines()
+    assert "8 of 8 images" in lines[-2] and "images/s" in lines[-2]
+    assert re.search(r"2 classes in 3 x 6 cells: 8 written .*% of its probability at fill 0", lines[-1])
+
+
+# Whole processes
+
+
+def command(root: Path, out: Path, *more: str) -> list[str]:
+    words = ["-m", "relabel", "annotate", str(root), str(out), "--arch", "digit_net", "--weights", "random"]
+    return [*words, "--size", "48x64", "--batch_size", "4", "--num_workers", "0", *more]
+
+
+def alone() -> dict[str, str]:
+    """One thread in each process: sums keep their order."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.mark.slow
+def test_a_killed_job_goes_on_and_processes_share_it(tmp_path: Path) -> None:
+    """kill -9 once maps are being written, then three processes do the rest: the bytes of one undisturbed process."""
+    root = write_images(tmp_path / "train", classes=3, images=250)
+    whole = command(root, tmp_path / "whole")
+    subprocess.run([sys.executable, *whole], check=True, env=alone(), timeout=120, capture_output=True)
+
+    victim = subprocess.Popen(
+        [sys.executable, *command(root, tmp_path / "maps")], env=alone(), stdout=subprocess.DEVNULL
+    )
+    crcs = tmp_path / "maps" / "crc32.npy"
+    deadline = time.monotonic() + 60
+    while not (crcs.exists() and len(crcs.read_bytes().rstrip(b"\0")) > 300) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    assert not (tmp_path / "maps" / "manifest.json").exists()
+
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+    done = subprocess.run(
+        [*torchrun, *command(root, tmp_path / "maps")], env=alone(), timeout=180, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"[\d,]+ written in .*; [\d,]+ were there already", done.stdout)
+    assert done.stdout.count("label maps of 3 classes") == 1
+    assert contents(tmp_path / "maps") == contents(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_bad_image_of_any_process_is_told_once(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "train", classes=3, images=8)
+    (root / "class1" / "photo.3.png").write_text("no image")  # in the third batch: not of the first process
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, *command(root, tmp_path / "maps")], env=alone(), timeout=180, capture_output=True, text=True
+    )
+    assert done.returncode != 0 and done.stderr.count("1 of 24 images cannot be read") == 1
+    assert "photo.3.png" in done.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_maps_of_the_gpu_are_those_of_the_cpu(root: Path, tmp_path: Path) -> None:
+    run(root, tmp_path / "cpu", form="pt")
+    run(root, tmp_path / "gpu", form="pt", process=Process(0, 1, 0, 1, torch.device("cuda")), num_workers=2)
+    for row in range(8):
+        cpu, gpu = (maps_of(tmp_path / name, root).read(row) for name in ("cpu", "gpu"))
+        np.testing.assert_allclose(cpu.scores, gpu.scores, atol=1e-4)
+        np.testing.assert_array_equal(cpu.classes[0], gpu.classes[0])

@@ -1,0 +1,400 @@
+"""Damaged images: more kinds than anybody meets, each refused by name and reason, or read as what it is."""
+
+import base64
+import errno
+import io
+import os
+import re
+import resource
+import shutil
+import struct
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from relabel.crop_box import WHOLE_IMAGE, CropBox
+from relabel.data.dataset import ImageDataset, RandomResizedCrop
+from relabel.data.decode import DECODERS, ImageFile, UnreadableImage
+from relabel.data.images import list_images
+from relabel.data.skipped_images import LIST
+from tests.conftest import Flags, Tried, cases
+from tests.relabel.data.test_decode import photo_like
+from tests.relabel.training.test_run import start, status
+from tests.relabel.training.test_validation import network
+from utils.errors import UserError
+
+# 13 x 9 pixels in arithmetic code, which Pillow reads and does not write: libjpeg-turbo 2.1, arith_code = TRUE.
+# Left and right red 200 and 20, top and bottom green 180 and 30, blue 60; the borders at column 6 and row 4.
+ARITHMETIC = base64.b64decode(
+    "/9j/2wBDAAgGBgcGBQgHBwcJCQgKDBQNDAsLDBkSEw8UHRofHh0aHBwgJC4nICIsIxwcKDcpLDAxNDQ0Hyc5PTgyPC4zNDL/2wBDAQkJCQwLDBgN"
+    "DRgyIRwhMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjL/yQARCAAJAA0DASIAAhEBAxEB/8wACgAQEAUB"
+    "EBEF/9oADAMBAAIRAxEAPwD+iGZ/SCguViNHDo7Tknvum7VcsxoxYRNe+vsbztBNrHVUoHKfOQWO3f1ZvtNkRRXIdg9NIY8PMjqA/9k="
+)
+
+
+def encoded(kind: str, mode: str = "RGB", **options: object) -> bytes:
+    """The same photo, 200 x 141 pixels, as a file of that kind."""
+    file = io.BytesIO()
+    photo_like(200, 141).convert(mode).save(file, kind, **options)
+    return file.getvalue()
+
+
+JPEG, PROGRESSIVE, PNG = encoded("JPEG", quality=90), encoded("JPEG", quality=90, progressive=True), encoded("PNG")
+MPO = encoded("MPO", save_all=True, append_images=[Image.new("RGB", (200, 141))])
+FRAME = JPEG.index(b"\xff\xc0")  # marker, length (2 bytes), precision, height (2), width (2), ...
+TABLE = JPEG.index(b"\xff\xc4")
+SCAN = JPEG.index(b"\xff\xda")
+
+
+def put(data: bytes, at: int, new: bytes) -> bytes:
+    """The bytes with others in the place of some of them."""
+    return data[:at] + new + data[at + len(new) :]
+
+
+def half(data: bytes) -> bytes:
+    """The upper half."""
+    return data[: len(data) // 2]
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG whose header is sound and promises that size; the pixels are those of PNG."""
+    header = b"IHDR" + struct.pack(">II", width, height) + PNG[24:29]
+    return put(PNG, 12, header + struct.pack(">I", zlib.crc32(header)))
+
+
+CONTENTS: dict[str, bytes] = {
+    "empty": b"",
+    "text": b"<html>404: not found</html>",
+    "start mark only": b"\xff\xd8\xff",
+    "zeros only": bytes(9000),
+    "a PostScript program": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n" + b"showpage\n" * 20,
+    "cut in its header": JPEG[: FRAME + 6],
+    "cut before its pixels": JPEG[: SCAN + 4],
+    "cut after a quarter": JPEG[: len(JPEG) // 4],
+    "cut in the middle": half(JPEG),
+    "cut before the end mark": JPEG[:-2],
+    "cut in the middle, progressive": half(PROGRESSIVE),
+    "cut in the middle, end mark behind": half(JPEG) + JPEG[-2:],
+    "cut in the middle, end mark behind, progressive": half(PROGRESSIVE) + JPEG[-2:],
+    "cut in the middle, CMYK, end mark behind": half(encoded("JPEG", "CMYK")) + JPEG[-2:],
+    "end mark in the middle": put(JPEG, len(JPEG) // 2, JPEG[-2:]),
+    "cut in the middle, of a camera's two pictures": half(MPO) + JPEG[-2:],
+    "second half zero": half(JPEG) + bytes(len(JPEG) - len(half(JPEG))),
+    "second half zero, progressive": half(PROGRESSIVE) + bytes(len(PROGRESSIVE) - len(half(PROGRESSIVE))),
+    "second half zero, end mark kept": half(JPEG) + bytes(len(JPEG) - len(half(JPEG)) - 2) + JPEG[-2:],
+    "a block of zeros in it": put(JPEG, len(JPEG) // 2, bytes(4096)),
+    "tables overwritten": put(JPEG, TABLE + 5, b"\xff" * 20),
+    "no height": put(JPEG, FRAME + 5, bytes(2)),
+    "no width": put(JPEG, FRAME + 7, bytes(2)),
+    "65,500 x 65,500 pixels promised": put(JPEG, FRAME + 5, struct.pack(">HH", 65500, 65500)),
+    "twice the rows promised": put(JPEG, FRAME + 5, struct.pack(">H", 282)),
+    "12 bits": put(JPEG, FRAME + 4, b"\x0c"),
+    "PNG cut": half(PNG),
+    "PNG, second half zero": half(PNG) + bytes(len(PNG) - len(half(PNG))),
+    "PNG, header flipped": put(PNG, 19, b"\x01"),
+    "PNG, checksum of the header wrong": put(PNG, 29, bytes([PNG[29] ^ 1])),
+    "PNG, pixels flipped": put(PNG, len(PNG) // 2, bytes([PNG[len(PNG) // 2] ^ 1])),
+    "PNG, 100,000 x 100,000 pixels promised": png_header(100_000, 100_000),
+    "GIF cut": half(encoded("GIF")),
+    "BMP cut": half(encoded("BMP")),
+    "TIFF cut": half(encoded("TIFF", compression="tiff_lzw")),
+    "WebP cut": half(encoded("WEBP")),
+}
+
+
+# Odd, and whole; all of them named .JPEG.
+ODD = {
+    "EXIF damaged": encoded("JPEG", exif=b"Exif\0\0MM\0\x2a\xff\xff\xff\xff" + bytes(range(256)), quality=97),
+    "EXIF cut": encoded("JPEG", exif=b"Exif\0\0II", quality=97),
+    "ICC profile damaged": encoded("JPEG", icc_profile=bytes(range(256)) * 9, quality=97),
+    "PNG, ICC profile damaged": encoded("PNG", icc_profile=bytes(range(256)) * 9),
+    "markers in a comment": encoded("JPEG", comment=b"\xff\xd9\xff\xda", quality=97),
+    "bytes behind": encoded("JPEG", quality=97) + b"\xff\xd8 video of a phone",
+    "restart marks": encoded("JPEG", restart_marker_blocks=3, quality=97),
+    "WebP": encoded("WEBP", lossless=True),
+    "BMP": encoded("BMP"),
+    "TIFF": encoded("TIFF"),
+    "GIF, moving": encoded("GIF", save_all=True, append_images=[Image.new("RGB", (200, 141), "red")]),
+    "grey": encoded("JPEG", "L", quality=97),
+    "CMYK": encoded("JPEG", "CMYK", quality=97),
+    "YCCK": encoded("JPEG", "CMYK", quality=97).replace(b"Adobe\0d\0\0\0\0\0", b"Adobe\0d\0\0\0\0\2"),
+}
+
+
+def dangling_link(path: Path) -> None:
+    path.symlink_to("gone.JPEG")
+
+
+def link_to_itself(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def nothing(path: Path) -> None:
+    """It was listed and is gone."""
+
+
+def forbidden(path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    path.write_bytes(JPEG)
+    path.chmod(0)
+
+
+THINGS: dict[str, Callable[[Path], None]] = {
+    "link to nothing": dangling_link,
+    "link to itself": link_to_itself,
+    "a folder": Path.mkdir,
+    "nothing": nothing,
+    "forbidden": forbidden,
+}
+# Where the reason is a particular one; elsewhere it is what the reader of the format says.
+REASONS = {
+    "empty": "it is empty",
+    "a PostScript program": "in no image format",
+    "cut in the middle": "truncated",
+    "cut in the middle, end mark behind": "premature end of data segment",
+    "65,500 x 65,500 pixels promised": "DecompressionBombError",
+    "PNG, 100,000 x 100,000 pixels promised": "DecompressionBombError",
+    "12 bits": "broken data stream|precision|truncated|in no image format",
+    "link to nothing": "No such file",
+    "link to itself": "[Ss]ymbolic link",
+    "a folder": "Is a directory",
+    "nothing": "No such file",
+    "forbidden": "Permission denied",
+}
+
+
+def make(kind: str, path: Path) -> None:
+    """Put that kind of damage there."""
+    path.unlink(missing_ok=True)
+    if kind in CONTENTS:
+        path.write_bytes(CONTENTS[kind])
+    else:
+        THINGS[kind](path)
+
+
+def test_what_is_damaged_below_is_whole_at_first() -> None:
+    for data in (JPEG, PROGRESSIVE, PNG):
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            assert image.size == (200, 141)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning", "ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("kind", [*CONTENTS, *THINGS])
+def test_every_kind_of_damage_is_refused_with_path_and_reason(tmp_path: Path, kind: str, decoder: str) -> None:
+    """In the crop that tests take, and in a random one that reaches the damage."""
+    path = tmp_path / "photo.JPEG"
+    make(kind, path)
+    for look in (lambda file: file.centre_crop(8, 1), lambda file: file.resized_crop(CropBox(0.1, 0.2, 0.9, 1), 7, 9)):
+        with pytest.raises(UnreadableImage, match=rf"photo\.JPEG: cannot be read .*({REASONS.get(kind, '')})") as told:
+            look(ImageFile(path, decoder))
+        assert told.value.path == path and told.value.reason in str(told.value)
+
+
+def pixels(path: Path, decoder: str) -> np.ndarray | None:
+    """The whole image in its own size, as whole numbers of any sign; None where it is refused."""
+    try:
+        return ImageFile(path, decoder).resized_crop(WHOLE_IMAGE, 141, 200).astype(int)
+    except UnreadableImage:
+        return None
+
+
+@pytest.mark.parametrize("whole", [JPEG, PROGRESSIVE], ids=["baseline", "progressive"])
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_no_cut_jpeg_is_read_as_another_image(tmp_path: Path, tried: Tried, decoder: str, whole: bytes) -> None:
+    """Anywhere in it, the end mark lost, put behind or followed by zeros: refused, or every pixel is there.
+
+    But just between two scans, with the end mark behind: a progressive JPEG is then whole, only coarser.
+    """
+    rng, path = np.random.default_rng(1), tmp_path / "cut.JPEG"
+    between_scans = {mark.start() + i for mark in re.finditer(b"\xff[\xc4\xda]", whole) for i in (0, 1)}
+    path.write_bytes(whole)
+    expected = pixels(path, decoder)
+    for turn in range(cases(36)):
+        at = int(rng.integers(2, len(whole) - 2))
+        if at in between_scans:
+            continue
+        path.write_bytes(whole[:at] + (b"", whole[-2:], bytes(len(whole) - at))[turn % 3])
+        found = pixels(path, decoder)
+        assert found is None or (expected is not None and (found == expected).all()), at
+    tried(cases(36))
+
+
+# Ways to write a JPEG, and headers that libjpeg warns of: of its warnings only the first is told.
+FLAVOURS = {
+    "4:4:4": encoded("JPEG", quality=90, subsampling=0),
+    "4:2:2": encoded("JPEG", quality=90, subsampling=1),
+    "grey": encoded("JPEG", "L", quality=90),
+    "CMYK": encoded("JPEG", "CMYK", quality=90),
+    "restart marks": encoded("JPEG", quality=90, restart_marker_blocks=2),
+    "restart marks, progressive": encoded("JPEG", quality=90, progressive=True, restart_marker_rows=1),
+    "odd ICC profile": JPEG[:2] + b"\xff\xe2\x00\x14ICC_PROFILE\x00\x05\x02abcd" + JPEG[2:],
+    "odd JFIF version": JPEG.replace(b"JFIF\0\1", b"JFIF\0\3"),
+    "odd Adobe segment": JPEG[:2] + b"\xff\xee\x00\x0eAdobe\0d\0\0\0\0\7" + JPEG[2:],
+    "odd scan header": put(JPEG, SCAN + 11, b"\0\0\0"),
+    "bytes before the tables": JPEG.replace(b"\xff\xdb", b"\0\0\xff\xdb", 1),
+}
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_no_jpeg_of_any_kind_is_read_as_another_image(tmp_path: Path, tried: Tried, flavour: str) -> None:
+    """Cut, with bytes lost, with bytes twice: both decoders refuse it, also where the crop lies above the damage."""
+    whole, path, rng = FLAVOURS[flavour], tmp_path / "damaged.JPEG", np.random.default_rng(3)
+    path.write_bytes(whole)
+    expected, top = pixels(path, "pillow"), CropBox(0, 0, 1, 0.3)
+    assert expected is not None and pixels(path, "simplejpeg") is not None
+    for turn in range(cases(30)):
+        at = int(rng.integers(whole.index(b"\xff\xda") + 40, len(whole) - 600))
+        ending = (whole[-2:], whole[at + 512 :], whole[at - 512 :])[turn % 3]
+        path.write_bytes(whole[:at] + ending)
+        for decoder in DECODERS:
+            found = pixels(path, decoder)
+            assert found is None or (found == expected).all(), (at, decoder)
+            with pytest.raises(UnreadableImage):
+                ImageFile(path, decoder).resized_crop(top, 9, 13, whole=True)
+    tried(cases(30))
+
+
+def test_the_first_epoch_finds_damage_below_the_crop(tmp_path: Path) -> None:
+    """Later ones stop at the crop, where they can."""
+    (tmp_path / "ant").mkdir()
+    (tmp_path / "ant" / "photo.JPEG").write_bytes(JPEG[:-300] + JPEG[-2:])
+    dataset = ImageDataset(list_images(tmp_path), RandomResizedCrop(9, 0.08, 0, 0, 0, seed=0), decoder="simplejpeg")
+    with pytest.raises(UnreadableImage, match="premature end"):
+        dataset[(0, 0)]
+    seen = 0
+    for epoch in range(1, 30):
+        with suppress(UnreadableImage):
+            seen += dataset[(epoch, 0)].box.bottom < 0.97
+    assert seen > 3
+
+
+def test_a_few_bytes_before_the_end_mark_are_no_damage(tmp_path: Path) -> None:
+    """Some cameras fill up to a round length."""
+    path = tmp_path / "padded.JPEG"
+    path.write_bytes(JPEG[:-2] + bytes(12) + JPEG[-2:])
+    assert all((pixels(path, decoder) == pixels(path, "pillow")).all() for decoder in DECODERS)  # type: ignore[union-attr]
+    path.write_bytes(JPEG[:-2] + bytes(40) + JPEG[-2:])
+    assert all(pixels(path, decoder) is None for decoder in DECODERS)
+
+
+def test_no_flipped_png_is_read_as_another_image(tmp_path: Path, tried: Tried) -> None:
+    """Every chunk has a checksum."""
+    rng, path = np.random.default_rng(2), tmp_path / "flipped.png"
+    path.write_bytes(PNG)
+    expected = pixels(path, "pillow")
+    for _ in range(cases(36)):
+        at = int(rng.integers(len(PNG)))
+        path.write_bytes(put(PNG, at, bytes([PNG[at] ^ 1 << int(rng.integers(8))])))
+        found = pixels(path, "pillow")
+        assert found is None or (found == expected).all(), at
+    tried(cases(36))
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("kind", ODD)
+def test_what_is_odd_and_whole_is_read(tmp_path: Path, kind: str, decoder: str) -> None:
+    """Each shows the photo, as far as its format can; a moving one its first picture."""
+    (tmp_path / "photo.JPEG").write_bytes(ODD[kind])
+    found = pixels(tmp_path / "photo.JPEG", decoder)
+    expected = np.asarray(photo_like(200, 141).convert("L" if kind == "grey" else "RGB").convert("RGB"))
+    if kind == "YCCK":  # these colours are no photo's; what counts is that they are those of Pillow
+        expected = np.asarray(Image.open(io.BytesIO(ODD[kind])).convert("RGB"))
+    assert found is not None and abs(found.transpose(1, 2, 0) - expected).mean() < (12 if "GIF" in kind else 6)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_arithmetic_code_is_read(tmp_path: Path, decoder: str) -> None:
+    (tmp_path / "photo.JPEG").write_bytes(ARITHMETIC)
+    file = ImageFile(tmp_path / "photo.JPEG", decoder)
+    assert (file.width, file.height) == (13, 9)
+    corners = file.resized_crop(WHOLE_IMAGE, 9, 13)[:, ::8, ::12].astype(int)
+    assert abs(corners[0] - [[200, 20], [200, 20]]).max() < 25
+    assert abs(corners[1] - [[180, 180], [30, 30]]).max() < 25
+
+
+def test_what_the_machine_lacks_is_not_the_images_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that may skip damaged images must not skip good ones because too many files are open."""
+    (tmp_path / "photo.JPEG").write_bytes(JPEG)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        with pytest.raises(UserError, match=r"photo\.JPEG: cannot be read, .* run out of open files") as told:
+            ImageFile(tmp_path / "photo.JPEG")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not isinstance(told.value, UnreadableImage)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOMEM, "no memory"), OSError(errno.ENFILE, "full")])
+def test_little_memory_is_not_the_images_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoder: str, error: Exception
+) -> None:
+    def run_out(*words: object, **named: object) -> None:
+        raise error
+
+    for function in ("relabel.data.decode.decode_rows", "relabel.data.decode._rgb"):
+        monkeypatch.setattr(function, run_out)
+    (tmp_path / "photo.JPEG").write_bytes(JPEG)
+    with pytest.raises(UserError, match=r"photo\.JPEG: cannot be read, because this process has run out of") as told:
+        ImageFile(tmp_path / "photo.JPEG", decoder).resized_crop(WHOLE_IMAGE, 4, 5)
+    assert not isinstance(told.value, UnreadableImage)
+
+
+def test_what_is_no_file_is_not_listed(tmp_path: Path) -> None:
+    """A folder or a pipe with an image's name; a link to nothing is, because somebody meant an image there."""
+    (tmp_path / "ant" / "folder.JPEG").mkdir(parents=True)
+    os.mkfifo(tmp_path / "ant" / "pipe.JPEG")
+    make("link to nothing", tmp_path / "ant" / "link.JPEG")
+    (tmp_path / "ant" / "photo.JPEG").write_bytes(JPEG)
+    images = list_images(tmp_path)
+    assert [images.name(i) for i in range(len(images))] == ["ant/link.JPEG", "ant/photo.JPEG"]
+
+
+def damaged_copy(
+    photos: Path, folder: Path, *names: str, split: str = "train", kind: str = "cut in the middle"
+) -> Path:
+    """The photos with some of one split damaged; the folder."""
+    shutil.copytree(photos / split, folder / split)
+    for other in {"train", "val"} - {split}:
+        (folder / other).symlink_to(photos / other)
+    for name in names:
+        make(kind, folder / split / name)
+    return folder
+
+
+IN_A_RUN = ["empty", "cut in the middle, end mark behind", "PNG, second half zero", "12 bits", "link to nothing"]
+
+
+@pytest.mark.parametrize("decoder", ["auto", "pillow"])
+@pytest.mark.parametrize("kind", IN_A_RUN)
+def test_a_run_stops_at_a_damaged_image(flags: Flags, photos: Path, tmp_path: Path, kind: str, decoder: str) -> None:
+    data = damaged_copy(photos, tmp_path / "data", "bee/bee.02.JPEG", kind=kind)
+    with pytest.raises(UserError, match=r"bee\.02\.JPEG: cannot be read as an image \(.*--data\.on_error skip"):
+        start({**flags, "data.data_path": data, "data.decoder": decoder})
+    assert status(flags["util.run_dir"])["state"] == "failed"
+    assert "bee.02.JPEG" in status(flags["util.run_dir"])["reason"]
+    assert not (flags["util.run_dir"] / LIST).exists()
+
+
+@pytest.mark.parametrize("test_only", [False, True])
+def test_validation_never_skips(flags: Flags, photos: Path, tmp_path: Path, test_only: bool) -> None:
+    data = damaged_copy(photos, tmp_path / "data", "bee/bee.02.JPEG", split="val")
+    flags |= {"data.on_error": "skip", "optim.epochs": 1, "optim.warmup.epochs": 0}
+    if test_only:
+        torch.save({"state_dict": network().state_dict(), "class_names": ["ant", "bee", "cow"]}, tmp_path / "w.pth")
+        flags |= {"util.test_only": True, "util.test_weight_file": tmp_path / "w.pth"}
+    with pytest.raises(UserError, match=r"bee\.02\.JPEG: cannot be read as an image"):
+        start({**flags, "data.data_path": data})
+    assert not (flags["util.run_dir"] / "evaluation-w.json").exists()

@@ -1,0 +1,243 @@
+"""Listing folders, and samples whose randomness hangs on (seed, epoch, index) and on nothing else."""
+
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from relabel.crop_box import WHOLE_IMAGE
+from relabel.data.dataset import CenterCrop, ImageDataset, RandomResizedCrop, Sample
+from relabel.data.decode import ImageFile
+from relabel.data.images import ImageList, list_images
+from relabel.label_map import LabelMap
+from relabel.stores.pt_folder import write_label_map
+from relabel.stores.store import open_label_store
+from tests.strategies import KEY_LISTS
+from utils.errors import UserError
+from utils.random import EXTRA_ORDER, ORDER, SAMPLE, STEP, keyed_rng
+
+VIEW = RandomResizedCrop(size=16, min_area=0.08, flip_prob=0.5, color_jitter=0.4, lighting=0.1, seed=11)
+
+
+def write_image(path: Path, width: int = 30, height: int = 20) -> None:
+    """A file of noise; the extension says which format."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(len(path.name)).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two classes of three and two images, of very different sizes."""
+    for name, width, height in [
+        ("bee/a.png", 30, 20),
+        ("bee/b.jpg", 21, 40),
+        ("bee/c.png", 1, 1),
+        ("ant/x.png", 50, 1),
+        ("ant/y.png", 64, 48),
+    ]:
+        write_image(tmp_path / "train" / name, width, height)
+    return tmp_path / "train"
+
+
+def names(images: ImageList) -> list[str]:
+    return [images.name(index) for index in range(len(images))]
+
+
+def assert_same_sample(first: Sample, second: Sample) -> None:
+    """Equal in every field."""
+    np.testing.assert_array_equal(first.image, second.image)
+    assert (first.label, first.box, first.augmentation, first.index) == (
+        second.label,
+        second.box,
+        second.augmentation,
+        second.index,
+    )
+
+
+def test_classes_and_files_are_sorted_as_text(tmp_path: Path) -> None:
+    for name in ("2/b.png", "2/a.PNG", "10/z.JPEG", "Ant/q.jpg", "bee/r.WebP"):
+        write_image(tmp_path / name)
+    images = list_images(tmp_path)
+    assert images.class_names == ["10", "2", "Ant", "bee"]
+    assert names(images) == ["10/z.JPEG", "2/a.PNG", "2/b.png", "Ant/q.jpg", "bee/r.WebP"]
+    assert images.labels.tolist() == [0, 1, 1, 2, 3] and images.labels.dtype == np.int32
+    assert len(images) == 5 and images.path(2) == tmp_path / "2" / "b.png"
+
+
+def test_hidden_and_other_files_are_passed_over(root: Path) -> None:
+    (root / ".cache").mkdir()
+    (root / "bee" / ".a.png").touch()
+    (root / "bee" / "notes.txt").touch()
+    (root / "bee" / "folder.png").mkdir()
+    (root / "loose.png").touch()
+    assert names(list_images(root)) == ["ant/x.png", "ant/y.png", "bee/a.png", "bee/b.jpg", "bee/c.png"]
+
+
+def test_links_are_followed(root: Path, tmp_path: Path) -> None:
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "wasp").symlink_to(root / "bee")
+    (tmp_path / "val").symlink_to(linked)
+    assert names(list_images(tmp_path / "val")) == ["wasp/a.png", "wasp/b.jpg", "wasp/c.png"]
+
+
+def test_every_usual_extension_counts(tmp_path: Path) -> None:
+    files = ["a.jpg", "b.jpeg", "c.png", "d.webp", "e.bmp", "f.ppm", "g.tif", "h.tiff", "i.JPEG"]
+    for name in files:
+        write_image(tmp_path / "only" / name)
+    assert names(list_images(tmp_path)) == [f"only/{name}" for name in files]
+
+
+def test_a_key_is_the_name_up_to_the_last_dot(tmp_path: Path) -> None:
+    for name in ("n01/name.with.dots.JPEG", "n01/plain.png", "v1.0/x.jpg"):
+        write_image(tmp_path / name)
+    assert list_images(tmp_path).keys().tolist() == [b"n01/name.with.dots", b"n01/plain", b"v1.0/x"]
+
+
+@given(KEY_LISTS, st.lists(st.sampled_from([".JPEG", ".png", ".tar.webp"]), min_size=5, max_size=5))
+def test_keys_of_any_names(keys: list[str], extensions: list[str]) -> None:
+    """The last dot ends the stem, and the order of the images is kept, whatever sorts before a slash."""
+    files = [key + extension for key, extension in zip(keys, extensions, strict=False)]
+    labels = np.zeros(len(files), np.int32)
+    images = ImageList(Path("train"), ["any"], np.array([os.fsencode(file) for file in files]), labels)
+    expected = [os.fsencode(file[: file.rindex(".")]) for file in files]
+    assert [images.name(i) for i in range(len(files))] == files
+    if len(set(expected)) < len(expected):
+        with pytest.raises(UserError, match="differ in the extension only"):
+            images.keys()
+    else:
+        assert images.keys().tolist() == expected
+
+
+def test_two_images_with_one_key_are_refused(root: Path) -> None:
+    write_image(root / "bee" / "b.png")
+    with pytest.raises(UserError, match=r"bee/b\.jpg and .*bee/b\.png differ in the extension only.*Rename"):
+        list_images(root).keys()
+
+
+def test_one_stem_in_two_classes_is_no_clash(root: Path) -> None:
+    write_image(root / "ant" / "a.png")
+    assert len(set(list_images(root).keys().tolist())) == 6
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"train: cannot be listed \(No such file.*expected ROOT/CLASS/IMAGE.*data_path"
+    ):
+        list_images(tmp_path / "train")
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train").touch()
+    with pytest.raises(UserError, match=r"train: cannot be listed \(Not a directory"):
+        list_images(tmp_path / "train")
+
+
+def test_a_folder_without_classes_is_refused(tmp_path: Path) -> None:
+    write_image(tmp_path / "loose.png")
+    with pytest.raises(UserError, match=r"found no class folder; expected ROOT/CLASS/IMAGE"):
+        list_images(tmp_path)
+
+
+def test_an_empty_class_folder_is_refused(root: Path) -> None:
+    (root / "cat").mkdir()
+    (root / "cat" / "readme.txt").touch()
+    (root / "dog").mkdir()
+    with pytest.raises(UserError, match=r"cat: found no image in this class folder \(so in 2 of 4\)"):
+        list_images(root)
+
+
+def test_a_sample_is_the_crop_of_its_box(root: Path) -> None:
+    dataset = ImageDataset(list_images(root), VIEW)
+    assert len(dataset) == 5
+    for index in range(5):
+        sample = dataset[(3, index)]
+        expected = ImageFile(dataset.images.path(index)).resized_crop(sample.box, 16, 16)
+        np.testing.assert_array_equal(sample.image, expected)
+        assert sample.image.shape == (3, 16, 16) and sample.image.dtype == np.uint8
+        assert (sample.index, sample.label) == (index, [0, 0, 1, 1, 1][index])
+        assert sample.label_map is None and sample.augmentation is not None
+
+
+def test_the_order_of_access_changes_nothing(root: Path) -> None:
+    images = list_images(root)
+    keys = [(epoch, index) for epoch in range(3) for index in range(5)]
+    straight = ImageDataset(images, VIEW)
+    forwards = {key: straight[key] for key in keys}
+    restarted = pickle.loads(pickle.dumps(ImageDataset(images, VIEW)))
+    for key in reversed(keys):
+        assert_same_sample(forwards[key], restarted[key])
+
+
+def test_seed_epoch_and_index_each_change_the_sample(root: Path) -> None:
+    write_image(root / "ant" / "z.png", 64, 48)
+    images = list_images(root)
+    dataset, other = ImageDataset(images, VIEW), ImageDataset(images, replace(VIEW, seed=12))
+    samples = [dataset[(0, 1)], dataset[(1, 1)], dataset[(0, 2)], other[(0, 1)]]
+    assert len({sample.box for sample in samples}) == len({sample.augmentation for sample in samples}) == 4
+
+
+def test_no_two_streams_are_the_same() -> None:
+    """Small and huge seeds, epochs and indices in each other's places, and every purpose."""
+    numbers = (0, 1, 2**32, 2**63 - 1)
+    arguments = [
+        (s, p, e, i) for s in numbers for p in (SAMPLE, ORDER, STEP, EXTRA_ORDER) for e in numbers for i in numbers
+    ]
+    draws = {tuple(keyed_rng(*each).integers(2**63, size=2).tolist()) for each in arguments}
+    assert len(draws) == len(arguments)
+
+
+def test_neighbouring_streams_are_unrelated() -> None:
+    """First draws of consecutive images are uniform and uncorrelated with the next image's."""
+    first = np.array([keyed_rng(0, SAMPLE, 0, index).random() for index in range(4000)])
+    np.testing.assert_allclose(np.histogram(first, 10, (0, 1))[0] / 4000, 0.1, atol=0.02)
+    assert abs(np.corrcoef(first[:-1], first[1:])[0, 1]) < 0.05
+
+
+def test_the_test_view_is_the_same_in_every_epoch(root: Path) -> None:
+    dataset = ImageDataset(list_images(root), CenterCrop(16, 0.5))
+    for index in range(5):
+        assert_same_sample(dataset[(0, index)], dataset[(7, index)])
+    sample = dataset[(0, 1)]
+    assert sample.augmentation is None and sample.box.pixels(64, 48) == (20, 12, 44, 36)
+    np.testing.assert_array_equal(sample.image, ImageFile(root / "ant" / "y.png").centre_crop(16, 0.5))
+
+
+def test_the_whole_image_can_be_the_test_view(root: Path) -> None:
+    assert ImageDataset(list_images(root), CenterCrop(16, None))[(0, 1)].box == WHOLE_IMAGE
+
+
+def test_each_image_gets_its_own_label_map(root: Path, tmp_path: Path) -> None:
+    """The first score of a map is the position of its image."""
+    images = list_images(root)
+    for position, key in enumerate(images.keys().tolist()):
+        scores = np.full((2, 3, 4), position, dtype=np.float32)
+        classes = np.stack([np.zeros((3, 4), dtype=np.int64), np.ones((3, 4), dtype=np.int64)])
+        write_label_map(tmp_path / "labels", key.decode(), LabelMap(scores, classes))
+    dataset = ImageDataset(images, VIEW, open_label_store(tmp_path / "labels", images.keys(), images.class_names))
+    for index in (4, 0, 2):
+        label_map = dataset[(0, index)].label_map
+        assert label_map is not None and (label_map.scores == index).all() and label_map.shape == (2, 3, 4)
+
+
+def test_a_damaged_image_is_named(root: Path) -> None:
+    dataset = ImageDataset(list_images(root), VIEW)
+    (root / "bee" / "a.png").write_bytes(b"no longer an image")
+    with pytest.raises(UserError, match=r"bee/a\.png: cannot be read as an image"):
+        dataset[(0, 2)]
+
+
+def test_it_is_cheap_to_pickle() -> None:
+    """100,000 images: 4 bytes a character of a name and 8 of a label, next to nothing else."""
+    names = np.array([f"n{i // 1300:08d}/n{i // 1300:08d}_{i}.JPEG" for i in range(100_000)], dtype=np.bytes_)
+    classes = [f"n{i:08d}" for i in range(77)]
+    images = ImageList(Path("train"), classes, names, np.arange(100_000) // 1300)
+    size = len(pickle.dumps(ImageDataset(images, VIEW)))
+    assert size < names.nbytes + images.labels.nbytes + 10_000

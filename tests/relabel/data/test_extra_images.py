@@ -1,0 +1,317 @@
+"""Extra images: their order, their share, their targets; whole runs with them, and what is refused."""
+
+import pickle
+import shutil
+import signal
+from itertools import chain, groupby
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from relabel import __main__ as tools
+from relabel.config.load import load_config
+from relabel.data.dataset import ImageDataset, RandomResizedCrop
+from relabel.data.extra_images import ExtraBatches, MixedDataset, open_extra_root, spread
+from relabel.data.images import list_images
+from relabel.data.loader import TrainBatches, collate, epoch_order
+from relabel.label_map import LabelMap
+from relabel.stores.manifest import Manifest
+from relabel.stores.pt_folder import write_label_map
+from relabel.stores.store import open_label_store
+from relabel.targets import SUPERVISIONS
+from relabel.training.build import make_targets
+from tests.conftest import CLASSES, Flags, make_photos
+from tests.relabel.training.test_run import StopAt, assert_same_weights, metrics, start, weights
+from utils.checkpoint import BEST, load_checkpoint
+from utils.errors import UserError
+
+VIEW = RandomResizedCrop(16, 0.08, 0.5, 0.4, 0.1, seed=5)
+SHAPE = (2, 3, 4)
+
+
+def write_maps(root: Path, labels: Path, label: int, shape: tuple[int, int, int] = SHAPE) -> None:
+    """A map for every image below root that says one class everywhere, among K = 3."""
+    k, h, w = shape
+    classes = np.broadcast_to((label + np.arange(k)[:, None, None]) % 3, shape).astype(np.int16)
+    for path in sorted(root.rglob("*.JPEG")):
+        scores = np.stack([np.full((h, w), 9.0 - 3 * i) for i in range(k)]).astype(np.float32)
+        write_label_map(labels, str(path.relative_to(root).with_suffix("")), LabelMap(scores, classes))
+
+
+@pytest.fixture
+def roots(tmp_path: Path) -> dict[str, Path]:
+    """Seven photos in folders that the training set lacks, whose maps say cow, and four in none, whose maps say bee."""
+    rng = np.random.default_rng(1)
+    make_photos(tmp_path / "far", {"newt": 4, "mule": 3}, rng)
+    make_photos(tmp_path, {"flat": 4}, rng)
+    write_maps(tmp_path / "far", tmp_path / "far-labels", label=2)
+    write_maps(tmp_path / "flat", tmp_path / "flat-labels", label=1)
+    return {name: tmp_path / name for name in ("far", "far-labels", "flat", "flat-labels")}
+
+
+@pytest.fixture
+def extra_flags(flags: Flags, roots: dict[str, Path]) -> Flags:
+    """Half of each batch of 6 comes from both roots: 10 updates an epoch."""
+    return flags | {
+        "data.extra.path": f"{roots['far']}:{roots['flat']}",
+        "data.extra.labels": f"{roots['far-labels']}:{roots['flat-labels']}",
+        "data.extra.share": 0.5,
+        "optim.epochs": 2,
+    }
+
+
+@pytest.fixture
+def mixed(photos: Path, roots: dict[str, Path]) -> MixedDataset:
+    """30 main images, then 7 and 4 extra ones."""
+    images = list_images(photos / "train")
+    store = open_label_store(photos / "labels", images.keys(), images.class_names)
+    pairs = [("far", "far-labels"), ("flat", "flat-labels")]
+    extra = [open_extra_root(roots[a], roots[b], images.class_names, SHAPE) for a, b in pairs]
+    return MixedDataset(ImageDataset(images, VIEW, store), extra)
+
+
+# ---- which images a batch takes
+
+
+def train_batches(
+    start_step: int = 0, accumulation: int = 1, rank: int = 0, world_size: int = 1, num_extra: int = 7, extra: int = 5
+) -> list[list[tuple[int, int]]]:
+    """23 main images and `extra` of 12 extra ones in every global batch; 9 updates."""
+    passes = ExtraBatches(num_main=23, num_extra=num_extra, per_batch=extra, seed=4)
+    return list(TrainBatches(23, 12 // world_size, accumulation, rank, world_size, 4, start_step, 9, passes))
+
+
+@pytest.mark.parametrize("num_extra", [1, 3, 7, 200])  # also fewer than a batch takes
+def test_every_extra_image_comes_once_a_pass_and_each_pass_has_its_own_order(num_extra: int) -> None:
+    keys = [key for batch in train_batches(num_extra=num_extra) for key in batch if key[1] >= 23]
+    assert len(keys) == 9 * 5
+    passes = [[index for _, index in group] for _, group in groupby(keys, key=lambda key: key[0])]
+    whole = list(range(23, 23 + num_extra))
+    assert all(sorted(images) == whole for images in passes[:-1]) and set(passes[-1]) <= set(whole)
+    assert len(set(passes[-1])) == len(passes[-1])
+    assert [number for number, _ in groupby(keys, key=lambda key: key[0])] == list(range(len(passes)))
+    if num_extra == 7:
+        assert passes[0] != passes[1]
+
+
+def test_an_epoch_is_one_pass_over_the_main_images() -> None:
+    main = [[key for key in batch if key[1] < 23] for batch in train_batches()]
+    assert [len(batch) for batch in main] == [7] * 9
+    for epoch in range(3):  # 23 // 7 updates each
+        expected = [(epoch, int(index)) for index in epoch_order(4, epoch, 23)[:21]]
+        assert list(chain(*main[3 * epoch : 3 * epoch + 3])) == expected
+
+
+@pytest.mark.parametrize(("world_size", "accumulation"), [(1, 3), (2, 1), (2, 3), (3, 2), (4, 3), (12, 1)])
+def test_neither_processes_nor_micro_batches_change_a_batch_and_all_get_their_share(
+    world_size: int, accumulation: int
+) -> None:
+    ranks = [train_batches(rank=r, world_size=world_size, accumulation=accumulation) for r in range(world_size)]
+    for step, whole in enumerate(train_batches()):
+        parts = [ranks[r][step * accumulation + i] for r in range(world_size) for i in range(accumulation)]
+        assert list(chain(*parts)) == whole
+        share = 5 / (world_size * accumulation)
+        assert all(abs(sum(index >= 23 for _, index in part) - share) < 1 for part in parts)
+
+
+@pytest.mark.parametrize("start_step", [1, 2, 4, 8, 9])
+def test_batches_from_any_update_on_are_those_of_the_whole_run(start_step: int) -> None:
+    assert train_batches(start_step, accumulation=2) == train_batches(accumulation=2)[2 * start_step :]
+
+
+def test_a_batch_is_mixed_evenly() -> None:
+    main, extra = [(0, i) for i in range(4)], [(0, 10), (0, 11)]
+    assert [index for _, index in spread(main, extra)] == [0, 1, 10, 2, 3, 11]
+
+
+# ---- what they are
+
+
+def test_extra_samples_have_their_own_image_map_and_place_and_no_label(
+    mixed: MixedDataset, photos: Path, roots: dict[str, Path]
+) -> None:
+    assert len(mixed) == 41
+    main = ImageDataset(list_images(photos / "train"), VIEW)
+    for index in (0, 29):
+        np.testing.assert_array_equal(mixed[(3, index)].image, main[(3, index)].image)
+        assert (mixed[(3, index)].label, mixed[(3, index)].index) == (main[(3, index)].label, index)
+    for index, said in {30: 2, 36: 2, 37: 1, 40: 1}.items():
+        sample = mixed[(3, index)]
+        assert (sample.label, sample.index) == (-1, index) and sample.augmentation is not None
+        assert sample.label_map is not None and (sample.label_map.classes[0] == said).all()
+    first = sorted((roots["far"] / "mule").iterdir())[0]
+    first.write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"mule/mule\.00\.JPEG: cannot be read"):
+        mixed[(0, 30)]
+
+
+def test_no_two_images_and_no_two_passes_share_a_draw(mixed: MixedDataset) -> None:
+    draws = {mixed[(number, index)].augmentation for number in range(3) for index in range(41)}
+    assert len(draws) == 3 * 41
+
+
+def test_it_is_cheap_to_pickle(mixed: MixedDataset) -> None:
+    copy = pickle.loads(pickle.dumps(mixed))
+    np.testing.assert_array_equal(copy[(1, 38)].image, mixed[(1, 38)].image)
+    assert len(pickle.dumps(mixed)) < 12_000
+
+
+def test_maps_of_another_list_of_classes_are_translated_by_name(roots: dict[str, Path]) -> None:
+    k, h, w = SHAPE
+    manifest = Manifest(form="pt", maps=7, k=k, h=h, w=w, class_names=["cow", "ant", "emu", "bee"], made_by={})
+    manifest.write(roots["far-labels"] / "manifest.json")  # the files' ids 2 and 0 are now emu and cow
+    label_map = open_extra_root(roots["far"], roots["far-labels"], CLASSES, SHAPE).store.read(0)
+    assert (label_map.classes[1] == 2).all(), "cow is the third of the training classes"
+    assert (label_map.classes[0] == 3).all(), "emu is none of them: it counts for nothing"
+
+
+@pytest.mark.parametrize("supervision", SUPERVISIONS)
+def test_the_target_of_an_extra_image_is_its_map_whatever_weight_labels_have(
+    mixed: MixedDataset, flags: Flags, supervision: str
+) -> None:
+    batch = collate([mixed[(0, index)] for index in (4, 33, 12, 39)]).to(torch.device("cpu"))
+    texts = {key: str(value) for key, value in flags.items()} | {"data.relabel.supervision": supervision}
+    alone = make_targets(load_config("", texts), 3)(batch)
+    weighted = make_targets(load_config("", texts | {"data.relabel.ground_truth_weight": "0.25"}), 3)(batch)
+    labels = torch.tensor([[1.0, 0, 0], [0, 1.0, 0]])  # images 4 and 12 lie in the first and second folder
+    torch.testing.assert_close(weighted[[0, 2]], 0.75 * alone[[0, 2]] + 0.25 * labels)
+    torch.testing.assert_close(weighted[[1, 3]], alone[[1, 3]])
+    assert alone[[1, 3]].argmax(dim=1).tolist() == [2, 1]
+    torch.testing.assert_close(weighted.sum(dim=1), torch.ones(4))
+
+
+# ---- whole runs
+
+
+def test_a_preempted_run_with_extra_images_continues_exactly(
+    extra_flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Resumed in the middle of an epoch and of a pass, and in worker processes."""
+    settings: Flags = {
+        "optim.accumulation": 2,
+        "optim.label_smoothing": 0.1,
+        "data.relabel.ground_truth_weight": 0.3,
+        "data.cutmix.prob": 0.5,
+        "data.cutmix.beta": 1.0,
+        "data.cutmix.off_epoch": 1,
+    }
+    flags = extra_flags | settings
+    start({**flags, "util.run_dir": tmp_path / "undisturbed"})
+    assert "11 extra images with label maps, 3 in a batch" in capsys.readouterr().out
+    assert [e["step"] for e in metrics(tmp_path / "undisturbed") if e["event"] == "validation"] == [10, 20]
+    assert all("extra" not in name for name in weights(tmp_path / "undisturbed"))
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        StopAt(patch, 6, signal.SIGTERM)
+        start(flags)
+    start({**flags, "compute.num_workers": 1})
+    for name in ("checkpoint-last.pth", BEST):
+        assert_same_weights(weights(tmp_path / "undisturbed", name), weights(flags["util.run_dir"], name))
+    assert metrics(tmp_path / "undisturbed") == metrics(flags["util.run_dir"])
+
+
+def test_other_extra_images_are_refused_when_a_run_continues(
+    extra_flags: Flags, roots: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        StopAt(patch, 3, signal.SIGTERM)
+        start(extra_flags)
+    labels = Path(str(extra_flags["data.extra.labels"]).split(":")[0])
+    first = sorted(labels.rglob("*.pt"))[0]
+    content = torch.load(first, weights_only=True)
+    torch.save(content.index_put((torch.tensor([0]),), content[0] + 1), first)
+    with pytest.raises(UserError, match="extra_label_maps_sha256"):
+        start(extra_flags)
+    torch.save(content, first)
+    shutil.rmtree(roots["far"] / "mule")
+    with pytest.raises(UserError, match="extra_images_sha256"):
+        start(extra_flags)
+
+
+def test_extra_images_are_annotated_by_a_teacher_that_does_not_know_their_folders(
+    flags: Flags, roots: dict[str, Path], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole way: teacher, maps of both kinds of images, training on them; and without extra images for contrast."""
+    short: Flags = {**flags, "optim.epochs": 1, "optim.warmup.epochs": 0}
+    start({**short, "data.relabel.use": False, "util.run_dir": tmp_path / "teacher"})
+    view = ["--weights", str(tmp_path / "teacher" / BEST), "--size", "24x32", "--num_workers", "0"]
+    tools.main(["annotate", str(photos / "train"), str(tmp_path / "main"), *view])
+    command = ["annotate", str(roots["far"]), str(tmp_path / "extra"), *view]
+    with pytest.raises(SystemExit):
+        tools.main(command)
+    assert "does not know mule" in capsys.readouterr().err
+    tools.main([*command, "--unlabelled", "true"])
+    flags = short | {"data.relabel.path": tmp_path / "main"}
+    extra = {"data.extra.path": roots["far"], "data.extra.labels": tmp_path / "extra", "data.extra.share": 0.5}
+    start({**flags, **extra, "util.run_dir": tmp_path / "with"})
+    start({**flags, "optim.epochs": 2, "util.run_dir": tmp_path / "without"})  # the same number of updates
+    first, second = weights(tmp_path / "with"), weights(tmp_path / "without")
+    assert not all(torch.equal(first[name], second[name]) for name in first)
+    assert load_checkpoint(tmp_path / "with" / BEST)["class_names"] == list(CLASSES)
+
+
+# ---- refusals, before anything is created
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"data.extra.share": 0.05}, r"share is 0\.05, which is 0 of the 6 images of a batch; .*left for train"),
+        ({"data.extra.share": 0.95}, r"which is 6 of the 6 images"),
+        ({"data.extra.share": 1}, "data.extra.share = 1 .*expected a number >= 0 and < 1"),
+        ({"data.relabel.use": False}, "data.extra.share = 0.5 .*while data.relabel.use is False"),
+        ({"data.extra.path": ""}, "data.extra.path = '' .*folders of the extra images"),
+        ({"data.extra.labels": ""}, "as many folders of label maps as data.extra.path"),
+        ({"data.extra.labels": "/"}, "as many folders of label maps .*annotate IMAGES LABELS --unlabelled true"),
+        ({"data.extra.path": "/:/nowhere"}, "data.extra.path = '/:/nowhere' .*a folder of it is not there"),
+        ({"data.extra.labels": "/:/nowhere"}, "data.extra.labels = .*a folder of maps each"),
+    ],
+)
+def test_bad_settings_are_refused(extra_flags: Flags, changed: Flags, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        start(extra_flags | changed)
+    assert not extra_flags["util.run_dir"].exists()
+
+
+def test_settings_without_effect_warn(
+    extra_flags: Flags, roots: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = {key: str(value) for key, value in extra_flags.items()}
+    load_config("", texts)
+    assert capsys.readouterr().err == ""
+    load_config("", texts | {"data.extra.share": "0"})
+    told = capsys.readouterr().err
+    assert told.count("has no effect: data.extra.share is 0") == 2
+
+
+def test_missing_maps_are_counted_with_words_for_extra_images(extra_flags: Flags, roots: dict[str, Path]) -> None:
+    (roots["far-labels"] / "newt" / "newt.01.pt").unlink()
+    with pytest.raises(UserError, match="1 of 7 extra images have no label map") as told:
+        start(extra_flags)
+    for part in ("newt.01.JPEG", "newt.01.pt", "annotate --unlabelled true", "--data.extra.share 0"):
+        assert part in str(told.value)
+    assert "keep_list" not in str(told.value) and not extra_flags["util.run_dir"].exists()
+
+
+def test_maps_of_another_shape_are_refused(extra_flags: Flags, roots: dict[str, Path]) -> None:
+    shutil.rmtree(roots["flat-labels"])
+    write_maps(roots["flat"], roots["flat-labels"], label=0, shape=(2, 4, 4))
+    with pytest.raises(UserError, match=r"flat-labels: found .*\[2, 4, 4\]; expected \[2, 3, 4\]"):
+        start(extra_flags)
+    assert not extra_flags["util.run_dir"].exists()
+
+
+def test_a_teacher_that_lacks_a_training_class_is_refused(extra_flags: Flags, roots: dict[str, Path]) -> None:
+    manifest = Manifest(form="pt", maps=7, k=2, h=3, w=4, class_names=["ant", "emu", "bee"], made_by={})
+    manifest.write(roots["far-labels"] / "manifest.json")
+    with pytest.raises(UserError, match="far-labels does not know 1 of the data's 3 classes, the first: 'cow'"):
+        start(extra_flags)
+
+
+def test_a_folder_without_images_is_told_by_its_key(extra_flags: Flags, tmp_path: Path) -> None:
+    (tmp_path / "empty" / "owl").mkdir(parents=True)
+    paths = f"{extra_flags['data.extra.path']}:{tmp_path / 'empty'}"
+    labels = f"{extra_flags['data.extra.labels']}:{tmp_path / 'empty'}"
+    with pytest.raises(UserError, match="owl: found no image in this class folder"):
+        start(extra_flags | {"data.extra.path": paths, "data.extra.labels": labels})

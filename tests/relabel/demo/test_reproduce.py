@@ -1,0 +1,103 @@
+"""The reproduction in small, and the machine annotator of the digit scenes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from models.build import create_model, load_weights
+from relabel.data.dataset import CenterCrop, ImageDataset
+from relabel.data.images import list_images
+from relabel.data.loader import Loader, TestBatches
+from relabel.demo.reproduce import DIGITS, PHOTOS, SHIPPED_ANNOTATOR, reproduce
+from relabel.demo.results import Student, gains
+from relabel.demo.scenes import write_scenes
+from relabel.demo.small_pictures import Digits
+from relabel.training.validation import evaluate
+from tests.conftest import ROOT, environment
+from utils.checkpoint import load_checkpoint
+from utils.errors import UserError
+from utils.precision import Precision
+
+CPU = torch.device("cpu")
+
+
+def relabel(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """A tool's command, from another folder than the project's."""
+    command = [sys.executable, "-m", "relabel", *map(str, words)]
+    settings = {**environment(), "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=settings, cwd=cwd)
+
+
+@pytest.mark.slow
+def test_the_demo_in_small_ends_with_a_table_pictures_and_where_they_are(tmp_path: Path) -> None:
+    words = ("reproduce", "--out", "demo", "--rows", 2, "--seeds", 1, "--train", 256, "--val", 20)
+    first = relabel(*words, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    out = tmp_path / "demo"
+    for command in (
+        "-m relabel digits",
+        "-m relabel annotate",
+        "main.py --config-file-path configs/digits/relabel.yaml",
+    ):
+        assert command in first.stdout
+    for name in ("scenes.png", "curves.png", "rows.png", "results.json"):
+        assert str(out / name) in first.stdout
+    assert min(Image.open(out / "scenes.png").size) > 500
+    results = json.loads((out / "results.json").read_text())
+    assert [run["row"] for run in results["runs"]] == ["original labels", "ReLabel"]
+    assert all(run["row"] in first.stdout.partition("supervision")[2] for run in results["runs"])
+    assert all(0 <= run[name] <= 100 for run in results["runs"] for name in ("top1_percent", "map_percent"))
+    assert all(run["top1_in_set_percent"] >= run["top1_percent"] for run in results["runs"])
+    again = relabel(*words, cwd=tmp_path)  # nothing is trained twice, and nothing changes
+    assert again.returncode == 0 and (out / "original-seed0.log").read_text().count("is finished: best top-1") == 1
+    assert json.loads((out / "results.json").read_text())["runs"] == results["runs"]
+
+
+def test_every_row_is_a_recipe() -> None:
+    for experiment in (DIGITS, PHOTOS):
+        for name in ("annotator", *(row.recipe for row in experiment.rows)):
+            assert (ROOT / "configs" / experiment.name / f"{name}.yaml").is_file(), name
+        assert [row.recipe for row in experiment.rows[:2]] == ["original", "relabel"]  # the demo's
+
+
+def test_more_rows_than_there_are_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="found --rows 10; expected at most 9"):
+        reproduce(tmp_path / "out", None, 10, 1, 10, 10)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_gain_is_over_the_first_row_with_the_same_seed() -> None:
+    top1 = {"original": (70.0, 60.0), "ReLabel": (75.0, 72.0)}
+    results = [Student(row, seed, top1[row][seed], 0, 0, 0, "") for seed in (0, 1) for row in top1]
+    found = gains(results)
+    assert found["original"].tolist() == [0, 0] and found["ReLabel"].tolist() == [5, 12]
+
+
+@pytest.mark.slow
+def test_the_annotator_can_be_made_from_scratch(tmp_path: Path) -> None:
+    made = relabel(
+        *("digits-annotator", "--out", "a.pth", "--work", "work", "--train", 128, "--val", 10),
+        cwd=tmp_path,
+    )
+    assert made.returncode == 0, made.stderr
+    fresh, shipped = load_checkpoint(tmp_path / "a.pth"), load_checkpoint(SHIPPED_ANNOTATOR)
+    assert fresh.keys() == shipped.keys() and fresh["class_names"] == shipped["class_names"]
+    assert (tmp_path / "a.pth").stat().st_size < 1_200_000
+    shapes = [{name: tensor.shape for name, tensor in state["state_dict"].items()} for state in (fresh, shipped)]
+    assert shapes[0] == shapes[1]
+
+
+def test_the_shipped_annotator_knows_scenes_that_nobody_trained_on(tmp_path: Path) -> None:
+    write_scenes(Digits(), tmp_path / "scenes", seed=2, train=10, val=300)
+    images = list_images(tmp_path / "scenes" / "val")
+    state = load_checkpoint(SHIPPED_ANNOTATOR)
+    model = create_model(state["arch"], len(state["class_names"]))
+    load_weights(model, state["state_dict"])
+    loader = Loader(ImageDataset(images, CenterCrop(64, None)), TestBatches(300, 100, 0, 1), 0, CPU)
+    assert evaluate(model, loader, Precision("O0", CPU)).top1_percent > 80
+    assert state["class_names"] == images.class_names

@@ -1,0 +1,186 @@
+"""Two checkpoints compared on the same images: values by hand, intervals against plain resampling, files checked."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from relabel import __main__ as tools
+from relabel.evaluation.compare import (
+    RESAMPLES,
+    SavedPredictions,
+    compare,
+    paired_difference,
+    read_predictions,
+    verdict,
+)
+from relabel.evaluation.predictions import Predictions, write_predictions
+from utils.errors import UserError
+
+HEADER = "image,label,top1,top1_probability,label_probability,top5"
+# The first is right on a, b and d, the second on a, c, d and e; of the own labels, c has none.
+FIRST = [
+    "a/1.JPEG,a,a,0.9,0.9,a/b,1",
+    "b/1.JPEG,b,b,0.6,0.6,b/a,1",
+    "c/1.JPEG,c,a,0.5,0.1,a/b,",
+    "d/1.JPEG,d,d,1,1,d,1",
+    "e/1.JPEG,e,a,0.4,0.2,a/e,0",
+]
+SECOND = [
+    "a/1.JPEG,a,a,0.8,0.8,a/b,1",
+    "b/1.JPEG,b,c,0.7,0.1,c/a,1",
+    "c/1.JPEG,c,c,0.9,0.9,c/b,",
+    "d/1.JPEG,d,d,1,1,d,1",
+    "e/1.JPEG,e,e,0.4,0.4,e/a,1",
+]
+
+
+def save(path: Path, rows: list[str], header: str = f"{HEADER},in_set") -> Path:
+    path.write_text("".join(f"{line}\n" for line in (header, *rows)))
+    return path
+
+
+def saved(folder: Path) -> tuple[SavedPredictions, SavedPredictions]:
+    return read_predictions(save(folder / "1.csv", FIRST)), read_predictions(save(folder / "2.csv", SECOND))
+
+
+def test_differences_by_hand(tmp_path: Path) -> None:
+    top1, in_set = compare(*saved(tmp_path))
+    assert (top1.metric, top1.n, top1.only_first, top1.only_second) == ("top1_percent", 5, 1, 2)
+    assert (top1.first_percent, top1.second_percent, top1.difference_points) == (60, 80, pytest.approx(20))
+    assert (in_set.metric, in_set.n, in_set.only_first, in_set.only_second) == ("top1_in_set_percent", 4, 0, 1)
+    assert (in_set.first_percent, in_set.second_percent, in_set.difference_points) == (75, 100, 25)
+
+
+def test_own_labels_are_compared_where_both_have_them(tmp_path: Path) -> None:
+    first, _ = saved(tmp_path)
+    rows = [row.rpartition(",")[0] for row in SECOND]
+    assert [d.metric for d in compare(first, read_predictions(save(tmp_path / "3.csv", rows, HEADER)))] == [
+        "top1_percent"
+    ]
+
+
+@pytest.mark.parametrize(("n", "both", "one", "other"), [(50, 20, 12, 3), (400, 200, 30, 31), (300, 0, 0, 6)])
+def test_the_interval_is_that_of_resampled_images(n: int, both: int, one: int, other: int) -> None:
+    first, second = np.zeros(n, bool), np.zeros(n, bool)
+    first[: both + one] = True
+    second[:both] = second[both + one : both + one + other] = True
+    found = paired_difference("top1_percent", first, second)
+    drawn = np.random.default_rng(7).integers(n, size=(RESAMPLES, n))  # images with replacement, the slow way
+    means = 100 * (second[drawn].mean(1) - first[drawn].mean(1))
+    low, high = np.percentile(means, (2.5, 97.5))
+    assert found.difference_points == pytest.approx(100 * (other - one) / n)
+    assert (found.low95, found.high95) == (pytest.approx(low, abs=100.01 / n), pytest.approx(high, abs=100.01 / n))
+
+
+def test_the_same_answers_differ_by_nothing_and_again_gives_the_same_figures() -> None:
+    right = np.random.default_rng(0).random(1000) < 0.7
+    other = np.random.default_rng(1).random(1000) < 0.7
+    same = paired_difference("top1_percent", right, right)
+    assert (same.difference_points, same.low95, same.high95) == (0, 0, 0)
+    assert paired_difference("top1_percent", right, other) == paired_difference("top1_percent", right, other)
+
+
+def test_the_verdict_follows_the_interval() -> None:
+    right, half = np.ones(100, bool), np.arange(100) % 2 == 0
+    assert verdict(paired_difference("top1_percent", half, right)) == "the second is better on images like these"
+    assert verdict(paired_difference("top1_percent", right, half)) == "the first is better on images like these"
+    assert "do not say" in verdict(paired_difference("top1_percent", half, ~half))
+
+
+def test_files_of_an_evaluation_are_read_whatever_images_are_called(tmp_path: Path) -> None:
+    names = np.array([b'a,b/"x".JPEG', "ä/ü 1.JPEG".encode(), b"z/\xff.JPEG"])
+    classes, labels = ["a,b", "ä", "z"], np.arange(3)
+    top5 = np.array([[0, 1], [2, 1], [-1, -1]])
+    write_predictions(
+        tmp_path / "p.csv",
+        Predictions(names, labels, classes, top5, np.array([0.9, 0.5, 0]), np.array([0.9, 0.25, 0]), None),
+        np.array([1, 0, -1]),
+    )
+    found = read_predictions(tmp_path / "p.csv")
+    assert [name.encode("utf-8", "surrogateescape") for name in found.images] == names.tolist()
+    assert found.labels == ("a,b", "ä", "z") and found.top1 == ("a,b", "z", "")
+    assert found.in_set == ("1", "0", "") and found.label_probability.tolist() == [0.9, 0.25, 0]
+    assert compare(found, found)[0].first_percent == pytest.approx(100 / 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("", "found a first line of ''; expected image,label,top1,"),
+        ("image,label\n", "found a first line of 'image,label'"),
+        (f"{HEADER}\n", "has no image"),
+        (f"{HEADER}\na/1,a,a,0.9,0.9\n", "line 2: found 5 values, expected 6"),
+        (f"{HEADER}\n\n", "line 2: found 0 values"),
+        (f"{HEADER}\na/1,a,a,0.9,0.9,a\na/2,a,a,1.5,0.9,a\n", r"line 3: found top1_probability = '1.5', .* 0..1"),
+        (f"{HEADER}\na/1,a,a,0.9,nan,a\n", "line 2: found label_probability = 'nan'"),
+        (f"{HEADER}\na/1,a,a,x,0.9,a\n", "line 2: found top1_probability = 'x'"),
+        (f"{HEADER},in_set\na/1,a,a,0.9,0.9,a,2\n", "line 2: found in_set = '2', expected 0, 1 or nothing"),
+        (f"{HEADER}\na/1,a,a,0.9,0.9,a\na/1,a,a,0.9,0.9,a\n", "has the image 'a/1' 2 times"),
+        (f'{HEADER}\n"a/1"x,a,a,0.9,0.9,a\n', "cannot be read as CSV"),
+    ],
+)
+def test_what_is_no_such_file_is_refused(tmp_path: Path, text: str, match: str) -> None:
+    (tmp_path / "p.csv").write_text(text)
+    with pytest.raises(UserError, match=f"p.csv.*{match}.*--eval.predictions True"):
+        read_predictions(tmp_path / "p.csv")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda rows: rows[:4], r"5 images and .* 4, .* in line 6, the image is 'e/1.JPEG' there and missing here"),
+        (lambda rows: [*rows[:3], rows[4], rows[3]], r"in line 5, the image is 'd/1.JPEG' there and 'e/1.JPEG' here"),
+        (
+            lambda rows: [*rows[:4], rows[4].replace(",e,", ",a,", 1)],
+            r"in line 6, the label of 'e/1.JPEG' is 'e' there and 'a' here",
+        ),
+        (lambda rows: [*rows[:4], rows[4][:-1]], "true labels of different images.*same --eval.labels"),
+    ],
+)
+def test_other_images_or_labels_are_refused(tmp_path: Path, change: object, match: str) -> None:
+    first, _ = saved(tmp_path)
+    assert callable(change)
+    second = read_predictions(save(tmp_path / "2.csv", change(SECOND)))
+    with pytest.raises(UserError, match=match):
+        compare(first, second)
+
+
+def test_the_command_prints_a_table_of_80_columns_and_writes_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved(tmp_path)
+    tools.main(["compare", *(str(tmp_path / name) for name in ("1.csv", "2.csv")), "--json", str(tmp_path / "c.json")])
+    lines = capsys.readouterr().out.splitlines()
+    assert f"first:  {tmp_path / '1.csv'}" in lines and all(len(line) <= 80 for line in lines if "csv" not in line)
+    assert [re.split(r"\s{2,}", line.strip())[1:] for line in lines if line.startswith("second - first, points")] == [
+        ["+20.00", "+25.00"]
+    ]
+    record = json.loads((tmp_path / "c.json").read_text())
+    assert record["first"] == str(tmp_path / "1.csv") and record["differences"][0]["only_second"] == 2
+
+
+def test_true_labels_in_one_file_alone_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved(tmp_path)
+    lines = (tmp_path / "2.csv").read_text().splitlines()
+    (tmp_path / "2.csv").write_text("\n".join(line.rpartition(",")[0] for line in lines) + "\n")
+    tools.main(["compare", f"{tmp_path}/1.csv", f"{tmp_path}/2.csv"])
+    assert f"not compared by true labels: {tmp_path}/2.csv was made without them" in capsys.readouterr().out
+
+
+def test_a_file_to_compare_is_never_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved(tmp_path)
+    before = (tmp_path / "1.csv").read_bytes()
+    with pytest.raises(SystemExit) as caught:
+        tools.main(["compare", f"{tmp_path}/1.csv", f"{tmp_path}/2.csv", "--json", f"{tmp_path}/1.csv"])
+    assert caught.value.code == 2 and "is or lies in FIRST" in capsys.readouterr().err
+    assert (tmp_path / "1.csv").read_bytes() == before
+
+
+def test_half_a_wish_for_a_picture_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        tools.main(["compare", str(tmp_path / "1.csv"), str(tmp_path / "2.csv"), "--images", str(tmp_path)])
+    assert caught.value.code == 2 and "needs both --images, the folder, and --out" in capsys.readouterr().err

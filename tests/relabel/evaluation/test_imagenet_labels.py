@@ -1,0 +1,203 @@
+"""Published labels of the validation images: ReaL, Shankar et al. and ImageNet-M; miniatures and the real file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from relabel.data.images import ImageList
+from relabel.evaluation.imagenet_labels import ValidationImages, imagenet_positions, read_multi_labels, read_real
+from relabel.evaluation.predictions import Predictions
+from relabel.evaluation.results import Result
+from tests.conftest import ROOT
+from tests.miniatures import val_name, wnids
+from utils.errors import UserError
+
+REAL = ROOT.parent / "shared" / "data" / "real.json"
+KEEP = np.arange(1000)
+
+
+def listed(names: list[str], labels: list[int] | None = None) -> ImageList:
+    """Images of val/ in one folder a class, in the order given; nobody opens them."""
+    labels = labels or [0] * len(names)
+    names = [f"{wnids()[label]}/{name}" for name, label in zip(names, labels, strict=True)]
+    return ImageList(Path("val"), wnids(), np.array(names, dtype=np.bytes_), np.array(labels, dtype=np.int32))
+
+
+def answers(images: ImageList, classes: list[int]) -> Predictions:
+    """Top-1 as given, nothing else."""
+    n, zeros = len(images), np.zeros(len(images), dtype=np.float32)
+    top1 = np.array(classes)
+    assert top1.shape == (n,)
+    return Predictions(
+        images.names, images.labels.astype(np.int64), images.class_names, top1[:, None], zeros, zeros, None
+    )
+
+
+def values(results: list[Result]) -> dict[str, tuple[float, int]]:
+    """Metric -> value, n."""
+    return {result.metric: (round(result.value, 6), result.n) for result in results}
+
+
+def write(path: Path, content: Any) -> Path:
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_real_counts_any_label_and_skips_empty_lists(tmp_path: Path) -> None:
+    # Lists of images 1..5; in val/ in another order, 4 as the parquet copy of ImageNet spells it, 3 absent.
+    path = write(tmp_path / "real.json", [[7], [], [1], [2, 9, 30], [30]])
+    parquet = val_name(4).replace(".JPEG", f"_{wnids()[8]}.JPEG")
+    images = listed([parquet, val_name(2), val_name(5), val_name(1)])
+    real, notes = read_real(path, images, ValidationImages(images), KEEP)
+    assert values(real.results(answers(images, [9, 7, 31, 7]))) == {"real_percent": (round(100 * 2 / 3, 6), 3)}
+    assert notes == ["eval.real: found 5 lists; expected 50,000"]
+
+
+def test_class_ids_are_translated_to_the_checkpoint_s_order(tmp_path: Path) -> None:
+    path = write(tmp_path / "real.json", [[0], [999]])
+    images = listed([val_name(1), val_name(2)])
+    names = wnids()[::-1]
+    positions = imagenet_positions(names, Path("w.pth"), "eval.real")
+    real, _ = read_real(path, images, ValidationImages(images), positions)
+    assert values(real.results(answers(images, [999, 999])))["real_percent"] == (50.0, 2)
+
+
+def test_images_of_other_names_are_left_out_and_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "real.json", [[3]])
+    images = listed([val_name(1), "holiday.JPEG", "ILSVRC2012_val_1.JPEG"])
+    numbered = ValidationImages(images)
+    real, _ = read_real(path, images, numbered, KEEP)
+    assert values(real.results(answers(images, [3, 3, 3])))["real_percent"] == (100.0, 1)
+    assert len(numbered.notes) == 1 and numbered.notes[0].startswith("val: 2 images are not named as ILSVRC2012_val_")
+    assert f"{wnids()[0]}/holiday.JPEG" in numbered.notes[0]
+
+
+def test_an_image_that_is_there_twice_is_refused() -> None:
+    with pytest.raises(UserError, match="one number"):
+        ValidationImages(listed([val_name(1), val_name(1).replace(".JPEG", "_n01440764.JPEG")]))
+
+
+@pytest.mark.skipif(not REAL.is_file(), reason="needs the real real.json in ../shared/data")
+def test_the_real_file() -> None:
+    lists = json.loads(REAL.read_text())
+    assert len(lists) == 50_000 and sum(not ids for ids in lists) == 3_163
+    images = listed([val_name(number) for number in range(1, 50_001)])
+    real, notes = read_real(REAL, images, ValidationImages(images), KEEP)
+    right = answers(images, [ids[-1] if ids else 0 for ids in lists])
+    half = answers(images, [ids[0] if ids and row % 2 else 1001 for row, ids in enumerate(lists)])
+    assert values(real.results(right)) == {"real_percent": (100.0, 46_837)} and notes == []
+    expected = 100 * sum(bool(ids) for ids in lists[1::2]) / 46_837
+    half.top5[half.top5 == 1001] = -1
+    assert values(real.results(half))["real_percent"] == (round(expected, 6), 46_837)
+
+
+def annotations(**changes: Any) -> dict[str, Any]:
+    """Six images of two classes; 6 is annotated as wrong alone, 3 is problematic, 7 and 8 are not annotated."""
+    w = wnids()
+    content = {
+        "initial_annots": {
+            val_name(1): {"correct": [w[0], w[5]], "wrong": [w[9]]},
+            val_name(2): {"correct": [w[0]], "unclear": [w[7]]},
+            val_name(3): {"correct": [w[0]]},
+            val_name(4): {"correct": [w[1]]},
+            val_name(5): {"correct": [w[1]], "unclear": [w[7], w[8]]},
+            val_name(6): {"wrong": [w[9]]},
+            "0af3f1b55de791c4144e2fb6d7dfe96dfc22d3fc.jpeg": {"correct": [w[3]]},  # of ImageNetV2
+        },
+        "problematic_images": {val_name(3): {"reason": "a drawing"}},
+        "imagenet_m": [val_name(3), val_name(5)],
+    }
+    return content | changes
+
+
+# Class 0: images 1, 2, 3, 7; class 1: images 4, 5, 6, 8.
+VAL = [(1, 0), (2, 0), (3, 0), (7, 0), (4, 1), (5, 1), (6, 1), (8, 1)]
+
+
+def val_images() -> ImageList:
+    return listed([val_name(number) for number, _ in VAL], [label for _, label in VAL])
+
+
+def test_both_protocols_of_shankar_and_imagenet_m_by_hand(tmp_path: Path) -> None:
+    images = val_images()
+    labels, notes = read_multi_labels(write(tmp_path / "h.json", annotations()), images, ValidationImages(images), KEEP)
+    # Answers to images:            1  2  3  7  4  5  6  8
+    found = values(labels.results(answers(images, [5, 7, 0, 0, 9, 8, 9, 1])))
+    # Correct or unclear: class 0 both of two (3 is problematic), class 1 one of three: mean of 100 and 33.3 %.
+    assert found["multilabel_per_class_percent"] == (round((100 + 100 / 3) / 2, 6), 5)
+    assert found["multilabel_per_image_percent"] == (round(100 * 1 / 5, 6), 5)  # image 1 alone
+    assert found["imagenet_m_right"] == (2, 2)  # 3 although problematic; 5, unclear
+    assert notes == [
+        "eval.multilabel: found 6 annotated images; expected 20,000",
+        "eval.multilabel: found 2 of the 68 images of ImageNet-M",
+    ]
+
+
+def test_what_is_not_in_val_is_told(tmp_path: Path) -> None:
+    images = listed([val_name(2), val_name(3)])
+    path = write(tmp_path / "h.json", annotations(problematic_images=[val_name(3)]))  # a list of names will do
+    labels, notes = read_multi_labels(path, images, ValidationImages(images), KEEP)
+    found = values(labels.results(answers(images, [0, 1])))
+    assert found["multilabel_per_class_percent"] == (100, 1) and found["imagenet_m_right"] == (0, 1)
+    assert "eval.multilabel: 2 of its 6 images are in val/" in notes
+
+
+def test_problematic_images_alone_give_no_score(tmp_path: Path) -> None:
+    images = listed([val_name(3)])
+    path = write(tmp_path / "h.json", annotations())
+    labels, notes = read_multi_labels(path, images, ValidationImages(images), KEEP)
+    assert values(labels.results(answers(images, [0]))) == {"imagenet_m_right": (1, 1)}
+    assert any("all of them are problematic" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ({"0": []}, r"expected real\.json of ReaL: a list of lists"),
+        ([[1], 2], "a list of lists of class ids"),
+        ([[1000]], "class ids 0..999"),
+        ([[True]], "class ids 0..999"),
+        ([[], [1]], "has a label for none of the 1 images of val.*ImageNet's names"),
+    ],
+)
+def test_another_file_than_real_json_is_refused(tmp_path: Path, content: Any, match: str) -> None:
+    images = listed([val_name(1)])
+    with pytest.raises(UserError, match=match):
+        read_real(write(tmp_path / "real.json", content), images, ValidationImages(images), KEEP)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ([], "expected human_accuracy_v3.0.0.json.*`initial_annots`"),
+        ({"initial_annots": {}}, "`problematic_images`"),
+        (annotations(initial_annots={"x.jpeg": {}}), "knows none of the 8 images"),
+        (annotations(initial_annots={val_name(1): {"correct": ["tench"]}}), "found .'tench'. as `correct` of ILSVRC"),
+        (annotations(initial_annots={val_name(1): {"unclear": "n01440764"}}), "expected a list of ImageNet's wnids"),
+        (annotations(initial_annots={val_name(1): ["n01440764"]}), "expected a list of ImageNet's wnids"),
+    ],
+)  # fmt: skip
+def test_another_file_than_shankar_s_is_refused(tmp_path: Path, content: Any, match: str) -> None:
+    images = val_images()
+    with pytest.raises(UserError, match=match):
+        read_multi_labels(write(tmp_path / "h.json", content), images, ValidationImages(images), KEEP)
+
+
+@pytest.mark.parametrize("text", ["", "[[1]", "\udc80", "[" * 100_000])
+def test_what_is_no_json_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "real.json").write_text(text, errors="surrogateescape")
+    images = listed([val_name(1)])
+    with pytest.raises(UserError, match=r"real\.json cannot be read"):
+        read_real(tmp_path / "real.json", images, ValidationImages(images), KEEP)
+
+
+def test_a_checkpoint_of_other_classes_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"(?s)w\.pth tells 3 classes apart, 2 of which .*eval\.real needs .*Leave --eval\.real"
+    ):
+        imagenet_positions([wnids()[1], wnids()[0], "cat"], Path("w.pth"), "eval.real")
+    with pytest.raises(UserError, match="tells 1,001 classes apart, 1,000 of which"):
+        imagenet_positions([*wnids(), "cat"], Path("w.pth"), "eval.real")

@@ -1,0 +1,251 @@
+"""Published image sets: told from their folders, and what is measured on them, by hand."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from relabel.data.dataset import CenterCrop
+from relabel.data.decode import ImageFile
+from relabel.evaluation.imagenet_sets import (
+    ALEXNET_ERRORS,
+    ImageSet,
+    corruption_results,
+    imagenet_c_sets,
+    imagenet_v2_sets,
+    mean_corruption_error,
+    subset_set,
+    unresized_view,
+)
+from relabel.evaluation.predictions import Predictions
+from relabel.evaluation.results import Result
+from tests.miniatures import save_pictures, wnids
+from utils.errors import UserError
+
+VIEW = CenterCrop(16, 0.875)
+CORRUPTIONS = """gaussian_noise shot_noise impulse_noise defocus_blur glass_blur motion_blur zoom_blur snow frost fog
+    brightness contrast elastic_transform pixelate jpeg_compression"""
+PUBLISHED_ERRORS = """.886428 .894468 .922640 .819880 .826268 .785948 .798360 .866816 .826572 .819324 .564592 .853204
+    .646056 .717840 .606500"""
+# CE % of ResNet-50 in the order of ALEXNET_ERRORS, rounded, and its mCE (Hendrycks and Dietterich 2019, table 1).
+RESNET50_CE, RESNET50_MCE = (80, 82, 83, 75, 89, 78, 80, 78, 75, 66, 57, 71, 85, 77, 77), 76.7
+
+
+def labels_of(image_set: ImageSet) -> dict[str, str]:
+    """Image -> the class it is labelled with."""
+    images = image_set.images
+    return {images.name(row): images.class_names[images.labels[row]] for row in range(len(images))}
+
+
+def touch(root: Path, names: list[str]) -> Path:
+    """Empty files, where nobody opens an image."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def of_truth(image_set: ImageSet, right: np.ndarray) -> Predictions:
+    """Predictions that are right where it is said, sure of it by 0.75, and give 0.25 to the label elsewhere."""
+    images = image_set.images
+    labels = images.labels.astype(np.int64)
+    top1, sure = np.where(right, labels, (labels + 1) % len(images.class_names)), np.full(len(images), 0.75, np.float32)
+    of_label = np.where(right, sure, np.float32(0.25))
+    return Predictions(images.names, labels, images.class_names, top1[:, None], sure, of_label, None)
+
+
+def test_the_folders_of_v2_are_numbers(tmp_path: Path) -> None:
+    root = touch(
+        tmp_path / "imagenetv2-matched-frequency-format-val", [f"{n}/a.jpeg" for n in (0, 2, 10, 11, 100, 999)]
+    )
+    for names in (wnids(), wnids()[::-1]):  # the checkpoint's classes come in any order
+        positions = np.array([names.index(wnid) for wnid in wnids()])
+        sets, notes = imagenet_v2_sets(root, names, positions, VIEW)
+        assert [image_set.name for image_set in sets] == ["imagenet_v2/matched-frequency"]
+        assert labels_of(sets[0]) == {f"{n}/a.jpeg": wnids()[n] for n in (0, 2, 10, 11, 100, 999)}
+        assert sets[0].images.class_names == names and sets[0].among is None
+    assert notes == ["imagenet_v2/matched-frequency: found 6 images; the published set has 10,000"]
+
+
+def test_every_variant_in_a_folder_is_a_set(tmp_path: Path) -> None:
+    for variant in ("imagenetv2-threshold0.7-format-val", "imagenetv2-top-images-format-val", "mine"):
+        touch(tmp_path / variant, ["3/a.jpeg"])
+    sets, _ = imagenet_v2_sets(tmp_path, wnids(), np.arange(1000), VIEW)
+    assert [s.name for s in sets] == ["imagenet_v2/threshold0.7", "imagenet_v2/top-images", "imagenet_v2/mine"]
+
+
+@pytest.mark.parametrize(
+    ("names", "match"),
+    [
+        (
+            ["0/a.jpeg", "n01440764/a.jpeg"],
+            "found the folder n01440764; expected a variant of ImageNetV2.*0, 1, .* 999",
+        ),
+        (["0/a.jpeg", "1000/a.jpeg"], "found the folder 1000"),
+        (["0/a.jpeg", "007/a.jpeg"], "found the folder 007"),
+        (["v/0/a.jpeg", "w/cat/a.jpeg"], "w: found the folder cat.*--eval.imagenet_v2"),
+        (["a.jpeg"], "found no folder; expected a variant of ImageNetV2"),
+        (["v/a.jpeg"], "v: found no folder"),
+        (["0/a.txt"], "0: found no image"),
+    ],
+)
+def test_other_folders_than_v2_s_are_refused(tmp_path: Path, names: list[str], match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        imagenet_v2_sets(touch(tmp_path, names), wnids(), np.arange(1000), VIEW)
+
+
+def test_a_subset_is_chosen_among_its_own_classes(tmp_path: Path) -> None:
+    w = wnids()
+    root = touch(tmp_path, [f"{w[500]}/a.jpg", f"{w[500]}/b.jpg", f"{w[7]}/a.jpg", "README.txt"])
+    names = w[::-1]
+    (image_set,), notes = subset_set("imagenet_a", root, names, "w.pth", 7_500, VIEW)
+    assert image_set.images.class_names == [w[7], w[500]]
+    assert image_set.among is not None and image_set.among.tolist() == [999 - 7, 999 - 500]
+    assert labels_of(image_set) == {f"{w[7]}/a.jpg": w[7], f"{w[500]}/a.jpg": w[500], f"{w[500]}/b.jpg": w[500]}
+    assert notes == [
+        "imagenet_a: found 3 images; the published set has 7,500",
+        "imagenet_a: found 2 of its 200 classes; the network chooses among these alone",
+    ]
+
+
+def test_the_whole_of_200_classes_has_no_note(tmp_path: Path) -> None:
+    root = touch(tmp_path, [f"{wnid}/{i}.jpg" for wnid in wnids()[:200] for i in range(2)])
+    (image_set,), notes = subset_set("imagenet_r", root, wnids(), "w.pth", 400, VIEW)
+    assert notes == [] and image_set.among is not None and len(image_set.among) == 200
+
+
+def test_a_subset_of_other_classes_is_refused(tmp_path: Path) -> None:
+    root = touch(tmp_path / "a", [f"{wnids()[3]}/a.jpg", "cat/a.jpg"])
+    with pytest.raises(
+        UserError, match=r"found 1 of 2 class folders that w\.pth .* the first: cat.*--eval\.imagenet_r"
+    ):
+        subset_set("imagenet_r", root, wnids(), "w.pth", 30_000, VIEW)
+    root = touch(tmp_path / "b", [f"{wnid}/a.jpg" for wnid in wnids()[:201]])
+    with pytest.raises(UserError, match="found 201 class folders; expected its 200"):
+        subset_set("imagenet_r", root, wnids(), "w.pth", 30_000, VIEW)
+
+
+def test_accuracy_and_calibration_of_a_set_by_hand(tmp_path: Path) -> None:
+    root = touch(tmp_path, [f"{n}/{i}.jpeg" for n in (4, 5) for i in range(2)])
+    (image_set,), _ = imagenet_v2_sets(root, wnids(), np.arange(1000), VIEW)
+    predictions = of_truth(image_set, np.array([True, False, True, True]))
+    found = {result.metric: result for measure in image_set.measures for result in measure(predictions)}
+    assert found["top1_percent"].value == 75 and found["top1_percent"].n == 4
+    assert found["ece_percent"].value == pytest.approx(0)  # three of four right, and sure by 0.75 of each
+    assert found["nll_nats"].value == pytest.approx(-(3 * math.log(0.75) + math.log(0.25)) / 4)
+
+
+def imagenet_c(tmp_path: Path) -> Path:
+    """All corruptions and severities of two classes, with two images and one."""
+    w = wnids()
+    names = [f"{w[4]}/a.JPEG", f"{w[4]}/b.JPEG", f"{w[40]}/a.JPEG"]
+    return touch(tmp_path, [f"{c}/{s}/{name}" for c in ALEXNET_ERRORS for s in range(1, 6) for name in names])
+
+
+def measured(sets: list[ImageSet], wrong_up_to: dict[str, int]) -> list[Result]:
+    """Results where all images of the severities up to a corruption's number are wrong, all others right."""
+    results = []
+    for image_set in sets:
+        severity = np.array([int(name[:1]) for name in image_set.images.names])
+        predictions = of_truth(image_set, severity > wrong_up_to.get(image_set.name.partition("/")[2], 0))
+        results += [result for measure in image_set.measures for result in measure(predictions)]
+    return results + mean_corruption_error(results)
+
+
+def test_mean_corruption_error_by_hand(tmp_path: Path) -> None:
+    sets, notes = imagenet_c_sets(imagenet_c(tmp_path), wnids(), "w.pth", 224)
+    assert [image_set.name for image_set in sets] == [f"imagenet_c/{name}" for name in ALEXNET_ERRORS]
+    assert labels_of(sets[9])[f"3/{wnids()[40]}/a.JPEG"] == wnids()[40]
+    assert notes == [
+        "imagenet_c: 75 of 75 folders hold another number of images than 50,000, the first: gaussian_noise/1 with 3"
+    ]
+    results = measured(sets, {"fog": 2, "snow": 5})
+    found = {(result.set, result.metric): result for result in results}
+    fog = found["imagenet_c/fog", "error_percent"]
+    assert fog.value == pytest.approx(40) and fog.n == 15
+    assert fog.parts == {"1": 100, "2": 100, "3": 0, "4": 0, "5": 0}
+    assert found["imagenet_c/fog", "ce_percent"].value == pytest.approx(40 / 0.819324)
+    mce = found["imagenet_c", "mce_percent"]
+    assert mce.value == pytest.approx((40 / 0.819324 + 100 / 0.866816) / 15) and mce.n == 15 * 15
+
+
+def test_alexnet_s_errors_and_the_published_mce_of_resnet50() -> None:
+    assert list(ALEXNET_ERRORS) == CORRUPTIONS.split()
+    assert list(ALEXNET_ERRORS.values()) == [float(error) for error in PUBLISHED_ERRORS.split()]
+    pairs = zip(ALEXNET_ERRORS, RESNET50_CE, strict=True)
+    ces = [Result(f"imagenet_c/{name}", "ce_percent", ce, 1, "") for name, ce in pairs]
+    assert mean_corruption_error(ces)[0].value == pytest.approx(
+        RESNET50_MCE, abs=0.5
+    )  # of CEs rounded to whole percent
+
+
+def test_severities_weigh_the_same_however_many_images_they_have(tmp_path: Path) -> None:
+    names = [f"{wnids()[4]}/{i}.JPEG" for i in range(9)]
+    root = touch(tmp_path, [f"fog/{s}/{name}" for s in range(1, 6) for name in names[: 9 if s == 1 else 1]])
+    results = measured(imagenet_c_sets(root, wnids(), "w.pth", 224)[0], {"fog": 1})
+    assert results[0].metric == "error_percent" and results[0].value == pytest.approx(20)
+
+
+def test_what_is_missing_leaves_no_mce_and_is_told(tmp_path: Path) -> None:
+    root = touch(
+        tmp_path, [f"{c}/{s}/{wnids()[4]}/a.JPEG" for c in ("fog", "snow", "saturate") for s in (1, 2, 3, 4, 5)]
+    )
+    (root / "snow" / "5" / wnids()[4] / "a.JPEG").unlink()
+    (root / "snow" / "5" / wnids()[4]).rmdir()
+    (root / "snow" / "5").rmdir()
+    sets, notes = imagenet_c_sets(root, wnids(), "w.pth", 224)
+    metrics = [(result.set, result.metric) for result in measured(sets, {})]
+    assert ("imagenet_c/fog", "ce_percent") in metrics and ("imagenet_c/snow", "error_percent") in metrics
+    assert ("imagenet_c/snow", "ce_percent") not in metrics and ("imagenet_c", "mce_percent") not in metrics
+    assert notes[0] == "imagenet_c: no mCE, because 66 of 75 folders are absent, the first: gaussian_noise/1"
+    assert notes[2] == "imagenet_c: passed over what is none of the 15 corruptions: saturate"
+
+
+@pytest.mark.parametrize(
+    ("names", "match"),
+    [
+        (["noise/fog/1/n01440764/a.JPEG"], "found noise; expected the corruptions of ImageNet-C, gaussian_noise, "),
+        (["a.JPEG"], "found no folder; expected the corruptions"),
+        (["fog/n01440764/a.JPEG"], "fog: found none of the folders 1 to 5"),
+        (["fog/1/cat/a.JPEG"], "class folders that w.pth do not have, the first: cat.*--eval.imagenet_c"),
+        (["fog/1/n01440764/a.txt"], "found no image in this class folder"),
+    ],
+)
+def test_other_folders_than_c_s_are_refused(tmp_path: Path, names: list[str], match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        imagenet_c_sets(touch(tmp_path, names), wnids(), "w.pth", 224)
+
+
+@pytest.mark.parametrize("size", [224, 115, 17])  # 115 / (115 / 224) is above 224 in floating point
+@pytest.mark.parametrize("decoder", ["pillow", "simplejpeg"])
+def test_images_of_c_are_cropped_and_not_resized(tmp_path: Path, size: int, decoder: str) -> None:
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (224, 224, 3), dtype=np.uint8)).save(tmp_path / "a.JPEG")
+    pixels = np.asarray(Image.open(tmp_path / "a.JPEG")).transpose(2, 0, 1)
+    start = round((224 - size) / 2)
+    view = unresized_view(size)
+    crop = ImageFile(tmp_path / "a.JPEG", decoder).centre_crop(view.size, view.crop_ratio)
+    np.testing.assert_array_equal(crop, pixels[:, start : start + size, start : start + size])
+
+
+def test_larger_crops_enlarge_them(tmp_path: Path) -> None:
+    save_pictures(tmp_path, {"a.JPEG": 3}, 224, 224)
+    view = unresized_view(300)
+    assert ImageFile(tmp_path / "a.JPEG").centre_crop(view.size, view.crop_ratio).shape == (3, 300, 300)
+
+
+def test_corruption_results_say_what_they_are() -> None:
+    images = np.array([b"1/c/a", b"2/c/a"])
+    zeros = np.zeros(2, dtype=np.float32)
+    predictions = Predictions(images, np.array([0, 0]), ["c"], np.array([[0], [-1]]), zeros, zeros, None)
+    (only,) = corruption_results("imagenet_c/fog", np.array(["1", "2"]), predictions)
+    assert only.as_record() == {
+        "set": "imagenet_c/fog",
+        "metric": "error_percent",
+        "value": 50.0,
+        "n": 2,
+        "protocol": "mean over severities",
+        "parts": {"1": 0.0, "2": 100.0},
+    }

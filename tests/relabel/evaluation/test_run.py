@@ -1,0 +1,298 @@
+"""`--util.test_only True`: checkpoints old and new, and every published set by hand."""
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from models.digit_net import DigitNet
+from relabel.cli.run import run
+from relabel.config.load import load_config
+from relabel.evaluation.imagenet_sets import ALEXNET_ERRORS
+from tests.conftest import Flags
+from tests.miniatures import colour_network, save_pictures, val_name, wnids
+from tests.relabel.training.test_validation import expected_top1, network
+from utils.errors import UserError
+
+
+@pytest.fixture
+def test_flags(flags: Flags, photos: Path, tmp_path: Path) -> Flags:
+    """An evaluation that has val/ and nothing else."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "val").symlink_to(photos / "val")
+    keep = ("model.arch", "data.image_size", "compute.num_workers", "compute.opt_level", "util.val_batch_size")
+    return {key: flags[key] for key in keep} | {
+        "data.data_path": tmp_path / "data",
+        "util.test_only": True,
+        "util.test_weight_file": tmp_path / "w.pth",
+        "util.run_dir": tmp_path / "run",
+    }
+
+
+def start(flags: Flags) -> None:
+    """What main.py does, in this process."""
+    run(load_config("", {key: str(value) for key, value in flags.items()}))
+
+
+def values(flags: Flags, weights: str = "model") -> dict[tuple[str, str], tuple[float, int]]:
+    """(set, metric) -> value, n; as the JSON file has them."""
+    name = f"evaluation-{flags['util.test_weight_file'].stem}.json"
+    results = json.loads((flags["util.run_dir"] / name).read_text())["results"]
+    return {(r["set"], r["metric"]): (r["value"], r["n"]) for r in results if r["weights"] == weights}
+
+
+def old_checkpoints() -> dict[str, Any]:
+    """The forms in which weights of 2021 are found."""
+    state_dict = network().state_dict()
+    prefixed = {f"module.{name}": tensor for name, tensor in state_dict.items()}
+    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state_dict.items()}
+    return {
+        "bare": state_dict,
+        "bare, DDP": prefixed,
+        "wrapped": {"epoch": 300, "arch": "digit_net", "state_dict": state_dict, "accuracy": np.float64(78.9)},
+        "wrapped, DDP": {"epoch": 300, "arch": "digit_net", "state_dict": prefixed, "optimizer": {}},
+        "half": half,
+        "wrapped, half": {"epoch": 300, "arch": "digit_net", "state_dict": half},
+    }
+
+
+@pytest.mark.parametrize("form", old_checkpoints())
+def test_checkpoints_of_2021_are_evaluated(
+    test_flags: Flags, photos: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    zipped = not form.startswith("wrapped")  # the others in the legacy format
+    path = test_flags["util.test_weight_file"]
+    torch.save(old_checkpoints()[form], path, _use_new_zipfile_serialization=zipped)
+    start(test_flags)
+    assert re.search(rf"top1_percent +{expected_top1(photos):.2f} +13", capsys.readouterr().out)
+    assert [path.name for path in test_flags["util.run_dir"].iterdir()] == ["evaluation-w.json"]
+    assert values(test_flags)["val", "top1_percent"] == (pytest.approx(expected_top1(photos)), 13)
+
+
+def test_a_named_subset_of_the_classes_is_evaluated_with_the_checkpoints_ids(
+    test_flags: Flags,
+) -> None:
+    # The network always says class 3, the checkpoint's "cow"; as folder it is the third of three, with 4 of 13 images.
+    model = DigitNet(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        [p for p in model.parameters() if p.shape == (5,)][-1][3] = 1.0
+    names = ["aardvark", "ant", "bee", "cow", "dog"]
+    torch.save({"state_dict": model.state_dict(), "class_names": names}, test_flags["util.test_weight_file"])
+    start(test_flags)
+    assert values(test_flags)["val", "top1_percent"] == (pytest.approx(100 * 4 / 13), 13)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"state_dict": DigitNet(4).state_dict()}, "3 class folders, but .* tells 4 classes apart"),
+        (
+            {"state_dict": DigitNet(3).state_dict(), "class_names": ["ant", "bee", "owl"]},
+            "1 of 3 class folders that .* do not have, the first: cow",
+        ),
+        ({"optimizer": {}}, "holds no weights"),
+        ({"state_dict": {"fc.weight": torch.zeros(3, 2)}, "class_names": ["ant", "bee", "cow"]}, r"fc\.weight"),
+        (
+            {"arch": "resnet18", "state_dict": {"fc.weight": torch.ones(3, 512)}, "class_names": ["ant", "bee", "cow"]},
+            "set --model.arch resnet18",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(test_flags: Flags, content: Any, message: str) -> None:
+    torch.save(content, test_flags["util.test_weight_file"])
+    with pytest.raises(UserError, match=message):
+        start(test_flags)
+    assert not test_flags["util.run_dir"].exists()
+
+
+def test_wrong_shapes_are_listed_by_name(test_flags: Flags) -> None:
+    state_dict = network().state_dict()
+    name = next(name for name, tensor in state_dict.items() if tensor.ndim == 4)
+    state_dict[name] = torch.zeros(7, 3, 3, 3)
+    torch.save({"state_dict": state_dict, "class_names": ["ant", "bee", "cow"]}, test_flags["util.test_weight_file"])
+    with pytest.raises(UserError) as told:
+        start(test_flags)
+    assert name in str(told.value) and "7" in str(told.value)
+
+
+def test_a_run_folder_that_cannot_be_written_is_refused_before_the_work(test_flags: Flags, tmp_path: Path) -> None:
+    torch.save(network().state_dict(), test_flags["util.test_weight_file"])
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot be written"):
+        start({**test_flags, "util.run_dir": tmp_path / "file" / "run"})
+
+
+def test_an_evaluation_never_replaces_that_of_another_checkpoint(test_flags: Flags, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = {**test_flags, "util.test_weight_file": tmp_path / "other" / "w.pth"}
+    for flags in (test_flags, other):
+        torch.save(network().state_dict(), flags["util.test_weight_file"])
+    start(test_flags)
+    before = (test_flags["util.run_dir"] / "evaluation-w.json").read_bytes()
+    with pytest.raises(UserError, match=r"holds the evaluation of .*w\.pth; (.|\n)*--util\.run_dir"):
+        start(other)
+    assert (test_flags["util.run_dir"] / "evaluation-w.json").read_bytes() == before
+    start(test_flags)  # of the same checkpoint it may be made again
+
+
+# Colours 0 to 4 are these classes; in the checkpoint, all classes come in reverse.
+IDS = (0, 2, 10, 11, 999)
+
+
+@pytest.fixture
+def imagenet(test_flags: Flags, tmp_path: Path) -> Flags:
+    """All published sets in miniature, own labels, and a checkpoint that knows the colours and has EMA weights."""
+    w = {index: wnids()[index] for index in IDS}
+    model, ema = (
+        colour_network({c: 999 - i for c, i in pairs}) for pairs in (enumerate(IDS), [(0, 0), (1, 10), (2, 2)])
+    )
+    state = {"state_dict": model.state_dict(), "state_dict_ema": ema.state_dict(), "class_names": wnids()[::-1]}
+    torch.save(state, tmp_path / "w.pth")
+    val = {(0, 1): 0, (0, 2): 1, (2, 3): 1, (10, 4): 2, (11, 5): 0}  # class id and number of an image -> its colour
+    save_pictures(tmp_path / "imagenet" / "val", {f"{w[i]}/{val_name(n)}": colour for (i, n), colour in val.items()})
+    (tmp_path / "real.json").write_text(json.dumps([[0], [2, 0], [], [11], [5, 0]]))
+    multi_labels = {
+        "initial_annots": {
+            val_name(1): {"correct": [w[0]]},
+            val_name(2): {"correct": [w[0]], "unclear": [w[2]]},
+            val_name(4): {"correct": [w[10]]},
+            val_name(5): {"correct": [w[11]], "wrong": [w[0]]},
+        },
+        "problematic_images": {val_name(4): {}},
+        "imagenet_m": [val_name(2), val_name(5)],
+    }
+    (tmp_path / "multilabel.json").write_text(json.dumps(multi_labels))
+    rows = [(0, 1, 0), (0, 2, 0), (0, 2, 2), (2, 3, 10)]  # class id and number of an image, one of its classes
+    lines = [f"{w[i]}/{val_name(n)}\t{w[label]}\n" for i, n, label in rows]
+    (tmp_path / "labels.tsv").write_text("image\tclass\n" + "".join(lines))
+    save_pictures(tmp_path / "v2" / "imagenetv2-top-images-format-val", {"0/a.jpeg": 0, "2/a.jpeg": 1, "10/a.jpeg": 1})
+    save_pictures(tmp_path / "a", {f"{w[2]}/a.jpg": 1, f"{w[10]}/a.jpg": 0})
+    save_pictures(tmp_path / "r", {f"{w[0]}/a.jpg": 0, f"{w[999]}/a.jpg": 4})
+    corrupted = {
+        f"{c}/{s}/{w[0]}/{val_name(1)}": int((c, s) == ("fog", 5)) for c in ALEXNET_ERRORS for s in range(1, 6)
+    }
+    save_pictures(tmp_path / "c", corrupted, 224, 224)
+    return test_flags | {"data.data_path": tmp_path / "imagenet"}
+
+
+@pytest.fixture
+def everything(imagenet: Flags, tmp_path: Path) -> Flags:
+    """All that an evaluation can be asked for."""
+    files = {"real": "real.json", "multilabel": "multilabel.json", "labels": "labels.tsv", "imagenet_v2": "v2"}
+    files |= {"imagenet_a": "a", "imagenet_r": "r", "imagenet_c": "c"}
+    return imagenet | {f"eval.{key}": tmp_path / name for key, name in files.items()} | {"eval.predictions": True}
+
+
+def test_everything_by_hand(everything: Flags, capsys: pytest.CaptureFixture[str]) -> None:
+    start(everything)
+    found = values(everything)
+    expected = {
+        ("val", "top1_percent"): (60, 5),
+        ("val", "real_percent"): (75, 4),  # 1, 2 and 5 right, 4 wrong, 3 without labels
+        ("val", "multilabel_per_class_percent"): (50, 3),  # class 0 both, class 11 none; 4 is problematic
+        ("val", "multilabel_per_image_percent"): (100 / 3, 3),
+        ("val", "imagenet_m_right"): (1, 2),
+        ("val", "top1_in_set_percent"): (200 / 3, 3),
+        ("val", "class_accuracy_percent"): (50, 3),
+        # Class 0: image 1, then 2 and 3 alike (3 is wrong); classes 2 and 10: images 2 and 3 alike, one is right.
+        ("val", "map_percent"): (100 * ((1 + 2 / 3) / 2 + 1 / 2 + 1 / 2) / 3, 3),
+        ("val", "ece_percent"): (40, 5),
+        ("imagenet_v2/top-images", "top1_percent"): (200 / 3, 3),  # as texts, 10 would come before 2
+        ("imagenet_a", "top1_percent"): (50, 2),  # colour 0 is nearer to class 2 than to 10, and class 0 is no choice
+        ("imagenet_r", "top1_percent"): (100, 2),
+        ("imagenet_c/fog", "error_percent"): (20, 5),
+        ("imagenet_c/snow", "error_percent"): (0, 5),
+        ("imagenet_c", "mce_percent"): (20 / 0.819324 / 15, 75),
+    }
+    for key, (value, n) in expected.items():
+        assert found[key] == (pytest.approx(value, abs=1e-4), n), key
+    assert values(everything, "ema")["val", "top1_percent"] == (20, 5)
+    assert values(everything, "ema").keys() == found.keys()
+    printed = capsys.readouterr().out
+    assert re.search(r"real_percent +75\.00 +50\.00 +4 ", printed) and "note: imagenet_c: 75 of 75" in printed
+
+
+def test_predictions_of_every_set_are_saved(everything: Flags) -> None:
+    start(everything)
+    folder, w = everything["util.run_dir"], wnids()
+    sets = [
+        "val",
+        "imagenet_v2-top-images",
+        "imagenet_a",
+        "imagenet_r",
+        *(f"imagenet_c-{name}" for name in ALEXNET_ERRORS),
+    ]
+    names = {f"predictions-w{ema}-{name}.csv" for ema in ("", "-ema") for name in sets}
+    assert {path.name for path in folder.iterdir()} == names | {"evaluation-w.json"}
+    with (folder / "predictions-w-val.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows[:2]] == [f"{w[0]}/{val_name(1)}", f"{w[0]}/{val_name(2)}"]
+    assert [row["top1"] for row in rows] == [w[0], w[2], w[2], w[10], w[0]]
+    assert [row["in_set"] for row in rows] == ["1", "1", "0", "", ""]
+    assert [row["label_probability"] == "1" for row in rows] == [True, False, True, True, False]
+    assert all(row["top5"].split("/")[0] == row["top1"] and len(row["top5"].split("/")) == 5 for row in rows)
+
+
+def test_a_set_of_its_own_needs_no_val(everything: Flags) -> None:
+    keep = {key: value for key, value in everything.items() if not key.startswith(("data.data_path", "eval."))}
+    start(keep | {"eval.imagenet_a": everything["eval.imagenet_a"]})
+    assert {name for name, _ in values(everything)} == {"imagenet_a"}
+    report = json.loads((everything["util.run_dir"] / "evaluation-w.json").read_text())
+    assert report["data"] is None and report["eval"]["imagenet_a"] == str(everything["eval.imagenet_a"])
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_checkpoint_of_1000_classes_without_names_knows_imagenet(everything: Flags, named: bool) -> None:
+    state = colour_network(dict(enumerate(IDS))).state_dict()
+    torch.save({"state_dict": state, "class_names": wnids()} if named else state, everything["util.test_weight_file"])
+    start({key: value for key, value in everything.items() if key != "eval.imagenet_c"})
+    assert values(everything)["val", "top1_percent"] == (60, 5)
+    assert values(everything)["val", "real_percent"] == (75, 4)
+    assert values(everything)["imagenet_v2/top-images", "top1_percent"][0] == pytest.approx(200 / 3)
+
+
+@pytest.mark.parametrize("key", ["real", "multilabel", "imagenet_v2", "imagenet_a", "imagenet_r", "imagenet_c"])
+def test_a_checkpoint_of_other_classes_is_refused_before_the_work(
+    test_flags: Flags, imagenet: Flags, tmp_path: Path, key: str
+) -> None:
+    torch.save({"state_dict": DigitNet(3).state_dict(), "class_names": ["ant", "bee", "cow"]}, tmp_path / "w.pth")
+    name = {"real": "real.json", "multilabel": "multilabel.json"}.get(key, key.removeprefix("imagenet_"))
+    with pytest.raises(UserError, match=rf"tells 3 classes apart, 0 of which .* eval\.{key} needs a checkpoint of all"):
+        start(test_flags | {f"eval.{key}": tmp_path / name})
+    assert not test_flags["util.run_dir"].exists()
+
+
+def test_a_nameless_checkpoint_of_other_classes_is_refused(everything: Flags, tmp_path: Path) -> None:
+    torch.save(DigitNet(7).state_dict(), tmp_path / "w.pth")
+    keep = {key: value for key, value in everything.items() if not key.startswith(("data.data_path", "eval."))}
+    with pytest.raises(UserError, match="tells 7 classes apart and does not name them; expected ImageNet's 1000"):
+        start(keep | {"eval.imagenet_r": tmp_path / "r"})
+
+
+def test_a_damaged_image_of_any_set_is_an_error(everything: Flags, tmp_path: Path) -> None:
+    bad = tmp_path / "r" / wnids()[999] / "a.jpg"
+    bad.write_bytes(bad.read_bytes()[:200])
+    keep = {key: value for key, value in everything.items() if key != "eval.imagenet_c"}
+    with pytest.raises(UserError, match=r"r/n\d+/a\.jpg: cannot be read as an image"):
+        start(keep)
+    assert not (everything["util.run_dir"] / "evaluation-w.json").exists()
+
+
+def test_logits_that_are_no_numbers_are_told(
+    everything: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = colour_network(dict(enumerate(IDS))).state_dict()
+    state["fc.bias"][5] = float("nan")
+    torch.save({"state_dict": state, "class_names": wnids()}, tmp_path / "w.pth")
+    keep = {key: value for key, value in everything.items() if key != "eval.imagenet_c"}
+    start(keep)
+    assert values(everything)["val", "top1_percent"] == (0, 5)
+    assert values(everything)["imagenet_a", "top1_percent"] == (50, 2)  # class 5 is none of those it chooses among
+    assert "note: val: logits of 5 images are not all finite (model); these count as wrong" in capsys.readouterr().out

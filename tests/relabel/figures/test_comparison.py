@@ -1,0 +1,73 @@
+"""The sheet of two checkpoints: the right images in the right order, and every text has its room."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from relabel.evaluation.compare import SavedPredictions, read_predictions
+from relabel.figures.comparison import draw_comparison_sheet
+from tests.relabel.evaluation.test_compare import FIRST, SECOND, save
+from tests.relabel.figures.test_label_maps import check_texts_have_room, texts
+from utils.errors import UserError
+
+SIZES = {"a": (40, 60), "b": (60, 40), "c": (20, 90), "d": (90, 25), "e": (50, 50)}  # width and height
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    for number, (name, size) in enumerate(SIZES.items()):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        Image.new("RGB", size, (40 * number, 90, 200)).save(tmp_path / "val" / name / "1.JPEG")
+    return tmp_path / "val"
+
+
+def both(folder: Path) -> tuple[SavedPredictions, SavedPredictions]:
+    return read_predictions(save(folder / "1.csv", FIRST)), read_predictions(save(folder / "2.csv", SECOND))
+
+
+def test_the_images_that_differ_most_come_first(tmp_path: Path, images: Path, drawn: list[Figure]) -> None:
+    draw_comparison_sheet(tmp_path / "sheet.png", *both(tmp_path), images, count=3)
+    (figure,) = drawn
+    check_texts_have_room(figure)
+    shown = texts(figure)[3:]  # after the heading
+    assert shown[:6] == ["c", "1st", "≠ a", "50 %", "2nd", "c"]
+    assert [text for text in shown if text.startswith("of the label")] == [
+        "of the label: 10 % → 90 %", "of the label: 60 % → 10 %", "of the label: 20 % → 40 %",
+    ]  # fmt: skip
+
+
+def test_a_wrong_answer_is_red_and_a_right_one_is_not(tmp_path: Path, images: Path, drawn: list[Figure]) -> None:
+    draw_comparison_sheet(tmp_path / "sheet.png", *both(tmp_path), images, count=12)
+    (figure,) = drawn
+    check_texts_have_room(figure)
+    coloured = {text.get_text(): str(text.get_color()) for text in figure.texts}
+    assert coloured["≠ a"] == coloured["≠ c"] == "#c62828" and coloured["e"] != "#c62828"
+    with Image.open(tmp_path / "sheet.png") as image:
+        assert image.format == "PNG" and np.asarray(image).std() > 0
+
+
+def test_long_names_are_cut_where_they_would_touch(tmp_path: Path, images: Path, drawn: list[Figure]) -> None:
+    long = "soft-coated wheaten terrier of a very long name"
+    rows = [row.replace(",a,", f",{long},") for row in FIRST], [row.replace(",a,", f",{long},") for row in SECOND]
+    files = [read_predictions(save(tmp_path / f"{'x' * 120}{n}.csv", mine)) for n, mine in enumerate(rows)]
+    draw_comparison_sheet(tmp_path / "sheet.png", files[0], files[1], images, count=1)
+    check_texts_have_room(drawn[0])
+
+
+@pytest.mark.parametrize("name", ["../1.JPEG", "/etc/passwd", "a/../../1.JPEG"])
+def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path, images: Path, name: str) -> None:
+    rows = [f"{name},a,a,0.9,0.9,a,1"]
+    found = read_predictions(save(tmp_path / "1.csv", rows))
+    with pytest.raises(UserError, match="which leads out of"):
+        draw_comparison_sheet(tmp_path / "sheet.png", found, found, images, count=1)
+    assert not (tmp_path / "sheet.png").exists()
+
+
+def test_a_missing_image_is_named(tmp_path: Path, images: Path) -> None:
+    (images / "c" / "1.JPEG").unlink()
+    with pytest.raises(UserError, match=r"c/1.JPEG"):
+        draw_comparison_sheet(tmp_path / "sheet.png", *both(tmp_path), images, count=1)
+    assert not (tmp_path / "sheet.png").exists()

@@ -1,0 +1,448 @@
+"""The folder of .pt label maps: what it reads, what it refuses, and that nothing in a file is ever executed."""
+
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relabel.label_map import LabelMap
+from relabel.stores.manifest import Manifest
+from relabel.stores.pt_folder import FolderWriter, LabelFolder, list_label_files, map_path, write_label_map
+from relabel.stores.store import LabelStore, check_one_per_class, check_present, kept_to_one, open_label_store
+from tests.strategies import KEYS as ANY_KEY
+from tests.strategies import SEEDS
+from tests.traps import hostile_files
+from utils.errors import UserError
+
+K = 30
+CLASSES = [f"class{i}" for i in range(K)]
+KEYS = ["n01/a", "n01/name.with.dots", "n02/b", "n02/c", "n03/d"]
+LABELS = np.array([0, 0, 1, 1, 2])
+
+
+def random_map(seed: int, k: int = 3, h: int = 4, w: int = 6, dtype: type = np.float32) -> LabelMap:
+    rng = np.random.default_rng(seed)
+    return LabelMap.from_dense(rng.normal(size=(K, h, w)).astype(dtype), k)
+
+
+def planes_of(label_map: LabelMap) -> torch.Tensor:
+    return torch.from_numpy(np.stack([label_map.scores, label_map.classes.astype(label_map.scores.dtype)]))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A map for each key."""
+    for seed, key in enumerate(KEYS):
+        write_label_map(tmp_path / "labels", key, random_map(seed))
+    return tmp_path / "labels"
+
+
+@pytest.fixture
+def store(folder: Path) -> LabelStore:
+    return open_folder(folder)
+
+
+def open_folder(folder: Path, keys: list[str] | np.ndarray = KEYS, num_classes: int = K) -> LabelStore:
+    classes = [f"class{i}" for i in range(num_classes)]
+    return open_label_store(folder, np.array(keys, dtype=np.bytes_), classes)
+
+
+def image_path(row: int) -> Path:
+    return Path("train", f"{KEYS[row]}.JPEG")
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_reads_both_formats_and_both_precisions(folder: Path, as_zip: bool, dtype: type) -> None:
+    written = random_map(77, dtype=dtype)
+    torch.save(planes_of(written), folder / "n02" / "b.pt", _use_new_zipfile_serialization=as_zip)
+    found = open_folder(folder).read(2)
+    assert found.scores.dtype == dtype and found.classes.dtype == np.int16
+    np.testing.assert_array_equal(found.scores, written.scores)
+    np.testing.assert_array_equal(found.classes, written.classes)
+
+
+@given(ANY_KEY, st.sampled_from([np.float16, np.float32]), st.sampled_from([1, 30, 2049, 21_000]), st.data(), SEEDS)
+def test_any_map_comes_back_under_any_name(
+    tmp_path_factory: pytest.TempPathFactory, key: str, dtype: type, classes: int, data: st.DataObject, seed: int
+) -> None:
+    """Half precision holds ids up to 2048."""
+    k, h, w = data.draw(st.integers(1, min(classes, 9))), data.draw(st.integers(1, 5)), data.draw(st.integers(1, 5))
+    rng = np.random.default_rng(seed)
+    largest = min(classes, 2049) if dtype == np.float16 else classes
+    ids = (rng.integers(largest, size=(1, h, w)) + np.arange(k)[:, None, None]) % largest
+    written = LabelMap(rng.uniform(-65_504, 65_504, (k, h, w)).astype(dtype), ids)
+    path = write_label_map(tmp_path_factory.getbasetemp() / "any", key, written)
+    names, keys = [str(i) for i in range(largest)], np.array([os.fsencode(key)])
+    found = LabelFolder(tmp_path_factory.getbasetemp() / "any", keys, names, names).read(0)
+    path.unlink()
+    np.testing.assert_array_equal(found.scores, written.scores)
+    np.testing.assert_array_equal(found.classes, written.classes)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_reads_zip_files_as_torch_of_2021_wrote_them(folder: Path, dtype: type) -> None:
+    """Three members, none of which says the byte order; later ones say more."""
+    written, path = random_map(77, dtype=dtype), folder / "n02" / "b.pt"
+    torch.save(planes_of(written), path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            if name.endswith(("/data.pkl", "/data/0", "/version")):
+                archive.writestr(name, content)
+    found = open_folder(folder).read(2)
+    np.testing.assert_array_equal(found.scores, written.scores)
+    np.testing.assert_array_equal(found.classes, written.classes)
+
+
+def test_pending_signs_and_gradients_are_resolved(folder: Path) -> None:
+    written = random_map(77)
+    planes = torch.nn.Parameter(torch._neg_view(-planes_of(written)))
+    torch.save(planes, folder / "n02" / "b.pt")
+    np.testing.assert_array_equal(open_folder(folder).read(2).scores, written.scores)
+
+
+def test_each_row_is_its_keys_map(store: LabelStore) -> None:
+    for row in reversed(range(len(KEYS))):
+        np.testing.assert_array_equal(store.read(row).scores, random_map(row).scores)
+
+
+def test_a_flat_folder_and_numpy_keys(tmp_path: Path) -> None:
+    write_label_map(tmp_path, "only.one", random_map(1))
+    store = open_folder(tmp_path, ["only.one"])
+    check_present(store, image_path)
+    np.testing.assert_array_equal(store.read(0).classes, random_map(1).classes)
+
+
+def test_ids_beyond_int16_are_kept(tmp_path: Path) -> None:
+    ids = np.array([40000, 65535, 99999]).reshape(3, 1, 1).repeat(2, axis=2)
+    write_label_map(tmp_path, "a/b", LabelMap(np.ones((3, 1, 2), np.float32), ids))
+    found = open_folder(tmp_path, ["a/b"], 100_000).read(0)
+    np.testing.assert_array_equal(found.classes, ids)
+
+
+def test_opening_reads_nothing_and_the_store_is_cheap_to_pickle(tmp_path: Path) -> None:
+    keys = np.array([f"n{row // 100:05d}/image_{row:07d}" for row in range(20_000)], dtype=np.bytes_)
+    store = open_folder(tmp_path, keys)
+    assert len(pickle.dumps(store)) < keys.nbytes + 2000
+    write_label_map(tmp_path, keys[12_345].decode(), random_map(5))
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(store)).read(12_345).scores, random_map(5).scores)
+
+
+@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.write_text("not a folder", encoding="utf-8")])
+def test_no_such_folder(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    path = tmp_path / "labels"
+    make(path)
+    with pytest.raises(
+        UserError, match=r"found (nothing|a file) at .*labels; .*relabel\.path.*relabel annotate.*use False"
+    ):
+        open_folder(path)
+
+
+# Presence
+
+
+def test_complete_folder_passes(store: LabelStore) -> None:
+    check_present(store, image_path)
+    check_one_per_class(store, LABELS)
+
+
+def test_one_missing_map(folder: Path, store: LabelStore) -> None:
+    (folder / "n02" / "b.pt").unlink()
+    with pytest.raises(UserError) as error:
+        check_present(store, image_path)
+    message = str(error.value)
+    assert message.startswith("1 of 5 training images have no label map.")
+    assert f"image train/n02/b.JPEG; expected its map at {folder}/n02/b.pt" in message
+    assert "the folder is there, the file is not" in message
+    assert "`python -m relabel annotate`" in message and "--data.relabel.use False" in message
+    with pytest.raises(UserError, match=r"found no label map at .*n02/b\.pt.*relabel annotate"):
+        store.read(2)
+
+
+def test_a_whole_class_folder_is_missing(folder: Path, store: LabelStore) -> None:
+    for path in (folder / "n02").iterdir():
+        path.unlink()
+    (folder / "n02").rmdir()
+    with pytest.raises(UserError, match=r"2 of 5 .*n02/b\.JPEG.*n02/b\.pt \(the whole folder is missing"):
+        check_present(store, image_path)
+
+
+def test_the_name_is_the_stem_before_the_last_dot(folder: Path, store: LabelStore) -> None:
+    (folder / "n01" / "name.with.dots.pt").rename(folder / "n01" / "name.with.pt")
+    with pytest.raises(UserError, match=r"1 of 5 .*name\.with\.dots\.JPEG.*name\.with\.dots\.pt"):
+        check_present(store, image_path)
+
+
+def test_keys_in_any_order_are_found(folder: Path) -> None:
+    check_present(open_folder(folder, [KEYS[i] for i in (4, 0, 2, 1, 3)]), image_path)
+
+
+def test_the_maps_of_a_folder_can_be_listed(folder: Path) -> None:
+    (folder / "n01" / ".hidden.pt").touch()
+    (folder / "n01" / "notes.txt").touch()
+    write_label_map(folder, "flat.one", random_map(1))
+    assert sorted(list_label_files(folder)) == sorted([*KEYS, "flat.one"])
+
+
+# Content
+
+
+def test_one_map_of_each_class_is_read(folder: Path, store: LabelStore) -> None:
+    (folder / "n02" / "c.pt").write_bytes(b"second of its class: not read before training")
+    check_one_per_class(store, LABELS)
+    (folder / "n02" / "b.pt").write_bytes(b"first of its class")
+    with pytest.raises(UserError, match=r"n02/b\.pt: cannot be read"):
+        check_one_per_class(store, LABELS)
+
+
+def test_one_shape_per_folder(folder: Path, store: LabelStore) -> None:
+    check_one_per_class(store, LABELS)
+    write_label_map(folder, "n02/c", random_map(1, h=6, w=4))
+    expected = r"n02/c\.pt: found .*\[3, 6, 4\]; expected \[3, 4, 6\] as in .*n01/a\.pt"
+    with pytest.raises(UserError, match=expected):
+        store.read(3)
+    with pytest.raises(UserError, match=expected):
+        pickle.loads(pickle.dumps(store)).read(3)  # a worker knows the shape too
+
+
+def test_one_shape_is_checked_over_classes(folder: Path, store: LabelStore) -> None:
+    write_label_map(folder, "n03/d", random_map(1, k=2))
+    with pytest.raises(UserError, match=r"n03/d\.pt: found .*\[2, 4, 6\]; expected \[3, 4, 6\]"):
+        check_one_per_class(store, LABELS)
+
+
+def changed(plane: int, value: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    planes = planes_of(random_map(0)).to(dtype)
+    planes[plane, 1, 2, 5] = value
+    return planes
+
+
+def twice() -> torch.Tensor:
+    planes = planes_of(random_map(0))
+    planes[1, 2] = planes[1, 0]
+    return planes
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor", "ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"scores": torch.zeros(3)}, r"found a dict; expected a float32 or float16 tensor \[2, k, h, w\]"),
+        ([torch.zeros(2, 3, 4, 6)], "found a list"),
+        (torch.zeros(3, 4, 6), r"found a tensor of shape \[3, 4, 6\] and type float32; expected .*\[2, k, h, w\]"),
+        (torch.zeros(1, 2, 3, 4, 6), r"shape \[1, 2, 3, 4, 6\]"),
+        (torch.zeros(3, 3, 4, 6), r"shape \[3, 3, 4, 6\]"),
+        (torch.zeros(2, 3, 0, 6), r"shape \[2, 3, 0, 6\]"),
+        (torch.zeros(2, 3, 4, 6, dtype=torch.float64), "type float64; expected a float32 or float16"),
+        (torch.zeros(2, 3, 4, 6, dtype=torch.int64), "type int64"),
+        (torch.zeros(2, 3, 4, 6).to_sparse(), r"shape \[2, 3, 4, 6\]"),
+        (torch.zeros(1).expand(2, 3, 4, 6), r"a tensor of repeated numbers of shape \[2, 3, 4, 6\]"),
+        (torch.zeros(2, 1, 1, 1).expand(2, 2**15, 2**15, 2**15), "a tensor of repeated numbers of shape"),
+        (torch.zeros(2, 3, 4, 6, device="meta"), r"shape \[2, 3, 4, 6\]"),
+        (torch.nested.nested_tensor([torch.zeros(3, 4, 6)] * 2), "found a nested tensor"),
+        (changed(0, np.nan), "the score nan in the cell at row 2, column 5"),
+        (changed(0, np.inf), "the score inf in the cell"),
+        (changed(1, 30), r"the class id 30 in the cell at row 2, column 5; expected ids in 0\.\.29 .*30 classes"),
+        (changed(1, -1), "the class id -1 in the cell"),
+        (changed(1, 1e30), r"the class id 1\S*e\+30 in plane 1; expected whole numbers in 0\.\.29"),
+        (changed(1, 7.5), r"the class id 7\.5 in plane 1; expected whole numbers in 0\.\.29"),
+        (changed(1, np.nan), "the class id nan in plane 1; expected whole numbers"),
+        (changed(1, np.inf, torch.float16), "the class id inf in plane 1; expected whole numbers"),
+        (planes_of(random_map(0)).flip(0), "in plane 1; expected whole numbers.*another order"),
+        (twice(), "twice the class .* at most once"),
+    ],
+)
+def test_a_wrong_map_is_refused(folder: Path, store: LabelStore, content: object, message: str) -> None:
+    torch.save(content, folder / "n01" / "a.pt")
+    with pytest.raises(UserError, match=rf"{folder}/n01/a\.pt: found .*{message.removeprefix('found ')}"):
+        store.read(0)
+
+
+@pytest.mark.parametrize(
+    ("top", "num_classes", "accepted"), [(2047, 9999, True), (2048, 2049, True), (2048, 2050, False)]
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_ids_that_half_precision_cannot_tell_apart(
+    tmp_path: Path, top: int, num_classes: int, accepted: bool, dtype: torch.dtype
+) -> None:
+    """2049 is stored as 2048 in half precision: with 2050 classes nobody knows which of the two was meant."""
+    torch.save(torch.full((2, 1, 2, 3), float(top), dtype=dtype), tmp_path / "a.pt")
+    store = open_folder(tmp_path, ["a"], num_classes)
+    if accepted or dtype == torch.float32:
+        assert (store.read(0).classes == top).all()
+    else:
+        with pytest.raises(UserError, match=r"a\.pt: found the class id 2048 in half precision.*expected float32"):
+            store.read(0)
+
+
+# Damaged and malicious files
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_truncated_files_are_refused(folder: Path, as_zip: bool) -> None:
+    path = folder / "n01" / "a.pt"
+    torch.save(planes_of(random_map(0)), path, _use_new_zipfile_serialization=as_zip)
+    whole = path.read_bytes()
+    for length in [0, 1, 2, 10, *range(20, len(whole) - 1, len(whole) // 12), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(
+            UserError, match=r"n01/a\.pt: cannot be read as a label map \(.*delete it and make it again"
+        ):
+            open_folder(folder).read(0)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"PK\x03\x04broken", np.random.default_rng(0).bytes(500), b"<html>404</html>"]
+)
+def test_files_that_are_something_else(folder: Path, store: LabelStore, content: bytes) -> None:
+    (folder / "n01" / "a.pt").write_bytes(content)
+    with pytest.raises(UserError, match=r"n01/a\.pt: cannot be read as a label map"):
+        store.read(0)
+
+
+def test_a_folder_in_place_of_a_map(folder: Path, store: LabelStore) -> None:
+    (folder / "n01" / "a.pt").unlink()
+    (folder / "n01" / "a.pt").mkdir()
+    with pytest.raises(UserError, match=r"n01/a\.pt: cannot be read as a label map"):
+        store.read(0)
+
+
+def test_nothing_in_a_file_runs(folder: Path, store: LabelStore, tmp_path: Path) -> None:
+    for content in hostile_files(tmp_path / "it-ran").values():
+        (folder / "n01" / "a.pt").write_bytes(content)
+        with pytest.raises(UserError, match=r"n01/a\.pt: cannot be read as a label map \(UnpicklingError"):
+            store.read(0)
+    assert not (tmp_path / "it-ran").exists()
+
+
+# Writing
+
+
+def test_written_files_have_the_released_form(tmp_path: Path) -> None:
+    label_map = random_map(3)
+    path = write_label_map(tmp_path, "n01/x.y", label_map)
+    assert path == tmp_path / "n01" / "x.y.pt"
+    planes = torch.load(path, weights_only=True)
+    assert planes.dtype == torch.float32 and planes.shape == (2, 3, 4, 6)
+    np.testing.assert_array_equal(planes[0], label_map.scores)
+    np.testing.assert_array_equal(planes[1], label_map.classes)
+
+
+def test_half_precision_stays_half(tmp_path: Path) -> None:
+    path = write_label_map(tmp_path, "a", random_map(3, dtype=np.float16))
+    assert torch.load(path, weights_only=True).dtype == torch.float16
+
+
+def test_writing_leaves_one_file_and_the_same_bytes(tmp_path: Path) -> None:
+    path = write_label_map(tmp_path, "n01/a", random_map(3))
+    first = path.read_bytes()
+    write_label_map(tmp_path, "n01/a", random_map(4))
+    write_label_map(tmp_path, "n01/a", random_map(3))
+    assert path.read_bytes() == first
+    assert [entry.name for entry in path.parent.iterdir()] == ["a.pt"]
+
+
+def test_a_failed_write_leaves_the_old_map_and_no_rest(tmp_path: Path) -> None:
+    path = write_label_map(tmp_path, "n01/a", random_map(3))
+    path.unlink()
+    path.mkdir()  # a folder in the way: the rename fails
+    with pytest.raises(UserError, match=r"a\.pt cannot be written: .*same command again"):
+        write_label_map(tmp_path, "n01/a", random_map(4))
+    assert [entry.name for entry in path.parent.iterdir()] == ["a.pt"]
+
+
+def test_ids_that_half_precision_cannot_hold_are_not_written(tmp_path: Path) -> None:
+    label_map = LabelMap(np.ones((1, 2, 3), np.float16), np.full((1, 2, 3), 2049))
+    with pytest.raises(UserError, match=r"a\.pt: float16 holds class ids exactly only to 2048.*float32"):
+        write_label_map(tmp_path, "a", label_map)
+    assert list(tmp_path.iterdir()) == []
+
+
+# A folder that says how its maps were made
+
+
+def manifest(**changes: object) -> Manifest:
+    values = {"form": "pt", "maps": 5, "k": 3, "h": 4, "w": 6, "class_names": CLASSES, "made_by": {"teacher": "one"}}
+    return Manifest.model_validate({**values, **changes})
+
+
+def test_a_writer_keeps_what_is_there(tmp_path: Path) -> None:
+    keys = np.array(KEYS, dtype=np.bytes_)
+    writer = FolderWriter(tmp_path, keys, manifest())
+    writer.begin()
+    writer.write(2, random_map(2))
+    again = FolderWriter(tmp_path, keys, manifest())
+    again.begin()
+    assert again.finished().tolist() == [False, False, True, False, False]
+    again.write(4, random_map(4))
+    again.commit({"n01/a": "it is damaged"})
+    np.testing.assert_array_equal(LabelFolder(tmp_path, keys, CLASSES, CLASSES).read(2).scores, random_map(2).scores)
+
+
+def test_maps_of_another_making_are_refused(tmp_path: Path) -> None:
+    FolderWriter(tmp_path, np.array(KEYS, dtype=np.bytes_), manifest()).begin()
+    other = manifest(k=2, made_by={"teacher": "two"})
+    with pytest.raises(UserError, match=r"than this command would:\n  k: 3, not 2\n  made_by.teacher: \"one\""):
+        FolderWriter(tmp_path, np.array(KEYS, dtype=np.bytes_), other).begin()
+
+
+def test_maps_of_unknown_making_are_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"is taken: it holds n01, and no manifest\.json says how"):
+        FolderWriter(folder, np.array(KEYS, dtype=np.bytes_), manifest()).begin()
+
+
+def test_ids_are_translated_by_the_names_of_the_manifest(folder: Path) -> None:
+    """The data has three of the maps' thirty classes, in another order: the others count for nothing."""
+    manifest().write(folder / "manifest.json")
+    wanted = ["class7", "class29", "class0"]
+    store = open_label_store(folder, np.array(KEYS, dtype=np.bytes_), wanted)
+    original, read = random_map(3).to_dense(K, fill=-9), store.read(3).to_dense(3, fill=-9)
+    np.testing.assert_array_equal(read, original[[7, 29, 0]])
+    with pytest.raises(UserError, match=r"does not know 1 of the data's 2 classes, the first: 'zebra'.*its own 30"):
+        open_label_store(folder, np.array(KEYS, dtype=np.bytes_), ["class1", "zebra"])
+
+
+def test_links_to_nothing_and_empty_files_hide_no_other_map(folder: Path, store: LabelStore) -> None:
+    """An empty file is what a power failure leaves; a link may lead nowhere, or to itself."""
+    place = (folder / KEYS[0]).parent
+    for name, target in (("README", "/nowhere"), ("gone.pt", "/nowhere"), ("loop", "loop"), ("loop.pt", "loop.pt")):
+        (place / name).symlink_to(target)
+    assert store.missing().tolist() == []
+    map_path(folder, KEYS[0]).write_bytes(b"")
+    assert store.missing().tolist() == [0]
+
+
+def test_an_archive_that_would_fill_the_memory_is_refused(folder: Path, store: LabelStore) -> None:
+    path = map_path(folder, KEYS[0])
+    torch.save(torch.zeros(2, 1, 300, 300), path)
+    with zipfile.ZipFile(path) as whole:
+        members = {name: whole.read(name) for name in whole.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb:
+        for name, content in members.items():
+            bomb.writestr(name, content)
+    for read in (store.read, store.check):
+        with pytest.raises(UserError, match=r"cannot be read as a label map .*bytes that would be .* when unpacked"):
+            read(0)
+
+
+def test_files_are_held_against_their_manifest(folder: Path) -> None:
+    names = [f"class{i}" for i in range(K)]
+    Manifest(form="pt", maps=len(KEYS), k=3, h=6, w=4, class_names=names, made_by={}).write(folder / "manifest.json")
+    with pytest.raises(UserError, match=r"shape \[k, h, w\] = \[3, 4, 6\]; expected \[3, 6, 4\] as in .*labels"):
+        open_folder(folder).check(0)
+
+
+def test_a_second_writer_is_kept_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("utils.files._LOCK_PATIENCE_S", 0.1)
+    first, second = kept_to_one(tmp_path), kept_to_one(tmp_path)
+    with first, pytest.raises(UserError, match="another process is writing label maps in"), second:
+        pass

@@ -1,0 +1,213 @@
+"""The batched augmentation against torchvision's transforms on Pillow images."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import transforms
+from torchvision.transforms import functional
+
+from relabel.augment import (
+    BRIGHTNESS,
+    CONTRAST,
+    JITTER_ORDERS,
+    MEAN,
+    SATURATION,
+    STD,
+    augment,
+    draw_augmentation,
+    normalise,
+)
+from tests.conftest import ROOT
+
+SAMPLES = ROOT.parent / "shared" / "data" / "imagenet_sample"
+
+ADJUST: dict[int, Callable[[Image.Image, float], Image.Image]] = {
+    BRIGHTNESS: functional.adjust_brightness,
+    CONTRAST: functional.adjust_contrast,
+    SATURATION: functional.adjust_saturation,
+}
+TO_TENSOR = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+TWO_LEVELS = 2 / 255 / min(STD)
+
+
+def made_image() -> Image.Image:
+    """83 x 57: smooth colours, hard edges, grain, pure black and white."""
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (4, 6, 3), dtype=np.uint8))
+    pixels = np.asarray(coarse.resize((83, 57), Image.Resampling.BICUBIC)).astype(int)
+    pixels = (pixels + rng.integers(-20, 21, pixels.shape)).clip(0, 255)
+    pixels[:5], pixels[-5:] = 0, 255
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+@pytest.fixture(params=["made", "photo"])
+def image(request: pytest.FixtureRequest) -> Image.Image:
+    """An image, never square: made here, or a photo where the ImageNet sample is at hand."""
+    if request.param == "made":
+        return made_image()
+    paths = sorted(SAMPLES.glob("*/*.JPEG"))
+    if not paths:
+        pytest.skip("the ImageNet sample is not beside the repository")
+    return Image.open(paths[7]).convert("RGB").resize((224, 180))
+
+
+def as_batch(image: Image.Image) -> Tensor:
+    """uint8 [1, 3, H, W]."""
+    return torch.from_numpy(np.array(image).transpose(2, 0, 1))[None]
+
+
+def share_within_two_levels(found: Tensor, image: Image.Image, shift: Tensor | None = None) -> float:
+    """Share of pixels whose three channels are within 2/255 of the Pillow image (plus a shift of [0, 1] values)."""
+    expected = TO_TENSOR(image)
+    if shift is not None:
+        expected = expected + (shift / torch.tensor(STD))[:, None, None]
+    levels = (found[0] - expected).abs() * torch.tensor(STD)[:, None, None] * 255
+    return float((levels.amax(0) <= 2 + 1e-3).float().mean())
+
+
+@pytest.mark.parametrize("factor", [0.6, 1.4])
+@pytest.mark.parametrize("operation", [BRIGHTNESS, CONTRAST, SATURATION])
+def test_each_operation_alone_is_pillows(image: Image.Image, operation: int, factor: float) -> None:
+    factors = torch.ones(1, 3)
+    factors[0, operation] = factor
+    found = augment(as_batch(image), None, torch.tensor([4]), factors)
+    assert share_within_two_levels(found, ADJUST[operation](image, factor)) >= 0.999
+
+
+@pytest.mark.parametrize("factors", [(0.6, 1.4, 0.6), (1.4, 0.6, 1.4), (1.4, 1.4, 1.4), (0.6, 0.6, 0.6)])
+@pytest.mark.parametrize("order", range(6))
+def test_all_six_orders_are_pillows(image: Image.Image, order: int, factors: tuple[float, float, float]) -> None:
+    expected = image
+    for operation in JITTER_ORDERS[order]:
+        expected = ADJUST[operation](expected, factors[operation])
+    found = augment(as_batch(image), None, torch.tensor([order]), torch.tensor([factors]))
+    assert share_within_two_levels(found, expected) >= 0.999
+
+
+def test_the_orders_are_the_six_permutations() -> None:
+    assert len(set(JITTER_ORDERS)) == 6
+    assert all(sorted(order) == [BRIGHTNESS, CONTRAST, SATURATION] for order in JITTER_ORDERS)
+
+
+def test_lighting_shifts_colours_along_the_principal_components(image: Image.Image) -> None:
+    """Slow reference: weight times eigenvalue times eigenvector, one component after the other."""
+    components = [
+        (0.2175, (-0.5675, -0.5808, -0.5836)),
+        (0.0188, (0.7192, -0.0045, -0.6948)),
+        (0.0045, (0.4009, -0.8140, 0.4203)),
+    ]
+    weights = (0.13, -0.21, 0.08)
+    shift = torch.zeros(3)
+    for weight, (eigenvalue, eigenvector) in zip(weights, components, strict=True):
+        shift += weight * eigenvalue * torch.tensor(eigenvector)
+    found = augment(as_batch(image), lighting=torch.tensor([weights]))
+    assert share_within_two_levels(found, image, shift) >= 0.999
+    moved = (found - normalise(as_batch(image)))[0]
+    expected = (shift / torch.tensor(STD))[:, None, None].expand_as(moved)
+    torch.testing.assert_close(moved, expected, atol=1e-5, rtol=0)
+
+
+def test_the_components_are_orthogonal_and_of_length_one() -> None:
+    """Holds for the digits in use to three places, and for no transposition or slip of one of them."""
+    weights = torch.eye(3)
+    shifts = augment(torch.zeros(3, 3, 1, 2, dtype=torch.uint8), lighting=weights) - normalise(
+        torch.zeros(3, 3, 1, 2, dtype=torch.uint8)
+    )
+    directions = shifts[:, :, 0, 0] * torch.tensor(STD) / torch.tensor([0.2175, 0.0188, 0.0045])[:, None]
+    torch.testing.assert_close(directions @ directions.T, torch.eye(3), atol=2e-3, rtol=0)
+
+
+def test_normalise_is_torchvisions(image: Image.Image) -> None:
+    torch.testing.assert_close(normalise(as_batch(image))[0], TO_TENSOR(image), atol=2e-6, rtol=0)
+
+
+def test_a_flip_mirrors_left_and_right_of_the_chosen_images_only() -> None:
+    images = torch.arange(2 * 3 * 2 * 5, dtype=torch.uint8).view(2, 3, 2, 5)
+    found = augment(images, torch.tensor([False, True]))
+    torch.testing.assert_close(found[0], normalise(images)[0])
+    torch.testing.assert_close(found[1], normalise(images)[1].flip(-1))
+
+
+def test_a_mixed_batch_equals_its_images_one_by_one() -> None:
+    rng = np.random.default_rng(5)
+    draws = [draw_augmentation(rng, 0.5, 0.4, 0.1) for _ in range(12)]
+    images = torch.from_numpy(rng.integers(0, 256, (12, 3, 9, 14), dtype=np.uint8))
+    flips = torch.tensor([d.flip for d in draws])
+    orders = torch.tensor([d.jitter_order for d in draws])
+    factors = torch.tensor([d.jitter_factors for d in draws])
+    lighting = torch.tensor([d.lighting for d in draws])
+    assert len(set(orders.tolist())) > 3 and flips.any() and not flips.all()
+    whole = augment(images, flips, orders, factors, lighting)
+    for i in range(12):
+        one = slice(i, i + 1)
+        assert torch.equal(whole[one], augment(images[one], flips[one], orders[one], factors[one], lighting[one]))
+
+
+def test_the_flip_comes_first_and_the_rest_commutes_with_it(image: Image.Image) -> None:
+    batch, order, factors = as_batch(image), torch.tensor([3]), torch.tensor([[1.3, 0.7, 1.2]])
+    flipped = augment(batch, torch.tensor([True]), order, factors)
+    torch.testing.assert_close(flipped.flip(-1), augment(batch, None, order, factors), atol=TWO_LEVELS, rtol=0)
+
+
+def test_what_changes_nothing_may_as_well_be_none() -> None:
+    images = torch.randint(0, 256, (3, 3, 7, 10), dtype=torch.uint8)
+    neutral = augment(
+        images, torch.zeros(3, dtype=torch.bool), torch.tensor([0, 3, 5]), torch.ones(3, 3), torch.zeros(3, 3)
+    )
+    assert torch.equal(neutral, augment(images))
+
+
+def test_the_images_handed_in_stay_as_they_are() -> None:
+    images = torch.randint(0, 256, (2, 3, 6, 9), dtype=torch.uint8)
+    before = images.clone()
+    augment(images, torch.tensor([True, False]), torch.tensor([1, 2]), torch.full((2, 3), 1.4), torch.ones(2, 3))
+    assert torch.equal(images, before)
+
+
+def test_a_grey_pixel_stays_grey_under_saturation_and_black_under_brightness() -> None:
+    grey = torch.full((1, 3, 1, 2), 90, dtype=torch.uint8)
+    assert torch.equal(augment(grey, None, torch.tensor([0]), torch.tensor([[1.0, 1.0, 1.4]])), normalise(grey))
+    black = torch.zeros_like(grey)
+    assert torch.equal(augment(black, None, torch.tensor([0]), torch.tensor([[1.4, 1.0, 1.0]])), normalise(black))
+
+
+def test_it_serves_inference_and_training_in_turn() -> None:
+    """Constants kept from inference mode must not refuse a gradient later."""
+    images = torch.randint(0, 256, (1, 3, 4, 5), dtype=torch.uint8)
+    with torch.inference_mode():
+        normalise(images)
+    weight = torch.ones(3, requires_grad=True)
+    (normalise(images) * weight.view(1, 3, 1, 1)).sum().backward()
+    assert weight.grad is not None
+
+
+def test_draws_have_their_distribution() -> None:
+    rng = np.random.default_rng(2)
+    draws = [draw_augmentation(rng, 0.3, 0.4, 0.1) for _ in range(4000)]
+    factors = np.array([d.jitter_factors for d in draws])
+    lighting = np.array([d.lighting for d in draws])
+    assert abs(np.mean([d.flip for d in draws]) - 0.3) < 0.03
+    assert np.bincount([d.jitter_order for d in draws], minlength=6).min() > 550
+    assert factors.min() >= 0.6 and factors.max() <= 1.4
+    np.testing.assert_allclose(factors.mean(0), 1.0, atol=0.015)
+    np.testing.assert_allclose(factors.std(0), 0.8 / 12**0.5, atol=0.01)
+    np.testing.assert_allclose(lighting.mean(0), 0.0, atol=0.01)
+    np.testing.assert_allclose(lighting.std(0), 0.1, atol=0.006)
+
+
+def test_a_jitter_above_one_does_not_invert_colours() -> None:
+    rng = np.random.default_rng(2)
+    factors = np.array([draw_augmentation(rng, 0.5, 1.5, 0.0).jitter_factors for _ in range(300)])
+    assert 0 <= factors.min() < 0.1 and 2.4 < factors.max() <= 2.5
+
+
+def test_switching_one_operation_off_leaves_the_draws_of_the_others() -> None:
+    full = draw_augmentation(np.random.default_rng(9), 0.5, 0.4, 0.1)
+    plain = draw_augmentation(np.random.default_rng(9), 0.0, 0.0, 0.1)
+    assert plain.flip is False and plain.jitter_factors == (1.0, 1.0, 1.0)
+    assert plain.lighting == full.lighting and plain.jitter_order == full.jitter_order
+    assert draw_augmentation(np.random.default_rng(9), 1.0, 0.4, 0.0).lighting == (0.0, 0.0, 0.0)

@@ -1,0 +1,126 @@
+"""CutMix: boxes and mixing of the 2021 code, and what must be true of any mix."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relabel.cutmix import cut_box, cutmix, mix_targets
+from relabel.targets import smooth
+from tests.conftest import ROOT
+from tests.strategies import SEEDS
+
+GOLDEN = json.loads((ROOT / "tests" / "golden" / "cutmix_2021.json").read_text(encoding="utf-8"))
+
+
+def numbered_batch(count: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image i is i everywhere and its target is one-hot at i, so that pixels and targets can be counted."""
+    images = torch.arange(count, dtype=torch.float32).view(-1, 1, 1, 1).expand(count, 3, height, width).clone()
+    return images, torch.eye(count)
+
+
+@pytest.mark.parametrize("case", GOLDEN["boxes"])
+def test_box_of_the_2021_code(case: dict) -> None:
+    rows, cols, kept = cut_box(
+        case["lam_drawn"], case["centre_row"], case["centre_col"], height=case["height"], width=case["width"]
+    )
+    assert list(rows) == case["rows"] and list(cols) == case["cols"]
+    assert kept == pytest.approx(case["lam_kept"], rel=1e-12)
+
+
+def test_smoothing_and_mixing_of_the_2021_code() -> None:
+    case = GOLDEN["mixing"]
+    own, other = (smooth(torch.tensor(case[name]), case["smoothing"]) for name in ("target_a", "target_b"))
+    mixed = mix_targets(own, other, case["lam"])
+    torch.testing.assert_close(mixed, torch.tensor(case["mixed"]), rtol=0, atol=1e-7)
+
+
+def test_boxes_by_eye() -> None:
+    assert cut_box(0.75, 50, 20, height=100, width=40) == ((25, 75), (10, 30), 0.75)
+    assert cut_box(1.0, 50, 20, height=100, width=40) == ((50, 50), (20, 20), 1.0)
+    assert cut_box(0.0, 50, 20, height=100, width=40) == ((0, 100), (0, 40), 0.0)
+    assert cut_box(0.0, 0, 0, height=100, width=40) == ((0, 50), (0, 20), 0.75)  # clipped at two borders
+
+
+@given(st.data(), st.floats(0, 1), st.integers(1, 300), st.integers(1, 300))
+def test_a_box_lies_inside_and_keeps_the_pixels_it_says(
+    data: st.DataObject, keep: float, height: int, width: int
+) -> None:
+    row, col = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    (top, bottom), (left, right), kept = cut_box(keep, row, col, height, width)
+    image = np.ones((height, width))
+    assert 0 <= top <= bottom <= height and 0 <= left <= right <= width
+    image[top:bottom, left:right] = 0
+    assert kept == pytest.approx(image.mean(), abs=1e-12)
+    assert kept >= keep - 1e-9  # whole pixels and borders only take from the rectangle
+    share = (1 - keep) ** 0.5
+    if row >= height * share / 2 and row + height * share / 2 <= height:  # not clipped: the side asked for
+        assert height * share - 2 <= bottom - top <= height * share + 1e-9
+
+
+@given(st.integers(1, 6), st.integers(1, 12), st.integers(1, 12), st.sampled_from([1e-3, 0.2, 1.0, 1e3]), SEEDS)
+def test_target_weights_are_the_shares_of_pixels(count: int, height: int, width: int, beta: float, seed: int) -> None:
+    images, targets = numbered_batch(count, height, width)
+    mixed, mixed_targets = cutmix(images, targets, np.random.default_rng(seed), beta)
+    shares = torch.stack([(mixed == i).float().mean(dim=(1, 2, 3)) for i in range(count)], dim=1)
+    torch.testing.assert_close(mixed_targets, shares, rtol=0, atol=1e-6)
+    torch.testing.assert_close(mixed_targets.sum(dim=0), torch.ones(count))  # each image gives what it takes
+
+
+@given(st.floats(0, 1), st.floats(0, 1, exclude_max=True), st.integers(1, 40), SEEDS)
+def test_smoothing_before_or_after_mixing_is_the_same(keep: float, smoothing: float, classes: int, seed: int) -> None:
+    """Both are linear; so the order that the 2021 code took is a convention."""
+    own, other = torch.rand(2, 3, classes, generator=torch.Generator().manual_seed(seed)).softmax(dim=2)
+    before = mix_targets(smooth(own, smoothing), smooth(other, smoothing), keep)
+    after = smooth(mix_targets(own, other, keep), smoothing)
+    torch.testing.assert_close(before, after, rtol=0, atol=1e-6)
+
+
+def test_one_rectangle_for_the_batch_and_each_image_gives_once() -> None:
+    images, targets = numbered_batch(7, height=24, width=40)
+    mixed, mixed_targets = cutmix(images, targets, np.random.default_rng(5), beta=1.0)
+    changed = (mixed != images)[:, 0]
+    donors = mixed_targets.argmin(dim=0)  # every class keeps total weight 1: given once, kept once
+    assert len(donors) == 7
+    torch.testing.assert_close(mixed_targets.sum(dim=0), torch.ones(7))
+    rectangle = changed.any(dim=0)
+    rows, cols = rectangle.any(dim=1), rectangle.any(dim=0)
+    assert 0 < rectangle.sum() < 24 * 40
+    assert torch.equal(rectangle, rows[:, None] & cols)
+    for own in changed:
+        assert torch.equal(own, rectangle) or not own.any()  # not any: partner of itself
+
+
+def test_arguments_stay_as_they_are() -> None:
+    images, targets = numbered_batch(5, height=12, width=20)
+    before = images.clone(), targets.clone()
+    mixed, _ = cutmix(images, targets, np.random.default_rng(2), beta=1.0)
+    assert not torch.equal(mixed, images)
+    assert torch.equal(images, before[0]) and torch.equal(targets, before[1])
+
+
+def test_the_generator_alone_decides() -> None:
+    batch = numbered_batch(5, height=12, width=20)
+    first, again, other = (cutmix(*batch, np.random.default_rng(seed), beta=1.0)[0] for seed in (1, 1, 3))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_batch_of_one_is_mixed_with_itself() -> None:
+    images, targets = torch.rand(1, 3, 12, 20), torch.tensor([[0.2, 0.8]])
+    mixed, mixed_targets = cutmix(images, targets, np.random.default_rng(0), beta=1.0)
+    assert torch.equal(mixed, images)
+    torch.testing.assert_close(mixed_targets, targets)
+
+
+def test_beta_spreads_the_share_of_pixels() -> None:
+    """Beta(b, b) with large b stays near one half: before clipping the rectangle covers half of the image."""
+    images, targets = numbered_batch(2, height=60, width=100)
+    kept = []
+    for seed in range(60):
+        _, mixed = cutmix(images, targets, np.random.default_rng(seed), beta=1000.0)
+        kept.append(float(mixed.max()))
+    assert min(kept) > 0.45  # clipping only keeps more
+    assert len(set(kept)) > 10

@@ -1,0 +1,145 @@
+"""Networks by name, and checkpoints put into them."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from models.build import create_model, head_tensors, infer_num_classes, load_weights, with_own_head
+from models.digit_net import DigitNet
+from tests.conftest import ROOT
+from utils.errors import UserError
+
+QUICK = ["resnet18", "rexnet_100", "efficientnet_b0", "digit_net", "timm/resnet18"]
+SLOW = ["resnet50", "resnet101", "efficientnet_b1", "efficientnet_b2", "efficientnet_b3", "googlenet", "inception_v3"]
+
+
+@pytest.mark.parametrize("arch", QUICK + [pytest.param(arch, marks=pytest.mark.slow) for arch in SLOW])
+def test_builds_trains_a_step_and_evaluates(arch: str) -> None:
+    torch.manual_seed(0)
+    network = create_model(arch, num_classes=7)
+    size = (96, 80) if arch == "inception_v3" else (64, 96)
+    images, targets = torch.randn(4, 3, *size), torch.full((4, 7), 1 / 7)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    loss = nn.functional.cross_entropy(network(images), targets)
+    loss.backward()
+    optimizer.step()
+    assert loss.isfinite()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in network.parameters())
+    assert any(not torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True))
+    with torch.inference_mode():
+        logits = network.eval()(images)
+    assert logits.shape == (4, 7) and logits.isfinite().all()
+
+
+def test_torchvision_comes_first_and_the_prefix_forces_timm() -> None:
+    assert type(create_model("resnet18", 2)).__module__.startswith("torchvision.")
+    assert type(create_model("timm/resnet18", 2)).__module__.startswith("timm.")
+    assert type(create_model("rexnet_100", 2)).__module__.startswith("timm.")
+    assert isinstance(create_model("digit_net", 2), DigitNet)
+
+
+def test_timm_is_not_imported_for_names_that_others_have() -> None:
+    program = (
+        "import sys; from models.build import create_model; create_model('resnet18', 3); print('timm' in sys.modules)"
+    )
+    root = ROOT
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("arch", "expected"),
+    [
+        ("resnet51", r"found model.arch 'resnet51'.*resnet50.*\(torchvision\).*resnet51q.*\(timm\)"),
+        ("ResNet18", r"Did you mean resnet18"),
+        ("rexnet100", r"rexnet_100.*\(timm\)"),
+        ("digitnet", r"digit_net \(the demo\)"),
+        ("timm/rexnet100", r"expected a classification network of timm.*timm/rexnet_100"),
+        ("fasterrcnn_resnet50_fpn", r"found model.arch"),  # torchvision has it, but it is no classifier
+        ("qqqqqq", r"No name is near it"),
+        ("timm/resnet18.no_such_weights", r"no_such_weights"),
+    ],
+)
+def test_unknown_name_gives_the_nearest_ones(arch: str, expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        create_model(arch, 3)
+
+
+# regnet reads numbers out of tensors while it is built, which the meta device does not allow
+@pytest.mark.parametrize("arch", ["resnet18", "mobilenet_v2", "digit_net", "rexnet_100", "regnet_y_400mf"])
+def test_class_count_of_a_checkpoint(arch: str) -> None:
+    weights = create_model(arch, 13).state_dict()
+    assert infer_num_classes(arch, weights) == 13
+    assert infer_num_classes(arch, {f"module.{name}": tensor for name, tensor in weights.items()}) == 13
+
+
+def test_class_count_of_another_architecture_is_refused() -> None:
+    weights = create_model("mobilenet_v2", 13).state_dict()
+    with pytest.raises(UserError, match=r"model.arch resnet18 keeps it in fc.weight, fc.bias.*set --model.arch"):
+        infer_num_classes("resnet18", weights)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_weights_of_a_checkpoint_are_copied(prefix: str) -> None:
+    source, network = DigitNet(3), DigitNet(3)
+    load_weights(network, {prefix + name: tensor for name, tensor in source.state_dict().items()})
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, source.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("arch", "head"),
+    [
+        ("resnet18", ["fc.weight", "fc.bias"]),
+        ("squeezenet1_1", ["classifier.1.weight", "classifier.1.bias"]),  # a convolution
+        ("timm/test_convnext", ["head.fc.weight", "head.fc.bias"]),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_network_keeps_its_own_head_for_other_classes(arch: str, head: list[str], prefix: str) -> None:
+    assert sorted(head_tensors(arch)) == sorted(head)
+    source, network = create_model(arch, 5), create_model(arch, 3)
+    own = {name: network.state_dict()[name].clone() for name in head}
+    given = {prefix + name: tensor for name, tensor in source.state_dict().items()}
+    load_weights(network, with_own_head(network, arch, given))
+    for name, tensor in (source.state_dict() | own).items():
+        assert torch.equal(network.state_dict()[name], tensor), name
+
+
+def test_weights_without_batch_counters_load() -> None:
+    source, network = DigitNet(3), DigitNet(3)
+    old = {name: value for name, value in source.state_dict().items() if not name.endswith("num_batches_tracked")}
+    load_weights(network, old)
+    assert torch.equal(network.fc.weight, source.fc.weight)
+
+
+def test_mismatches_are_listed_by_name_and_shape_and_nothing_is_loaded() -> None:
+    network = DigitNet(3)
+    before = network.fc.weight.detach().clone()
+    weights = DigitNet(5).state_dict()
+    weights["fc.extra"] = torch.zeros(2, 9)
+    del weights["features.0.weight"]
+    with pytest.raises(UserError) as caught:
+        load_weights(network, weights)
+    message = str(caught.value)
+    assert "1 missing: features.0.weight [24, 3, 3, 3]" in message
+    assert "1 unexpected: fc.extra [2, 9]" in message
+    assert "2 of another shape: fc.weight [5, 128] instead of [3, 128], fc.bias [5] instead of [3]" in message
+    assert "--model.arch" in message
+    assert torch.equal(network.fc.weight, before)
+
+
+def test_long_lists_end_in_a_count() -> None:
+    with pytest.raises(UserError, match=r"30 missing: .* and 20 more") as caught:
+        load_weights(DigitNet(3), create_model("resnet18", 3).state_dict() | {"fc.weight": torch.zeros(3, 128)})
+    assert len(str(caught.value)) < 2500
+
+
+@pytest.mark.parametrize("weights", [{}, {"fc.weight": [1.0, 2.0]}, {3: torch.zeros(1)}])
+def test_what_is_no_table_of_tensors_is_refused(weights: dict) -> None:
+    with pytest.raises(UserError, match="must be a table of name -> tensor"):
+        load_weights(DigitNet(3), weights)

@@ -1,0 +1,399 @@
+"""Whole runs: from flags to weights, a run folder, and back."""
+
+import json
+import os
+import signal
+from multiprocessing import active_children
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models.digit_net import DigitNet
+from relabel.cli.run import run
+from relabel.config.load import load_config
+from relabel.data.dataset import CenterCrop, ImageDataset
+from relabel.data.images import list_images
+from relabel.data.loader import TrainBatches, collate
+from relabel.label_map import LabelMap
+from relabel.stores.pt_folder import write_label_map
+from relabel.training.build import make_targets, workers_of
+from tests.conftest import Flags
+from utils.checkpoint import BEST, LAST, PREVIOUS, load_checkpoint
+from utils.errors import EXIT_PREEMPTED, UserError
+from utils.processes.distributed import Process, available_cores
+from utils.run_log import read_metrics
+
+RATES = ("images_per_s", "data_wait_percent", "elapsed_s")
+EVERYTHING: Flags = {
+    "optim.optimizer": "adamp",
+    "optim.ema.decay": 0.9,
+    "optim.accumulation": 2,
+    "optim.clip_grad_norm": 1.0,
+    "data.cutmix.prob": 0.5,
+    "data.cutmix.beta": 1.0,
+    "data.cutmix.off_epoch": 1,
+    "compute.opt_level": "bf16",
+}
+"""What a run may hold beyond its network, in one run."""
+
+
+def start(flags: Flags) -> None:
+    """What main.py does, in this process."""
+    run(load_config("", {key: str(value) for key, value in flags.items()}))
+
+
+def weights(folder: Path, name: str = LAST) -> dict[str, torch.Tensor]:
+    """The weights of a run's checkpoint."""
+    state_dict: dict[str, torch.Tensor] = load_checkpoint(folder / name)["state_dict"]
+    return state_dict
+
+
+def assert_same_weights(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    """Bit for bit."""
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The events of a run without what depends on the clock."""
+    return [{k: v for k, v in event.items() if k not in RATES} for event in read_metrics(folder)]
+
+
+def status(folder: Path) -> dict[str, Any]:
+    """status.json."""
+    content: dict[str, Any] = json.loads((folder / "status.json").read_text())
+    return content
+
+
+def test_a_run_leaves_a_folder_that_explains_it(flags: Flags, capsys: pytest.CaptureFixture[str]) -> None:
+    start(flags)
+    folder = flags["util.run_dir"]
+    assert {path.name for path in folder.iterdir()} == {
+        "config.yaml",
+        "environment.json",
+        "status.json",
+        "metrics.jsonl",
+        LAST,
+        PREVIOUS,
+        BEST,
+    }
+    events = read_metrics(folder)
+    assert [e["step"] for e in events if e["event"] == "train"] == [2, 4, 5, 7, 9, 10, 12, 14, 15]
+    validations = [e for e in events if e["event"] == "validation"]
+    assert [(e["epoch"], e["step"], e["images"]) for e in validations] == [(1, 5, 13), (2, 10, 13), (3, 15, 13)]
+    assert status(folder)["state"] == "done"
+    best = max(validations, key=lambda e: e["top1_percent"])
+    assert load_checkpoint(folder / BEST)["accuracy"] == best["top1_percent"]
+    state = load_checkpoint(folder / LAST)
+    assert load_checkpoint(folder / PREVIOUS)["step"] < state["step"]
+    assert {"epoch", "arch", "state_dict", "accuracy", "optimizer", "class_names"} <= state.keys()
+    assert (state["epoch"], state["arch"], state["class_names"]) == (3, "digit_net", ["ant", "bee", "cow"])
+    environment = json.loads((folder / "environment.json").read_text())[0]
+    assert environment["packages"]["torch"] and environment["torch_threads"] == 1 and environment["processes"] == 1
+    printed = capsys.readouterr().out
+    assert "epoch 3/3  step 15/15" in printed and "images/s" in printed and "data wait" in printed
+
+
+def test_an_empty_folder_that_exists_is_taken(flags: Flags) -> None:
+    flags["util.run_dir"].mkdir()
+    start({**flags, "optim.epochs": 1, "optim.warmup.epochs": 0})
+    assert status(flags["util.run_dir"])["state"] == "done"
+
+
+def test_a_finished_run_says_so_and_changes_nothing(flags: Flags, capsys: pytest.CaptureFixture[str]) -> None:
+    start(flags)
+    before = {path: path.stat().st_mtime_ns for path in flags["util.run_dir"].iterdir()}
+    capsys.readouterr()
+    start(flags)
+    assert "is finished: best top-1" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in flags["util.run_dir"].iterdir()}
+
+
+def test_another_seed_gives_another_run(flags: Flags, tmp_path: Path) -> None:
+    start(flags)
+    start({**flags, "compute.seed": 4, "util.run_dir": tmp_path / "other"})
+    first, second = weights(flags["util.run_dir"]), weights(tmp_path / "other")
+    assert not all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_label_maps_that_say_the_truth_train_as_labels_do(flags: Flags, tmp_path: Path) -> None:
+    start({**flags, "optim.epochs": 6})
+    start({**flags, "optim.epochs": 6, "data.relabel.use": False, "util.run_dir": tmp_path / "labels"})
+    for folder in (flags["util.run_dir"], tmp_path / "labels"):
+        assert max(e["top1_percent"] for e in metrics(folder) if e["event"] == "validation") > 60
+
+
+class StopAt:
+    """Sends this process a signal when the run reaches a step."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals) -> None:
+        from relabel.training.trainer import Trainer
+
+        original = Trainer.train_step
+
+        def train_step(trainer: Trainer, batches: Any) -> Any:
+            if trainer.step == step:
+                os.kill(os.getpid(), number)
+            return original(trainer, batches)
+
+        monkeypatch.setattr(Trainer, "train_step", train_step)
+
+
+def with_dropout(network: DigitNet, images: torch.Tensor) -> torch.Tensor:
+    """A forward pass of the small network that draws random numbers, as dropout and stochastic depth do."""
+    dropped = F.dropout(network.features(images).mean((2, 3)), 0.3, network.training)
+    logits: torch.Tensor = network.fc(dropped)
+    return logits
+
+
+@pytest.mark.parametrize("settings", [{}, EVERYTHING], ids=["plain", "everything"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_preempted_run_continues_exactly(
+    flags: Flags,
+    tmp_path: Path,
+    settings: Flags,
+    number: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flags |= settings
+    if settings:
+        monkeypatch.setattr(DigitNet, "forward", with_dropout)
+    start({**flags, "util.run_dir": tmp_path / "undisturbed"})
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        StopAt(patch, 7, number)
+        start(flags)
+    assert stopped.value.code == EXIT_PREEMPTED
+    assert status(flags["util.run_dir"]) | {"time": ""} == {"state": "preempted", "time": "", "step": 8, "epoch": 1}
+    start(flags)
+    assert_same_weights(weights(tmp_path / "undisturbed"), weights(flags["util.run_dir"]))
+    assert_same_weights(weights(tmp_path / "undisturbed", BEST), weights(flags["util.run_dir"], BEST))
+    assert metrics(tmp_path / "undisturbed") == metrics(flags["util.run_dir"])
+    elapsed = [event["elapsed_s"] for event in read_metrics(flags["util.run_dir"])]
+    assert elapsed == sorted(elapsed)  # of both commands together
+
+
+def test_a_run_stopped_at_an_epochs_last_step_validates_when_it_continues(
+    flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start({**flags, "util.run_dir": tmp_path / "undisturbed"})
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        StopAt(patch, 4, signal.SIGTERM)
+        start(flags)
+    start(flags)
+    assert metrics(tmp_path / "undisturbed") == metrics(flags["util.run_dir"])
+
+
+def test_another_config_in_the_same_folder_is_refused(flags: Flags) -> None:
+    start(flags)
+    before = (flags["util.run_dir"] / "config.yaml").read_bytes()
+    with pytest.raises(UserError, match=r"another config:\n.*lr\.init: 0\.05 there, 0\.1 now(.|\n)*util\.run_dir"):
+        start({**flags, "optim.lr.init": 0.1})
+    assert (flags["util.run_dir"] / "config.yaml").read_bytes() == before
+
+
+def test_speed_and_reports_may_change_when_a_run_continues(
+    flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start({**flags, "util.run_dir": tmp_path / "undisturbed"})
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        StopAt(patch, 6, signal.SIGTERM)
+        start(flags)
+    start({**flags, "util.print_freq": 1, "util.val_batch_size": 3, "util.checkpoint_minutes": 1})
+    assert_same_weights(weights(tmp_path / "undisturbed"), weights(flags["util.run_dir"]))
+
+
+def test_another_decoder_is_refused_when_a_run_continues(flags: Flags, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the flag, and where auto means another one than it did (another version of this program)."""
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        StopAt(patch, 6, signal.SIGTERM)
+        start(flags)
+    assert load_checkpoint(flags["util.run_dir"] / "checkpoint-last.pth")["decoder"] == "simplejpeg"
+    with pytest.raises(UserError, match=r"data\.decoder: auto there, pillow now"):
+        start({**flags, "data.decoder": "pillow"})
+    monkeypatch.setattr("relabel.training.run.resolve_decoder", lambda choice: "pillow")
+    with pytest.raises(UserError, match=r"decoder: simplejpeg there, pillow now"):
+        start(flags)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(flags: Flags) -> None:
+    flags |= {"optim.lr.init": 1e30, "optim.warmup.epochs": 0, "util.checkpoint_minutes": 10}
+    with pytest.raises(UserError, match="not finite"):
+        start(flags)
+    folder = flags["util.run_dir"]
+    assert status(folder)["state"] == "failed" and "not finite" in status(folder)["reason"]
+    assert read_metrics(folder)[-1]["event"] == "non_finite_loss"
+    for path in folder.glob("checkpoint-*.pth"):
+        assert all(tensor.isfinite().all() for tensor in load_checkpoint(path)["state_dict"].values())
+
+
+def test_a_damaged_map_met_late_fails_the_run_and_spares_the_checkpoint(
+    flags: Flags, photos: Path, tmp_path: Path
+) -> None:
+    labels = tmp_path / "labels"
+    for path in (photos / "labels").rglob("*.pt"):
+        (labels / path.parent.name).mkdir(parents=True, exist_ok=True)
+        os.link(path, labels / path.parent.name / path.name)
+    bad = labels / "cow" / "cow.07.pt"
+    bad.unlink()
+    bad.write_bytes(b"damaged")
+    flags |= {"data.relabel.path": labels, "util.checkpoint_minutes": 0, "util.print_freq": 1}
+    with pytest.raises(UserError, match=r"cow\.07\.pt"):
+        start(flags)
+    folder = flags["util.run_dir"]
+    assert status(folder)["state"] == "failed" and "cow.07.pt" in status(folder)["reason"]
+    reached = read_metrics(folder)[-1]["step"]
+    assert load_checkpoint(folder / LAST)["step"] == reached
+    dense = np.zeros((3, 3, 4), dtype=np.float32)
+    dense[2] = 8
+    write_label_map(labels, "cow/cow.07", LabelMap.from_dense(dense, 2))
+    start(flags)
+    assert status(folder)["state"] == "done"
+
+
+def test_accumulated_micro_batches_make_the_same_update(flags: Flags, tmp_path: Path) -> None:
+    flags |= {
+        "model.arch": "timm/test_convnext",
+        "data.image_size": 64,
+        "optim.epochs": 1,
+        "optim.warmup.epochs": 0,
+    }  # no batch-norm
+    start(flags)
+    start({**flags, "optim.accumulation": 3, "util.run_dir": tmp_path / "accumulated"})
+    first, second = weights(flags["util.run_dir"]), weights(tmp_path / "accumulated")
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-5)
+
+
+def test_averaged_weights_follow_their_formula(flags: Flags, monkeypatch: pytest.MonkeyPatch) -> None:
+    from relabel.training.trainer import Trainer
+
+    history: list[dict[str, torch.Tensor]] = []
+    original = Trainer._update
+
+    def update(trainer: Trainer) -> None:
+        original(trainer)
+        history.append({name: p.detach().clone() for name, p in trainer.model.named_parameters()})
+
+    monkeypatch.setattr(Trainer, "_update", update)
+    start({**flags, "optim.ema.decay": 0.8, "optim.epochs": 1, "optim.warmup.epochs": 0})
+    state = load_checkpoint(flags["util.run_dir"] / LAST)
+    for name, average in history[0].items():
+        for weights_then in history[1:]:
+            average = 0.8 * average + 0.2 * weights_then[name]
+        torch.testing.assert_close(state["state_dict_ema"][name], average)
+    names = [e["weights"] for e in read_metrics(flags["util.run_dir"]) if e["event"] == "validation"]
+    assert names == ["model", "ema"]
+
+
+def test_tensorboard_events_are_written_when_asked(flags: Flags) -> None:
+    start({**flags, "util.tensorboard": True})
+    assert len(list(flags["util.run_dir"].glob("events.out.tfevents*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"optim.batch_size": 31}, "30 training images; expected at least one batch of 31"),
+        ({"model.arch": "resnet51"}, "resnet50"),
+        ({"compute.distributed.backend": "nccl"}, "shows no GPU"),
+        ({"compute.gpu": 0}, "compute.gpu is 0, but this machine shows 0"),
+    ],
+)
+def test_bad_input_creates_nothing(flags: Flags, changed: Flags, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        start(flags | changed)
+    assert not flags["util.run_dir"].exists()
+
+
+def test_a_missing_map_is_told_with_both_paths_and_creates_nothing(flags: Flags, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels" / "ant").mkdir(parents=True)
+    with pytest.raises(UserError, match="30 of 30 training images have no label map") as told:
+        start({**flags, "data.relabel.path": tmp_path / "labels"})
+    for part in ("ant.00.JPEG", "ant.00.pt", "relabel annotate", "--data.relabel.use False"):
+        assert part in str(told.value)
+    assert not flags["util.run_dir"].exists()
+
+
+def test_a_run_folder_that_cannot_be_written_is_refused(flags: Flags, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"run folder .* cannot be written"):
+        start({**flags, "util.run_dir": tmp_path / "file" / "run"})
+
+
+@pytest.mark.parametrize(("arch", "size"), [("densenet121", 8), ("vit_b_16", 96)])
+def test_a_network_that_cannot_take_the_images_is_refused_before_the_run(flags: Flags, arch: str, size: int) -> None:
+    with pytest.raises(UserError, match=f"{arch} cannot classify images of {size} x {size} pixels"):
+        start({**flags, "model.arch": arch, "data.image_size": size})
+    assert not flags["util.run_dir"].exists()
+
+
+def test_workers_need_not_be_divided_by_the_processes(flags: Flags) -> None:
+    config = load_config("", {key: str(value) for key, value in flags.items()} | {"compute.num_workers": "32"})
+    for n in (1, 2, 3):
+        assert 1 <= workers_of(config, Process(0, n, 0, n, torch.device("cpu"))) <= max(1, available_cores() // n)
+    none = load_config("", {key: str(value) for key, value in flags.items()})
+    assert workers_of(none, Process(0, 3, 0, 3, torch.device("cpu"))) == 0
+
+
+def test_a_worker_that_is_killed_ends_the_run_with_a_message(flags: Flags, monkeypatch: pytest.MonkeyPatch) -> None:
+    from relabel.training.trainer import Trainer
+
+    original = Trainer.train_step
+
+    def train_step(trainer: Trainer, batches: Any) -> Any:
+        for child in active_children():
+            os.kill(child.pid or 0, signal.SIGKILL)
+        return original(trainer, batches)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    with pytest.raises(UserError, match="a process that loads images died"):
+        start({**flags, "compute.num_workers": 1})
+    assert status(flags["util.run_dir"])["state"] == "failed"
+
+
+def test_a_damaged_checkpoint_never_replaces_the_whole_one_before(
+    flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start({**flags, "util.run_dir": tmp_path / "undisturbed"})
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        StopAt(patch, 7, signal.SIGTERM)
+        start(flags)
+    folder = flags["util.run_dir"]
+    last = (folder / LAST).read_bytes()
+    (folder / LAST).write_bytes(last[: len(last) // 2])
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        StopAt(patch, 8, signal.SIGTERM)
+        start(flags)
+    assert "Continuing from checkpoint-previous.pth" in capsys.readouterr().err
+    assert load_checkpoint(folder / PREVIOUS)["step"] < load_checkpoint(folder / LAST)["step"]
+    start(flags)
+    assert_same_weights(weights(tmp_path / "undisturbed"), weights(folder))
+    assert metrics(tmp_path / "undisturbed") == metrics(folder)
+
+
+def test_a_run_folder_may_be_moved_and_named_in_other_ways(
+    flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        StopAt(patch, 7, signal.SIGTERM)
+        start(flags)
+    flags["util.run_dir"].rename(tmp_path / "moved")
+    start({**flags, "util.run_dir": f"{tmp_path}/./moved/"})
+    assert status(tmp_path / "moved")["state"] == "done"
+
+
+def test_label_smoothing_works_without_cutmix(flags: Flags, photos: Path) -> None:
+    images = list_images(photos / "train")
+    sampler = TrainBatches(len(images), 6, 1, 0, 1, seed=0, start_step=0, total_steps=1)
+    batch = collate([ImageDataset(images, CenterCrop(16, None))[key] for key in next(iter(sampler))])
+    changes = {"optim.label_smoothing": 0.3, "data.relabel.use": False}
+    config = load_config("", {key: str(value) for key, value in (flags | changes).items()})
+    targets = make_targets(config, 3)(batch)
+    expected = torch.full((6, 3), 0.1)
+    expected[range(6), batch.labels] = 0.8
+    torch.testing.assert_close(targets, expected)

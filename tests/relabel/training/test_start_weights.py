@@ -1,0 +1,165 @@
+"""`model.weights`: a run that starts from a checkpoint, with its classification head or a new one."""
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from models.build import create_model
+from models.digit_net import DigitNet
+from relabel.cli.run import run
+from relabel.config.load import load_config
+from tests.conftest import CLASSES, ROOT, Flags, environment
+from tests.relabel.training.test_run import StopAt, assert_same_weights, start, weights
+from utils.checkpoint import LAST, load_checkpoint
+from utils.errors import UserError
+
+# Nothing is learned at rate 0, so the parameters at a run's end are those that it started from.
+AT_REST = {"optim.lr.init": 0.0, "optim.warmup.epochs": 0, "optim.epochs": 1}
+HEAD = {"fc.weight", "fc.bias"}
+
+
+def network(num_classes: int, seed: int = 5) -> dict[str, Tensor]:
+    """Weights of a network that no run would start from by itself."""
+    torch.manual_seed(seed)
+    return DigitNet(num_classes).state_dict()
+
+
+def parameters(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without batch statistics, which change at any learning rate."""
+    return {name: tensor for name, tensor in state_dict.items() if "running" not in name and "batches" not in name}
+
+
+@pytest.fixture
+def flags_at_rest(flags: Flags, tmp_path: Path) -> Flags:
+    """A run at learning rate 0 from the checkpoint w.pth."""
+    return {**flags, **AT_REST, "model.weights": tmp_path / "w.pth"}
+
+
+def fresh_head(flags: Flags, folder: Path) -> dict[str, Tensor]:
+    """The head of a run with this seed that starts from nothing."""
+    start({**flags, "model.weights": "", "util.run_dir": folder})
+    return {name: tensor for name, tensor in weights(folder).items() if name in HEAD}
+
+
+def assert_started_from(flags: Flags, expected: dict[str, Tensor]) -> None:
+    start(flags)
+    assert_same_weights(parameters(weights(flags["util.run_dir"])), parameters(expected))
+
+
+def test_the_same_classes_take_the_head_over(flags_at_rest: Flags, capsys: pytest.CaptureFixture[str]) -> None:
+    file = flags_at_rest["model.weights"]
+    torch.save({"arch": "digit_net", "class_names": list(CLASSES), "state_dict": network(3)}, file)
+    assert_started_from(flags_at_rest, network(3))
+    assert f"starting from {file}, the classification head too\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("names", "count", "says"),
+    [
+        (["bee", "ant", "cow"], 3, "the file names 3 classes, and not these 3 in this order"),
+        (["ant", "bee"], 2, "the file names 2 classes, and not these 3 in this order"),
+        (None, 3, "the file does not name its classes, and not these 3 in this order"),
+    ],
+)
+def test_any_other_classes_start_the_head_anew(
+    flags_at_rest: Flags,
+    tmp_path: Path,
+    names: list[str] | None,
+    count: int,
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    torch.save({"class_names": names, "state_dict": network(count)}, flags_at_rest["model.weights"])
+    assert_started_from(flags_at_rest, network(count) | fresh_head(flags_at_rest, tmp_path / "fresh"))
+    assert f"the classification head anew: {says}" in capsys.readouterr().out
+
+
+FORMS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
+    "bare": lambda weights: weights,
+    "wrapped, DDP": lambda weights: {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in weights.items()}},
+    "with averaged weights": lambda weights: {"state_dict": network(3, seed=6), "state_dict_ema": weights},
+    "without a head": lambda weights: {name: tensor for name, tensor in weights.items() if name not in HEAD},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_a_checkpoint_serves(flags_at_rest: Flags, tmp_path: Path, form: str) -> None:
+    torch.save(FORMS[form](network(3)), flags_at_rest["model.weights"])
+    assert_started_from(flags_at_rest, network(3) | fresh_head(flags_at_rest, tmp_path / "fresh"))
+
+
+def test_safetensors_serve(flags_at_rest: Flags, tmp_path: Path) -> None:
+    flags_at_rest["model.weights"] = tmp_path / "w.safetensors"
+    safetensors.torch.save_file(network(3), tmp_path / "w.safetensors")
+    assert_started_from(flags_at_rest, network(3) | fresh_head(flags_at_rest, tmp_path / "fresh"))
+
+
+def test_a_continued_run_does_without_the_file(flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags["model.weights"] = tmp_path / "w.pth"
+    torch.save(network(7), tmp_path / "w.pth")
+    start({**flags, "util.run_dir": tmp_path / "undisturbed"})
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        StopAt(patch, 7, signal.SIGTERM)
+        start(flags)
+    (tmp_path / "w.pth").unlink()
+    start(flags)
+    assert_same_weights(weights(tmp_path / "undisturbed"), weights(flags["util.run_dir"]))
+    start(flags)  # finished
+    with pytest.raises(UserError, match=r"another config:\n +model.weights: .*w.pth there,  now"):
+        start({**flags, "model.weights": ""})
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (
+            network(3) | {"features.0.weight": torch.zeros(24, 3, 5, 5)},
+            r"w.pth: .*\n.*1 of another shape: features.0.w",
+        ),
+        (
+            {"arch": "resnet18", "state_dict": create_model("resnet18", 3).state_dict()},
+            r"w.pth: .*(.|\n)*unexpected(.|\n)*set --model.arch resnet18",
+        ),
+        ({"state_dict": network(2), "class_names": list(CLASSES)}, r"fc.weight \[2, 128\] instead of \[3, 128\]"),
+        ({"optimizer": {}}, "w.pth holds no weights"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_nothing_is_made(flags_at_rest: Flags, content: Any, match: str) -> None:
+    torch.save(content, flags_at_rest["model.weights"])
+    with pytest.raises(UserError, match=match):
+        start(flags_at_rest)
+    assert not flags_at_rest["util.run_dir"].exists()
+
+
+def test_a_missing_file_is_told_before_anything_is_read(flags_at_rest: Flags, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"model.weights = .*w.pth' .*no such file; expected the checkpoint to start fr"
+    ):
+        start(flags_at_rest)
+    assert not flags_at_rest["util.run_dir"].exists()
+
+
+@pytest.mark.slow
+def test_the_card_of_the_fine_tuning_recipe_makes_its_data(
+    flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = ROOT / "configs/digits/fine_tune.yaml"
+    ((lines, _),) = re.findall(r"made by\n((#  .*\n)+)", recipe.read_text())
+    script = lines.replace("#  ", "").replace("python ", f"{sys.executable} ").replace("500", "100 --val 20")
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["bash", "-euc", script], check=True, env={**environment(), "PYTHONPATH": str(ROOT)}, timeout=60)
+    assert sum(1 for _ in Path("runs/parity/train").glob("*/*.JPEG")) == 100
+    Path("configs").symlink_to(ROOT / "configs")
+    short = {"optim.epochs": "1", "optim.warmup.epochs": "0", "compute.num_workers": "0"}
+    run(load_config(str(recipe), short))
+    assert "annotator.pth, the classification head anew: the file names 10 classes" in capsys.readouterr().out
+    assert load_checkpoint(tmp_path / "runs/fine_tune" / LAST)["class_names"] == ["even", "odd"]

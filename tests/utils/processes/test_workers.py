@@ -1,0 +1,190 @@
+"""Worker processes: their errors, their deaths, their signals, and how they end."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from multiprocessing import resource_sharer
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import ROOT
+from utils.errors import UserError
+from utils.processes.workers import read_batches
+
+KEYS = [[1, 2], [3, 4], [5]]
+
+
+class Trouble:
+    """Gives the key itself, except where the key is a word: then it does what the word says."""
+
+    def __getitem__(self, key: int | str) -> int | str:
+        """The key, or trouble."""
+        if key == "refuse":
+            raise UserError("a.jpg: found a cat; expected a dog. Swap them.")
+        if key == "bug":
+            raise IndexError("a programmer's mistake")
+        if key == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if key == "hang":
+            threading.Event().wait()
+        return os.getpid() if key == "pid" else key
+
+
+def read(key_lists: Sequence[Sequence[int | str]], num_workers: int) -> list[list[int | str]]:
+    """All batches."""
+    return list(read_batches(Trouble(), list, key_lists, num_workers, pin_memory=False))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_batches_come_in_order(num_workers: int) -> None:
+    assert read(KEYS, num_workers) == KEYS
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_a_user_error_arrives_as_it_was_raised(num_workers: int) -> None:
+    batches = read_batches(Trouble(), list, [[1], ["refuse"], [3]], num_workers, pin_memory=False)
+    assert next(batches) == [1]
+    with pytest.raises(UserError) as refusal:
+        next(batches)
+    assert str(refusal.value) == "a.jpg: found a cat; expected a dog. Swap them."
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_programmers_mistake_keeps_its_type_and_trace(num_workers: int) -> None:
+    with pytest.raises(IndexError, match="a programmer's mistake") as mistake:
+        read([["bug"]], num_workers)
+    assert num_workers == 0 or "__getitem__" in str(mistake.value)
+
+
+def test_a_killed_worker_ends_the_loop_with_a_message() -> None:
+    with pytest.raises(UserError, match=r"a process that loads images died \(.*worker.*--compute\.num_workers"):
+        read([[1], ["die"], [3]], 1)
+
+
+@pytest.mark.parametrize("kind", [ConnectionResetError, ConnectionRefusedError, EOFError, FileNotFoundError])
+def test_a_worker_that_died_before_its_batch_was_fetched_is_told_alike(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    def gone(handle: resource_sharer.DupFd) -> int:
+        raise kind("what the socket of a dead process says, where that is noticed before the death")
+
+    monkeypatch.setattr(resource_sharer.DupFd, "detach", gone)  # how the memory of a batch comes over
+    with pytest.raises(UserError, match="a process that loads images died"):
+        list(read_batches(list(range(6)), torch.tensor, KEYS, 1, pin_memory=False))
+
+
+@pytest.mark.parametrize("key", ["refuse", "bug", "die"])
+def test_no_worker_outlives_an_error(key: str) -> None:
+    """Even while somebody keeps the exception, and with it the frames and the iterator."""
+    with pytest.raises((UserError, IndexError)) as error:
+        read([[1], [key], [3], [4]], 2)
+    assert multiprocessing.active_children() == []
+    assert error.value.__traceback__ is not None
+
+
+def test_no_worker_outlives_a_loop_that_was_left() -> None:
+    for batch in read_batches(Trouble(), list, KEYS * 5, 2, pin_memory=False):
+        if batch == [3, 4]:
+            break
+    assert multiprocessing.active_children() == []
+
+
+def test_signals_to_the_group_do_not_stop_workers() -> None:
+    """The parent decides when to stop; it may still want the batches under way."""
+    batches = read_batches(Trouble(), list, [["pid"]] + [[i] for i in range(20)], 1, pin_memory=False)
+    (worker,) = next(batches)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        os.kill(worker, number)
+    assert list(batches) == [[i] for i in range(20)]
+
+
+def test_the_stream_of_torchs_random_numbers_is_left_alone() -> None:
+    before = torch.get_rng_state()
+    read(KEYS, 1)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def start(program: str) -> "subprocess.Popen[str]":
+    """A Python program that can import this file."""
+    command = [sys.executable, "-c", f"from tests.utils.processes.test_workers import *\n{program}"]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("ending", ["sys.exit(1)", "next(batches)"])
+def test_a_program_ends_though_its_loop_is_not_finished(ending: str) -> None:
+    """By its own will or by an error nobody caught, with the loop held in a cycle that nothing collects in time."""
+    program = start(
+        "batches = read_batches(Trouble(), list, [['pid'], ['bug']] + [['pid']] * 9, 2, pin_memory=False)\n"
+        "held = [batches]\n"
+        "held.append(held)\n"
+        f"next(batches)\n{ending}\n"
+    )
+    program.communicate(timeout=60)
+    assert program.returncode == 1
+
+
+def test_workers_die_with_a_killed_program() -> None:
+    """Reading the output ends when the last process that could write to it is gone: a worker, hanging."""
+    program = start(
+        "batches = read_batches(Trouble(), list, [['pid'], ['hang']], 1, pin_memory=False)\n"
+        "print(*next(batches), flush=True)\n"
+        "next(batches)\n"
+    )
+    assert program.stdout is not None and program.stdout.readline().strip().isdigit()
+    program.kill()
+    program.communicate(timeout=60)
+    assert program.returncode == -signal.SIGKILL
+
+
+HANGING = """
+import os, signal
+from tests.utils.processes.test_workers import read_batches, Trouble
+
+batches = read_batches(Trouble(), list, [["pid"]] * 99, 1, pin_memory=False)
+os.kill(next(batches)[0], signal.SIGSTOP)  # as one that waits for a disk that has gone
+print("ending", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_does_not_keep_a_program_from_ending(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(HANGING)
+    command = [sys.executable, str(tmp_path / "program.py")]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, b"ending\n"), done.stderr
+
+
+STARTING = """
+import multiprocessing, os, signal, threading, time
+from tests.utils.processes.test_workers import read_batches, Trouble
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("spawn")
+    signal.signal(signal.SIGTERM, lambda *_: print("asked to stop", flush=True))
+    threading.Thread(target=lambda: [time.sleep(0.5), os.killpg(0, signal.SIGTERM)]).start()
+    print(list(read_batches(Trouble(), list, [[1, 2], [3]], 2, pin_memory=False)), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_signals_while_workers_start_do_not_kill_them(tmp_path: Path) -> None:
+    """Spawned ones import torch for seconds; under our launcher they do so at each validation."""
+    (tmp_path / "program.py").write_text(STARTING)
+    command = [sys.executable, str(tmp_path / "program.py")]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        timeout=120,
+        start_new_session=True,
+    )
+    assert done.stdout.splitlines() == [b"asked to stop", b"[[1, 2], [3]]"], done.stderr

@@ -1,0 +1,112 @@
+"""The learning rate against the 2021 code's figures, and at its corners."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR
+
+from tests.conftest import ROOT
+from utils.schedule import learning_rate
+
+GOLDEN = ROOT / "tests" / "golden" / "schedule_2021.json"
+
+
+@pytest.mark.parametrize("decay_type", ["cos", "linear", "default"])
+def test_equals_the_2021_code_at_every_step(decay_type: str) -> None:
+    case = json.loads(GOLDEN.read_text())[decay_type]
+    expected = case.pop("lr")
+    rates = [learning_rate(step, decay_type=decay_type, **case) for step in range(len(expected))]
+    assert len(rates) == case["epochs"] * case["steps_per_epoch"]
+    assert rates == pytest.approx(expected, rel=1e-12, abs=1e-15)
+
+
+def scheduled(kind: str, steps: int, epochs: int, warmup_epochs: int, lr_init: float) -> list[float]:
+    """The slow reference: torch's schedulers, which go step by step; the rates after the warm-up."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr_init)
+    left = (epochs - warmup_epochs) * steps
+    scheduler = {
+        "cos": lambda: CosineAnnealingLR(optimizer, left),
+        "linear": lambda: LinearLR(optimizer, 1.0, 0.0, left),
+        "default": lambda: MultiStepLR(optimizer, [30 * steps, 60 * steps, 90 * steps]),
+    }[kind]()
+    rates = []
+    for _ in range(epochs * steps if kind == "default" else left):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates[-left:] if left else []
+
+
+@given(
+    st.sampled_from(["cos", "linear", "default"]),
+    st.integers(1, 3),
+    st.integers(1, 9) | st.sampled_from([30, 31, 91]),
+    st.data(),
+    st.floats(1e-6, 10),
+    st.floats(0, 20),
+)
+def test_any_schedule_is_that_of_torch_after_a_straight_warmup(
+    kind: str, steps: int, epochs: int, data: st.DataObject, lr_init: float, warmup_lr: float
+) -> None:
+    warmup_epochs = data.draw(st.integers(0, epochs) | st.just(epochs))
+    rates = [learning_rate(s, steps, epochs, warmup_epochs, lr_init, warmup_lr, kind) for s in range(epochs * steps)]
+    first = warmup_epochs * steps
+    line = [warmup_lr + i * (lr_init - warmup_lr) / first for i in range(first)]
+    assert rates == pytest.approx(line + scheduled(kind, steps, epochs, warmup_epochs, lr_init), rel=1e-6, abs=1e-7)
+    assert min(rates) >= 0 and max(rates) <= max(lr_init, warmup_lr) * (1 + 1e-12)
+
+
+@given(st.sampled_from(["cos", "linear", "default"]), st.integers(1, 10**5), st.integers(1, 10**4), st.data())
+def test_a_rate_is_a_finite_number_that_falls_in_runs_of_any_length(
+    kind: str, steps: int, epochs: int, data: st.DataObject
+) -> None:
+    warmup = data.draw(st.integers(0, epochs))
+    step = data.draw(st.integers(0, epochs * steps - 1) | st.sampled_from([0, warmup * steps, epochs * steps - 1]))
+    now, later = (learning_rate(s, steps, epochs, warmup, 0.4, 0.0, kind) for s in (step, step + 1))
+    assert min(now, later) >= -1e-16 and now <= 0.4
+    if step + 1 < warmup * steps:
+        assert now < later
+    elif step >= warmup * steps:
+        assert now >= later
+
+
+def test_warmup_rises_in_equal_steps_from_its_own_start() -> None:
+    rates = [learning_rate(step, 2, 9, 2, 0.5, 0.1, "cos") for step in range(5)]
+    assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+
+
+@pytest.mark.parametrize("decay_type", ["cos", "linear", "default"])
+def test_without_warmup_the_first_step_has_the_peak(decay_type: str) -> None:
+    assert learning_rate(0, 3, 2, 0, 0.4, 0.0, decay_type) == 0.4
+
+
+def test_decay_without_warmup_by_hand() -> None:
+    linear = [learning_rate(step, 2, 2, 0, 0.4, 0.0, "linear") for step in range(4)]
+    assert linear == pytest.approx([0.4, 0.3, 0.2, 0.1])
+    half_way = learning_rate(2, 2, 2, 0, 0.4, 0.0, "cos")
+    assert half_way == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("decay_type", ["cos", "linear"])
+def test_last_step_is_small_but_above_zero(decay_type: str) -> None:
+    """The rate reaches 0 one step after the last, so no step is wasted."""
+    last = learning_rate(10 * 100 - 1, 100, 10, 1, 0.1, 0.0, decay_type)
+    assert 0 < last < 0.1 / 100
+    assert learning_rate(10 * 100, 100, 10, 1, 0.1, 0.0, decay_type) == pytest.approx(0, abs=1e-17)
+
+
+def test_default_drops_at_its_three_epochs_only() -> None:
+    rates = [learning_rate(epoch * 7, 7, 200, 0, 1.0, 0.0, "default") for epoch in (29, 30, 59, 60, 89, 90, 199)]
+    assert rates == pytest.approx([1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_run_that_is_all_warmup() -> None:
+    assert [learning_rate(step, 2, 1, 1, 0.4, 0.0, "cos") for step in range(3)] == pytest.approx([0, 0.2, 0.4])
+
+
+def test_unknown_decay_is_refused() -> None:
+    with pytest.raises(ValueError, match="cos, linear or default, not 'cosine'"):
+        learning_rate(5, 2, 2, 0, 0.4, 0.0, "cosine")

@@ -1,0 +1,410 @@
+"""What others wrote runs nothing and stays in its place: each command with a hostile file wherever it takes one."""
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from benchmarks.cifar10_folder import write_folder
+from models.digit_net import DigitNet
+from relabel import __main__ as tools
+from relabel.annotation.convert import pack
+from relabel.checks.object_boxes import read_truth, read_voc_file
+from relabel.cli.run import run
+from relabel.config.load import load_config
+from relabel.crop_box import WHOLE_IMAGE
+from relabel.data.decode import ImageFile
+from relabel.data.images import list_images
+from relabel.evaluation.imagenet_labels import read_multi_labels, read_real
+from relabel.label_map import LabelMap
+from relabel.stores.manifest import Manifest
+from relabel.stores.packed_writer import PackedWriter
+from relabel.stores.pt_folder import list_label_files
+from tests.conftest import CLASSES, Flags, Tried
+from tests.fuzz_targets import imagenet_images
+from tests.traps import Trap, hostile_files
+from utils.checkpoint import LAST, PREVIOUS, load_checkpoint
+from utils.errors import UserError, exit_on_user_error
+
+HEADER = "image,label,top1,top1_probability,label_probability,top5\n"
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder and what it holds."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def sound(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The photos and their label maps, as files and packed, and all else that a command can be given."""
+    folder = tmp_path_factory.mktemp("sound") / "data"
+    shutil.copytree(photos, folder)
+    pack(folder / "labels", folder / "packed", None, None, skip_damaged=False)
+    network = {"arch": "digit_net", "class_names": list(CLASSES), "state_dict": DigitNet(3).state_dict()}
+    torch.save(network, folder / "w.pth")
+    rows = "".join(f"{name},ant,bee,0.5,0.25,bee/ant\n" for name in ("ant/ant.00.JPEG", "bee/bee.00.JPEG"))
+    for name, text in {"p.csv": HEADER + rows, "q.csv": HEADER + rows, "keep.txt": "ant/ant.00.JPEG\n"}.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.fixture
+def data(sound: Path, flags: Flags, tmp_path: Path) -> Path:
+    """A copy of it that a test may damage; the flags of a run point to it."""
+    shutil.copytree(sound, tmp_path / "data")
+    flags |= {"data.data_path": tmp_path / "data", "data.relabel.path": tmp_path / "data" / "labels"}
+    return tmp_path / "data"
+
+
+# Where a command takes a file: its name in `data`, then the flags of main.py or the words of a tool.
+TRAINING: dict[str, tuple[str, dict[str, str]]] = {
+    "a label map": ("labels/ant/ant.00.pt", {}),
+    "a manifest of files": ("labels/manifest.json", {}),
+    "a packed manifest": ("packed/manifest.json", {"data.relabel.path": "packed"}),
+    "packed maps": ("packed/maps.npy", {"data.relabel.path": "packed"}),
+    "packed keys": ("packed/keys.npy", {"data.relabel.path": "packed"}),
+    "packed checksums": ("packed/crc32.npy", {"data.relabel.path": "packed"}),
+    "a list of images": ("keep.txt", {"data.keep_list": "keep.txt"}),
+    "weights to start from": ("w.pth", {"model.weights": "w.pth"}),
+    "bare weights": ("w.safetensors", {"model.weights": "w.safetensors"}),
+    "a checkpoint to evaluate": ("w.pth", {"util.test_only": "True", "util.test_weight_file": "w.pth"}),
+    "own labels as JSON": ("own.json", {"eval.labels": "own.json"}),
+    "own labels as TSV": ("own.tsv", {"eval.labels": "own.tsv"}),
+}
+TOOLS: dict[str, tuple[str, list[str]]] = {
+    "annotate --weights": ("w.pth", ["annotate", "train", "out", "--weights", "w.pth"]),
+    "export-model": ("w.pth", ["export-model", "w.pth", "out", "--form", "timm"]),
+    "export-model's config": (
+        "c.yaml",
+        ["export-model", "w.pth", "out", "--form", "onnx", "--config_file_path", "c.yaml"],
+    ),
+    "check's manifest": ("packed/manifest.json", ["check", "packed"]),
+    "check's keys": ("packed/keys.npy", ["check", "packed", "--images", "train"]),
+    "check --boxes": ("boxes.json", ["check", "packed", "--boxes", "boxes.json", "--images", "train"]),
+    "pack's maps": ("labels/ant/ant.00.pt", ["pack", "labels", "out"]),
+    "pack --classes": ("names.txt", ["pack", "labels", "out", "--classes", "names.txt"]),
+    "unpack": ("packed/keys.npy", ["unpack", "packed", "out"]),
+    "unpack's maps": ("packed/maps.npy", ["unpack", "packed", "out"]),
+    "export-labels": ("packed/crc32.npy", ["export-labels", "packed", "out", "--images", "train"]),
+    "compare": ("p.csv", ["compare", "p.csv", "q.csv"]),
+    "compare's second": ("q.csv", ["compare", "p.csv", "q.csv", "--json", "out"]),
+}
+
+
+def assert_refused(command: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit status 2, one error, no traceback."""
+    with pytest.raises(SystemExit) as ending, exit_on_user_error():
+        command()
+    told = capsys.readouterr().err
+    assert ending.value.code == 2 and told.count("error: ") == 1 and "Traceback" not in told, told
+
+
+@pytest.mark.parametrize("place", TRAINING)
+def test_main_runs_nothing_in_a_file(
+    data: Path, flags: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str, tried: Tried
+) -> None:
+    name, extra = TRAINING[place]
+    own = {
+        key: str(data / value) if (data / value).exists() or value == name else value for key, value in extra.items()
+    }
+    words = {key: str(value) for key, value in {**flags, **own}.items()}
+    if name.startswith("own"):
+        words |= {"util.test_only": "True", "util.test_weight_file": str(data / "w.pth")}
+    if "util.test_only" in words:
+        words = {key: words[key] for key in words if not key.startswith(("data.relabel", "optim"))}
+    for content in hostile_files(tmp_path / "it-ran").values():
+        (data / name).write_bytes(content)
+        assert_refused(lambda: run(load_config("", words)), capsys)
+    tried(len(hostile_files(tmp_path)))
+    assert not (tmp_path / "it-ran").exists() and not flags["util.run_dir"].exists()
+
+
+@pytest.mark.parametrize("place", TOOLS)
+def test_the_tools_run_nothing_in_a_file(
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    place: str,
+    tried: Tried,
+) -> None:
+    name, words = TOOLS[place]
+    monkeypatch.chdir(data)
+    for content in hostile_files(tmp_path / "it-ran").values():
+        Path(name).write_bytes(content)
+        assert_refused(lambda: tools.main(words), capsys)
+        assert not list(Path().glob("out/**/*.pt")) or name.startswith("packed/maps")
+    tried(len(hostile_files(tmp_path)))
+    assert not (tmp_path / "it-ran").exists()
+
+
+def test_a_run_does_not_continue_from_a_hostile_checkpoint(
+    data: Path, flags: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags["util.run_dir"].mkdir()
+    words = {key: str(value) for key, value in flags.items()}
+    for content in hostile_files(tmp_path / "it-ran").values():
+        for name in (LAST, PREVIOUS):
+            (flags["util.run_dir"] / name).write_bytes(content)
+        assert_refused(lambda: run(load_config("", words)), capsys)
+    assert not (tmp_path / "it-ran").exists()
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda path: read_real(path, *imagenet_images()),
+        lambda path: read_multi_labels(path, *imagenet_images()),
+        lambda path: read_truth(path),
+        lambda path: read_voc_file(path, "ant"),
+        lambda path: load_config(str(path), {}),
+        lambda path: ImageFile(path).resized_crop(WHOLE_IMAGE, 4, 5),
+        lambda path: ImageFile(path, "simplejpeg").resized_crop(WHOLE_IMAGE, 4, 5),
+    ],
+    ids=["ReaL", "Shankar", "boxes as JSON", "boxes as XML", "config", "image", "image, fast"],
+)
+def test_no_reader_runs_anything(tmp_path: Path, read: Callable[[Path], object], tried: Tried) -> None:
+    for content in hostile_files(tmp_path / "it-ran").values():
+        (tmp_path / "a.file").write_bytes(content)
+        with pytest.raises(UserError, match=r"a\.file"):
+            read(tmp_path / "a.file")
+    tried(len(hostile_files(tmp_path)))
+    assert not (tmp_path / "it-ran").exists()
+
+
+def test_the_traps_work_on_a_careless_reader(tmp_path: Path) -> None:
+    with pytest.raises(AttributeError):  # what it makes is no Trap
+        pickle.loads(pickle.dumps(Trap(tmp_path / "it-ran"))).marker  # noqa: B018
+    assert (tmp_path / "it-ran").exists()
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\n(a program) show\n%%EOF\n"
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif"])
+def test_an_image_that_is_a_program_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Pillow hands PostScript to Ghostscript, whatever the file is called."""
+    (tmp_path / "gs").write_text(f"#!/bin/sh\nmkdir -p {tmp_path}/it-ran\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    (tmp_path / name).write_bytes(POSTSCRIPT)
+    with pytest.raises(UserError, match="in no image format"):
+        ImageFile(tmp_path / name).resized_crop(WHOLE_IMAGE, 4, 5)
+    assert not (tmp_path / "it-ran").exists()
+
+
+# Names in files
+
+
+def one_map() -> LabelMap:
+    return LabelMap(np.ones((1, 2, 3), np.float16), np.zeros((1, 2, 3), np.int16))
+
+
+def write_store(folder: Path, keys: list[bytes], class_name: str = "ant") -> Path:
+    """A packed store whose maps and checksums are in order, whatever its keys."""
+    folder.mkdir()
+    manifest = Manifest(form="packed", maps=len(keys), k=1, h=2, w=3, class_names=[class_name], made_by={})
+    writer = PackedWriter(folder, np.array(sorted(keys), dtype=np.bytes_), manifest)
+    writer.begin()
+    writer.open()
+    for row in range(len(keys)):
+        writer.write(row, one_map())
+    writer.commit({})
+    return folder
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        b"../up",
+        b"ant/../../up",
+        b"/tmp/up",
+        b"..",
+        b".",
+        b"ant/..",
+        b"ant/",
+        b"/ant",
+        b"ant//a",
+        b"ant/b/c",
+        b"ant/a\0b",
+    ],
+)
+def test_keys_of_a_store_cannot_leave_the_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: bytes
+) -> None:
+    write_store(tmp_path / "store", [b"ant/first", key])
+    before = tree(tmp_path)
+    for words in (["unpack", "store", "inside/out"], ["check", "store"]):
+        command = [words[0], *(str(tmp_path / word) for word in words[1:])]
+        assert_refused(partial(tools.main, command), capsys)
+    assert tree(tmp_path) == before and not Path("/tmp/up.pt").exists()
+
+
+def test_odd_names_stay_inside(tmp_path: Path) -> None:
+    odd = [b"ant/..\\up", b"ant/...", b"ant/a\nb", b"ant/\xff", b"-rf/*", b"ant/%2e%2e%2f"]
+    write_store(tmp_path / "store", odd)
+    tools.main(["unpack", str(tmp_path / "store"), str(tmp_path / "out")])
+    written = [os.fsencode(name.removesuffix(".pt")) for name in tree(tmp_path / "out") if name.endswith(".pt")]
+    assert sorted(written) == sorted(odd)
+    assert {path.name for path in tmp_path.iterdir()} == {"store", "out"}
+
+
+def test_a_link_among_the_class_folders_is_not_followed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, out, elsewhere = write_store(tmp_path / "store", [b"ant/a"]), tmp_path / "out", tmp_path / "elsewhere"
+    tools.main(["unpack", str(store), str(out)])
+    (elsewhere).mkdir()
+    (elsewhere / ".thesis.tmp").write_text("of somebody else")
+    shutil.rmtree(out / "ant")
+    (out / "ant").symlink_to(elsewhere)
+    capsys.readouterr()
+    assert_refused(lambda: tools.main(["unpack", str(store), str(out)]), capsys)
+    assert tree(elsewhere) == {".thesis.tmp": b"of somebody else"}
+
+
+@pytest.mark.parametrize("name", ["maps.npy", "keys.npy", "crc32.npy"])
+def test_a_link_in_the_place_of_a_store_file_is_not_written_through(
+    tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).symlink_to(tmp_path / "thesis.tex")
+    assert_refused(lambda: tools.main(["pack", str(photos / "labels"), str(tmp_path / "out")]), capsys)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    "name", ["../ant.JPEG", "/etc/hostname", "ant/../../ant.JPEG", "ant/a\0.JPEG", "..\\ant.JPEG", ""]
+)
+def test_names_in_predictions_cannot_leave_the_images(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    Image.new("RGB", (8, 6)).save(data / "ant.JPEG")
+    for file in ("p.csv", "q.csv"):
+        (data / file).write_text(f"{HEADER}{name},ant,bee,0.5,0.25,bee/ant\n")
+    monkeypatch.chdir(data)
+    command = ["compare", "p.csv", "q.csv", "--images", "train", "--out", "sheet.png"]
+    assert_refused(lambda: tools.main(command), capsys)
+    assert not Path("sheet.png").exists()
+
+
+@pytest.mark.parametrize("name", ["../../data/train/ant/ant.00.JPEG", "/ant/ant.00.JPEG", "ant/../ant/ant.00.JPEG"])
+def test_names_in_a_keep_list_are_those_of_the_images_or_refused(
+    data: Path, flags: Flags, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (data / "keep.txt").write_text(f"{name}\n")
+    words = {key: str(value) for key, value in {**flags, "data.keep_list": data / "keep.txt"}.items()}
+    assert_refused(lambda: run(load_config("", words)), capsys)
+
+
+def test_class_names_cannot_forge_lines_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A manifest may name its classes as it likes."""
+    store = write_store(tmp_path / "store", [b"a"], class_name="ant\nb.png\tbee")
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 6)).save(tmp_path / "images" / "a.png")
+    command = ["export-labels", str(store), str(tmp_path / "out.tsv"), "--images", str(tmp_path / "images")]
+    assert_refused(lambda: tools.main(command), capsys)
+    assert not (tmp_path / "out.tsv").exists()
+
+
+@pytest.mark.parametrize("name", ["../up", "/tmp/up", "..", "a/b", "", "a\0b"])
+def test_classes_of_an_archive_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
+    arrays: dict[str, Any] = {"bytes": np.zeros(4, np.uint8), "offsets": np.array([0, 4]), "labels": np.array([0])}
+    np.savez(tmp_path / "c.npz", **arrays, test=np.array([False]), classes=np.array([name, "bee"]))
+    with pytest.raises(UserError, match="found the class"):
+        write_folder(tmp_path / "c.npz", tmp_path / "inside" / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"c.npz"}
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "match"),
+    [
+        ("labels", [7], "do not fit"),
+        ("labels", [-1], "do not fit"),
+        ("offsets", [0, 9], "do not fit"),
+        ("classes", np.array([object()]), "cannot be read .*allow_pickle"),
+        ("test", None, "cannot be read .*test"),
+    ],
+)
+def test_an_archive_that_is_another_is_refused(tmp_path: Path, name: str, array: Any, match: str) -> None:
+    arrays: dict[str, Any] = {"bytes": np.zeros(4, np.uint8), "offsets": [0, 4], "labels": [0], "test": [False]}
+    arrays |= {"classes": ["ant", "bee"], name: array}
+    np.savez(tmp_path / "c.npz", **{key: value for key, value in arrays.items() if value is not None})
+    with pytest.raises(UserError, match=rf"c\.npz.*{match}"):
+        write_folder(tmp_path / "c.npz", tmp_path / "out")
+    (tmp_path / "c.npz").write_bytes(b"PK\3\4 junk")
+    with pytest.raises(UserError, match=r"c\.npz cannot be read"):
+        write_folder(tmp_path / "c.npz", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# Files that are none
+
+
+def test_pipes_and_devices_among_images_and_maps_are_passed_over(data: Path) -> None:
+    """Somebody who opens them waits for ever."""
+    for path in (data / "train" / "ant" / "z.jpg", data / "labels" / "ant" / "z.pt", data / "labels" / "flat.pt"):
+        os.mkfifo(path)
+        path.with_stem("zero").symlink_to("/dev/zero")
+        path.with_stem("gone").symlink_to("/nowhere")
+    images, maps = list_images(data / "train"), list_label_files(data / "labels")
+    assert [images.name(row) for row in range(len(images)) if "/ant." not in images.name(row)][:1] == ["ant/gone.jpg"]
+    assert (
+        len(images) == 31 and len(maps) == 32 and {"gone", "ant/gone"} < set(maps)
+    )  # a link to nothing is told when it is read
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["export-labels", "packed", "packed/maps.npy", "--images", "train"],
+        ["export-labels", "packed", "train/labels.tsv", "--images", "train"],
+        ["check", "packed", "--json", "packed/manifest.json"],
+        ["check", "labels", "--images", "train", "--json", "train/ant/report.json"],
+        ["show", "--labels", "packed", "--images", "train", "--out", "train/ant/ant.00.png"],
+        ["pack", "labels", "labels/ant"],
+        ["unpack", "packed", "packed/files"],
+        ["annotate", "train", "train/ant/maps", "--weights", "w.pth"],
+        ["compare", "p.csv", "q.csv", "--json", "q.csv"],
+        ["compare", "p.csv", "q.csv", "--images", "train", "--out", "train/ant/ant.00.png"],
+    ],
+)
+def test_no_output_replaces_a_part_of_the_input(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    monkeypatch.chdir(data)
+    Path("train/ant/ant.00.png").symlink_to("ant.00.JPEG")
+    before = tree(data)
+    with pytest.raises(SystemExit) as ending:
+        tools.main(words)
+    told = capsys.readouterr().err
+    assert ending.value.code == 2 and "expected another place" in told, told
+    assert tree(data) == before
+
+
+def test_an_image_name_longer_than_names_can_be(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(data)
+    for file in ("p.csv", "q.csv"):
+        Path(file).write_text(f"{HEADER}ant/{'x' * 300}.JPEG,ant,bee,0.5,0.25,bee/ant\n")
+    command = ["compare", "p.csv", "q.csv", "--images", "train", "--out", "sheet.png"]
+    assert_refused(lambda: tools.main(command), capsys)
+
+
+def test_a_safetensors_file_that_lies_about_its_length(tmp_path: Path) -> None:
+    safetensors.torch.save_file({"w": torch.zeros(3)}, tmp_path / "w.safetensors")
+    content = (tmp_path / "w.safetensors").read_bytes()
+    length = json.dumps({"w": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}).encode()
+    (tmp_path / "w.safetensors").write_bytes(len(length).to_bytes(8, "little") + length + content[-12:])
+    with pytest.raises(UserError, match=r"w\.safetensors cannot be read as a checkpoint"):
+        load_checkpoint(tmp_path / "w.safetensors")

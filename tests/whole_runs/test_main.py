@@ -1,0 +1,116 @@
+"""The command line of main.py: nothing starts on a bad one, and what a person is told."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import main
+from tests.conftest import ROOT
+from tests.wrong_commands import SECOND_PROCESS
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current folder with DATA/train, DATA/val, LABELS and a config file."""
+    for folder in ("DATA/train", "DATA/val", "LABELS"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "my.yaml").write_text("optim:\n  epochs: 7\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    return tmp_path
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    "argv", [["--util.print_config", "1"], ["--util.print_config"], ["--util.print_confg", "True"]]
+)
+def test_folders_are_not_missed_by_who_may_only_want_to_print(
+    capsys: pytest.CaptureFixture[str], argv: list[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main.main(argv)
+    err = capsys.readouterr().err
+    assert err.startswith("error: 1 problem;") and "util.print_conf" in err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_is_printed_is_utf8_whatever_the_locale(here: Path, encoding: str) -> None:
+    (here / "my.yaml").write_text('util: {run_dir: "r\u00e9sum\u00e9 \u96ea"}\n', encoding="utf-8")
+    command = [sys.executable, str(ROOT / "main.py"), "--config-file-path", "my.yaml", "--util.print_config", "True"]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    done = subprocess.run(command, capture_output=True, env=environment, check=True, timeout=60)
+    assert "run_dir: r\u00e9sum\u00e9 \u96ea" in done.stdout.decode("utf-8") and done.stderr == b""
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["--compute.gpu", "-1"], "gpu: -1 +# command line"),
+        (["--data.relabel.fill", "-1.5"], "fill: -1.5 +# command line"),
+        (["--optim.lr.init=1e-3"], "init: 0.001 +# command line"),
+        (["--optim.batch-size", "64"], "batch_size: 64 +# command line"),
+        (["--util.print-freq=3"], "print_freq: 3 +# command line"),
+        (["--util.tensorboard", "TRUE"], "tensorboard: true +# command line"),
+        (["--data.crop_ratio", "none"], "crop_ratio: null +# command line"),
+        (["--util.run_dir", "exp#3"], "run_dir: exp#3 +# command line"),
+        (["--util.run_dir", "a,b"], "run_dir: a,b +# command line"),
+        (["--util.run_dir", "a b # c"], "run_dir: 'a b # c' +# command line"),
+        (["--util.run_dir", "2024_01"], "run_dir: 2024_01 +# command line"),
+        (["--util.run_dir", "'quoted'"], "run_dir: '''quoted''' +# command line"),
+        (["--util.run_dir", "-abc"], "run_dir: -abc +# command line"),
+        (["--util.run_dir=--abc"], "run_dir: --abc +# command line"),
+        (["--data.data-path=a=b"], "data_path: a=b +# command line"),
+        (["--config-file-path", "my.yaml"], "epochs: 7 +# my.yaml"),
+        (["--config_file_path=my.yaml"], "run_dir: runs/my +# name of my.yaml"),
+        (["--config-file-path", "my.yaml"], "momentum: 0.9 +# base"),
+    ],
+)
+def test_print_config_shows_each_value_with_its_source(
+    here: Path, capsys: pytest.CaptureFixture[str], argv: list[str], line: str
+) -> None:
+    before = tree(here)
+    with pytest.raises(SystemExit) as caught:
+        main.main([*argv, "--util.print_config", "True"])
+    out, err = capsys.readouterr()
+    assert (caught.value.code, err) == (0, "")
+    assert re.search(rf"^ *{line}$", out, flags=re.MULTILINE)
+    assert tree(here) == before
+
+
+def test_what_print_config_prints_is_a_config_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--optim.lr.init", "1e-5", "--util.run_dir", "1e-5", "--util.print_config", "True"]
+    for command_line in (argv, ["--config-file-path", "printed.yaml"]):
+        with pytest.raises(SystemExit):
+            main.main(command_line)
+        (here / "printed.yaml").write_text(capsys.readouterr().out, encoding="utf-8")
+    values = [
+        text.partition("#")[0].rstrip() for text in (here / "printed.yaml").read_text(encoding="utf-8").splitlines()
+    ]
+    assert "    init: 1.0e-05" in values and "  run_dir: '1e-5'" in values
+
+
+def test_one_process_of_a_node_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, text in SECOND_PROCESS.items():
+        monkeypatch.setenv(name, text)
+    with pytest.raises(SystemExit) as caught:
+        main.main(["stray"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_ctrl_c_before_the_run_leaves_no_traceback(here: Path) -> None:
+    os.mkfifo(here / "pipe.yaml")
+    command = [sys.executable, str(ROOT / "main.py"), "--config-file-path", "pipe.yaml"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with (here / "pipe.yaml").open("w"):  # opens as soon as the program reads its config file
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (-signal.SIGINT, "", "")

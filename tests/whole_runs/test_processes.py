@@ -1,0 +1,210 @@
+"""Several processes on one machine: the same weights, the same counts, and endings that leave nobody behind."""
+
+import csv
+import json
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.digit_net import DigitNet
+from relabel.data.dataset import CenterCrop, ImageDataset
+from relabel.data.images import list_images
+from relabel.data.loader import Loader, TestBatches, epoch_order
+from relabel.training.validation import evaluate
+from tests.conftest import Flags, command_line, environment, make_photos
+from tests.forked_runs import fork_run
+from tests.relabel.training.test_run import status, weights
+from utils.checkpoint import LAST
+from utils.precision import Precision
+from utils.run_log import METRICS, read_metrics
+
+RunMain = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def processes(n: int) -> Flags:
+    """n processes of this machine, meeting at a free port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return {
+        "compute.distributed.num_processes_per_node": n,
+        "compute.distributed.url": f"tcp://127.0.0.1:{port}",
+        "compute.distributed.backend": "gloo",
+    }
+
+
+def run_to_step(command: list[str], folder: Path, step: int) -> "subprocess.Popen[str]":
+    """Start a command and return when its metrics have reached a step."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(), start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        path = folder / METRICS
+        reached = [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
+        if reached and reached[-1] >= step:
+            return process
+        time.sleep(0.02)
+    output, _ = process.communicate()
+    raise AssertionError(f"the run ended or hung before step {step}:\n{output}")
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(flags: Flags, tmp_path: Path, run_main: RunMain) -> None:
+    # No batch-norm, no dropout, no CutMix: only the order of sums may differ.
+    flags |= {"model.arch": "timm/test_convnext", "data.image_size": 64, "optim.epochs": 2, "optim.warmup.epochs": 0}
+    one = run_main(flags)
+    two = run_main({**flags, **processes(2), "util.run_dir": tmp_path / "two"})
+    assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
+    first, second = weights(flags["util.run_dir"]), weights(tmp_path / "two")
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_an_evaluation_counts_each_image_once_however_it_is_shared(flags: Flags, tmp_path: Path) -> None:
+    """103 images, a prime: no number of processes or batch size divides them."""
+    make_photos(tmp_path / "data" / "val", {"ant": 50, "bee": 30, "cow": 23}, np.random.default_rng(1))
+    torch.manual_seed(0)
+    model, names = DigitNet(3), ["ant", "bee", "cow"]
+    with torch.no_grad():
+        model.fc.weight.normal_(std=60)  # answers that differ from image to image
+    torch.save({"state_dict": model.state_dict(), "class_names": names}, tmp_path / "w.pth")
+    labels = {name: ["ant", "cow"] for name in map(list_images(tmp_path / "data" / "val").name, range(103))}
+    (tmp_path / "labels.json").write_text(json.dumps(labels))
+    test = {key: flags[key] for key in ("model.arch", "data.image_size", "compute.opt_level")} | {
+        "data.data_path": tmp_path / "data",
+        "util.test_only": True,
+        "util.test_weight_file": tmp_path / "w.pth",
+        "eval.labels": tmp_path / "labels.json",
+        "eval.predictions": True,
+    }
+    found = []
+    for n, workers, batch in [(1, 0, 103), (1, 1, 7), (1, 2, 500), (2, 0, 2), (2, 2, 14), (3, 0, 300), (3, 3, 9)]:
+        folder = tmp_path / f"{n}-{workers}-{batch}"
+        how = {"compute.num_workers": workers, "util.val_batch_size": batch, "util.run_dir": folder}
+        assert fork_run(test | how, tmp_path / "output", n).ends() == [0] * n, (tmp_path / "output").read_text()
+        report = json.loads((folder / "evaluation-w.json").read_text())["results"]
+        figures = {result["metric"]: (round(result["value"], 4), result["n"]) for result in report}
+        with (folder / "predictions-w-val.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        chances = [float(row.pop(name)) for row in rows for name in ("top1_probability", "label_probability")]
+        found.append((figures, rows, chances))
+    figures, rows, chances = found[0]
+    assert figures["top1_percent"][1] == len(rows) == 103 and len({row["top5"] for row in rows}) > 1
+    assert figures["top1_percent"][0] == round(100 * sum(row["top1"] == row["label"] for row in rows) / 103, 4)
+    for other in found[1:]:
+        assert other[:2] == (figures, rows)
+        assert other[2] == pytest.approx(chances, abs=2e-6)  # the last bits depend on the batch
+    assert (tmp_path / "output").read_text().count("top1_percent ") == len(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_validation_counts_each_image_once_however_it_is_shared(
+    flags: Flags, photos: Path, tmp_path: Path, n: int
+) -> None:
+    """And by the weights that are saved, statistics of batch norm included, which each process has its own of."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train").symlink_to(photos / "train")
+    make_photos(tmp_path / "data" / "val", {"ant": 50, "bee": 30, "cow": 23}, np.random.default_rng(1))
+    flags |= {"data.data_path": tmp_path / "data", "optim.epochs": 1, "optim.warmup.epochs": 0}
+    assert fork_run(flags, tmp_path / "output", n).ends() == [0] * n, (tmp_path / "output").read_text()
+    found = next(event for event in read_metrics(flags["util.run_dir"]) if event["event"] == "validation")
+    images = list_images(tmp_path / "data" / "val")
+    dataset = ImageDataset(images, CenterCrop(16, 0.875), decoder="simplejpeg")
+    loader = Loader(dataset, TestBatches(103, 103, 0, 1), 0, torch.device("cpu"))
+    model = DigitNet(3).eval()
+    model.load_state_dict(weights(flags["util.run_dir"]))
+    expected = evaluate(model, loader, Precision("O0", torch.device("cpu"))).as_record()
+    assert found["images"] == 103
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-5), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_bad_image_of_any_process_is_named(
+    flags: Flags, photos: Path, tmp_path: Path, run_main: RunMain, rank: int
+) -> None:
+    shutil.copytree(photos / "train", tmp_path / "data" / "train")
+    (tmp_path / "data" / "val").symlink_to(photos / "val")
+    images = list_images(tmp_path / "data" / "train")
+    bad = images.path(int(epoch_order(flags["compute.seed"], 0, 30)[6 + 3 * rank]))  # of step 2, this rank's first
+    bad.write_bytes(bad.read_bytes()[:300])
+    done = run_main({**flags, **processes(2), "data.data_path": tmp_path / "data"})
+    assert done.returncode == 2
+    assert done.stderr.count("error: ") == 1 and bad.name in done.stderr
+    assert "Traceback" not in done.stderr
+    assert status(flags["util.run_dir"])["state"] == "failed" and bad.name in status(flags["util.run_dir"])["reason"]
+
+
+@pytest.mark.slow
+def test_a_bad_test_image_of_any_process_is_named(
+    flags: Flags, photos: Path, tmp_path: Path, run_main: RunMain
+) -> None:
+    assert run_main({**flags, "optim.epochs": 1, "optim.warmup.epochs": 0}).returncode == 0
+    shutil.copytree(photos / "val", tmp_path / "data" / "val")
+    bad = list_images(tmp_path / "data" / "val").path(7)  # an odd row: of the second process
+    bad.write_bytes(bad.read_bytes()[:300])
+    keep = ("model.arch", "data.image_size", "compute.num_workers", "compute.opt_level", "util.val_batch_size")
+    done = run_main(
+        {key: flags[key] for key in keep}
+        | processes(2)
+        | {"data.data_path": tmp_path / "data", "util.test_only": True, "util.run_dir": tmp_path / "test"}
+        | {"util.test_weight_file": flags["util.run_dir"] / LAST}
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("error: ") == 1 and bad.name in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_what_the_main_process_refuses_is_told_once(flags: Flags, run_main: RunMain) -> None:
+    flags |= {**processes(2), "optim.epochs": 1, "optim.warmup.epochs": 0}
+    assert run_main(flags).returncode == 0
+    done = run_main({**flags, "optim.momentum": 0.8})
+    assert done.returncode == 2
+    assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr
+    assert "optim.momentum: 0.9 there, 0.8 now" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_second_run_in_the_same_folder_is_kept_out(flags: Flags, run_main: RunMain, n: int) -> None:
+    flags |= {"optim.epochs": 20000, "util.print_freq": 1}
+    process = run_to_step(command_line(flags), flags["util.run_dir"], step=3)
+    try:
+        second = run_main(flags | processes(n))
+    finally:
+        process.kill()
+        process.communicate()
+    assert second.returncode == 2
+    assert second.stderr.count("error: ") == 1 and "another process is training in" in second.stderr
+    assert status(flags["util.run_dir"])["state"] == "running"
+
+
+@pytest.mark.slow
+def test_batches_that_the_processes_do_not_divide_are_refused_once(flags: Flags, run_main: RunMain) -> None:
+    done = run_main({**flags, **processes(2), "optim.batch_size": 7})
+    assert done.returncode == 2
+    assert done.stderr.count("error: ") == 1
+    assert "optim.batch_size is 7, but this node runs 2 processes" in done.stderr
+    assert not flags["util.run_dir"].exists()
+
+
+def test_a_port_in_use_is_named(flags: Flags, run_main: RunMain) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        url = f"tcp://127.0.0.1:{other.getsockname()[1]}"
+        done = run_main({**flags, **processes(2), "compute.distributed.url": url})
+    assert done.returncode == 2
+    assert f"compute.distributed.url is {url}, but its port cannot be opened" in done.stderr
+    assert not flags["util.run_dir"].exists()

@@ -1,0 +1,112 @@
+"""The form of a command line, for main.py and the tools alike: flags with values, arguments, and what is neither."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from utils.config.config_problems import COMMAND_LINE, Problem, normal_key
+
+HELP_FLAGS = ("--help", "-h")
+
+
+@dataclass(slots=True)
+class CommandLine:
+    """A command line as far as it was read.
+
+    Attributes:
+        known: the names of flags, with underscores.
+        arguments: those of them that can be given by position, in their order.
+        takes_more: whether words beyond those are arguments too.
+        file_flag: the flag that names a config file, '' if there is none.
+        more: these words.
+        texts: raw text by name. Unknown names too: whoever knows what is near them refuses them.
+        problems: of form.
+    """
+
+    known: Collection[str]
+    arguments: Sequence[str]
+    takes_more: bool = False
+    file_flag: str = ""
+    more: list[str] = field(default_factory=list)
+    texts: dict[str, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def spoiled(self) -> set[str]:
+        """The names whose text is unknown because of a problem."""
+        return {key for problem in self.problems for key in problem.keys}
+
+    def refuse(self, subject: str, text: str, *names: str) -> None:
+        """Record a problem that leaves the texts of `names` unknown."""
+        self.problems.append(Problem(subject, COMMAND_LINE, text, keys=names))
+
+
+def parse_command_line(
+    argv: Sequence[str],
+    known: Collection[str],
+    arguments: Sequence[str] = (),
+    takes_more: bool = False,
+    file_flag: str = "",
+) -> CommandLine:
+    """Read flags as `--name value` or `--name=value`; whether values fit is not asked here.
+
+    Args:
+        argv: the words after the program's name, or its command's.
+        known: names of flags.
+        arguments: those of them that can be given by position, in their order.
+        takes_more: whether any number of words may follow these.
+        file_flag: the flag that names a config file, '' if there is none.
+    """
+    line = CommandLine(known, arguments, takes_more, file_flag)
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        if word == "--":
+            line.refuse("--", "what follows would be dropped; remove it")
+        elif word.startswith("--"):
+            _read_flag(line, word, words)
+        else:
+            _read_word(line, word, words)
+    return line
+
+
+def _read_flag(line: CommandLine, word: str, words: list[str]) -> None:
+    """Take a flag, with the next word as its value unless one is attached."""
+    flag, attached, text = word[2:].partition("=")
+    has_value = bool(attached) or _value_follows(words)
+    if has_value and not attached:
+        text = words.pop(0)
+    name = normal_key(flag)
+    if not name:
+        line.refuse(word, "has no name; write --NAME VALUE")
+    elif name not in line.known:
+        line.texts.setdefault(name, text)
+    elif not has_value:
+        line.refuse(f"--{flag}", f"has no value; write --{flag} VALUE", name)
+    elif name in line.texts:
+        line.refuse(f"--{flag}", f"given twice: {line.texts[name]!r} and {text!r}; keep one of them", name)
+    else:
+        line.texts[name] = text
+
+
+def _read_word(line: CommandLine, word: str, words: list[str]) -> None:
+    """Take a word as the next argument, or refuse it; a flag that lacks its hyphens takes its value out of `words`."""
+    name = normal_key(word.lstrip("-").partition("=")[0])
+    looks_like_flag = word.startswith("-") or ("=" in word and name in line.known)
+    free = [argument for argument in line.arguments if argument not in line.texts]
+    if free and not looks_like_flag:
+        line.texts[free[0]] = word
+    elif line.takes_more and not looks_like_flag:
+        line.more.append(word)
+    elif name in line.known and not (name in line.arguments and name in line.texts):
+        line.refuse(word, f"flags start with two hyphens; write --{word.lstrip('-')}", name)
+        if "=" not in word and _value_follows(words):
+            words.pop(0)
+    elif line.file_flag and word.endswith((".yaml", ".yml")):
+        flag = line.file_flag.replace("_", "-")
+        line.refuse(word, f"a config file goes after its flag; write --{flag} {word}", line.file_flag)
+    else:
+        line.refuse(word, "belongs to no flag; remove it, or put a value with spaces in quotes")
+
+
+def _value_follows(words: Sequence[str]) -> bool:
+    return bool(words) and not words[0].startswith("--")

@@ -1,0 +1,87 @@
+"""Merge a file of defaults, a config file and dotted flags into one checked tree.
+
+Only this package knows where values come from. Neither torch nor numpy is imported: mistakes are reported within a
+second and before anything is created.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from utils.config.config_file import read_config_file, to_yaml, unknown_key
+from utils.config.config_problems import COMMAND_LINE, Problem, Setting
+from utils.config.frozen_munch import FrozenMunch
+from utils.config.schema import Schema
+
+_COMMENT_COLUMN = 48
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """A setting for each key, the defaults, and everything that is wrong with the files and flags."""
+
+    settings: dict[str, Setting]
+    defaults: dict[str, Any]
+    problems: list[Problem]
+
+    @property
+    def bad_keys(self) -> set[str]:
+        """The keys whose value is unknown because of a problem."""
+        return {key for problem in self.problems for key in problem.keys}
+
+
+def merge(schema: Schema, base_file: Path, config_file: str, flags: dict[str, str]) -> Merged:
+    """Merge without raising: defaults <- config file <- flags, each value checked against its type.
+
+    Args:
+        schema: the keys; base_file must hold every one of them.
+        base_file: the defaults.
+        config_file: YAML file that names what differs from them; '' for none.
+        flags: dotted key -> raw text as typed.
+    """
+    base, problems = read_config_file(base_file, "base", schema)
+    settings = {key: replace(setting, where="default") for key, setting in base.items()}
+    if config_file:
+        from_file, file_problems = read_config_file(Path(config_file), Path(config_file).name, schema)
+        settings |= from_file
+        problems += file_problems
+    known = {key: text for key, text in flags.items() if key in schema.types}
+    settings |= {key: Setting(schema.types[key].read(text), COMMAND_LINE, COMMAND_LINE) for key, text in known.items()}
+    values, wrong_keys = schema.validate({key: setting.value for key, setting in settings.items()})
+    problems += [unknown_key(key, COMMAND_LINE, schema, prefix="--") for key in flags if key not in known]
+    reported = {key for problem in problems for key in problem.keys}
+    for key in wrong_keys:
+        if key in settings:
+            problems.append(_wrong_value(key, schema, settings[key], base.get(key)))
+        elif key not in reported:
+            problems.append(Problem(key, str(base_file), "base.yaml must hold every key; restore this one", (key,)))
+    settings = {key: replace(setting, value=values[key]) for key, setting in settings.items()}
+    return Merged(settings, {key: setting.value for key, setting in base.items()}, problems)
+
+
+def _wrong_value(key: str, schema: Schema, setting: Setting, default: Setting | None) -> Problem:
+    text = schema.types[key].refusal(setting.value)
+    if schema.types[key].base is str and setting.value is not None and not isinstance(setting.value, str):
+        text += "; put it in quotes"
+    if default and default.value not in ("", None, setting.value):
+        text += f"; the default is {default.value}"
+    shown = "null" if setting.value is None else repr(setting.value)
+    return Problem(f"{key} = {shown}", setting.where, text, keys=(key,))
+
+
+def annotated(tree: dict[str, Any], settings: dict[str, Setting], prefix: str = "") -> Iterator[str]:
+    """The tree as lines of YAML, each value followed by a comment that says where it comes from."""
+    indent = "  " * prefix.count(".")
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield f"{indent}{name}:"
+            yield from annotated(value, settings, f"{prefix}{name}.")
+        else:
+            line = indent + to_yaml({name: value}).rstrip("\n")
+            yield f"{line:<{_COMMENT_COLUMN}} # {settings[prefix + name].source}"
+
+
+def to_plain(config: FrozenMunch) -> dict[str, Any]:
+    """The tree as nested dicts of plain values, for checkpoints (a Munch breaks `weights_only=True`) and JSON."""
+    return config.toDict()

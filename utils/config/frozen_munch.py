@@ -1,0 +1,43 @@
+"""A munch tree that cannot be changed: a misspelt key raises instead of reading or adding something else."""
+
+from typing import Any, NoReturn
+
+from munch import Munch
+
+from utils.config.config_problems import did_you_mean, nearest
+
+
+class FrozenMunch(Munch):
+    """A nested dict with attribute access, read only; pickles and copies as itself.
+
+    Raises:
+        AttributeError: a key that is not there is read, or an attribute is assigned or deleted.
+        TypeError: an item is assigned, deleted or updated.
+    """
+
+    def __init__(self, tree: dict[str, Any]) -> None:
+        # dict's own constructor: Munch's would go through update(), which is closed below.
+        dict.__init__(self, {k: FrozenMunch(v) if isinstance(v, dict) else v for k, v in tree.items()})
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        raise AttributeError(f"no key {name!r} in the config{did_you_mean(nearest(name, self))}")
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"the config is frozen: {name} cannot be assigned")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"the config is frozen: {name} cannot be deleted")
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError("the config is frozen")
+
+    __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FrozenMunch, (self.toDict(),)
+
+    def copy(self) -> "FrozenMunch":
+        """A copy, as frozen as this; `to_plain` gives one that can be changed."""
+        return FrozenMunch(self.toDict())

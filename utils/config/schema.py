@@ -1,0 +1,72 @@
+"""A configuration's keys with what each accepts; nested trees of them to dotted keys and back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pydantic import ValidationError
+
+from utils.config.value_types import ValueType
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The keys of a configuration.
+
+    Attributes:
+        types: dotted key -> what it accepts, in the order of the file that holds the defaults.
+        file_flag: the flag that names a config file, with underscores.
+    """
+
+    types: Mapping[str, ValueType]
+    file_flag: str
+
+    @cached_property
+    def flags(self) -> tuple[str, ...]:
+        """Every flag of the program's command line."""
+        return (self.file_flag, *self.types)
+
+    @cached_property
+    def sections(self) -> set[str]:
+        """Every dotted section."""
+        return {key.rsplit(".", depth)[0] for key in self.types for depth in range(1, key.count(".") + 1)}
+
+    def keys_below(self, name: str) -> tuple[str, ...]:
+        """Every key of a section; of a key, itself; of a name that is neither, none."""
+        return tuple(key for key in self.types if key == name or key.startswith(name + "."))
+
+    def validate(self, flat: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """Check dotted values.
+
+        Returns:
+            The values in their declared types (1 becomes 1.0 where a number is declared), and the dotted keys whose
+            value does not fit or is missing; such a value comes back as it was.
+        """
+        values, wrong = dict(flat), []
+        for key, kind in self.types.items():
+            try:
+                values[key] = kind.check(flat[key])
+            except (KeyError, ValidationError):
+                wrong.append(key)
+        return values, wrong
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"optim": {"lr": {"init": 1}}} -> {"optim.lr.init": 1}."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *sections, name = key.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[name] = value
+    return tree

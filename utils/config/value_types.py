@@ -1,0 +1,198 @@
+"""What a config key or a tool's parameter accepts: read from text by its annotation, checked, told in words."""
+
+import math
+import os
+import re
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
+from pydantic.fields import FieldInfo
+
+from utils.config.config_problems import did_you_mean, nearest
+
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+NULL_WORDS = ("none", "null")
+_INTEGER = re.compile(r"[-+]?[0-9]{1,18}")  # 18 digits fit into 64 bits
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_BOOLEANS = {"true": True, "false": False}
+_RANGE_SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+
+
+def number(text: str) -> int | float | str:
+    """The number that a text is in YAML 1.2, else the text: 1e-3 is one, 010 is ten; 1_0, 0x1 and 1e400 are none."""
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    if _FLOAT.fullmatch(text) and math.isfinite(value := float(text)):
+        return value
+    return text
+
+
+def boolean(text: str) -> bool | str:
+    """true and false in any case; anything else stays the text that it is."""
+    return _BOOLEANS.get(text.lower(), text)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How a type is read from text: its word in a usage, what is expected, and the conversion.
+
+    A text that does not fit is left as it is; strict validation refuses it.
+    """
+
+    word: str
+    expected: str
+    read: Callable[[str], object]
+
+
+_KINDS: dict[object, Kind] = {
+    int: Kind("N", "a whole number", number),
+    float: Kind("X", "a number", number),
+    bool: Kind("true|false", "true or false", boolean),
+    str: Kind("TEXT", "text", str),
+    Path: Kind("PATH", "a path", lambda text: Path(text) if text else text),  # Path("") would be the current folder
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """In an annotation: a tuple of numbers is written with this between them, as 56x72."""
+
+    separator: str
+
+
+def _path_that(test: Callable[[Path], bool]) -> AfterValidator:
+    """Refuse a path that does not pass a test."""
+
+    def check(path: Path) -> Path:
+        try:
+            fits = test(path)
+        except OSError as error:  # a name that is too long, a folder that may not be entered
+            raise ValueError(str(error)) from error
+        if not fits:
+            raise ValueError("not such a path")
+        return path
+
+    return AfterValidator(check)
+
+
+def _can_be_written(path: Path) -> bool:
+    """Whether a file can be put there, over an old one too: it is written beside it and renamed."""
+    return not path.is_dir() and path.parent.is_dir() and os.access(path.parent, os.W_OK | os.X_OK)
+
+
+# Annotations: Field's title is the word in a usage; its description is what is expected, or a remark on choices.
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+ExistingFile = Annotated[Path, _path_that(Path.is_file), Field(title="FILE", description="a file that exists")]
+ExistingFolder = Annotated[Path, _path_that(Path.is_dir), Field(title="DIR", description="a folder that exists")]
+ExistingPath = Annotated[Path, _path_that(Path.exists), Field(title="PATH", description="a path that exists")]
+NewFile = Annotated[
+    Path,
+    _path_that(_can_be_written),
+    Field(title="FILE", description="a file in a folder that exists and can be written"),
+]
+NewPicture = Annotated[
+    Path,
+    _path_that(lambda path: path.suffix.lower() == ".png" and _can_be_written(path)),
+    Field(title="FILE.png", description="a .png file in a folder that exists and can be written"),
+]
+NewFolder = Annotated[Path, Field(title="DIR", description="a path")]
+Size = Annotated[
+    tuple[Positive, Positive],
+    Joined("x"),
+    Field(title="ROWSxCOLUMNS", description="rows x columns in pixels, such as 56x72"),
+]
+
+
+@dataclass(frozen=True)
+class ValueType:
+    """A type with its range, choices and remarks.
+
+    Attributes:
+        annotation: the type, perhaps Annotated, without `| None`.
+        optional: whether there was `| None`; the texts `none` and `null` then mean None.
+    """
+
+    annotation: Any
+    optional: bool
+
+    @classmethod
+    def of(cls, annotation: Any) -> "ValueType":
+        """Of a type or a type `| None`."""
+        if get_origin(annotation) not in (Union, types.UnionType):
+            return cls(annotation, optional=False)
+        kinds = [kind for kind in get_args(annotation) if kind is not types.NoneType]
+        assert len(kinds) == 1, f"a value has one type, or one and None; not {annotation}"
+        return cls(kinds[0], optional=True)
+
+    @property
+    def base(self) -> Any:
+        """The bare type: int, Path, a Literal."""
+        return self._field.annotation
+
+    @property
+    def word(self) -> str:
+        """What stands for a value in a usage: N, FILE."""
+        return self._field.title or self._kind.word
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The allowed texts of a Literal, else ()."""
+        return get_args(self.base) if get_origin(self.base) is Literal else ()
+
+    @property
+    def separator(self) -> str | None:
+        """What stands between the numbers of a tuple, or None."""
+        return next((m.separator for m in self._field.metadata if isinstance(m, Joined)), None)
+
+    @property
+    def expected(self) -> str:
+        """What is accepted, in words: type, range, choices, none."""
+        metadata, remark = self._field.metadata, self._field.description
+        signs = [f"{_RANGE_SIGNS[n]} {getattr(m, n):g}" for m in metadata for n in _RANGE_SIGNS if hasattr(m, n)]
+        text = f"{self._kind.expected} ({remark})" if self.choices and remark else remark or self._kind.expected
+        return " ".join([text, " and ".join(signs)]).rstrip() + (", or none" if self.optional else "")
+
+    def refusal(self, value: object) -> str:
+        """The advice on a value that does not fit."""
+        return f"expected {self.expected}" + did_you_mean(nearest(str(value), self.choices))
+
+    def is_null(self, text: str) -> bool:
+        """Whether a text means None."""
+        return self.optional and text.lower() in NULL_WORDS
+
+    def read(self, text: str) -> object:
+        """The value of a text as typed; a text that does not fit is left as it is or made of wrong parts."""
+        if self.is_null(text):
+            return None
+        if self.separator:
+            return tuple(number(part) for part in text.split(self.separator))
+        return self._kind.read(text)
+
+    def check(self, value: object) -> object:
+        """A value in its declared type: 1 becomes 1.0 where a number is declared.
+
+        Raises:
+            ValidationError: it is not what is `expected`.
+        """
+        return None if value is None and self.optional else self._adapter.validate_python(value)
+
+    @cached_property
+    def _field(self) -> FieldInfo:
+        return FieldInfo.from_annotation(self.annotation)
+
+    @cached_property
+    def _adapter(self) -> TypeAdapter[Any]:
+        return TypeAdapter(self.annotation, config=_STRICT)
+
+    @property
+    def _kind(self) -> Kind:
+        if self.choices:
+            return Kind("|".join(self.choices), f"one of {', '.join(self.choices)}", str)
+        assert self.base in _KINDS or self.separator, f"no way to read {self.annotation}"
+        return _KINDS.get(self.base, Kind("X", "numbers", str))
