@@ -10,8 +10,8 @@ if __name__ == "__main__":
 import fire
 
 from relabel.config.load import fire_arguments, load_config
-from utils.config.config_problems import speak_utf8
 from utils.errors import exit_on_user_error
+from utils.processes.startup import use_utf8_output
 from utils.processes.torchrun import first_of_node
 
 
@@ -28,10 +28,10 @@ def train(config_file_path: str = "", **flags: str) -> None:
 
 def main(argv: list[str]) -> None:
     """Run a command line (without the program's name); exit status 2 with every mistake listed when it is wrong."""
-    with exit_on_user_error(speaks=first_of_node()):
+    with exit_on_user_error(print_message=first_of_node()):
         fire.Fire(train, command=fire_arguments(argv), name="main.py")
 
 
 if __name__ == "__main__":
-    speak_utf8()
+    use_utf8_output()
     main(sys.argv[1:])

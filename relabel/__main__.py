@@ -18,8 +18,8 @@ if __name__ == "__main__":
 from relabel.cli.label_maps import annotate, check, export_labels, pack, show, unpack
 from relabel.cli.networks import compare, export_model
 from relabel.cli.scenes import digits, digits_annotator, reproduce, scenes
-from utils.config.config_problems import speak_utf8
 from utils.config.tool_commands import run_commands
+from utils.processes.startup import use_utf8_output
 
 COMMANDS = (
     *(annotate, check, show, pack, unpack, export_labels),
@@ -35,5 +35,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    speak_utf8()
+    use_utf8_output()
     main(sys.argv[1:])

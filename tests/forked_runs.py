@@ -168,6 +168,6 @@ def _run(words: dict[str, str], output: Path, variables: dict[str, str], fault: 
     torch.set_num_threads(1)
     if fault:
         fault()
-    with exit_on_user_error(speaks=variables.get("RANK", "0") == "0"):
+    with exit_on_user_error(print_message=variables.get("RANK", "0") == "0"):
         run(load_config("", words))
     sys.stdout.flush()

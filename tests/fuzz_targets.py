@@ -31,8 +31,8 @@ from relabel.stores.pt_folder import LabelFolder
 from relabel.stores.store import keys_of, open_label_store, sorted_keys
 from tests.miniatures import val_name, wnids
 from utils.checkpoint import load_checkpoint, named_classes, split_weights
-from utils.config.config_file import read_config_file, to_yaml
-from utils.config.config_problems import report
+from utils.config.yaml_file import read_config_file, to_yaml
+from utils.config.problems import report
 from utils.errors import UserError
 
 CLASSES = ["ant", "bee", "cow"]

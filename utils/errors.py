@@ -49,16 +49,16 @@ def naming(where: object) -> Iterator[None]:
 
 
 @contextmanager
-def exit_on_user_error(speaks: bool = True) -> Iterator[None]:
+def exit_on_user_error(print_message: bool = True) -> Iterator[None]:
     """Turn a UserError into one message on stderr and exit status 2; Ctrl-C ends quietly.
 
     Args:
-        speaks: False on all processes of a node but one, so that one mistake is told once.
+        print_message: False on all processes of a node but one, so that one mistake is told once.
     """
     try:
         yield
     except UserError as error:
-        if speaks:
+        if print_message:
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:

@@ -29,18 +29,18 @@ class JobProgress:
         unit: of one piece of work, in the plural: images, steps.
         done: units that an earlier, interrupted run had finished.
         lines: print a plain line every half minute where there is no terminal; False where the job prints its own.
-        speaks: False on processes that should stay silent.
+        enabled: False on processes that should stay silent.
     """
 
     def __init__(
-        self, title: str, total: int, unit: str, done: int = 0, lines: bool = True, speaks: bool = True
+        self, title: str, total: int, unit: str, done: int = 0, lines: bool = True, enabled: bool = True
     ) -> None:
         self.title, self.total, self.unit = title, total, unit
         self.done = self._done_before = done
-        self._lines = lines and speaks
+        self._lines = lines and enabled
         self._start = self._last_line = time.monotonic()
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[note]}"))
-        live = speaks and sys.stdout.isatty()
+        live = enabled and sys.stdout.isatty()
         self._bar = Progress(*columns, console=Console(), transient=True, disable=not live)
         self._task = self._bar.add_task(title, total=total, completed=done, note="")
 
@@ -59,7 +59,7 @@ class JobProgress:
             self._bar.update(self._task, completed=self.done, note="  ".join(filter(None, (note, self.pace()))))
         elif self._lines and (now - self._last_line > _LINE_EVERY_S or self.done == self.total):
             self._last_line = now
-            self.say(f"{self.title}  {self.done:,} of {self.total:,} {self.unit}  {note or self.pace()}")
+            self.print_line(f"{self.title}  {self.done:,} of {self.total:,} {self.unit}  {note or self.pace()}")
 
     def rate(self) -> float:
         """Units per second since this object was made."""
@@ -76,7 +76,7 @@ class JobProgress:
         decimals = 0 if rate >= 100 else 1 if rate >= 10 else 2
         return f"{rate:,.{decimals}f} {self.unit}/s  {self.time_left()}" if rate else ""
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """A line that stays, above the bar where there is one."""
         if self._bar.disable:
             print(text, flush=True)

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from utils.checkpoint import load_latest, set_aside_damaged
-from utils.config.config import to_plain
-from utils.config.config_file import read_config_file, to_yaml
 from utils.config.frozen_munch import FrozenMunch
 from utils.config.rules import ResumeRules
 from utils.config.schema import flatten, nest
+from utils.config.yaml_file import read_config_file, to_yaml
 from utils.errors import UserError
 from utils.files import locked, make_writable, remove_temporaries, write_text
 from utils.run_log import CONFIG
@@ -52,7 +51,7 @@ def find_start(
     Raises:
         UserError: the folder holds another run, or no whole checkpoint of this one.
     """
-    now = flatten(to_plain(config))
+    now = flatten(config.toDict())
     if not (folder / CONFIG).exists():
         _refuse_unknown_checkpoints(folder, rules)
         seed = now[rules.seed]
@@ -82,7 +81,7 @@ def open_run_folder(folder: Path, config: FrozenMunch, start: Start, rules: Resu
     if start.last_is_damaged:
         set_aside_damaged(folder)
     remove_temporaries(folder)
-    write_text(folder / CONFIG, to_yaml(nest(flatten(to_plain(config)) | {rules.seed: start.seed})))
+    write_text(folder / CONFIG, to_yaml(nest(flatten(config.toDict()) | {rules.seed: start.seed})))
 
 
 def lock_run_folder(folder: Path, rules: ResumeRules) -> AbstractContextManager[None]:

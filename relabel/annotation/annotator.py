@@ -261,7 +261,7 @@ class _Job:
         todo = [list(rows) for rows in self._mine if not self._done[rows.start : rows.stop].all()]
         title = "annotate" if self._place.world_size == 1 else f"annotate (1 of {self._place.world_size} processes)"
         total = sum(map(len, self._mine))
-        with JobProgress(title, total, "images", kept, speaks=self._place.is_main) as progress:
+        with JobProgress(title, total, "images", kept, enabled=self._place.is_main) as progress:
             batches = read_batches(
                 self._pictures, _stack, todo, self._num_workers, self._annotator.device.type == "cuda"
             )

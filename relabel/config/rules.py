@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from relabel.config.schema import SCHEMA
-from utils.config.config_problems import Setting
+from utils.config.problems import Setting
 from utils.config.rules import Disabled, ResumeRules, Rule, without_effect
 
 

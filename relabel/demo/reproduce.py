@@ -18,7 +18,7 @@ import torch
 from relabel.config.schema import SCHEMA
 from relabel.demo.results import measure, show_results
 from utils.checkpoint import LAST, load_checkpoint, save_checkpoint
-from utils.config.config_file import read_config_file
+from utils.config.yaml_file import read_config_file
 from utils.errors import UserError
 from utils.processes.commands import Job, run_command, run_side_by_side, stop_once
 from utils.processes.distributed import available_cores

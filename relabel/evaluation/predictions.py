@@ -136,7 +136,7 @@ def predict_classes(
     tables = {name: _Table(len(images), len(classes), precision.device, keep_probabilities) for name in models}
     for model in models.values():
         model.eval()
-    with JobProgress(title, len(images), "images", speaks=process.is_main) as progress:
+    with JobProgress(title, len(images), "images", enabled=process.is_main) as progress:
         for batch in batches:
             pixels = normalise(batch.images).contiguous(memory_format=torch.channels_last)
             for name, model in models.items():

@@ -49,7 +49,6 @@ from relabel.training.build import (
 )
 from relabel.training.failures import failures_told
 from utils.checkpoint import load_checkpoint, named_classes, split_weights
-from utils.config.config import to_plain
 from utils.config.frozen_munch import FrozenMunch
 from utils.errors import UserError
 from utils.files import read_json, write_json
@@ -254,7 +253,7 @@ def tell(
         "weights": str(path),
         "arch": config.model.arch,
         "data": None if images is None else str(images.root),
-        "eval": to_plain(config.eval),
+        "eval": config.eval.toDict(),
         "views": views,
         "precision": precision.name,
         "decoder": resolve_decoder(config.data.decoder),

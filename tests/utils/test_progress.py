@@ -16,7 +16,7 @@ def test_durations(seconds: float, text: str) -> None:
 def test_without_a_terminal_the_end_is_a_plain_line(capsys: pytest.CaptureFixture[str]) -> None:
     with JobProgress("annotate", 10, "images", done=4) as progress:
         progress.advance(3)
-        progress.say("a line that stays")
+        progress.print_line("a line that stays")
         progress.advance(3)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "a line that stays"
@@ -32,6 +32,6 @@ def test_time_left_counts_this_runs_work_alone() -> None:
 
 
 def test_a_silent_process_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with JobProgress("annotate", 1, "images", speaks=False) as progress:
+    with JobProgress("annotate", 1, "images", enabled=False) as progress:
         progress.advance(1)
     assert capsys.readouterr().out == ""

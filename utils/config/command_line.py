@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from utils.config.config_problems import COMMAND_LINE, Problem, normal_key
+from utils.config.problems import COMMAND_LINE, Problem, normal_key
 
 HELP_FLAGS = ("--help", "-h")
 

@@ -4,7 +4,7 @@ from typing import Any, NoReturn
 
 from munch import Munch
 
-from utils.config.config_problems import did_you_mean, nearest
+from utils.config.problems import did_you_mean, nearest
 
 
 class FrozenMunch(Munch):
@@ -39,5 +39,5 @@ class FrozenMunch(Munch):
         return FrozenMunch, (self.toDict(),)
 
     def copy(self) -> "FrozenMunch":
-        """A copy, as frozen as this; `to_plain` gives one that can be changed."""
+        """A copy, as frozen as this; `toDict` gives one that can be changed."""
         return FrozenMunch(self.toDict())

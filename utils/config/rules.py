@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from utils.config.config import to_plain
-from utils.config.config_problems import Problem, Setting
 from utils.config.frozen_munch import FrozenMunch
+from utils.config.problems import Problem, Setting
 from utils.config.schema import Schema, flatten
 
 
@@ -80,7 +79,7 @@ class ResumeRules:
         apart = self.free | self.warned | {self.seed}
         fixed = {
             key: value
-            for key, value in flatten(to_plain(config)).items()
+            for key, value in flatten(config.toDict()).items()
             if key not in apart and not (key in self.before and self.before[key] == value)
         }
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()

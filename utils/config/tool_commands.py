@@ -20,7 +20,7 @@ import fire
 from pydantic import ValidationError
 
 from utils.config.command_line import HELP_FLAGS, parse_command_line
-from utils.config.config_problems import COMMAND_LINE, Problem, did_you_mean, nearest, normal_key, report
+from utils.config.problems import COMMAND_LINE, Problem, did_you_mean, nearest, normal_key, report
 from utils.config.value_types import ValueType
 from utils.errors import UserError, exit_on_user_error
 from utils.processes.torchrun import first_of_node
@@ -161,7 +161,7 @@ def run_commands(functions: Sequence[Callable[..., None]], argv: Sequence[str], 
             130 after Ctrl-C.
     """
     commands = {normal_key(command.name): command for command in map(Command.of, functions)}
-    with exit_on_user_error(speaks=first_of_node()):
+    with exit_on_user_error(print_message=first_of_node()):
         if not argv or argv[0] in HELP_FLAGS:
             print(_overview(commands, program, about), end="")
             sys.exit(0)

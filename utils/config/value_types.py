@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 from pydantic.fields import FieldInfo
 
-from utils.config.config_problems import did_you_mean, nearest
+from utils.config.problems import did_you_mean, nearest
 
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 NULL_WORDS = ("none", "null")

@@ -87,7 +87,7 @@ def run_side_by_side(jobs: Sequence[Job], folder: Path, at_once: int, threads: i
             while waiting or running:
                 while waiting and len(running) < at_once:
                     job = waiting.pop(0)
-                    progress.say(f"$ {shown(job.words, folder)}")
+                    progress.print_line(f"$ {shown(job.words, folder)}")
                     with job.log.open("ab") as log:
                         process = subprocess.Popen(
                             job.words, cwd=folder, stdout=log, stderr=log, env=environment, preexec_fn=_end_with_us()
@@ -116,9 +116,9 @@ def _tell_end(job: Job, status: int, progress: JobProgress) -> None:
     """A line that it is done; what it said last, and the end of everything, where it failed."""
     if status:
         lines = job.log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
-        progress.say("\n".join([f"{job.title} ended with status {status}; the end of {job.log}:", *lines]))
+        progress.print_line("\n".join([f"{job.title} ended with status {status}; the end of {job.log}:", *lines]))
         sys.exit(status if status > 0 else EXIT_PREEMPTED)
-    progress.say(f"done: {job.title}")
+    progress.print_line(f"done: {job.title}")
 
 
 def _units(jobs: Sequence[Job]) -> int:

@@ -206,7 +206,7 @@ def _child(
     rank: int, parent: int, function: Callable[[Process, T], None], argument: T, n: int, url: str, backend: str
 ) -> None:
     die_with_parent(parent)
-    with exit_on_user_error(speaks=rank == 0):
+    with exit_on_user_error(print_message=rank == 0):
         device = _device(-1, rank)
         if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, available_cores() // n))

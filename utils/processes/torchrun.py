@@ -3,7 +3,7 @@
 import os
 import re
 
-from utils.config.config_problems import Problem, report
+from utils.config.problems import Problem, report
 from utils.errors import UserError
 
 STARTED_BY = os.getppid()  # read before torch is imported, which takes long enough for the parent to die

@@ -17,9 +17,8 @@ from relabel.config.load import BASE_FILE, fire_arguments, load_config
 from relabel.config.schema import SCHEMA
 from tests.strategies import FEW
 from tests.wrong_commands import FOLDERS, put_folders
-from utils.config.config import to_plain
-from utils.config.config_file import read_config_file, to_yaml
 from utils.config.schema import flatten, nest
+from utils.config.yaml_file import read_config_file, to_yaml
 from utils.errors import UserError
 
 Load = Callable[..., Any]
@@ -181,13 +180,13 @@ def test_a_value_means_the_same_in_a_file_and_on_the_command_line(load: Load, ke
     *sections, name = key.split(".")
     in_file = "".join(f"{'  ' * depth}{section}:\n" for depth, section in enumerate(sections))
     for config in (load(f"{in_file}{'  ' * len(sections)}{name}: {text}\n"), load(None, {key: text})):
-        found = flatten(to_plain(config))[key]
+        found = flatten(config.toDict())[key]
         assert found == value and type(found) is type(value)
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "optim:\ndata:\n"])
 def test_a_file_that_changes_nothing(load: Load, text: str) -> None:
-    first, second = flatten(to_plain(load())), flatten(to_plain(load(text)))
+    first, second = flatten(load().toDict()), flatten(load(text).toDict())
     assert {key for key in first if first[key] != second[key]} == {"util.run_dir"}
 
 
@@ -287,10 +286,10 @@ def test_copies_are_equal_and_frozen(load: Load, again: Callable[[Any], Any]) ->
 
 def test_plain_tree_and_yaml_lead_back_to_the_same_config(load: Load, tmp_path: Path) -> None:
     config = load(None, {"util.run_dir": "1e-3", "data.crop_ratio": "none", "optim.wd.base": "1e-5"})
-    plain = to_plain(config)
+    plain = config.toDict()
     assert {type(plain), type(plain["optim"]), type(plain["optim"]["lr"])} == {dict}
     (tmp_path / "again.yaml").write_text(to_yaml(plain), encoding="utf-8")
-    assert to_plain(load_config("again.yaml", {})) == plain
+    assert load_config("again.yaml", {}).toDict() == plain
 
 
 DIGITS = st.text("0123456789", min_size=1, max_size=5)
@@ -370,7 +369,7 @@ def test_merging_is_three_dicts_over_each_other(
         (data / split).mkdir(parents=True, exist_ok=True)
     flags = {"data.data_path": str(data), "data.relabel.path": str(data)}
     path = as_file(in_file, data / "merged.yaml")
-    found = flatten(to_plain(load_config(str(path), flags | {key: text for key, (text, _) in in_flags.items()})))
+    found = flatten(load_config(str(path), flags | {key: text for key, (text, _) in in_flags.items()}).toDict())
     base = {key: setting.value for key, setting in read_config_file(BASE_FILE, "", SCHEMA)[0].items()}
     assert found == base | {"util.run_dir": "runs/merged"} | flags | meant(in_file) | meant(in_flags)
 

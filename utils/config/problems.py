@@ -1,8 +1,6 @@
 """What is wrong with a configuration, told all at once: where it came from, what was expected, what to do."""
 
 import difflib
-import io
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -74,13 +72,3 @@ def report(problems: Sequence[Problem], advice: str = _HELP) -> str:
     """The text of one UserError that lists every problem, then where to read more."""
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     return "\n".join([f"{count}; nothing was started.", *(f"  - {problem}" for problem in problems), advice])
-
-
-def speak_utf8() -> None:
-    """Write stdout and stderr as UTF-8 whatever the locale: what `--util.print_config` prints is a config file.
-
-    What is no text, such as a path in another encoding, is shown escaped instead of ending the program.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from utils.config.config_problems import Problem, Setting, did_you_mean, nearest, normal_key
+from utils.config.problems import Problem, Setting, did_you_mean, nearest, normal_key
 from utils.config.schema import Schema
 from utils.config.value_types import boolean, number
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from utils.config.config_file import read_config_file, to_yaml, unknown_key
-from utils.config.config_problems import COMMAND_LINE, Problem, Setting
-from utils.config.frozen_munch import FrozenMunch
+from utils.config.problems import COMMAND_LINE, Problem, Setting
 from utils.config.schema import Schema
+from utils.config.yaml_file import read_config_file, to_yaml, unknown_key
 
 _COMMENT_COLUMN = 48
 
@@ -80,8 +79,3 @@ def annotated(tree: dict[str, Any], settings: dict[str, Setting], prefix: str = 
         else:
             line = indent + to_yaml({name: value}).rstrip("\n")
             yield f"{line:<{_COMMENT_COLUMN}} # {settings[prefix + name].source}"
-
-
-def to_plain(config: FrozenMunch) -> dict[str, Any]:
-    """The tree as nested dicts of plain values, for checkpoints (a Munch breaks `weights_only=True`) and JSON."""
-    return config.toDict()
