@@ -22,7 +22,7 @@ from PIL import Image
 from benchmarks.label_store import random_map, read_all, write_packed
 from benchmarks.peers.photos import images_option, link_photos, mean_size
 from benchmarks.result import Figure, arguments, report
-from benchmarks.train_step import augment_batch, memory_trainer, time_parts
+from benchmarks.train_step import augment_batch, batch_targets, memory_trainer, time_parts
 from relabel.augment import draw_augmentation
 from relabel.config.load import load_config
 from relabel.crop_box import random_crop_box
@@ -228,7 +228,7 @@ def process_seconds(trainer: Trainer, batch: Batch, rounds: int) -> dict[str, np
     parts: dict[str, tuple[Callable[[], object], int]] = {
         COPY: (partial(move, batch, device), 1),
         "augmentation": (partial(augment_batch, there), 1),
-        "target": (partial(trainer.recipe.targets, there), 1),
+        "target": (partial(batch_targets, trainer, there), 1),
         REST: (partial(trainer.train_step, [there]), 1),
     }
     seconds = time_parts(parts, rounds, device)

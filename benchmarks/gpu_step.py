@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from benchmarks.label_store import K
 from benchmarks.result import Figure, arguments, report
-from benchmarks.train_step import augment_batch, memory_trainer, random_batch, run_steps, time_parts
+from benchmarks.train_step import augment_batch, batch_targets, memory_trainer, random_batch, run_steps, time_parts
 from relabel.data.loader import Batch
 from relabel.label_pooling import pool_scores
 from relabel.training.trainer import Trainer
@@ -76,7 +76,7 @@ def measure(device: torch.device, size: Size, json_file: Path | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         trainer = memory_trainer(Path(folder), size.arch, size.crop, size.batch, device)  # sets cudnn.benchmark too
         figures = step_figures(trainer, batches, size)
-    figures += part_figures(trainer.recipe.targets, batches, size)
+    figures += part_figures(trainer, batches, size)
     remarks = [
         f"{size.arch} at {size.crop} px, batch {size.batch}, {trainer.precision.name} on {device}; bursts of "
         f"{size.steps} updates, {size.calls} calls of a part; targets: 1.0x, augmentation 2 ms",
@@ -96,7 +96,7 @@ def step_figures(trainer: Trainer, batches: dict[str, Batch], size: Size) -> lis
     return rates + [Figure.of(f"{name} / timm, same round", "x", seconds[TIMM] / seconds[name]) for name in batches]
 
 
-def part_figures(targets: Callable[[Batch], Tensor], batches: dict[str, Batch], size: Size) -> list[Figure]:
+def part_figures(trainer: Trainer, batches: dict[str, Batch], size: Size) -> list[Figure]:
     """Milliseconds of what our step does before the network."""
     normalised, original, relabelled = batches.values()
     assert relabelled.scores is not None and relabelled.classes is not None
@@ -104,8 +104,8 @@ def part_figures(targets: Callable[[Batch], Tensor], batches: dict[str, Batch], 
         "augmentation (flip, jitter, lighting, normalisation)": partial(augment_batch, original),
         "normalisation alone": partial(augment_batch, normalised),
         "pooling of the label maps": partial(pool_scores, relabelled.scores, relabelled.classes, relabelled.boxes, K),
-        "whole target of ReLabel": partial(targets, relabelled),
-        "whole target of original labels": partial(targets, original),
+        "whole target of ReLabel": partial(batch_targets, trainer, relabelled),
+        "whole target of original labels": partial(batch_targets, trainer, original),
     }
     parts = {name: (function, size.calls) for name, function in functions.items()}
     seconds = time_parts(parts, size.rounds, original.images.device)

@@ -172,7 +172,7 @@ def read_whole(job: Job, store: LabelStore) -> Iterator[int]:
     for batch in our_batches(job, store, job.workers):
         images = augment(batch.images, batch.flips, batch.jitter_orders, batch.jitter_factors, batch.lighting)
         assert batch.scores is not None and batch.classes is not None
-        targets = relabel_target(batch.scores, batch.classes, batch.boxes, batch.labels, K)
+        targets = relabel_target(batch.scores, batch.classes, batch.boxes, K)
         assert images.dtype == torch.float32 and targets.shape == (len(batch), K)
         yield len(batch)
 

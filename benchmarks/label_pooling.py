@@ -18,7 +18,7 @@ from torch.autograd.profiler import profile
 from torchvision.ops import roi_align
 
 from benchmarks.result import Figure, arguments, report, time_interleaved
-from relabel.crop_box import MIN_AREA, random_crop_box
+from relabel.crop_box import MIN_AREA, CropBox, random_crop_box
 from relabel.label_pooling import pool_scores
 from relabel.targets import relabel_target
 
@@ -51,8 +51,7 @@ class Maps:
 
     def target(self) -> Tensor:
         """The whole target, float32 [B, K]: our way, then the softmax."""
-        labels = torch.zeros(len(self.boxes), dtype=torch.int64)  # not looked at without a weight for them
-        return relabel_target(self.scores, self.classes, self.boxes, labels, self.num_classes)
+        return relabel_target(self.scores, self.classes, self.boxes, self.num_classes)
 
 
 def main() -> None:
@@ -145,8 +144,7 @@ def random_maps(batch: int, num_classes: int, top: int = TOP, cells: int = CELLS
     first = torch.randint(num_classes, (batch, 1, cells, cells), generator=generator)
     classes = (first + num_classes // top * torch.arange(top)[:, None, None]) % num_classes
     rng = np.random.default_rng(0)
-    crops = [random_crop_box(rng, 500, 375, MIN_AREA) for _ in range(batch)]
-    boxes = torch.tensor([[crop.left, crop.top, crop.right, crop.bottom] for crop in crops])
+    boxes = CropBox.stack([random_crop_box(rng, 500, 375, MIN_AREA) for _ in range(batch)])
     return Maps(scores.half(), classes, boxes, num_classes)
 
 

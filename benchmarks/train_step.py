@@ -25,7 +25,7 @@ from relabel.crop_box import MIN_AREA, random_crop_box
 from relabel.data.dataset import Sample
 from relabel.data.images import ImageList
 from relabel.data.loader import Batch, collate
-from relabel.training.build import make_targets, set_up_device
+from relabel.training.build import set_up_device
 from relabel.training.run import make_trainer
 from relabel.training.trainer import Trainer
 from utils.precision import Precision
@@ -121,16 +121,11 @@ def memory_trainer(folder: Path, arch: str, crop: int, batch: int, device: torch
     flags = {"model.arch": arch, "data.image_size": str(crop), "optim.batch_size": str(batch), "compute.seed": "0"}
     flags |= {"data.data_path": str(folder), "util.run_dir": str(folder)}
     config = load_config("", flags | {"data.relabel.path": str(folder / "train")})
-    with_maps = make_targets(config, K)
-    without_maps = make_targets(load_config("", flags | {"data.relabel.use": "False"}), K)
     names = [f"n{number:08d}" for number in range(K)]
     images = ImageList(folder, names, np.zeros(IMAGES, "S1"), np.zeros(IMAGES, np.int32))
     set_up_device(device)
     precision, process = Precision(config.compute.opt_level, device), Process(0, 1, 0, 1, device)
     trainer = make_trainer(config, images, images, None, [], precision, process, {}, Start(seed=0, state=None))
-    trainer.recipe = replace(
-        trainer.recipe, targets=lambda batch: without_maps(batch) if batch.scores is None else with_maps(batch)
-    )
     trainer.begin()  # as fit() does; no batch is read before the loop
     return trainer
 
@@ -171,8 +166,8 @@ def part_seconds(
     parts: dict[str, tuple[Callable[[], object], int]] = {
         "step": (partial(trainer.train_step, [original]), size.steps),
         "augmentation": (partial(augment_batch, original), size.steps),
-        "original target": (partial(trainer.recipe.targets, original), small),
-        "ReLabel target": (partial(trainer.recipe.targets, relabelled), small),
+        "original target": (partial(batch_targets, trainer, original), small),
+        "ReLabel target": (partial(batch_targets, trainer, relabelled), small),
         "2021 target": (partial(dense_target, on_host, device), 1),
     }
     return time_parts(parts, size.rounds, device)
@@ -197,6 +192,11 @@ def time_parts(
     functions: dict[str, Callable[[], object]] = {name: partial(burst, *part) for name, part in parts.items()}
     seconds = time_interleaved(functions, dict.fromkeys(functions, 1), rounds)
     return {name: np.array(values) / parts[name][1] for name, values in seconds.items()}
+
+
+def batch_targets(trainer: Trainer, batch: Batch) -> Tensor:
+    """The targets [B, K] as the trainer makes them."""
+    return trainer.recipe.targets(batch.labels, batch.boxes, batch.scores, batch.classes)
 
 
 def augment_batch(batch: Batch) -> Tensor:

@@ -1,9 +1,12 @@
 """The box of a crop: one type, one order of its sides, and how a random one is drawn."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 RATIO_RANGE = (3 / 4, 4 / 3)
 TRIES = 10
@@ -41,6 +44,12 @@ class CropBox:
             round(self.right * width),
             round(self.bottom * height),
         )
+
+    @staticmethod
+    def stack(boxes: Sequence["CropBox"]) -> Tensor:
+        """float32 [B, 4]; the left, top, right and bottom of each box."""
+        sides = [(box.left, box.top, box.right, box.bottom) for box in boxes]
+        return torch.tensor(sides, dtype=torch.float32).view(-1, 4)
 
     @property
     def area(self) -> float:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def class_dtype(num_classes: int) -> type[np.signedinteger]:
@@ -37,6 +38,13 @@ class LabelMap:
         """(k, h, w)."""
         k, h, w = self.scores.shape
         return k, h, w
+
+    @staticmethod
+    def stack(maps: Sequence["LabelMap"]) -> tuple[Tensor, Tensor]:
+        """Scores and classes, [B, k, h, w] each and of the arrays' types, of maps of one shape."""
+        scores = np.stack([label_map.scores for label_map in maps])
+        classes = np.stack([label_map.classes for label_map in maps])
+        return torch.from_numpy(scores), torch.from_numpy(classes)
 
     @classmethod
     def from_dense(cls, dense: np.ndarray | torch.Tensor, k: int) -> "LabelMap":

@@ -1,8 +1,11 @@
 """Everything that makes a training target [B, K]: from folder labels, from label maps, and label smoothing."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from relabel.crop_box import WHOLE_IMAGE, CropBox
 from relabel.label_pooling import pool_scores
 
 SUPERVISIONS = ("localized_multi", "localized_single", "global_multi", "global_single")
@@ -19,9 +22,9 @@ def relabel_target(
     scores: Tensor,
     classes: Tensor,
     boxes: Tensor,
-    labels: Tensor,
     num_classes: int,
     *,
+    labels: Tensor | None = None,
     fill: float = 0.0,
     temperature: float = 1.0,
     supervision: str = "localized_multi",
@@ -35,9 +38,8 @@ def relabel_target(
     Args:
         scores, classes: float and integer [B, k, h, w]; the label maps.
         boxes: float [B, 4]; left, top, right, bottom of each crop as fractions of the image.
-        labels: integer [B]; the folder's labels, used only when ground_truth_weight is not 0; -1 of an image that
-            has none.
         num_classes: K.
+        labels: integer [B]; the folders' labels, -1 for an image without one; needed for a ground_truth_weight only.
         fill: logit of the classes that a cell does not store.
         temperature: divides the pooled logits; above 1 softens.
         supervision: localized_multi (the paper); localized_single = one-hot of its argmax; global_multi and
@@ -50,7 +52,7 @@ def relabel_target(
         float32 [B, K]; each row sums to 1.
 
     Raises:
-        ValueError: the shapes disagree.
+        ValueError: the shapes disagree, or ground_truth_weight is set and labels are missing.
     """
     assert supervision in SUPERVISIONS and box_axes in BOX_AXES, (supervision, box_axes)
     region, form = supervision.split("_")
@@ -61,22 +63,62 @@ def relabel_target(
     else:
         target = (logits / temperature).softmax(dim=1)
     if ground_truth_weight:
+        if labels is None:
+            raise ValueError(f"ground_truth_weight is {ground_truth_weight:g}, but no labels were given")
         weights = ground_truth_weight * (labels >= 0)[:, None]
         target = target.lerp(original_target(labels.clamp(min=0), num_classes), weights)
     return target
 
 
 def whole_image_target(scores: Tensor, classes: Tensor, num_classes: int, fill: float, temperature: float) -> Tensor:
-    """float32 [B, K]; ReLabel's target of a crop that is the whole image. Arguments as of `relabel_target`."""
-    boxes, labels = torch.zeros(len(scores), 4), torch.zeros(len(scores), dtype=torch.int64)  # neither counts here
-    return relabel_target(
-        scores, classes, boxes, labels, num_classes, fill=fill, temperature=temperature, supervision="global_multi"
-    )
+    """ReLabel's target of a crop that is the whole image, float32 [B, K]. Arguments as of `relabel_target`."""
+    boxes = CropBox.stack([WHOLE_IMAGE]).to(scores.device).expand(len(scores), 4)
+    return relabel_target(scores, classes, boxes, num_classes, fill=fill, temperature=temperature)
 
 
 def smooth(target: Tensor, smoothing: float) -> Tensor:
     """Label smoothing of any target [.., K]: t * (1 - s) + s / K; comes before CutMix."""
     return target * (1 - smoothing) + smoothing / target.shape[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class TargetMaker:
+    """Training targets of a batch: from its label maps where it has them, otherwise from its labels; then smoothed.
+
+    Fields:
+        num_classes: K.
+        smoothing: share of the target that label smoothing spreads over all classes, in [0, 1).
+        fill, temperature, supervision, ground_truth_weight, box_axes: as of `relabel_target`.
+    """
+
+    num_classes: int
+    smoothing: float = 0.0
+    fill: float = 0.0
+    temperature: float = 1.0
+    supervision: str = "localized_multi"
+    ground_truth_weight: float = 0.0
+    box_axes: str = "xy"
+
+    def __call__(
+        self, labels: Tensor, boxes: Tensor | None = None, scores: Tensor | None = None, classes: Tensor | None = None
+    ) -> Tensor:
+        """Return float32 [B, K]; arguments as of `relabel_target`, without scores and classes for one-hot targets."""
+        if scores is None or classes is None:
+            return smooth(original_target(labels, self.num_classes), self.smoothing)
+        assert boxes is not None, "label maps are pooled over boxes"
+        target = relabel_target(
+            scores,
+            classes,
+            boxes,
+            self.num_classes,
+            labels=labels,
+            fill=self.fill,
+            temperature=self.temperature,
+            supervision=self.supervision,
+            ground_truth_weight=self.ground_truth_weight,
+            box_axes=self.box_axes,
+        )
+        return smooth(target, self.smoothing)
 
 
 def _pooled_boxes(boxes: Tensor, whole_image: bool, swap_axes: bool) -> Tensor:

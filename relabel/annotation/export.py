@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from relabel.annotation.label_set import LabelSet
 from relabel.data.images import write_keep_list
+from relabel.label_map import LabelMap
 from relabel.targets import whole_image_target
 from utils.errors import UserError
 from utils.files import replacing
@@ -117,9 +117,7 @@ def _targets(labels: LabelSet, fill: float, temperature: float, title: str) -> I
     with JobProgress(title, len(rows), "label maps") as progress:
         for start in range(0, len(rows), BATCH):
             maps = [labels.store.read(row) for row in rows[start : start + BATCH]]
-            scores = torch.from_numpy(np.stack([label_map.scores for label_map in maps]))
-            classes = torch.from_numpy(np.stack([label_map.classes for label_map in maps]))
-            targets = whole_image_target(scores, classes, len(labels.class_names), fill, temperature)
+            targets = whole_image_target(*LabelMap.stack(maps), len(labels.class_names), fill, temperature)
             yield from zip(rows[start : start + BATCH], targets.numpy(), strict=True)
             progress.advance(len(maps))
 

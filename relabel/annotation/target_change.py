@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from relabel.crop_box import MIN_AREA, random_crop_box
+from relabel.crop_box import MIN_AREA, CropBox, random_crop_box
+from relabel.label_map import LabelMap
 from relabel.stores.store import LabelStore
 from relabel.targets import relabel_target
 from utils.random import SAMPLE, keyed_rng
@@ -45,9 +45,8 @@ def compare_targets(
     largest, moved = 0.0, []
     for row in rows.tolist():
         draws = [keyed_rng(seed, SAMPLE, number, row) for number in range(crops_per_map)]
-        boxes = [random_crop_box(rng, SIDE, SIDE, MIN_AREA) for rng in draws]
-        sides = torch.tensor([(box.left, box.top, box.right, box.bottom) for box in boxes])
-        change = (_targets(first, row, sides, num_classes) - _targets(second, row, sides, num_classes)).abs()
+        boxes = CropBox.stack([random_crop_box(rng, SIDE, SIDE, MIN_AREA) for rng in draws])
+        change = (_targets(first, row, boxes, num_classes) - _targets(second, row, boxes, num_classes)).abs()
         largest = max(largest, float(change.max()))
         moved.append(float(change.sum(dim=1).mean()) / 2)
     return TargetChange(len(rows) * crops_per_map, largest, float(np.mean(moved)))
@@ -55,8 +54,5 @@ def compare_targets(
 
 def _targets(store: LabelStore, row: int, boxes: Tensor, num_classes: int) -> Tensor:
     """float32 [B, K]; the targets of several crops of one map."""
-    label_map = store.read(row)
-    scores, classes = torch.tensor(label_map.scores), torch.tensor(label_map.classes)
-    labels = torch.zeros(len(boxes), dtype=torch.int64)
-    shape = (len(boxes), *scores.shape)
-    return relabel_target(scores.expand(shape), classes.expand(shape), boxes, labels, num_classes)
+    scores, classes = LabelMap.stack([store.read(row)] * len(boxes))
+    return relabel_target(scores, classes, boxes, num_classes)

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from models.build import OURS, library_of
 from relabel.annotation.teacher import load_teacher
-from relabel.checks.crop_quality import box_tensor
 from relabel.checks.object_boxes import ObjectBox
 from relabel.checks.sample import BATCH, MapSample
 from relabel.crop_box import WHOLE_IMAGE, CropBox
@@ -225,7 +224,7 @@ def _lifts(sample: MapSample, told: list[tuple[int, int, CropBox]], num_classes:
         maps = sample.only(np.array(places, dtype=np.int64))
         excess, column = _above_floor(maps.scores, 0.0), torch.tensor(labels)[:, None]
         inside, swapped, whole = (
-            pool_scores(excess, maps.classes, box_tensor(regions), num_classes).gather(1, column)[:, 0]
+            pool_scores(excess, maps.classes, CropBox.stack(regions), num_classes).gather(1, column)[:, 0]
             for regions in (boxes, [box.mirrored() for box in boxes], [WHOLE_IMAGE] * len(boxes))
         )
         lifts.append(torch.stack([inside - whole, swapped - whole], dim=1).double().numpy())
@@ -263,11 +262,9 @@ def _fits(
     n = len(maps)
     assert probabilities.shape == (2 * n, num_classes), probabilities.shape
     said = probabilities.double().clamp(min=SMALLEST_PROBABILITY).log()
-    excess, nobody = _above_floor(maps.scores, fill), torch.zeros(n, dtype=torch.int64)
+    excess = _above_floor(maps.scores, fill)
     upper, lower = (
-        relabel_target(
-            excess, maps.classes, box_tensor([box] * n), nobody, num_classes, temperature=temperature
-        ).double()
+        relabel_target(excess, maps.classes, CropBox.stack([box] * n), num_classes, temperature=temperature).double()
         for box in (TOP_RIGHT, BOTTOM_LEFT)
     )
     as_stored = (upper * said[:n] + lower * said[n:]).sum(dim=1) / 2

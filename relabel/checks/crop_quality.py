@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from relabel.checks.calibration import classes_shown
@@ -106,11 +105,6 @@ def crop_quality(
     )
 
 
-def box_tensor(boxes: Sequence[CropBox]) -> Tensor:
-    """float32 [B, 4]; left, top, right, bottom."""
-    return torch.tensor([(box.left, box.top, box.right, box.bottom) for box in boxes], dtype=torch.float32)
-
-
 def _draw_crops(
     sample: MapSample, image_path: Callable[[int], Path], min_area: float, count: int, seed: int
 ) -> list[list[CropBox]]:
@@ -136,8 +130,8 @@ def _pool(
     best, shown = [np.empty((0, count), dtype=np.int64)], [np.empty((0, count), dtype=np.int64)]
     for part in sample.batches():
         scores, classes = (maps[part].repeat_interleave(count, dim=0) for maps in (sample.scores, sample.classes))
-        sides = box_tensor([box for image in crops[part] for box in image])
-        target = make_target(scores, classes, sides, torch.zeros(len(scores), dtype=torch.int64))
+        sides = CropBox.stack([box for image in crops[part] for box in image])
+        target = make_target(scores, classes, sides)
         best.append(target.argmax(dim=1).view(-1, count).numpy())
         shown.append(classes_shown(target).view(-1, count).numpy())
     return np.concatenate(best), np.concatenate(shown)

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from relabel.label_map import LabelMap
 from relabel.stores.store import LabelStore
 from utils.progress import JobProgress
 
@@ -57,11 +57,9 @@ def read_sample(store: LabelStore, rows: np.ndarray, size: int, seed: int = 0) -
         UserError: as LabelStore.read.
     """
     drawn = np.sort(np.random.default_rng(seed).permutation(rows)[:size])
-    scores, classes = [], []
+    maps = []
     with JobProgress("read a sample", len(drawn), "label maps") as progress:
         for row in drawn.tolist():
-            label_map = store.read(row)
-            scores.append(torch.tensor(label_map.scores))
-            classes.append(torch.tensor(label_map.classes))
+            maps.append(store.read(row))
             progress.advance(1)
-    return MapSample(drawn, torch.stack(scores), torch.stack(classes))
+    return MapSample(drawn, *LabelMap.stack(maps))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from relabel.checks.sample import MapSample
+from relabel.crop_box import WHOLE_IMAGE, CropBox
 from relabel.label_pooling import pool_scores
 
 TOLERATED_LEAK = 0.05
@@ -115,7 +116,7 @@ def _pool(sample: MapSample, labels: Tensor | None, num_classes: int) -> _Pooled
     """As many of the sample's whole images as a fit needs, evenly spread over the classes."""
     step = -(-len(sample) * num_classes // FITTED_NUMBERS)
     chosen = sample.only(np.arange(0, len(sample), step))
-    whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+    whole = CropBox.stack([WHOLE_IMAGE])
     scores, stored = [], []
     for part in chosen.batches():
         maps, classes = chosen.scores[part].float(), chosen.classes[part]

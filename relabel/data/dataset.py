@@ -49,7 +49,7 @@ class Crop:
 class Transform(Protocol):
     """How an image is looked at, in training or in a test."""
 
-    def look(self, file: ImageFile, epoch: int, index: int) -> Crop:
+    def __call__(self, file: ImageFile, epoch: int, index: int) -> Crop:
         """The crop of the index-th image in that epoch."""
         ...
 
@@ -72,7 +72,7 @@ class RandomResizedCrop:
     lighting: float
     seed: int
 
-    def look(self, file: ImageFile, epoch: int, index: int) -> Crop:
+    def __call__(self, file: ImageFile, epoch: int, index: int) -> Crop:
         """Draw the box, then the augmentation, from (seed, epoch, index) alone."""
         rng = keyed_rng(self.seed, SAMPLE, epoch, index)
         box = random_crop_box(rng, file.width, file.height, self.min_area)
@@ -93,7 +93,7 @@ class CenterCrop:
     size: int
     crop_ratio: float | None
 
-    def look(self, file: ImageFile, epoch: int, index: int) -> Crop:
+    def __call__(self, file: ImageFile, epoch: int, index: int) -> Crop:
         """The central crop; epoch and index do not matter."""
         image = file.centre_crop(self.size, self.crop_ratio)
         return Crop(image, file.centre_box(self.size, self.crop_ratio), None)
@@ -128,6 +128,6 @@ class ImageDataset:
     def __getitem__(self, key: Key) -> Sample:
         """The sample of (epoch, index). UserError naming the file: image or label map missing or damaged."""
         epoch, index = key
-        crop = self.view.look(ImageFile(self.images.path(index), self.decoder), epoch, index)
+        crop = self.view(ImageFile(self.images.path(index), self.decoder), epoch, index)
         label_map = None if self.label_store is None else self.label_store.read(index)
         return Sample(crop.image, int(self.images.labels[index]), crop.box, label_map, crop.augmentation, index)

@@ -17,18 +17,13 @@ from relabel.data.dataset import Crop, ImageDataset, Key, Sample, Transform
 from relabel.data.decode import ImageFile
 from relabel.data.images import ImageList, list_any_images
 from relabel.stores.store import LabelStore, check_one_per_class, check_present, open_label_store
-from utils.errors import UserError, in_other_words
+from utils.errors import UserError, with_advice
 from utils.random import EXTRA_ORDER, keyed_rng
 
-# What shared functions call things that have other names here, as patterns.
-OWN_WORDS = {
-    r"--data\.data_path to the folder that holds train/ and val/": "--data.extra.path to folders of images",
-    r"--data\.data_path": "--data.extra.path",
-    r"--data\.relabel\.path": "--data.extra.labels",
-    r"training images have no": "extra images have no",
-    r"annotate`, name the images that have one in --data\.keep_list, ": "annotate --unlabelled true`, ",
-    r"train without label maps: --data\.relabel\.use False": "train without extra images: --data.extra.share 0",
-}
+_WITHOUT_MAPS = (
+    "Check --data.extra.labels, make them with `python -m relabel annotate IMAGES LABELS --unlabelled true`, or train "
+    "without extra images: --data.extra.share 0"
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,8 +53,9 @@ def open_extra_root(
         UserError: there are no such images or maps, some are missing or damaged, their teacher does not know the
             classes, or they have another shape.
     """
-    with in_other_words(OWN_WORDS):
+    with with_advice("Check --data.extra.path, or train without extra images: --data.extra.share 0"):
         images = list_any_images(path)
+    with with_advice(_WITHOUT_MAPS):
         store = open_label_store(labels, images.keys(), class_names)
         check_present(store, images.path)
         check_one_per_class(store, images.labels)
@@ -79,9 +75,9 @@ class _Shifted:
     view: Transform
     first: int
 
-    def look(self, file: ImageFile, epoch: int, index: int) -> Crop:
+    def __call__(self, file: ImageFile, epoch: int, index: int) -> Crop:
         """The crop of the index-th image of a root that begins at `first`."""
-        return self.view.look(file, epoch, self.first + index)
+        return self.view(file, epoch, self.first + index)
 
 
 class MixedDataset:

@@ -82,8 +82,7 @@ class ImageList:
         if unknown:
             raise UserError(
                 f"{self.root}: found {len(unknown)} of {len(self.class_names)} class folders that {whose} do not have, "
-                f"the first: {unknown[0]}; expected those {len(class_names)} classes or some of them. "
-                "Check --data.data_path."
+                f"the first: {unknown[0]}; expected those {len(class_names)} classes or some of them."
             )
         position = {name: i for i, name in enumerate(class_names)}
         rows = np.array([position[name] for name in self.class_names], dtype=np.int32)
@@ -100,7 +99,7 @@ def list_images(root: str | Path) -> ImageList:
     with _listing(root):
         class_names = sorted(entry.name for entry in _visible(root) if entry.is_dir())
     if not class_names:
-        raise UserError(f"{root}: found no class folder; {EXPECTED_LAYOUT}. Point --data.data_path to such data.")
+        raise UserError(f"{root}: found no class folder; {EXPECTED_LAYOUT}.")
     files = [_image_names(root / name) for name in class_names]
     empty = [name for name, found in zip(class_names, files, strict=True) if not found]
     if empty:
@@ -176,8 +175,7 @@ def _listing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot be listed ({error.strerror}); {EXPECTED_LAYOUT}. "
-            "Point --data.data_path to the folder that holds train/ and val/."
+            f"{folder}: cannot be listed ({error.strerror}); {EXPECTED_LAYOUT}."
         ) from error
 
 

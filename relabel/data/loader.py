@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from relabel.augment import Augmentation
+from relabel.crop_box import CropBox
 from relabel.data.dataset import Key, Sample
 from relabel.data.extra_images import ExtraBatches, spread
 from relabel.data.skipped_images import SkippedImage
+from relabel.label_map import LabelMap
 from utils.errors import UserError
 from utils.processes.workers import Readable, read_batches
 from utils.random import ORDER, keyed_rng
@@ -98,14 +100,14 @@ def collate(items: Sequence[Sample | SkippedImage]) -> Batch:
     maps = [sample.label_map for sample in samples if sample.label_map is not None]
     drawn = [sample.augmentation for sample in samples if sample.augmentation is not None]
     assert len(maps) in (0, len(samples)) and len(drawn) in (0, len(samples))
-    boxes = [(s.box.left, s.box.top, s.box.right, s.box.bottom) for s in samples]
+    scores, classes = LabelMap.stack(maps) if maps else (None, None)
     flips, jitter_orders, jitter_factors, lighting = _stack_augmentations(drawn)
     return Batch(
         images=_stack_images([sample.image for sample in samples]),
         labels=torch.tensor([sample.label for sample in samples]),
-        boxes=torch.tensor(boxes, dtype=torch.float32),
-        scores=torch.from_numpy(np.stack([label_map.scores for label_map in maps])) if maps else None,
-        classes=torch.from_numpy(np.stack([label_map.classes for label_map in maps])) if maps else None,
+        boxes=CropBox.stack([sample.box for sample in samples]),
+        scores=scores,
+        classes=classes,
         flips=flips,
         jitter_orders=jitter_orders,
         jitter_factors=jitter_factors,

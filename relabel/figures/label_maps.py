@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -207,10 +206,8 @@ def pooled_target(
 ) -> np.ndarray:
     """float [K]; ReLabel's target of one crop."""
     target = relabel_target(
-        torch.tensor(label_map.scores)[None],
-        torch.tensor(label_map.classes)[None],
-        torch.tensor([[box.left, box.top, box.right, box.bottom]]),
-        torch.zeros(1, dtype=torch.int64),  # not used without a weight for the folder's label
+        *LabelMap.stack([label_map]),
+        CropBox.stack([box]),
         num_classes,
         fill=fill,
         temperature=temperature,

@@ -17,15 +17,20 @@ from relabel.data.images import ImageList, keep_listed, list_images
 from relabel.data.loader import Batch, Loader, TestBatches, TrainBatches, steps_per_epoch
 from relabel.data.skipped_images import SkippingDataset
 from relabel.stores.store import LabelStore, check_one_per_class, check_present, open_label_store
-from relabel.targets import original_target, relabel_target, smooth
+from relabel.targets import TargetMaker
 from relabel.training.trainer import Recipe
 from utils.checkpoint import load_checkpoint, named_classes, split_weights
 from utils.config.frozen_munch import FrozenMunch
-from utils.errors import UserError
+from utils.errors import UserError, with_advice
 from utils.optimizers import create_optimizer
 from utils.precision import Precision
 from utils.processes.distributed import Process, available_cores
 from utils.schedule import learning_rate
+
+_WITHOUT_MAPS = (
+    "Check --data.relabel.path, name the images that have a map in --data.keep_list, or train without label maps: "
+    "--data.relabel.use False"
+)
 
 
 def set_up_device(device: torch.device) -> None:
@@ -37,15 +42,17 @@ def set_up_device(device: torch.device) -> None:
 
 def list_split(config: FrozenMunch, split: str) -> ImageList:
     """The images of train/, those on the keep list if there is one, or of val/."""
-    images = list_images(Path(config.data.data_path) / split)
+    with with_advice("Check --data.data_path."):
+        images = list_images(Path(config.data.data_path) / split)
     return keep_listed(images, config.data.keep_list) if split == "train" and config.data.keep_list else images
 
 
 def checked_label_store(config: FrozenMunch, images: ImageList) -> LabelStore:
     """The label maps of the training images: all present, one of each class read and sound."""
-    store = open_label_store(config.data.relabel.path, images.keys(), images.class_names)
-    check_present(store, images.path)
-    check_one_per_class(store, images.labels)
+    with with_advice(_WITHOUT_MAPS):
+        store = open_label_store(config.data.relabel.path, images.keys(), images.class_names)
+        check_present(store, images.path)
+        check_one_per_class(store, images.labels)
     return store
 
 
@@ -104,12 +111,14 @@ def start_weights(config: FrozenMunch, model: nn.Module, class_names: Sequence[s
     return f"starting from {path}{' (EMA)' * (name == 'ema')}, the classification head {head}"
 
 
-def load_from(path: Path, model: nn.Module, state_dict: dict[str, Tensor], arch: str | None) -> None:
+def load_from(
+    path: Path, model: nn.Module, state_dict: dict[str, Tensor], arch: str | None, flag: str = "--model.arch"
+) -> None:
     """Put a checkpoint's weights into the network; an error names the file and the network it was made with."""
     try:
         load_weights(model, state_dict)
     except UserError as error:
-        made_with = f"\n  The file says that it holds a {arch}: set --model.arch {arch}." if arch else ""
+        made_with = f"\n  The file says that it holds a {arch}: set {flag} {arch}." if arch else ""
         raise UserError(f"{path}: {error}{made_with}") from None
 
 
@@ -183,30 +192,18 @@ def make_recipe(config: FrozenMunch, images: ImageList, global_batch: int, seed:
     )
 
 
-def make_targets(config: FrozenMunch, num_classes: int) -> Callable[[Batch], Tensor]:
-    """Batch -> soft targets [B, K]: from the label maps or the folders' labels, then smoothed."""
-    smoothing = config.optim.label_smoothing
+def make_targets(config: FrozenMunch, num_classes: int) -> TargetMaker:
+    """What makes soft targets [B, K] of a batch's label maps or of its labels."""
     relabel = config.data.relabel
-    if not relabel.use:
-        return lambda batch: smooth(original_target(batch.labels, num_classes), smoothing)
-
-    def targets(batch: Batch) -> Tensor:
-        assert batch.scores is not None and batch.classes is not None, "the dataset was built with a label store"
-        target = relabel_target(
-            batch.scores,
-            batch.classes,
-            batch.boxes,
-            batch.labels,
-            num_classes,
-            fill=relabel.fill,
-            temperature=relabel.temperature,
-            supervision=relabel.supervision,
-            ground_truth_weight=relabel.ground_truth_weight,
-            box_axes=relabel.box_axes,
-        )
-        return smooth(target, smoothing)
-
-    return targets
+    return TargetMaker(
+        num_classes,
+        smoothing=config.optim.label_smoothing,
+        fill=relabel.fill,
+        temperature=relabel.temperature,
+        supervision=relabel.supervision,
+        ground_truth_weight=relabel.ground_truth_weight,
+        box_axes=relabel.box_axes,
+    )
 
 
 def train_loader(

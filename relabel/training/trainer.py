@@ -19,6 +19,7 @@ from relabel.augment import augment
 from relabel.cutmix import cutmix
 from relabel.data.loader import Batch
 from relabel.data.skipped_images import SkippedImages
+from relabel.targets import TargetMaker
 from relabel.training.validation import evaluate
 from utils.checkpoint import BEST, LAST, PREVIOUS, save_checkpoint
 from utils.errors import SharedError
@@ -41,7 +42,7 @@ class Recipe:
 
     Attributes:
         learning_rate: update number (from 0) -> rate.
-        targets: batch -> soft targets [B, K], smoothing included.
+        targets: makes the soft targets [B, K] of a batch, smoothing included.
         cutmix_epochs: CutMix is on in the epochs below this number, counted from 0.
         ema_decay: of the averaged weights; 0 = none.
         checkpoint_s: seconds between checkpoints inside an epoch.
@@ -51,7 +52,7 @@ class Recipe:
     steps_per_epoch: int
     accumulation: int
     learning_rate: Callable[[int], float]
-    targets: Callable[[Batch], Tensor]
+    targets: TargetMaker
     cutmix_prob: float
     cutmix_beta: float
     cutmix_epochs: int
@@ -176,7 +177,7 @@ class Trainer:
     def _inputs(self, batch: Batch, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Augmented images [B, 3, S, S] and soft targets [B, K]."""
         images = augment(batch.images, batch.flips, batch.jitter_orders, batch.jitter_factors, batch.lighting)
-        targets = self.recipe.targets(batch)
+        targets = self.recipe.targets(batch.labels, batch.boxes, batch.scores, batch.classes)
         if self.epoch < self.recipe.cutmix_epochs and rng.random() < self.recipe.cutmix_prob:
             images, targets = cutmix(images, targets, rng, self.recipe.cutmix_beta)
         return images.contiguous(memory_format=torch.channels_last), targets
@@ -249,7 +250,7 @@ class Trainer:
         self.guard = StepGuard(self.process.device, self.precision.scaler, *self.skipped)
         self.batches: Iterator[Batch] = iter(self.train_batches(self.step))
         self.progress = JobProgress(
-            "training", self.recipe.total_steps, "steps", done=self.step, lines=False, speaks=self.process.is_main
+            "training", self.recipe.total_steps, "steps", done=self.step, lines=False, enabled=self.process.is_main
         )
         if self.process.is_main:
             self.log = MetricsLog(self.folder, self.metrics_bytes, self.tensorboard, self.step)
@@ -308,7 +309,7 @@ class Trainer:
 
     def _say(self, line: str) -> None:
         if self.process.is_main:
-            self.progress.say(line)
+            self.progress.print_line(line)
 
     # ---- endings
 

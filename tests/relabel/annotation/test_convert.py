@@ -67,10 +67,8 @@ def test_both_forms_give_the_same_targets(tmp_path: Path) -> None:
     targets = []
     for name in ("pt", "packed"):
         store = open_label_store(tmp_path / name, sorted_keys(KEYS), CLASSES)
-        maps = [store.read(row) for row in range(12)]
-        scores = torch.from_numpy(np.stack([m.scores for m in maps]))
-        classes = torch.from_numpy(np.stack([m.classes for m in maps]))
-        targets.append(relabel_target(scores, classes, boxes, torch.zeros(12).long(), 3))
+        scores, classes = LabelMap.stack([store.read(row) for row in range(12)])
+        targets.append(relabel_target(scores, classes, boxes, 3))
     assert torch.equal(*targets)
 
 

@@ -20,8 +20,7 @@ from relabel.label_map import LabelMap
 from relabel.stores.manifest import Manifest
 from relabel.stores.pt_folder import write_label_map
 from relabel.stores.store import open_label_store
-from relabel.targets import SUPERVISIONS
-from relabel.training.build import make_targets
+from relabel.targets import SUPERVISIONS, TargetMaker
 from tests.conftest import CLASSES, Flags, make_photos
 from tests.relabel.training.test_run import StopAt, assert_same_weights, metrics, start, weights
 from utils.checkpoint import BEST, load_checkpoint
@@ -169,12 +168,12 @@ def test_maps_of_another_list_of_classes_are_translated_by_name(roots: dict[str,
 
 @pytest.mark.parametrize("supervision", SUPERVISIONS)
 def test_the_target_of_an_extra_image_is_its_map_whatever_weight_labels_have(
-    mixed: MixedDataset, flags: Flags, supervision: str
+    mixed: MixedDataset, supervision: str
 ) -> None:
     batch = collate([mixed[(0, index)] for index in (4, 33, 12, 39)]).to(torch.device("cpu"))
-    texts = {key: str(value) for key, value in flags.items()} | {"data.relabel.supervision": supervision}
-    alone = make_targets(load_config("", texts), 3)(batch)
-    weighted = make_targets(load_config("", texts | {"data.relabel.ground_truth_weight": "0.25"}), 3)(batch)
+    arguments = batch.labels, batch.boxes, batch.scores, batch.classes
+    alone = TargetMaker(3, supervision=supervision)(*arguments)
+    weighted = TargetMaker(3, supervision=supervision, ground_truth_weight=0.25)(*arguments)
     labels = torch.tensor([[1.0, 0, 0], [0, 1.0, 0]])  # images 4 and 12 lie in the first and second folder
     torch.testing.assert_close(weighted[[0, 2]], 0.75 * alone[[0, 2]] + 0.25 * labels)
     torch.testing.assert_close(weighted[[1, 3]], alone[[1, 3]])
@@ -287,7 +286,7 @@ def test_settings_without_effect_warn(
 
 def test_missing_maps_are_counted_with_words_for_extra_images(extra_flags: Flags, roots: dict[str, Path]) -> None:
     (roots["far-labels"] / "newt" / "newt.01.pt").unlink()
-    with pytest.raises(UserError, match="1 of 7 extra images have no label map") as told:
+    with pytest.raises(UserError, match="1 of 7 images have no label map") as told:
         start(extra_flags)
     for part in ("newt.01.JPEG", "newt.01.pt", "annotate --unlabelled true", "--data.extra.share 0"):
         assert part in str(told.value)

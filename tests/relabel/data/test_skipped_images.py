@@ -100,7 +100,8 @@ def plain_run(flags: Flags, photos: Path) -> dict[str, torch.Tensor]:
         pixels = augment(batch.images, batch.flips, batch.jitter_orders, batch.jitter_factors, batch.lighting)
         log_probabilities = F.log_softmax(model(pixels.contiguous(memory_format=torch.channels_last)), dim=1)
         optimizer.zero_grad()
-        (-(recipe.targets(batch) * log_probabilities).sum() / len(batch)).backward()
+        targets = recipe.targets(batch.labels, batch.boxes, batch.scores, batch.classes)
+        (-(targets * log_probabilities).sum() / len(batch)).backward()
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate(step)
         optimizer.step()

@@ -312,7 +312,7 @@ def test_bad_input_creates_nothing(flags: Flags, changed: Flags, message: str) -
 
 def test_a_missing_map_is_told_with_both_paths_and_creates_nothing(flags: Flags, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "labels" / "ant").mkdir(parents=True)
-    with pytest.raises(UserError, match="30 of 30 training images have no label map") as told:
+    with pytest.raises(UserError, match="30 of 30 images have no label map") as told:
         start({**flags, "data.relabel.path": tmp_path / "labels"})
     for part in ("ant.00.JPEG", "ant.00.pt", "relabel annotate", "--data.relabel.use False"):
         assert part in str(told.value)
@@ -393,7 +393,7 @@ def test_label_smoothing_works_without_cutmix(flags: Flags, photos: Path) -> Non
     batch = collate([ImageDataset(images, CenterCrop(16, None))[key] for key in next(iter(sampler))])
     changes = {"optim.label_smoothing": 0.3, "data.relabel.use": False}
     config = load_config("", {key: str(value) for key, value in (flags | changes).items()})
-    targets = make_targets(config, 3)(batch)
+    targets = make_targets(config, 3)(batch.labels)
     expected = torch.full((6, 3), 0.1)
     expected[range(6), batch.labels] = 0.8
     torch.testing.assert_close(targets, expected)
