@@ -81,7 +81,7 @@ def create_pretrained_model(arch: str) -> tuple[nn.Module, str]:
     """
     library = library_of(arch)
     if library == OURS:
-        raise UserError(f"{arch} has no published weights; give --weights FILE, a checkpoint of {arch}")
+        raise UserError(f"{arch} has no published weights; expected a checkpoint of {arch}")
     fetch = _pretrained_torchvision_model if library == "torchvision" else _pretrained_timm_model
     try:
         model, name = fetch(arch)
@@ -89,13 +89,13 @@ def create_pretrained_model(arch: str) -> tuple[nn.Module, str]:
         reason = f"{type(error).__name__}: {str(error).split(chr(10))[0]}"
         raise UserError(
             f"the published weights of {arch} are not in {library}'s cache and cannot be fetched, or cannot be read "
-            f"({reason}). Give --weights FILE, a checkpoint of {arch} brought here by other means; connect this "
-            "machine to the network; or try things out with --weights random"
+            f"({reason}). Give a checkpoint of {arch} brought here by other means, connect this "
+            "machine to the network, or try things out with random weights"
         ) from error
     if getattr(model, "num_classes", None) == 0:
         raise UserError(
-            f"the published weights {name} make features and know no classes; expected those of a classifier. Give an "
-            "--arch whose tag ends in in1k or the like: timm.list_pretrained() lists them"
+            f"the published weights {name} make features and know no classes; expected those of a classifier. Name an "
+            "architecture whose tag ends in in1k or the like: timm.list_pretrained() lists them"
         )
     return model, name
 
@@ -116,8 +116,8 @@ def infer_num_classes(arch: str, state_dict: Mapping[str, Tensor]) -> int:
     if len(counts) != 1:
         found = f"gives {sorted(counts)}" if counts else f"has none of them, but {_some(list(weights), 3)}"
         raise UserError(
-            f"cannot tell the number of classes: model.arch {arch} keeps it in {_some(class_layers, 3)}, "
-            f"the checkpoint {found}; set --model.arch to the architecture that the checkpoint was trained with"
+            f"cannot tell the number of classes: arch {arch} keeps it in {_some(class_layers, 3)}, "
+            f"the checkpoint {found}; expected the arch that the checkpoint was trained with"
         )
     return counts.pop()
 
@@ -192,7 +192,7 @@ def _create_timm_model(arch: str, num_classes: int) -> nn.Module:
     except NotImplementedError:
         raise  # the network cannot be built on the meta device, which is not the user's doing; see _shapes
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        raise UserError(f"timm has model.arch {arch} but cannot build it for {num_classes} classes: {error}") from error
+        raise UserError(f"timm has {arch} but cannot build it for {num_classes} classes: {error}") from error
     return model
 
 
@@ -231,7 +231,7 @@ def _unknown_name_message(arch: str) -> str:
     suggestions = [f"{', '.join(names)} ({library})" for library, names in near.items() if names]
     hint = f"Did you mean {' or '.join(suggestions)}?" if suggestions else "No name is near it."
     return (
-        f"found model.arch {arch!r}; expected a classification network of {' or '.join(near)}. {hint} All names: "
+        f"found arch {arch!r}; expected a classification network of {' or '.join(near)}. {hint} All names: "
         "torchvision.models.list_models(module=torchvision.models), timm.list_models(), digit_net"
     )
 
@@ -258,7 +258,7 @@ def _mismatch_message(groups: Mapping[str, Sequence[str]], num_expected: int) ->
     for title, entries in groups.items():
         if entries:
             lines.append(f"  {len(entries)} {title}: {_some(entries, LISTED_MISMATCHES)}")
-    lines.append("  set --model.arch to the architecture that the checkpoint was trained with")
+    lines.append("  expected the arch that the checkpoint was trained with")
     return "\n".join(lines)
 
 

@@ -1,8 +1,7 @@
 """What the project says when the input, not the program, is wrong."""
 
-import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 EXIT_USER_ERROR = 2
@@ -28,15 +27,12 @@ def listed(lines: Sequence[str], most: int = 10) -> str:
 
 
 @contextmanager
-def in_other_words(words: Mapping[str, str]) -> Iterator[None]:
-    """Tell UserErrors of functions that several callers share with the names that hold here: pattern -> replacement."""
+def with_advice(advice: str) -> Iterator[None]:
+    """Append to a UserError what to do about it: only the caller knows which flag led to it."""
     try:
         yield
     except UserError as error:
-        message = str(error)
-        for theirs, ours in words.items():
-            message = re.sub(theirs, ours, message)
-        raise UserError(message) from None
+        raise type(error)(f"{error}\n  {advice}") from error
 
 
 @contextmanager

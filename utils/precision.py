@@ -1,21 +1,25 @@
-"""Formats of the forward pass: float32, or torch.amp autocast with float16 or bfloat16; order in memory."""
+"""Number format of the forward pass: float32, or torch.amp autocast with float16 or bfloat16."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.amp import GradScaler
 
 
 class Precision:
-    """What `compute.opt_level` means on one kind of device.
+    """The meaning of an optimization level, O0 to O2 as in apex or bf16, on one kind of device.
 
     O0 is float32; O1 float16 autocast with a GradScaler; O2 ran no faster than O1 end to end and is the same here;
-    bf16 is bfloat16 autocast without a scaler. Half precision without a GPU is slower, so O1 becomes float32 there.
+    bf16 is bfloat16 autocast without a scaler. On a CPU float16 is slower than float32, so O1 becomes float32 there.
 
     Attributes:
-        dtype: of the autocast regions; None = no autocast.
+        device: of the forward pass.
+        dtype: of the autocast regions; None: no autocast.
         scaler: a GradScaler, disabled (it passes values through) unless dtype is float16.
-        note: one line for the person where the level does not mean what it says; else ''.
+        note: what the level runs as, where that is not what its name says ("O2 runs as ..."); else "".
     """
 
     def __init__(self, opt_level: str, device: torch.device) -> None:
@@ -24,16 +28,36 @@ class Precision:
         self.dtype: torch.dtype | None = {"O0": None, "bf16": torch.bfloat16}.get(opt_level, torch.float16)
         if self.dtype is torch.float16 and device.type == "cpu":
             self.dtype = None
-            self.note = f"compute.opt_level {opt_level} runs as float32: this machine shows no GPU"
+            self.note = f"opt_level {opt_level} runs as float32: this machine shows no GPU"
         elif opt_level == "O2":
-            self.note = "compute.opt_level O2 runs as O1 (float16 autocast)"
+            self.note = "opt_level O2 runs as O1 (float16 autocast)"
         self.scaler = GradScaler(device.type, enabled=self.dtype is torch.float16)
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context of a forward pass."""
         return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
 
+    @contextmanager
+    def evaluation(self, *models: nn.Module) -> Iterator[None]:
+        """The context of forward passes whose logits are compared: the last linear layer runs in float32.
+
+        Half precision would round logits that lie close together to equal ones.
+        """
+        with ExitStack() as stack:
+            for model in models if self.dtype else ():
+                if layers := [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]:
+                    hook = layers[-1].register_forward_hook(_in_float32)
+                    stack.callback(hook.remove)
+            stack.enter_context(self.autocast())
+            yield
+
     @property
     def name(self) -> str:
         """float32, float16 or bfloat16."""
         return str(self.dtype or torch.float32).removeprefix("torch.")
+
+
+def _in_float32(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Any:
+    """Replace a layer's output by that of the same inputs in float32; a forward hook."""
+    with torch.autocast(output.device.type, enabled=False):
+        return layer.forward(inputs[0].float())

@@ -107,7 +107,7 @@ def annotate(
     manifest = _manifest(annotator, settings, form, len(images))
     with ExitStack() as stack:
         if annotator.precision.note and process.is_main:
-            print(annotator.precision.note.replace("compute.opt_level", "--opt_level"), flush=True)
+            print(annotator.precision.note, flush=True)
         writer = (PackedWriter if form == "packed" else FolderWriter)(out, keys[order], manifest)
 
         def begin() -> None:
@@ -176,8 +176,8 @@ class _Annotator:
     def __init__(self, teacher: Teacher, settings: Settings, device: torch.device) -> None:
         if not 1 <= settings.k <= teacher.num_classes:
             raise UserError(
-                f"k = {settings.k} classes per cell were asked for, but the teacher knows {teacher.num_classes}; "
-                f"give a k in 1..{teacher.num_classes} (5 in the paper)"
+                f"--top_k is {settings.k} classes per cell, but the teacher knows {teacher.num_classes}; "
+                f"expected 1..{teacher.num_classes} (5 in the paper)"
             )
         self.teacher, self.device = teacher, device
         self.precision = Precision(settings.opt_level, device)

@@ -157,7 +157,7 @@ def _warn_of_random_weights(arch: str) -> None:
 
 def _of_file(arch: str | None, path: Path, data_classes: Sequence[str] | None) -> _Classifier:
     if not path.is_file():
-        raise UserError(f"found no file {path}; expected --weights {PRETRAINED}, {RANDOM} or a checkpoint's path")
+        raise UserError(f"found no file {path}; expected {PRETRAINED}, {RANDOM} or the path of a checkpoint")
     content = load_checkpoint(path)
     by_name = split_weights(content, path)
     state_dict = by_name.get("ema", by_name["model"])
@@ -205,7 +205,7 @@ def _checked_names(classifier: _Classifier, data_classes: Sequence[str] | None) 
     example = f" (it does not know {min(strange)})" if strange else ", whose names nobody says,"
     raise UserError(
         f"{classifier.weights}: {found}{example} and images of {len(data_classes):,} classes; expected a teacher that "
-        "knows all of these by the names of their folders. Give --weights of such a teacher, or the images of its "
+        "knows all of these by the names of their folders. Give the weights of such a teacher, or the images of its "
         "classes in folders of its names" + (f", such as {names[0]}" if names else "")
     )
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from relabel.cli.words import Name, Pictures, in_own_words, keep_apart
+from relabel.cli.words import Name, Pictures, keep_apart
 from utils.config.value_types import (
     Count,
     ExistingFolder,
@@ -97,7 +97,7 @@ def annotate(
     from relabel.data.images import list_any_images
     from utils.processes.distributed import available_cores, shared_job
 
-    with in_own_words(), shared_job() as process:
+    with shared_job() as process:
         keep_apart(out, "OUT", {"IMAGES": images})
         found = list_any_images(images)
         teacher = load_teacher(
@@ -169,18 +169,17 @@ def check(
     for flag, value in {"--classifier": classifier, "--teacher_accuracy": teacher_accuracy}.items():
         if value is not None and images is None:
             raise UserError(f"{flag} compares the maps with their images; give --images too, or leave it out")
-    with in_own_words({r"(?<=[\s(])--arch\b": "--classifier", r"--weights\b": "--classifier_weights"}):
-        found = open_label_set(labels, images)
-        report = make_report(
-            found,
-            Settings(fill=fill, temperature=temperature, box_axes=box_axes, maps=maps),
-            boxes=open_object_boxes(boxes, found.class_names) if boxes else None,
-            classifier=classifier_named(classifier, classifier_weights, found.class_names) if classifier else None,
-            teacher_top1_percent=teacher_accuracy,
-        )
-        print_report(report)
-        if json:
-            write_json(json, report.as_dict())
+    found = open_label_set(labels, images)
+    report = make_report(
+        found,
+        Settings(fill=fill, temperature=temperature, box_axes=box_axes, maps=maps),
+        boxes=open_object_boxes(boxes, found.class_names) if boxes else None,
+        classifier=classifier_named(classifier, classifier_weights, found.class_names) if classifier else None,
+        teacher_top1_percent=teacher_accuracy,
+    )
+    print_report(report)
+    if json:
+        write_json(json, report.as_dict())
     if report.problems:
         sys.exit(1)
 
@@ -215,19 +214,18 @@ def show(
     from relabel.figures.gallery import draw_figure
 
     keep_apart(out, "--out", {"--labels": labels, "--images": images})
-    with in_own_words():
-        draw_figure(
-            image,
-            labels,
-            images,
-            out,
-            figure,
-            count=count,
-            crops=crops,
-            seed=seed,
-            fill=fill,
-            temperature=temperature,
-        )
+    draw_figure(
+        image,
+        labels,
+        images,
+        out,
+        figure,
+        count=count,
+        crops=crops,
+        seed=seed,
+        fill=fill,
+        temperature=temperature,
+    )
     print(f"picture: {out}", flush=True)
 
 
@@ -256,8 +254,7 @@ def pack(
     from relabel.annotation.convert import pack as pack_files
 
     keep_apart(out, "OUT", {"LABELS": labels, "--images": images})
-    with in_own_words():
-        pack_files(labels, out, images, classes, skip_damaged=on_error == "skip")
+    pack_files(labels, out, images, classes, skip_damaged=on_error == "skip")
 
 
 def unpack(labels: ExistingFolder, out: NewFolder) -> None:
@@ -270,8 +267,7 @@ def unpack(labels: ExistingFolder, out: NewFolder) -> None:
     from relabel.annotation.convert import unpack as write_files
 
     keep_apart(out, "OUT", {"LABELS": labels})
-    with in_own_words():
-        write_files(labels, out)
+    write_files(labels, out)
 
 
 def export_labels(
@@ -301,15 +297,14 @@ def export_labels(
     from relabel.annotation.label_set import open_label_set
 
     keep_apart(out, "OUT", {"LABELS": labels, "--images": images})
-    with in_own_words():
-        found = open_label_set(labels, images)
-        options = {"threshold": threshold, "fill": fill, "temperature": temperature}
-        if form in ("agreeing", "disagreeing"):
-            count = export_cleaning(found, out, agreeing=form == "agreeing", **options)
-            print(f"{count:,} of {len(found):,} images: {out}", flush=True)
-        else:
-            count = write_labels(found, out, soft=form == "soft", **options)
-            print(f"{count:,} labels of {len(found):,} images: {out}", flush=True)
+    found = open_label_set(labels, images)
+    options = {"threshold": threshold, "fill": fill, "temperature": temperature}
+    if form in ("agreeing", "disagreeing"):
+        count = export_cleaning(found, out, agreeing=form == "agreeing", **options)
+        print(f"{count:,} of {len(found):,} images: {out}", flush=True)
+    else:
+        count = write_labels(found, out, soft=form == "soft", **options)
+        print(f"{count:,} labels of {len(found):,} images: {out}", flush=True)
 
 
 def describe(teacher: "Teacher", images: int, classes: int, device: str) -> str:

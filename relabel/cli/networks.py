@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from relabel.cli.words import Name, Pictures, in_own_words, keep_apart
+from relabel.cli.words import Name, Pictures, keep_apart
 from utils.config.value_types import ExistingFile, ExistingFolder, NewFile, NewFolder, NewPicture
 from utils.errors import UserError
 
@@ -82,5 +82,4 @@ def export_model(
     """
     from relabel.cli.model_export import export_model as write_model
 
-    with in_own_words():
-        write_model(weights, out, form, arch=arch, config=config_file_path, ema=ema)
+    write_model(weights, out, form, arch=arch, config=config_file_path, ema=ema)

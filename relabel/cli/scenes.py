@@ -5,7 +5,6 @@ from typing import Annotated
 
 from pydantic import Field
 
-from relabel.cli.words import in_own_words
 from utils.config.value_types import Count, ExistingFolder, NewFile, NewFolder, Positive
 
 # Each command imports what it needs itself: a wrong command line is told before torch is loaded.
@@ -74,8 +73,7 @@ def scenes(
     from relabel.demo.scenes import write_scenes
     from relabel.demo.small_pictures import PictureFolder
 
-    with in_own_words({r"--data\.data_path": "PICTURES"}):
-        write_scenes(PictureFolder(pictures), out, seed, train, val)
+    write_scenes(PictureFolder(pictures), out, seed, train, val)
     print(f"{train:,} training and {val:,} validation scenes: {out}", flush=True)
 
 

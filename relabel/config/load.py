@@ -7,9 +7,9 @@ from pathlib import Path
 from relabel.config.rules import DISK_RULES, RULES, warnings
 from relabel.config.schema import FILE_FLAG, SCHEMA
 from utils.config.command_line import HELP_FLAGS, parse_command_line
+from utils.config.frozen_munch import FrozenMunch
 from utils.config.merge import Merged, annotated, merge
 from utils.config.problems import Setting, report
-from utils.config.frozen_munch import FrozenMunch
 from utils.config.rules import broken_rules
 from utils.config.schema import nest
 from utils.errors import UserError

@@ -13,7 +13,7 @@ from relabel.data.dataset import CenterCrop
 from relabel.data.images import ImageList, list_images
 from relabel.evaluation.predictions import Predictions
 from relabel.evaluation.results import CORRUPTIONS, SEVERITIES, Result, accuracy_results, calibration_results
-from utils.errors import UserError, in_other_words
+from utils.errors import UserError, with_advice
 
 V2_IMAGES, A_IMAGES, R_IMAGES, SUBSET_CLASSES = 10_000, 7_500, 30_000, 200
 C_IMAGES, C_SIZE = 50_000, 224  # images of a corruption and severity; their side
@@ -129,7 +129,7 @@ def subset_set(
         UserError: the folder holds classes that the network does not know, or more than 200.
     """
     images = _list(root, f"eval.{name}")
-    with in_other_words(_named_as(f"eval.{name}")):
+    with with_advice(f"Correct --eval.{name}."):
         images.with_classes_of(class_names, whose)
     count = len(images.class_names)
     if count > SUBSET_CLASSES:
@@ -178,7 +178,7 @@ def _corruption_set(
     parts = []
     for severity in severities:
         part = _list(folder / severity, key)
-        with in_other_words(_named_as(key)):
+        with with_advice(f"Correct --{key}."):
             part = part.with_classes_of(class_names, whose)
         parts.append(replace(part, names=np.char.add(f"{severity}/".encode(), part.names)))
         counts[f"{folder.name}/{severity}"] = len(part)
@@ -254,10 +254,5 @@ def _folders(root: Path, key: str) -> list[str]:
 
 
 def _list(root: Path, key: str) -> ImageList:
-    with in_other_words(_named_as(key)):
+    with with_advice(f"Correct --{key}."):
         return list_images(root)
-
-
-def _named_as(key: str) -> dict[str, str]:
-    """Messages about a folder of classes name the setting that led to it."""
-    return {"data\\.data_path": key, " to the folder that holds train/ and val/": " to such data"}

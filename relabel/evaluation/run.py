@@ -50,7 +50,7 @@ from relabel.training.build import (
 from relabel.training.failures import failures_told
 from utils.checkpoint import load_checkpoint, named_classes, split_weights
 from utils.config.frozen_munch import FrozenMunch
-from utils.errors import UserError
+from utils.errors import UserError, with_advice
 from utils.files import read_json, write_json
 from utils.precision import Precision
 from utils.processes.distributed import Process, from_main
@@ -159,7 +159,9 @@ def plan_evaluation(config: FrozenMunch, images: ImageList | None, class_names: 
     evaluation = Evaluation([], [])
     found: list[SetsAndNotes] = []
     if images is not None:
-        evaluation = _plan_validation(config, images.with_classes_of(class_names, whose), positions)
+        with with_advice("Check --data.data_path."):
+            images = images.with_classes_of(class_names, whose)
+        evaluation = _plan_validation(config, images, positions)
     if wanted.imagenet_v2:
         found.append(imagenet_v2_sets(Path(wanted.imagenet_v2), class_names, positions, view))
     for name, expected in (("imagenet_a", A_IMAGES), ("imagenet_r", R_IMAGES)):

@@ -21,10 +21,7 @@ from utils.errors import UserError, naming
 from utils.files import is_file, remove_temporaries, replacing
 
 SUFFIX = ".pt"
-HOW_TO_GO_ON = (
-    "Make label maps of all images with `python -m relabel annotate`, name the images that have one in "
-    "--data.keep_list, or train without label maps: --data.relabel.use False"
-)
+HOW_TO_MAKE_MAPS = "Make label maps of all images with `python -m relabel annotate`"
 HOW_TO_CONTINUE = "Make room or allow writing, then give the same command again: the label maps that are there are kept"
 
 
@@ -245,7 +242,7 @@ def _load_planes(path: Path) -> np.ndarray:
         refuse_inflated(content)
         planes = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"found no label map at {path}. {HOW_TO_GO_ON}") from None
+        raise UserError(f"found no label map at {path}. {HOW_TO_MAKE_MAPS}") from None
     except Exception as error:
         # Damaged pickles raise almost anything; the reason is kept, and nothing but reading has failed.
         reason = str(error).strip().split("\n")[0]

@@ -16,7 +16,7 @@ import numpy as np
 from relabel.label_map import LabelMap
 from relabel.stores.manifest import MANIFEST, Manifest, read_manifest
 from relabel.stores.packed import MAPS, UNFINISHED, PackedStore, load_keys, read_whole_manifest
-from relabel.stores.pt_folder import HOW_TO_CONTINUE, HOW_TO_GO_ON, SUFFIX, LabelFolder, list_label_files
+from relabel.stores.pt_folder import HOW_TO_CONTINUE, HOW_TO_MAKE_MAPS, SUFFIX, LabelFolder, list_label_files
 from utils.errors import UserError
 from utils.files import locked, make_writable
 
@@ -100,8 +100,8 @@ def check_present(store: LabelStore, image_path: Callable[[int], Path]) -> None:
     if len(missing):
         first = int(missing[0])
         raise UserError(
-            f"{len(missing)} of {len(store)} training images have no label map. The first: image {image_path(first)}; "
-            f"expected its map at {store.place(first)}. {HOW_TO_GO_ON}"
+            f"{len(missing)} of {len(store)} images have no label map. The first: image {image_path(first)}; "
+            f"expected its map at {store.place(first)}. {HOW_TO_MAKE_MAPS}"
         )
 
 
@@ -156,7 +156,7 @@ def manifest_of(root: Path) -> Manifest | None:
         found = "a file" if root.exists() else "nothing"
         raise UserError(
             f"found {found} at {root}; expected a folder of label maps: a packed store, or CLASS/STEM{SUFFIX} for each "
-            f"image. Correct --data.relabel.path. {HOW_TO_GO_ON}"
+            f"image. {HOW_TO_MAKE_MAPS}"
         )
     if ((root / UNFINISHED).is_file() or (root / MAPS).is_file()) and not (root / MANIFEST).exists():
         return read_whole_manifest(root)  # which says that it is unfinished

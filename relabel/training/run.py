@@ -34,7 +34,7 @@ from relabel.training.build import (
 from relabel.training.failures import failures_told
 from relabel.training.trainer import Preempted, Trainer
 from utils.config.frozen_munch import FrozenMunch
-from utils.errors import EXIT_PREEMPTED, UserError
+from utils.errors import EXIT_PREEMPTED, UserError, with_advice
 from utils.files import remove_temporaries
 from utils.precision import Precision
 from utils.processes.distributed import Process, from_main
@@ -46,7 +46,8 @@ def train(process: Process, config: FrozenMunch) -> None:
     """One process of a training run: checks, build, resume, fit."""
     set_up_device(process.device)
     images, test_images = list_split(config, "train"), list_split(config, "val")
-    test_images = test_images.with_classes_of(images.class_names, "the training folders")
+    with with_advice("Check --data.data_path."):
+        test_images = test_images.with_classes_of(images.class_names, "the training folders")
     store = checked_label_store(config, images) if config.data.relabel.use else None
     extra = open_extra_images(config, images, store) if store else []
     process.share(config.util.val_batch_size, "util.val_batch_size")

@@ -352,7 +352,7 @@ def test_a_kill_in_the_middle_of_the_end_loses_nothing(
 
 @pytest.mark.parametrize("k", [0, 6])
 def test_k_must_suit_the_teacher(root: Path, tmp_path: Path, k: int) -> None:
-    with pytest.raises(UserError, match=rf"k = {k} .*teacher knows 5; give a k in 1..5"):
+    with pytest.raises(UserError, match=rf"--top_k is {k} .*teacher knows 5; expected 1..5"):
         run(root, tmp_path / "maps", k=k)
     assert not (tmp_path / "maps").exists()
 

@@ -232,7 +232,7 @@ def test_nothing_says_the_network(tmp_path: Path) -> None:
 
 
 def test_no_such_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"found no file preTrained; expected --weights pretrained, random or"):
+    with pytest.raises(UserError, match=r"found no file preTrained; expected pretrained, random or"):
         load_teacher("resnet18", "preTrained", DIGITS)
 
 
@@ -339,7 +339,7 @@ def test_no_cache_and_no_network(arch: str, cache: str, reason: str, request: py
 
 
 def test_networks_without_published_weights(hub_cache: Path) -> None:
-    with pytest.raises(UserError, match=r"digit_net has no published weights; give --weights FILE"):
+    with pytest.raises(UserError, match=r"digit_net has no published weights; expected a checkpoint"):
         create_pretrained_model("digit_net")
     with pytest.raises(UserError, match=r"published weights of convnext_atto_rms .*No pretrained weights exist"):
         create_pretrained_model("convnext_atto_rms")

@@ -190,20 +190,20 @@ def test_label_maps_from_making_to_training(scenes: Path, tmp_path: Path, capsys
 @pytest.mark.parametrize(
     ("flags", "match"),
     [
-        (["--arch", "digitnet", "--weights", "random"], "found --arch 'digitnet'; expected .*Did you mean digit_net"),
+        (["--arch", "digitnet", "--weights", "random"], "found arch 'digitnet'; expected .*Did you mean digit_net"),
         (["--arch", "vgg11", "--weights", "random"], "VGG cannot make label maps: "),
-        (["--arch", "digit_net"], "digit_net has no published weights; give --weights FILE"),
+        (["--arch", "digit_net"], "digit_net has no published weights; expected a checkpoint"),
         ([], "--weights pretrained says no network; give --arch"),
         (
             ["--arch", "digit_net", "--weights", "nothing.pth"],
-            "found no file nothing.pth; expected --weights pretrained",
+            "found no file nothing.pth; expected pretrained",
         ),
-        (["--arch", "digit_net", "--weights", "random", "--top_k", "11"], "--top_k = 11 .*give a --top_k in 1..10"),
+        (["--arch", "digit_net", "--weights", "random", "--top_k", "11"], "--top_k is 11 .*expected 1..10"),
         (
             ["--arch", "resnet18", "--weights", "teacher.pth"],
-            "teacher.pth: the checkpoint does not fit(.*\n)*.*set --arch",
+            "teacher.pth: the checkpoint does not fit(.*\n)*.*arch that the checkpoint was trained",
         ),
-        (["--arch", "mobilenet_v2", "--weights", "teacher.pth"], "cannot tell.* --arch mobilenet_v2 keeps it in"),
+        (["--arch", "mobilenet_v2", "--weights", "teacher.pth"], "cannot tell.* arch mobilenet_v2 keeps it in"),
         (["--arch", "digit_net", "--weights", "text.pth"], "text.pth "),
     ],
 )

@@ -104,7 +104,7 @@ def test_numpy_alone_can_read_it(folder: Path) -> None:
 def test_missing_images_are_told(folder: Path) -> None:
     store = open_label_store(folder, sorted_keys(["n00/image.0", "n00/other", "zzz/last"]), CLASSES)
     assert store.missing().tolist() == [1, 2]
-    with pytest.raises(UserError, match=r"2 of 3 training images have no label map\. The first: image 1\.jpg"):
+    with pytest.raises(UserError, match=r"2 of 3 images have no label map\. The first: image 1\.jpg"):
         check_present(store, lambda row: Path(f"{row}.jpg"))
     with pytest.raises(UserError, match="holds no label map of row 1 of the images"):
         store.read(1)

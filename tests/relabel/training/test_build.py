@@ -54,12 +54,12 @@ def test_timm_is_not_imported_for_names_that_others_have() -> None:
 @pytest.mark.parametrize(
     ("arch", "expected"),
     [
-        ("resnet51", r"found model.arch 'resnet51'.*resnet50.*\(torchvision\).*resnet51q.*\(timm\)"),
+        ("resnet51", r"found arch 'resnet51'.*resnet50.*\(torchvision\).*resnet51q.*\(timm\)"),
         ("ResNet18", r"Did you mean resnet18"),
         ("rexnet100", r"rexnet_100.*\(timm\)"),
         ("digitnet", r"digit_net \(the demo\)"),
         ("timm/rexnet100", r"expected a classification network of timm.*timm/rexnet_100"),
-        ("fasterrcnn_resnet50_fpn", r"found model.arch"),  # torchvision has it, but it is no classifier
+        ("fasterrcnn_resnet50_fpn", r"found arch"),  # torchvision has it, but it is no classifier
         ("qqqqqq", r"No name is near it"),
         ("timm/resnet18.no_such_weights", r"no_such_weights"),
     ],
@@ -79,7 +79,7 @@ def test_class_count_of_a_checkpoint(arch: str) -> None:
 
 def test_class_count_of_another_architecture_is_refused() -> None:
     weights = create_model("mobilenet_v2", 13).state_dict()
-    with pytest.raises(UserError, match=r"model.arch resnet18 keeps it in fc.weight, fc.bias.*set --model.arch"):
+    with pytest.raises(UserError, match=r"arch resnet18 keeps it in fc.weight, fc.bias.*arch that the checkpoint"):
         infer_num_classes("resnet18", weights)
 
 
