@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from relabel.annotation.label_set import folders_of
 from relabel.annotation.target_change import compare_targets
 from relabel.data.class_names import class_names_of_imagenet
 from relabel.data.images import ImageList, list_any_images
@@ -16,7 +15,7 @@ from relabel.stores.manifest import MANIFEST, Manifest
 from relabel.stores.packed import PackedStore, load_keys, read_whole_manifest
 from relabel.stores.packed_writer import PackedWriter
 from relabel.stores.pt_folder import SUFFIX, FolderWriter, LabelFolder
-from relabel.stores.store import LabelStore, kept_to_one, keys_of, manifest_of, open_label_store
+from relabel.stores.store import LabelStore, class_folders, kept_to_one, keys_of, manifest_of, open_label_store
 from utils.errors import UserError, listed
 from utils.progress import JobProgress
 
@@ -144,7 +143,7 @@ def _class_names(
     """
     folders = images.class_names if images else []
     if classes is None:
-        names = (source.class_names if source else folders) or folders_of(keys)
+        names = (source.class_names if source else folders) or class_folders(keys)
     elif classes == IMAGENET:
         names = class_names_of_imagenet()
     else:
@@ -156,7 +155,7 @@ def _class_names(
         )
     if source and names != source.class_names:
         raise UserError(f"{files}: --classes are not the classes that its {MANIFEST} names. Leave --classes out")
-    if strange := sorted(set(folders or folders_of(keys)) - set(names)):
+    if strange := sorted(set(folders or class_folders(keys)) - set(names)):
         raise UserError(
             f"found {len(strange):,} class folders that are none of the {len(names):,} classes of these maps, the "
             f"first: {strange[0]!r}; expected names such as {names[0]!r}. Correct --classes, or name other images"

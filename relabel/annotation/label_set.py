@@ -9,7 +9,7 @@ import numpy as np
 
 from relabel.data.images import ImageList, list_any_images
 from relabel.stores.manifest import Manifest
-from relabel.stores.store import LabelStore, keys_of, manifest_of, open_label_store
+from relabel.stores.store import LabelStore, class_folders, keys_of, manifest_of, open_label_store
 from utils.errors import UserError
 
 
@@ -74,7 +74,7 @@ def open_label_set(labels: Path, images: Path | None) -> LabelSet:
             f"{labels}: found no label map; expected a packed store, or CLASS/STEM.pt files. Name another folder"
         )
     manifest = manifest_of(labels)
-    own_names = manifest.class_names if manifest else folders_of(store_keys)
+    own_names = manifest.class_names if manifest else class_folders(store_keys)
     names = (found.class_names if found else []) or own_names
     if not names:
         raise UserError(
@@ -83,8 +83,3 @@ def open_label_set(labels: Path, images: Path | None) -> LabelSet:
         )
     keys = found.keys() if found else store_keys
     return LabelSet(labels, open_label_store(labels, keys, names), keys, store_keys, names, found, manifest)
-
-
-def folders_of(keys: np.ndarray) -> list[str]:
-    """The class folders in keys (bytes [N]), sorted; none where they are flat."""
-    return sorted({os.fsdecode(key.partition(b"/")[0]) for key in keys.tolist() if b"/" in key})

@@ -174,9 +174,7 @@ def _listing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be listed ({error.strerror}); {EXPECTED_LAYOUT}."
-        ) from error
+        raise UserError(f"{folder}: cannot be listed ({error.strerror}); {EXPECTED_LAYOUT}.") from error
 
 
 def keep_listed(images: ImageList, path: str | Path) -> ImageList:

@@ -6,7 +6,7 @@ the same targets: the folder of .pt files (relabel/stores/pt_folder.py) and the 
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
@@ -48,6 +48,47 @@ class LabelStore(Protocol):
         ...
 
 
+class LabelMaps(Mapping[str, LabelMap]):
+    """Label maps of either form by key, without their images: `LabelMaps(path)["n01440764/n01440764_10026"]`.
+
+    A read-only mapping in the order of the sorted keys; a map is read when it is asked for.
+
+    Attributes:
+        class_names: K texts; what the class ids stand for.
+    """
+
+    def __init__(self, path: str | Path, class_names: Sequence[str] = ()) -> None:
+        """Open a packed store or a folder of CLASS/STEM.pt files.
+
+        Args:
+            path: of the folder.
+            class_names: the K classes; by default those that the manifest names, or else the class folders.
+
+        Raises:
+            UserError: as `open_label_store`.
+        """
+        self._keys = keys_of(path)
+        manifest = manifest_of(Path(path))
+        self.class_names = list(class_names or (manifest.class_names if manifest else class_folders(self._keys)))
+        self._store = open_label_store(path, self._keys, self.class_names)
+
+    def __getitem__(self, key: str) -> LabelMap:
+        """Read the map of "CLASS/STEM". KeyError: there is none; UserError: it is damaged."""
+        name = os.fsencode(key)
+        row = int(np.searchsorted(self._keys, name))
+        if row == len(self._keys) or self._keys[row] != name:
+            raise KeyError(key)
+        return self._store.read(row)
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the keys."""
+        return map(os.fsdecode, self._keys)
+
+    def __len__(self) -> int:
+        """Number of maps."""
+        return len(self._keys)
+
+
 def open_label_store(path: str | Path, keys: np.ndarray, class_names: Sequence[str]) -> LabelStore:
     """The label maps under a folder, for images of the given keys.
 
@@ -84,6 +125,11 @@ def keys_of(path: str | Path) -> np.ndarray:
 def sorted_keys(keys: Sequence[str]) -> np.ndarray:
     """Texts as bytes [N], sorted."""
     return np.sort(np.array([os.fsencode(key) for key in keys], dtype=np.bytes_))
+
+
+def class_folders(keys: np.ndarray) -> list[str]:
+    """The class folders in keys (bytes [N]), sorted; none where they are flat."""
+    return sorted({os.fsdecode(key.partition(b"/")[0]) for key in keys.tolist() if b"/" in key})
 
 
 def check_present(store: LabelStore, image_path: Callable[[int], Path]) -> None:
