@@ -1,10 +1,14 @@
-"""Checkpoints: whole or absent, and loaded without running anything that is in them."""
+"""Checkpoints: written whole or not at all, and loaded without executing anything that they contain."""
 
+import hashlib
 import io
 import os
 import re
 import reprlib
+import shutil
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -14,12 +18,12 @@ import safetensors.torch
 import torch
 
 from utils.errors import UserError
-from utils.files import temporary_name
+from utils.files import replacing
 
 LAST, PREVIOUS, BEST = "checkpoint-last.pth", "checkpoint-previous.pth", "checkpoint-best.pth"
 WRAPPERS = ("state_dict", "model")  # where checkpoints hold their weights; the second as in published DeiT files
 
-# Checkpoints of 2021 hold their accuracy as a NumPy scalar. Rebuilding one from its bytes runs nothing.
+# Checkpoints of 2021 hold their accuracy as a NumPy scalar. Rebuilding one from its bytes executes nothing.
 _NUMPY_SCALARS: list[Any] = [
     (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # type: ignore[attr-defined]
     (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),  # type: ignore[attr-defined]
@@ -29,43 +33,54 @@ _NUMPY_SCALARS: list[Any] = [
 
 
 class DamagedCheckpoint(UserError):
-    """The file is not a checkpoint, or no longer a whole one."""
+    """The file is not a checkpoint, or not an intact one."""
 
 
 def save_checkpoint(state: dict[str, Any], path: Path, keep_old_as: Path | None = None) -> None:
     """Write a checkpoint under a temporary name, force it to the disk, rename it into place.
 
     Args:
-        state: plain tensors, numbers, strings, lists and dicts: what weights_only=True loads again.
-        keep_old_as: where the file that it replaces goes; None = it is overwritten.
+        state: plain tensors, numbers, strings, lists and dicts, which weights_only=True loads again.
+        path: of the checkpoint.
+        keep_old_as: new name of the file that it replaces; None: that one is overwritten.
 
     Raises:
-        UserError: the file cannot be written (the old one, if any, is untouched).
+        UserError: the file cannot be written. The old one, if any, is untouched.
     """
-    temporary = temporary_name(path)
-    try:
-        with temporary.open("wb") as file:
+    with _renamed_to(path, keep_old_as) as temporary, temporary.open("wb") as file:
+        try:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
+        except RuntimeError as error:
+            if "inline_container" in str(error):  # how torch reports a full disk
+                raise OSError(str(error)) from error
+            raise
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def link_checkpoint(source: Path, path: Path, keep_old_as: Path | None = None) -> None:
+    """Give a checkpoint a second name without writing it again; replacing either file later leaves the other as it is.
+
+    It is a hard link, or a copy on file systems that have none. Arguments and errors as of `save_checkpoint`.
+    """
+    with _renamed_to(path, keep_old_as) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            with source.open("rb") as file, temporary.open("wb") as copy:
+                shutil.copyfileobj(file, copy)
+                copy.flush()
+                os.fsync(copy.fileno())
+
+
+@contextmanager
+def _renamed_to(path: Path, keep_old_as: Path | None) -> Iterator[Path]:
+    """A temporary name that becomes `path` at the end. A rename is on the disk only when its folder is."""
+    with replacing(path) as temporary:
+        yield temporary
         if keep_old_as and path.exists():
             path.replace(keep_old_as)
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch's own word for a full disk
-            raise
-        raise UserError(
-            f"{path} could not be written: {error}\n  Make room, or set another --util.run_dir; the same command "
-            f"continues from the checkpoint before."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """A rename is on the disk only when its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -73,10 +88,11 @@ def _sync_folder(folder: Path) -> None:
 
 
 def load_checkpoint(path: Path) -> Any:
-    """Read a checkpoint onto the CPU: ours, or of 2021, in torch's zip or legacy format; or bare weights .safetensors.
+    """Read a checkpoint onto the CPU: a file of torch.save, zip or legacy format, or bare weights in .safetensors.
 
     Raises:
-        DamagedCheckpoint: the file is no tensor file (nothing in it was run), truncated, or fails its checksums.
+        DamagedCheckpoint: the file is no tensor file (nothing in it was run), is truncated, or fails its checksums.
+        UserError: it may not be read, or memory is short.
     """
     try:
         if path.suffix == ".safetensors":
@@ -103,12 +119,12 @@ def load_checkpoint(path: Path) -> Any:
 
 
 def damaged_part(path: Path) -> str | None:
-    """What does not fit its checksum in a file of torch.save; None where all does, or for a file that has none.
+    """Name the part of a torch.save file whose checksum is wrong; None if all are right, or the file has none.
 
-    torch itself loads flipped bits without a word. Damaged archives make this raise almost anything.
+    torch itself loads flipped bits silently. A damaged archive can make this raise almost any exception.
 
     Raises:
-        ValueError: it would grow when it is unpacked.
+        ValueError: the archive is compressed.
     """
     if not zipfile.is_zipfile(path):
         return None
@@ -118,7 +134,7 @@ def damaged_part(path: Path) -> str | None:
 
 
 def refuse_inflated(content: bytes) -> None:
-    """Refuse an archive that would fill the memory: torch.save never compresses. ValueError where it would grow."""
+    """Raise a ValueError for a compressed archive, which could fill the memory; torch.save never compresses."""
     if content.startswith(b"PK"):
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             _refuse_growth(archive, len(content))
@@ -130,49 +146,61 @@ def _refuse_growth(archive: zipfile.ZipFile, size: int) -> None:
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
-    """Whether numbers lie in memory one after the other: files may also hold sparse, nested or quantized tensors."""
+    """Whether a tensor is dense numbers in memory; files may also hold sparse, nested or quantized tensors."""
     return not tensor.is_nested and tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
 
 
-def load_latest(folder: Path) -> tuple[dict[str, Any] | None, str]:
-    """The newest whole checkpoint of a run folder.
+def load_latest(folder: Path) -> tuple[dict[str, Any] | None, Path | None, str]:
+    """Read the newest intact checkpoint of a run folder.
 
     Returns:
-        its content, or None where the run has none yet; and a line for the person where the last one was damaged.
+        content and path, both None if there is no checkpoint yet; a message if the last one was damaged, else "".
+
+    Raises:
+        UserError: there are checkpoints, but all are damaged.
     """
     note = ""
-    for name in (LAST, PREVIOUS):
-        if not (folder / name).exists():
-            continue
-        try:
-            return _load_run(folder / name), note and f"{note} Continuing from {name}."
-        except DamagedCheckpoint as error:
-            note = str(error)
+    for path in (folder / LAST, folder / PREVIOUS):
+        if path.exists():
+            try:
+                return _load_run(path), path, note and f"{note} Continuing from {path.name}."
+            except DamagedCheckpoint as error:
+                note = str(error)
     if note:
-        raise UserError(f"{note}\n  No whole checkpoint is left in {folder}: set another --util.run_dir to start anew.")
-    return None, ""
+        raise UserError(f"{note}\n  No intact checkpoint is left in {folder}.")
+    return None, None, ""
 
 
 def _load_run(path: Path) -> dict[str, Any]:
-    """A checkpoint from which a run can be continued. DamagedCheckpoint: as above, or it lacks what that takes."""
+    """Read a checkpoint to continue from. DamagedCheckpoint: as in load_checkpoint, or it lacks what that takes."""
     content = load_checkpoint(path)
     state: dict[str, Any] = content if isinstance(content, dict) else {}
     kinds = {"step": int, "state_dict": dict, "optimizer": dict, "meters": torch.Tensor}
-    if lacking := [key for key, kind in kinds.items() if not isinstance(state.get(key), kind)]:
-        raise DamagedCheckpoint(f"{path} is none from which a run can be continued: it lacks {', '.join(lacking)}.")
+    if missing := [key for key, kind in kinds.items() if not isinstance(state.get(key), kind)]:
+        raise DamagedCheckpoint(f"{path} is not a checkpoint of a run: it lacks {', '.join(missing)}.")
     return state
 
 
+def checksums_digest(path: Path) -> str:
+    """Identify a checkpoint's content by the checksums in its archive, without reading it; "" if there are none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = [(part.filename, part.file_size, part.CRC) for part in archive.infolist()]
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return ""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
 def set_aside_damaged(folder: Path) -> None:
-    """Rename a last checkpoint that was found damaged, so that it never takes the place of the whole previous one."""
+    """Rename a damaged last checkpoint, so that it never replaces the intact previous one."""
     (folder / LAST).replace(folder / "checkpoint-damaged.pth")
 
 
 def split_weights(content: Any, path: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """The weights in a checkpoint, bare or wrapped.
+    """Find the weights in a checkpoint, bare or wrapped.
 
     Returns:
-        name -> state_dict: 'model', and 'ema' where the checkpoint holds averaged weights.
+        name -> state_dict: 'model', and 'ema' if the checkpoint holds averaged weights.
 
     Raises:
         UserError: there are none.
@@ -203,12 +231,12 @@ def _are_weights(value: Any) -> bool:
 
 
 def named_classes(content: Any, path: Path) -> list[str] | None:
-    """The classes that a checkpoint names, in the order of its logits; None where it names none.
+    """Return the class names in a checkpoint, in the order of its logits; None if it has none.
 
     Raises:
-        UserError: it holds something else in their place.
+        UserError: they are not a list of strings.
     """
     names = content.get("class_names")
     if not (names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names))):
-        raise UserError(f"{path}: found class_names that are no list of texts. Give a checkpoint of a training.")
+        raise UserError(f"{path}: class_names is not a list of strings. Give a checkpoint of a training run.")
     return names

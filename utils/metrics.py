@@ -1,4 +1,4 @@
-"""Counting right answers, and the meter of a training run."""
+"""Accuracy, calibration and average precision of predictions; the running averages of a training run."""
 
 import time
 from collections.abc import Iterator
@@ -11,27 +11,26 @@ from torch import Tensor
 from utils.processes.distributed import sum_over_processes
 
 
-def count_top_k(logits: Tensor, labels: Tensor, ks: tuple[int, ...] = (1, 5)) -> Tensor:
-    """How many images have their label among the k largest logits.
+def top_classes(logits: Tensor, k: int) -> Tensor:
+    """Return the k classes with the largest logits, largest first; of equal logits the lower class comes first.
+
+    The first is that of argmax. torch.topk orders equal logits as it happens.
 
     Args:
-        logits: float [B, K]; a row with a nan counts as wrong.
-        labels: int64 [B].
-        ks: the k's; one above K counts as K.
+        logits: float [B, K]; converted to float32.
+        k: at most K.
 
     Returns:
-        int64 [len(ks)] on the device of the logits.
+        int64 [B, k].
     """
-    widest = min(max(ks), logits.shape[1])
-    hits = logits.topk(widest, dim=1).indices == labels[:, None]
-    hits &= logits.isfinite().all(dim=1, keepdim=True)
-    return torch.stack([hits[:, :k].any(dim=1).sum() for k in ks])
+    return logits.float().sort(dim=1, descending=True, stable=True).indices[:, :k]
 
 
 def expected_calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
-    """How far confidence is from accuracy, percent (Guo et al. 2017, equation 3).
+    """Expected calibration error, percent (Guo et al. 2017, equation 3).
 
-    The interval (0, 1] is cut into bins of equal width; a bin's |accuracy - mean confidence| counts by its images.
+    The interval (0, 1] is cut into bins of equal width; each bin's |accuracy - mean confidence| is weighted by its
+    number of images.
 
     Args:
         confidence: float [N]; probability of the top-1 class.
@@ -45,9 +44,9 @@ def expected_calibration_error(confidence: np.ndarray, right: np.ndarray, bins: 
 
 
 class TrainingMeter:
-    """Loss, right answers, rate and waiting time since the last report, over every step and every process.
+    """Loss, accuracy, throughput and data wait since the last report, over every step and every process.
 
-    An answer counts as right when it is the largest class of the target: mixed images have no label of their own.
+    A prediction is right if it is the largest class of the target: mixed images have no label of their own.
 
     Args:
         device: of the logits; the sums stay there until they are reported.
@@ -58,12 +57,12 @@ class TrainingMeter:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Leave the time up to now (start, validation) out of the rates."""
+        """Exclude the time up to now (start, validation) from the rates."""
         self._start, self._waited_s, self._images = time.monotonic(), 0.0, 0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time spent in here is time without data."""
+        """Count the time spent in this context as data wait."""
         start = time.monotonic()
         yield
         self._waited_s += time.monotonic() - start
@@ -76,7 +75,7 @@ class TrainingMeter:
         self._images += n
 
     def report(self) -> dict[str, float]:
-        """Averages since the last report over all processes, the same on each; the meter starts again.
+        """Return the averages since the last report over all processes, the same on each, and reset the meter.
 
         Rates are those of this process times the number of processes.
         """
@@ -95,17 +94,17 @@ class TrainingMeter:
 
 
 def in_true_set(top1: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """bool [N]; whether an image's top-1 class is one of its true classes.
+    """Return for each image whether its top-1 class is one of its true classes, bool [N].
 
     Args:
-        top1: int64 [N]; -1 is no class.
+        top1: int64 [N]; -1: no class.
         truth: bool [N, K].
     """
     return (top1 >= 0) & truth[np.arange(len(truth)), top1]
 
 
 def accuracy_of_classes(right: np.ndarray, labels: np.ndarray) -> dict[int, float]:
-    """Class -> percent of its images that are right, for the classes that occur.
+    """Return class -> percent of its images that are right, for the classes that occur.
 
     Args:
         right: bool [N].
@@ -117,13 +116,13 @@ def accuracy_of_classes(right: np.ndarray, labels: np.ndarray) -> dict[int, floa
 
 
 def mean_average_precision(logits: np.ndarray, truth: np.ndarray) -> float:
-    """Mean over the classes that occur of the area under the precision-recall curve, percent.
+    """Return the mean average precision over the classes that occur, percent.
 
     Args:
         logits: float [N, K]; compared between images, so they should be probabilities or logits of one network.
         truth: bool [N, K].
     """
-    from sklearn.metrics import average_precision_score  # costs a second; only those who ask for it pay it
+    from sklearn.metrics import average_precision_score  # importing it takes a second
 
     occurring = [c for c in range(truth.shape[1]) if truth[:, c].any()]
     return 100.0 * float(np.mean([average_precision_score(truth[:, c], logits[:, c]) for c in occurring]))

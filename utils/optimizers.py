@@ -6,13 +6,11 @@ import torch
 from adamp import AdamP
 from torch import Tensor, nn
 
-from utils.errors import UserError
-
 ADAMP_SECOND_BETA = 0.999
 
 
 class ChannelsLastAdamP(AdamP):
-    """AdamP that also takes weights whose channels come last in memory, which the package's views refuse."""
+    """AdamP that also accepts weights in channels-last memory format, which the views of the adamp package refuse."""
 
     def _channel_view(self, x: Tensor) -> Tensor:
         return x.reshape(len(x), -1)
@@ -33,34 +31,28 @@ def create_optimizer(
     """SGD or AdamP over one parameter group: weight decay acts on every parameter, biases and norms included.
 
     Args:
-        parameters: what is trained.
+        parameters: to be trained.
         name: "sgd" or "adamp".
         lr: learning rate of the first step; the trainer sets it anew for every step.
         momentum: SGD's momentum; AdamP's first beta (the second is 0.999).
-        nesterov: SGD only; AdamP does not look at it, as in 2021.
+        nesterov: SGD only; needs a momentum. AdamP ignores it, as in 2021.
         weight_decay: SGD adds weight_decay * weight to the gradient; AdamP decays the weights themselves, by
             lr * weight_decay, ten times less where it projects.
         fused: SGD's one-kernel update (for CUDA); AdamP has none.
 
     Raises:
-        UserError: Nesterov without momentum.
-        ValueError: an unknown name.
+        ValueError: an unknown name, or Nesterov without momentum.
     """
     if name == "adamp":
         return ChannelsLastAdamP(parameters, lr=lr, betas=(momentum, ADAMP_SECOND_BETA), weight_decay=weight_decay)
     if name != "sgd":
         raise ValueError(f"name must be sgd or adamp, not {name!r}")
-    if nesterov and momentum == 0:
-        raise UserError(
-            "optim.nesterov is True but optim.momentum is 0; Nesterov's method needs a momentum above 0: "
-            "set --optim.momentum 0.9, or --optim.nesterov False"
-        )
     optimizer = torch.optim.SGD(
         parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=fused
     )
     if fused and momentum:
-        # torch makes these buffers without filling them and then does nothing if the loss scaler skips the first
-        # update, which is common: the second update would start from garbage.
+        # torch allocates these buffers uninitialized and leaves them so if the loss scaler skips the first update,
+        # which is common: the second update would start from garbage.
         for parameter in optimizer.param_groups[0]["params"]:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer

@@ -1,19 +1,21 @@
-"""Opening a run folder: a new run gets its config and seed, an unfinished one is taken up, anything else is refused."""
+"""Open a run folder: record a new run's config and seed, continue an unfinished run, refuse any other."""
 
 import secrets
 import sys
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from utils.checkpoint import load_latest, set_aside_damaged
+from utils.checkpoint import checksums_digest, load_checkpoint, load_latest, set_aside_damaged
 from utils.config.frozen_munch import FrozenMunch
 from utils.config.rules import ResumeRules
 from utils.config.schema import flatten, nest
 from utils.config.yaml_file import read_config_file, to_yaml
-from utils.errors import UserError
+from utils.errors import UserError, with_advice
 from utils.files import locked, make_writable, remove_temporaries, write_text
+from utils.processes.distributed import from_main, gather_objects
 from utils.run_log import CONFIG
 
 _MISSING = "no such key"
@@ -25,13 +27,15 @@ class Start:
 
     Attributes:
         seed: of every random choice.
-        state: the checkpoint to continue from, or None.
+        state: content of the checkpoint to continue from; None: the run begins at step 0.
+        checkpoint: its file.
         last_is_damaged: a newer checkpoint could not be read.
         is_new: the folder holds no run.
     """
 
     seed: int
-    state: dict[str, Any] | None
+    state: dict[str, Any] | None = None
+    checkpoint: Path | None = None
     last_is_damaged: bool = False
     is_new: bool = False
 
@@ -39,45 +43,81 @@ class Start:
 def find_start(
     folder: Path, config: FrozenMunch, identity: dict[str, Any], processes: int, rules: ResumeRules
 ) -> Start:
-    """Look into a run folder without changing it.
+    """Find where a run begins, from its run folder, without changing the folder.
 
     Args:
         folder: need not exist.
-        config: of the command given now; its seed -1 means the seed of the unfinished run, else a drawn one.
+        config: of this command; its seed -1 means the seed of the unfinished run, or a drawn one.
         identity: values that the checkpoint must have (arch, class_names, fingerprint of the data).
         processes: world size.
         rules: what may have changed.
 
     Raises:
-        UserError: the folder holds another run, or no whole checkpoint of this one.
+        UserError: the folder holds another run, or no intact checkpoint of this one.
     """
     now = flatten(config.toDict())
     if not (folder / CONFIG).exists():
         _refuse_unknown_checkpoints(folder, rules)
         seed = now[rules.seed]
-        return Start(seed if seed >= 0 else secrets.randbits(31), None, is_new=True)
+        return Start(seed if seed >= 0 else secrets.randbits(31), is_new=True)
     before = _read_config(folder / CONFIG, rules)
     _compare_configs(folder, before, now, rules)
-    state, note = load_latest(folder)
+    with with_advice(_another_folder(rules)):
+        state, checkpoint, note = load_latest(folder)
     if note:
-        print(f"warning: {note}", file=sys.stderr)
+        _warn(note)
     if state is not None:
         _compare_identities(folder, state, identity | {"seed": before[rules.seed]}, rules)
         if len(state["meters"]) != processes:
             _warn(f"this run had {len(state['meters'])} process(es) and continues with {processes}")
-    return Start(before[rules.seed], state, last_is_damaged=bool(note))
+    return Start(before[rules.seed], state, checkpoint, last_is_damaged=bool(note))
+
+
+def share_start(find: Callable[[], Start]) -> Start:
+    """Return the main process's start on every process.
+
+    Each process reads the checkpoint itself; it is sent only if some process does not have the same file.
+
+    Args:
+        find: calls find_start; called on the main process alone.
+
+    Raises:
+        UserError: as find_start; the same on every process.
+    """
+    found: list[Start] = []
+
+    def without_content() -> tuple[Start, str]:
+        found.append(find())
+        path = found[0].checkpoint
+        return replace(found[0], state=None), checksums_digest(path) if path else ""
+
+    start, digest = from_main(without_content)
+    if start.checkpoint is None:
+        return start
+    state = found[0].state if found else _read_same(start.checkpoint, digest)
+    if None in gather_objects(state and state["step"]):
+        state = from_main(lambda: state)
+    return replace(start, state=state)
+
+
+def _read_same(path: Path, digest: str) -> dict[str, Any] | None:
+    """Read the checkpoint that has this digest; None if this process sees none, or another."""
+    try:
+        return load_checkpoint(path) if digest and checksums_digest(path) == digest else None
+    except UserError:
+        return None
 
 
 def open_run_folder(folder: Path, config: FrozenMunch, start: Start, rules: ResumeRules) -> None:
-    """Put the resolved config into a folder that this process has locked, and clear away what an earlier one left.
+    """Write the resolved config into a folder that this process has locked, and clean up after an earlier process.
 
-    That is a damaged checkpoint, which is moved aside, and files that a killed process had only begun to write.
+    A damaged last checkpoint is renamed; temporary files that a killed process left are removed.
 
     Raises:
-        UserError: another run began in it since find_start looked, or it cannot be written.
+        UserError: another run began in it since find_start, or it cannot be written.
     """
     if start.is_new and (folder / CONFIG).exists():
-        raise UserError(f"another run has just begun in {folder}.\n  Set another --{rules.folder_flag}.")
+        raise UserError(f"another run has just begun in {folder}.\n  {_another_folder(rules)}")
     if start.last_is_damaged:
         set_aside_damaged(folder)
     remove_temporaries(folder)
@@ -85,29 +125,33 @@ def open_run_folder(folder: Path, config: FrozenMunch, start: Start, rules: Resu
 
 
 def lock_run_folder(folder: Path, rules: ResumeRules) -> AbstractContextManager[None]:
-    """Keep a second run out of the folder. UserError where another process has it, or it cannot be read."""
-    return locked(folder, "the run folder", "training", f"Set another --{rules.folder_flag}.")
+    """Keep a second run out of the folder. UserError if another process has it, or it cannot be read."""
+    return locked(folder, "the run folder", "training", _another_folder(rules))
 
 
 def make_run_folder(folder: Path, rules: ResumeRules) -> None:
-    """Make the folder and try to write into it. UserError where that fails."""
+    """Make the folder and check that it can be written. UserError if not."""
     make_writable(folder, "the run folder", f"Set --{rules.folder_flag} to a folder where you may write.")
 
 
+def _another_folder(rules: ResumeRules) -> str:
+    return f"Set another --{rules.folder_flag}."
+
+
 def _read_config(path: Path, rules: ResumeRules) -> dict[str, Any]:
-    """Read the config of the run in the folder; keys that it lacks have the value that behaves as before them."""
+    """Read the config of the run in the folder; a key that it lacks has the value of runs before that key existed."""
     settings, problems = read_config_file(path, path.name, rules.schema)
     if not settings:
         reason = problems[0] if problems else "it is empty"
-        raise UserError(f"{path} cannot be read: {reason}\n  Set another --{rules.folder_flag}.")
+        raise UserError(f"{path} cannot be read: {reason}\n  {_another_folder(rules)}")
     return {**rules.before, **{key: setting.value for key, setting in settings.items()}}
 
 
 def _refuse_unknown_checkpoints(folder: Path, rules: ResumeRules) -> None:
     if found := sorted(folder.glob("checkpoint-*.pth")):
         raise UserError(
-            f"{folder} holds {found[0].name} but no {CONFIG}, so it cannot be told what run it belongs to.\n"
-            f"  Move it away, or set another --{rules.folder_flag}."
+            f"{folder} holds {found[0].name} but no {CONFIG}; expected both, as a run leaves them.\n"
+            f"  Move the checkpoint away, or: {_another_folder(rules)}"
         )
 
 
@@ -117,33 +161,34 @@ def _compare_configs(folder: Path, before: dict[str, Any], now: dict[str, Any], 
         changed.discard(rules.seed)
     for key in sorted(changed & rules.warned):
         _warn(f"{key} was {before.get(key)} and is now {now.get(key)}; the last bits of the weights may differ")
-    if refused := sorted(changed - rules.warned):
-        lines = "\n".join(
-            f"    {key}: {before.get(key, _MISSING)} there, {now.get(key, _MISSING)} now" for key in refused
-        )
+    if refused := changed - rules.warned:
         raise UserError(
-            f"{folder} holds a run with another config:\n{lines}\n"
+            f"{folder} holds a run with another config:{_differences(refused, before, now)}\n"
             f"  Set another --{rules.folder_flag} for a new run, or give these keys their old values to continue."
         )
 
 
 def _compare_identities(folder: Path, state: dict[str, Any], identity: dict[str, Any], rules: ResumeRules) -> None:
-    """Compare what the checkpoint and this command both state; checkpoints of earlier versions state less."""
-    changed = [key for key, value in identity.items() if key in state and state[key] != value]
-    if changed:
-        lines = "\n".join(f"    {key}: {_short(state[key])} there, {_short(identity[key])} now" for key in changed)
+    """Compare what the checkpoint and this command both record; checkpoints of earlier versions record less."""
+    if changed := [key for key, value in identity.items() if key in state and state[key] != value]:
         raise UserError(
-            f"{folder} holds a run on other data, or on another machine:\n{lines}\n"
-            f"  Restore what has changed, or set another --{rules.folder_flag}."
+            f"{folder} holds a run of another network or other data, or a checkpoint of another run:"
+            f"{_differences(changed, state, identity)}\n"
+            f"  Restore the data, the labels or the checkpoint to continue, or set another --{rules.folder_flag}."
         )
 
 
-def _short(value: Any) -> str:
-    """A hash by its first digits, a list of names by their number."""
-    if isinstance(value, list):
-        return f"{len(value)} names"
-    text = str(value)
-    return text if len(text) < 40 else f"{text[:8]}..."
+def _differences(keys: Collection[str], there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """One line for each key; a hash by its first digits, a list by its length."""
+
+    def short(key: str, value: Any) -> str:
+        text = f"{len(value)} names" if isinstance(value, list) else str(value)
+        return f"{text[:8]}..." if key.endswith("sha256") else text
+
+    return "".join(
+        f"\n    {key}: {short(key, there.get(key, _MISSING))} there, {short(key, here.get(key, _MISSING))} now"
+        for key in sorted(keys)
+    )
 
 
 def _warn(text: str) -> None:

@@ -1,4 +1,4 @@
-"""The run folder's own account: metrics.jsonl, status.json, environment.json."""
+"""The records in a run folder: metrics.jsonl, status.json, environment.json."""
 
 import json
 import math
@@ -28,19 +28,19 @@ def _now() -> str:
 
 
 def write_status(folder: Path, state: str, **details: Any) -> None:
-    """status.json: running, done, preempted or failed, with the step reached and, where it failed, the reason."""
+    """Write status.json: running, done, preempted or failed, with details such as the step and a failure's reason."""
     write_json(folder / STATUS, {"state": state, "time": _now(), **details})
 
 
 class MetricsLog:
-    """metrics.jsonl: one JSON object an event, units in the names; TensorBoard beside it when asked.
+    """Writer of metrics.jsonl, one JSON object per event with units in the names, and of TensorBoard events.
 
     Args:
         folder: the run folder.
-        keep_bytes: length of the file that belongs to the checkpoint a run continues from; what an interrupted
-            run wrote after it is cut off, because it will be written again.
+        keep_bytes: length of the file at the checkpoint from which the run continues. What was written after it is
+            cut off, because it will be written again.
         tensorboard: also write event files into the folder.
-        step: that the run continues from; TensorBoard forgets what came after it.
+        step: from which the run continues; TensorBoard discards later events.
     """
 
     def __init__(self, folder: Path, keep_bytes: int = 0, tensorboard: bool = False, step: int = 0) -> None:
@@ -56,7 +56,7 @@ class MetricsLog:
             self._board = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, event: str, step: int, **values: Any) -> None:
-        """Append one event and hand it to the system; a number that is not finite is written as text."""
+        """Append one event and flush it; a non-finite number is written as a string."""
         plain = {name: _finite(value) for name, value in values.items()}
         with self._writing():
             self._file.write(json.dumps({"event": event, "step": step, **plain}, allow_nan=False).encode() + b"\n")
@@ -68,14 +68,14 @@ class MetricsLog:
                         self._board.add_scalar(f"{event}/{name}", value, step)
 
     def size_on_disk(self) -> int:
-        """Bytes written so far, forced to the disk: a checkpoint that names this length must not outlive it."""
+        """Return the bytes written so far, forced to the disk: a checkpoint records this length."""
         with self._writing():
             os.fsync(self._file.fileno())
             return self._file.tell()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """A full disk, or a file of somebody else's, as UserError."""
+        """Turn a full disk or missing permission into a UserError."""
         try:
             yield
         except OSError as error:
@@ -97,7 +97,7 @@ def _finite(value: Any) -> Any:
 
 
 def read_status(folder: Path) -> str:
-    """The state in status.json; '' where there is none that can be read."""
+    """Return the state in status.json; "" if it cannot be read."""
     try:
         return str(read_json(folder / STATUS, "expected the state of a run")["state"])
     except (UserError, KeyError, TypeError):
@@ -105,15 +105,16 @@ def read_status(folder: Path) -> str:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The events of a run, in order."""
+    """Return the events of a run, in order."""
     return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
 
 
 def record_environment(folder: Path, **facts: Any) -> None:
-    """Add one entry to environment.json: what this (re)start of the run ran on.
+    """Append an entry for this (re)start of the run to environment.json.
 
     Args:
-        facts: what the run knows itself, as the step it starts from and its number of processes.
+        folder: the run folder.
+        facts: further values, such as the step it starts from and its number of processes.
     """
     path = folder / ENVIRONMENT
     try:
@@ -125,7 +126,7 @@ def record_environment(folder: Path, **facts: Any) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """What this process runs on: command, code, versions, devices, threads."""
+    """Describe what this process runs on: command, code, versions, devices, threads."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "command": shlex.join([sys.executable, *sys.argv]),
@@ -149,11 +150,11 @@ def _version(package: str) -> str | None:
 
 
 def git_state(folder: Path) -> dict[str, Any]:
-    """Of the checkout that a folder is in: its commit, and what differs from it as `git status` lists it, cut at 100.
+    """Return the commit of the checkout that holds a folder, and the first 100 changes that `git status` lists.
 
     Both are None outside a checkout, or without git.
     """
-    git = ["git", "-c", "safe.directory=*", "--no-optional-locks", "-C", str(folder)]  # it may be another user's
+    git = ["git", "-c", "safe.directory=*", "--no-optional-locks", "-C", str(folder)]  # another user may own it
     try:
         revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
         changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)

@@ -14,7 +14,7 @@ def learning_rate(
     warmup_lr: float,
     decay_type: str,
 ) -> float:
-    """Learning rate of one update: linear warm-up, then the decay, equal to the 2021 code's (tests/golden).
+    """Return the learning rate of one update: linear warm-up, then decay, equal to the 2021 code's (tests/golden).
 
     Args:
         step: updates done before this one, 0 .. epochs * steps_per_epoch - 1.
@@ -30,12 +30,12 @@ def learning_rate(
         The rate, in units of lr_init.
 
     Raises:
-        ValueError: decay_type is none of the three.
+        ValueError: an unknown decay_type.
     """
     warmup_steps = warmup_epochs * steps_per_epoch
     if step < warmup_steps:
         return warmup_lr + (lr_init - warmup_lr) * step / warmup_steps
-    # A run that is all warm-up has no step here, except when somebody asks for the rate after the last one.
+    # A run that is all warm-up gets here only for the rate after its last step.
     progress = (step - warmup_steps) / max(epochs * steps_per_epoch - warmup_steps, 1)
     match decay_type:
         case "cos":

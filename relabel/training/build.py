@@ -21,10 +21,11 @@ from relabel.targets import TargetMaker
 from relabel.training.trainer import Recipe
 from utils.checkpoint import load_checkpoint, named_classes, split_weights
 from utils.config.frozen_munch import FrozenMunch
+from utils.device_errors import is_device_error
 from utils.errors import UserError, with_advice
 from utils.optimizers import create_optimizer
 from utils.precision import Precision
-from utils.processes.distributed import Process, available_cores
+from utils.processes.distributed import Process, available_cores, from_main
 from utils.schedule import learning_rate
 
 _WITHOUT_MAPS = (
@@ -41,9 +42,9 @@ def set_up_device(device: torch.device) -> None:
 
 
 def list_split(config: FrozenMunch, split: str) -> ImageList:
-    """The images of train/, those on the keep list if there is one, or of val/."""
+    """List the images of train/ (those on the keep list, if there is one) or of val/; the main process does for all."""
     with with_advice("Check --data.data_path."):
-        images = list_images(Path(config.data.data_path) / split)
+        images = from_main(lambda: list_images(Path(config.data.data_path) / split))
     return keep_listed(images, config.data.keep_list) if split == "train" and config.data.keep_list else images
 
 
@@ -51,7 +52,7 @@ def checked_label_store(config: FrozenMunch, images: ImageList) -> LabelStore:
     """The label maps of the training images: all present, one of each class read and sound."""
     with with_advice(_WITHOUT_MAPS):
         store = open_label_store(config.data.relabel.path, images.keys(), images.class_names)
-        check_present(store, images.path)
+        from_main(lambda: check_present(store, images.path))
         check_one_per_class(store, images.labels)
     return store
 
@@ -131,11 +132,22 @@ def check_image_sizes(config: FrozenMunch, model: nn.Module, num_classes: int, p
             shape = model(torch.zeros(1, 3, size, size, device=precision.device)).shape
             assert shape == (1, num_classes), f"it gives {list(shape)} instead of one logit per class"
         except (RuntimeError, ValueError, AssertionError, AttributeError) as error:
+            if is_device_error(error):
+                raise
             raise UserError(
                 f"{config.model.arch} cannot classify images of {size} x {size} pixels: {str(error).splitlines()[0]}\n"
                 f"  Set another --model.arch, --data.image_size or --data.test_size."
             ) from error
     model.train()
+
+
+def memory_advice(config: FrozenMunch) -> str:
+    """Name the batch sizes, and the keys that lower them, for when memory runs out."""
+    return (
+        f"optim.batch_size is {config.optim.batch_size} in {config.optim.accumulation} part(s), util.val_batch_size "
+        f"{config.util.val_batch_size}. Lower --optim.batch_size, raise --optim.accumulation or lower "
+        "--util.val_batch_size; or end other programs on this device."
+    )
 
 
 def make_optimizer(config: FrozenMunch, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
@@ -265,4 +277,4 @@ def test_loader(
 def workers_of(config: FrozenMunch, process: Process) -> int:
     """Loader workers of this process: its share, rounded up and capped by its share of the cores; 0 stays 0."""
     wanted = -(-config.compute.num_workers // process.local_world_size)
-    return min(wanted, max(1, available_cores() // process.local_world_size))
+    return min(wanted, cores_of(process))

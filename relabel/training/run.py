@@ -1,13 +1,14 @@
-"""A training run or an evaluation, from its config to its end: every check comes before anything is created."""
+"""A training run from its config to its end; every check comes before anything is created."""
 
 import hashlib
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from relabel.config.rules import RESUME, joined_folders
 from relabel.data.decode import resolve_decoder
@@ -25,25 +26,33 @@ from relabel.training.build import (
     list_split,
     make_optimizer,
     make_recipe,
+    memory_advice,
     open_extra_images,
     set_up_device,
     start_weights,
     test_loader,
     train_loader,
 )
-from relabel.training.failures import failures_told
 from relabel.training.trainer import Preempted, Trainer
+from relabel.training.validation import Score, evaluate
 from utils.config.frozen_munch import FrozenMunch
-from utils.errors import EXIT_PREEMPTED, UserError, with_advice
+from utils.device_errors import out_of_memory_reported
+from utils.errors import EXIT_PREEMPTED, SharedError, UserError, with_advice
 from utils.files import remove_temporaries
 from utils.precision import Precision
 from utils.processes.distributed import Process, from_main
-from utils.run_folder import Start, find_start, lock_run_folder, make_run_folder, open_run_folder
+from utils.processes.workers import end_workers, raise_worker_death
+from utils.run_folder import Start, find_start, lock_run_folder, make_run_folder, open_run_folder, share_start
 from utils.run_log import read_status, record_environment, write_status
 
 
 def train(process: Process, config: FrozenMunch) -> None:
-    """One process of a training run: checks, build, resume, fit."""
+    """Run one process of a training: checks, build, resume, fit.
+
+    Raises:
+        UserError: bad input, before anything is created; or as Trainer.fit.
+        SystemExit: 143 when preempted; 1 when another process has failed and reported why.
+    """
     set_up_device(process.device)
     images, test_images = list_split(config, "train"), list_split(config, "val")
     with with_advice("Check --data.data_path."):
@@ -57,18 +66,19 @@ def train(process: Process, config: FrozenMunch) -> None:
 
     folder = Path(config.util.run_dir)
     existed = folder.is_dir()
-    with ExitStack() as stack:  # the lock on the run folder, held by the main process to the end
+    with ExitStack() as stack:  # the main process locks the run folder to the end
 
         def begin() -> Start:
             if existed:
                 stack.enter_context(lock_run_folder(folder, RESUME))
             return find_start(folder, config, identity, process.world_size, RESUME)
 
-        start = from_main(begin)
-        trainer = make_trainer(config, images, test_images, store, extra, precision, process, identity, start)
+        start = share_start(begin)
+        with out_of_memory_reported(memory_advice(config)):
+            trainer = make_trainer(config, images, test_images, store, extra, precision, process, identity, start)
         if trainer.finished:
             if process.is_main:
-                say_finished(trainer)
+                report_finished(trainer)
             return
 
         def open_folder() -> None:
@@ -81,7 +91,7 @@ def train(process: Process, config: FrozenMunch) -> None:
         from_main(open_folder)
         if config.compute.compile:
             trainer.model.compile()
-        fit(trainer)
+        fit(trainer, memory_advice(config))
 
 
 def make_trainer(
@@ -95,16 +105,21 @@ def make_trainer(
     identity: dict[str, Any],
     start: Start,
 ) -> Trainer:
-    """All parts together, as they stood at the checkpoint if there is one; nothing is written yet."""
+    """Build all parts, in the state of the checkpoint if there is one; nothing is written yet."""
     torch.manual_seed(start.seed)
     model = build_model(config, len(images.class_names), precision)
     if config.model.weights and start.state is None:
-        taken_over = start_weights(config, model, images.class_names)
+        loaded = start_weights(config, model, images.class_names)
         if process.is_main:
-            print(taken_over, flush=True)
+            print(loaded, flush=True)
     check_image_sizes(config, model, len(images.class_names), precision)
     batch_size = process.share(config.optim.batch_size, "optim.batch_size")
     recipe = make_recipe(config, images, batch_size * process.world_size, start.seed)
+    test_batches = test_loader(config, test_images, process)
+
+    def validate(networks: Mapping[str, nn.Module]) -> dict[str, Score]:
+        return evaluate(networks, test_images, test_batches(), precision, process)
+
     trainer = Trainer(
         model=model,
         optimizer=make_optimizer(config, model, process.device),
@@ -112,7 +127,7 @@ def make_trainer(
         precision=precision,
         process=process,
         train_batches=train_loader(config, images, store, extra, recipe, batch_size, process),
-        test_batches=test_loader(config, test_images, process),
+        evaluate=validate,
         skipped_images=SkippedImages(Path(config.util.run_dir), len(images) + sum(map(len, extra))),
         folder=Path(config.util.run_dir),
         identity={**identity, "seed": start.seed},
@@ -123,11 +138,11 @@ def make_trainer(
     return trainer
 
 
-def say_finished(trainer: Trainer) -> None:
-    """Answer the command of a run that has nothing left to do."""
-    if read_status(trainer.folder) != "done":  # killed between its last checkpoint and its last word, or in it
+def report_finished(trainer: Trainer) -> None:
+    """Report that a run has nothing left to do."""
+    if read_status(trainer.folder) != "done":  # killed after its last checkpoint
         remove_temporaries(trainer.folder)
-        trainer.write_done()
+        trainer.mark_done()
     best = f"best top-1 {trainer.best_accuracy:.2f} % after epoch {trainer.best_epoch}"
     print(f"{trainer.folder} is finished: {best}. Set another --util.run_dir for a new run.", flush=True)
 
@@ -140,7 +155,7 @@ def identity_of(
     extra: Sequence[ExtraRoot],
     precision: Precision,
 ) -> dict[str, Any]:
-    """What must be the same when the run continues, as plain values for checkpoints and environment.json."""
+    """Return what must be the same when the run continues, as plain values for checkpoints and environment.json."""
     identity: dict[str, Any] = {
         "arch": config.model.arch,
         "config_sha256": RESUME.fingerprint(config),
@@ -166,16 +181,16 @@ def identity_of(
 
 
 def fingerprint(*lists: ImageList) -> str:
-    """Hash of the names of all images, classes included."""
+    """Return the sha256 of the names of all images, classes included."""
     return hashlib.sha256(b"\n".join(name for images in lists for name in images.names.tolist())).hexdigest()
 
 
 def introduce(
     config: FrozenMunch, images: ImageList, test_images: ImageList, extra: Sequence[ExtraRoot], trainer: Trainer
 ) -> None:
-    """Say what is about to run, and record what it runs on."""
+    """Print what is about to run, and record what it runs on."""
     recipe, process, folder = trainer.recipe, trainer.process, trainer.folder
-    was_killed = read_status(folder) == "running"  # this process has the folder's lock: nobody is
+    was_killed = read_status(folder) == "running"  # nobody is: this process has the lock
     write_status(folder, "running", step=trainer.step, epoch=trainer.epoch)
     record_environment(
         folder,
@@ -189,7 +204,7 @@ def introduce(
     batch = config.optim.batch_size // process.local_world_size * process.world_size
     parameters = sum(p.numel() for p in trainer.model.parameters())
     labels = f"label maps {config.data.relabel.path}" if config.data.relabel.use else "the folders' labels"
-    for line in (
+    lines = [
         trainer.precision.note,
         f"{config.model.arch}, {parameters / 1e6:.2f} million parameters, {trainer.precision.name}, "
         f"{process.world_size} process(es) on {process.device.type}, seed {recipe.seed}",
@@ -201,25 +216,71 @@ def introduce(
         f"{recipe.epochs} epochs of {recipe.steps_per_epoch:,} steps, batch {batch:,}; run folder {folder}",
         "the process that trained here before was killed" if was_killed else "",
         f"continuing at step {trainer.step:,} of {recipe.total_steps:,}" if trainer.step else "",
-    ):
-        if line:
-            print(line, flush=True)
+    ]
+    print("\n".join(filter(None, lines)), flush=True)
 
 
-def fit(trainer: Trainer) -> None:
-    """Run the trainer; whatever ends it early stands in status.json, from whichever process it came.
+def fit(trainer: Trainer, advice: str) -> None:
+    """Run the trainer; an error of any process is recorded in status.json.
 
-    Raises:
-        UserError: as the trainer.
-        SystemExit: 143 when preempted; 1 when another process has failed and told why.
+    Args:
+        trainer: ready to begin.
+        advice: what to do when memory runs out.
     """
 
-    def note(error: Exception) -> None:
-        with suppress(UserError):  # the error itself matters more than that it cannot be written down
+    def record(error: Exception) -> None:
+        with suppress(UserError):  # the error itself matters more than that it cannot be recorded
             write_status(trainer.folder, "failed", step=trainer.step, epoch=trainer.epoch, reason=str(error))
 
     try:
-        with failures_told(trainer.process, note, told_before=lambda _: read_status(trainer.folder) == "failed"):
+        with errors_reported_once(
+            trainer.process, record, is_echo=lambda _: read_status(trainer.folder) == "failed", memory_advice=advice
+        ):
             trainer.fit()
     except Preempted:
         sys.exit(EXIT_PREEMPTED)
+
+
+@contextmanager
+def errors_reported_once(
+    process: Process,
+    record: Callable[[Exception], None],
+    is_echo: Callable[[Exception], bool],
+    memory_advice: str,
+) -> Iterator[None]:
+    """Report an error once, on the process where it arose; those that only lose the connection to it exit silently.
+
+    Args:
+        process: this process; UserErrors of the main one are printed by its caller.
+        record: records an error.
+        is_echo: whether an error only follows from another process's.
+        memory_advice: what to do when memory runs out.
+    """
+    try:
+        with out_of_memory_reported(memory_advice), worker_deaths_reported():
+            yield
+    except Preempted:
+        raise
+    except UserError as error:
+        if process.is_main or not isinstance(error, SharedError):
+            record(error)
+            if not process.is_main:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+        raise
+    except Exception as error:
+        if process.world_size > 1 and is_echo(error):
+            sys.exit(1)
+        record(error)
+        raise
+    finally:
+        end_workers()
+
+
+@contextmanager
+def worker_deaths_reported() -> Iterator[None]:
+    """Turn the death of a loader worker, which torch raises anywhere in the main thread, into a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise_worker_death(error)
+        raise

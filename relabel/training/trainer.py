@@ -1,7 +1,7 @@
-"""The training loop: image batches and label maps in, weights and a run folder out."""
+"""The training loop: batches of images and label maps in, weights and a run folder out."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +18,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from relabel.augment import augment
 from relabel.cutmix import cutmix
 from relabel.data.loader import Batch
-from relabel.data.skipped_images import SkippedImages
+from relabel.data.skipped_images import SkippedImage, SkippedImages
 from relabel.targets import TargetMaker
-from relabel.training.validation import evaluate
-from utils.checkpoint import BEST, LAST, PREVIOUS, save_checkpoint
-from utils.errors import SharedError
+from relabel.training.validation import Score
+from utils.checkpoint import BEST, LAST, PREVIOUS, link_checkpoint, save_checkpoint
+from utils.errors import SharedError, with_advice
 from utils.metrics import TrainingMeter
 from utils.precision import Precision
 from utils.processes.distributed import Process, StopRequest, broadcast_buffers, gather_rows, wait_for_all
@@ -31,6 +31,12 @@ from utils.progress import JobProgress
 from utils.random import STEP, keyed_rng
 from utils.run_log import MetricsLog, read_status, write_status
 
+NON_FINITE_ADVICE = (
+    "Set a lower --optim.lr.init, --optim.clip_grad_norm 1 or --compute.opt_level bf16, and start with another "
+    "--util.run_dir."
+)
+SAVE_ADVICE = "The same command continues from the last checkpoint, or set another --util.run_dir."
+
 
 class Preempted(Exception):
     """The run was asked to stop; everything is saved."""
@@ -38,14 +44,14 @@ class Preempted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The recipe as plain values and functions.
+    """The training recipe as plain values and functions.
 
-    Attributes:
+    Fields:
         learning_rate: update number (from 0) -> rate.
         targets: makes the soft targets [B, K] of a batch, smoothing included.
-        cutmix_epochs: CutMix is on in the epochs below this number, counted from 0.
-        ema_decay: of the averaged weights; 0 = none.
-        checkpoint_s: seconds between checkpoints inside an epoch.
+        cutmix_epochs: number of epochs from the start in which CutMix is on.
+        ema_decay: of the averaged weights; 0: none.
+        checkpoint_s: seconds between checkpoints within an epoch.
     """
 
     epochs: int
@@ -68,59 +74,47 @@ class Recipe:
         return self.epochs * self.steps_per_epoch
 
 
+@dataclass(eq=False)
 class Trainer:
-    """One run: everything that changes while it trains, and the way back from a checkpoint.
+    """A training run: everything that changes while it trains, and how it continues from a checkpoint.
 
     Time is the number of updates done, `step`; epoch, learning rate and every random choice follow from it.
 
-    Args:
-        model: on the device of its place, without DDP.
+    Fields:
+        model: on the device of its process, without DDP.
         optimizer: of its parameters.
-        plan: the recipe.
-        precision: number formats of the forward pass.
-        place: this process among all.
-        train_batches: first step -> this process's batches from there to the run's end, on the device.
-        test_batches: -> this process's share of the validation set.
-        skipped_images: those that the run leaves out; none yet.
+        recipe: the training recipe.
+        precision: number format of the forward pass.
+        process: this process among all.
+        train_batches: first step -> this process's batches from there to the end of the run, on the device.
+        evaluate: name -> network to name -> Score on the validation set.
+        skipped_images: images that the run has skipped; none yet.
         folder: the run folder.
         identity: plain values that every checkpoint carries (arch, class_names, fingerprint of the data).
         tensorboard: also write TensorBoard events.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        recipe: Recipe,
-        precision: Precision,
-        process: Process,
-        train_batches: Callable[[int], Iterable[Batch]],
-        test_batches: Callable[[], Iterable[Batch]],
-        skipped_images: SkippedImages,
-        folder: Path,
-        identity: dict[str, Any],
-        tensorboard: bool = False,
-    ) -> None:
-        self.model, self.optimizer, self.recipe, self.precision, self.process = (
-            model,
-            optimizer,
-            recipe,
-            precision,
-            process,
-        )
-        self.folder, self.identity, self.tensorboard = folder, identity, tensorboard
-        self.train_batches, self.test_batches = train_batches, test_batches
-        self.skipped_images = skipped_images
-        self.ema = (
-            AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True)
-            if recipe.ema_decay
-            else None
-        )
+    model: nn.Module
+    optimizer: Optimizer
+    recipe: Recipe
+    precision: Precision
+    process: Process
+    train_batches: Callable[[int], Iterable[Batch]]
+    evaluate: Callable[[Mapping[str, nn.Module]], dict[str, Score]]
+    skipped_images: SkippedImages
+    folder: Path
+    identity: dict[str, Any]
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        """Set the state of a run that begins at step 0."""
+        average = get_ema_multi_avg_fn(self.recipe.ema_decay) if self.recipe.ema_decay else None
+        self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True) if average else None
         self.step, self.validated = 0, True  # validated: the epoch that ended at this step, if one did
         self.accuracy, self.best_accuracy, self.best_epoch = 0.0, -1.0, 0
-        self.meter = TrainingMeter(process.device)
+        self.meter = TrainingMeter(self.process.device)
         self.skipped, self.metrics_bytes = (0, 0), 0
-        self.elapsed_s = 0.0  # of this and the continued runs, up to the last record
+        self.elapsed_s = 0.0  # up to the last record, over all commands of this run
 
     @property
     def epoch(self) -> int:
@@ -129,70 +123,74 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Every update is done and its last epoch validated."""
+        """Whether every update is done and the last epoch validated."""
         return self.step == self.recipe.total_steps and self.validated
 
     # ---- one update: the method, in the order of the paper
 
     def train_step(self, batches: list[Batch]) -> Verdict:
-        """One update from the micro-batches of this process; no weight changes if any process's loss is not finite.
+        """Make one update from the micro-batches of this process; none if the loss of any process is not finite.
 
         The gradient is the mean over the images that all processes together could read.
         """
-        rng = self._seed_step()
-        rate = self.recipe.learning_rate(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        rng = self._begin_step()
+        planned = sum(len(batch) + len(batch.skipped) for batch in batches)  # the same on every process
         total = torch.zeros((), device=self.process.device)
-        skipped = [image for batch in batches for image in batch.skipped]
-        rows = len(skipped) + sum(map(len, batches))  # the same number on every process
         for i, batch in enumerate(batches, start=1):
-            images, targets = self._inputs(batch, rng)
-            with self._gradient_sync(i == len(batches)):
+            images = augment(batch.images, batch.flips, batch.jitter_orders, batch.jitter_factors, batch.lighting)
+            targets = self.recipe.targets(batch.labels, batch.boxes, batch.scores, batch.classes)
+            if self.epoch < self.recipe.cutmix_epochs and rng.random() < self.recipe.cutmix_prob:
+                images, targets = cutmix(images, targets, rng, self.recipe.cutmix_beta)
+            with self._gradient_exchange(i == len(batches)):
                 with self.precision.autocast():
-                    logits = self.network(images)
-                    mean = F.cross_entropy(logits, targets)
-                    loss = mean * (len(batch) / rows)
-                total += loss.detach()
+                    logits = self.network(images.contiguous(memory_format=torch.channels_last))
+                    loss = F.cross_entropy(logits, targets)
+                share = loss * (len(batch) / planned)
+                total += share.detach()
                 if i == len(batches):
-                    self.guard.send(total, bool(self.stop_request), self._checkpoint_is_due(), len(skipped))
-                self.precision.scaler.scale(loss).backward()
-            self.meter.count(logits.detach(), targets, mean.detach())
-        verdict = self.guard.receive()
-        if not verdict.finite:
-            self._stop_non_finite(total.item(), rate)
-        if verdict.skipped_images:
-            self.skipped_images.note(skipped, self.epoch + 1)
-            planned = rows * self.process.world_size
-            self._scale_gradients(planned / (planned - verdict.skipped_images))
+                    self._send(total, batches)
+                self.precision.scaler.scale(share).backward()
+            self.meter.count(logits.detach(), targets, loss.detach())
+        verdict = self._receive(total, batches, planned)
         self._update()
         return verdict
 
-    def _seed_step(self) -> np.random.Generator:
-        """Dropout and stochastic depth draw from torch's generators, CutMix from the one returned."""
+    def _begin_step(self) -> np.random.Generator:
+        """Set the learning rate and seed dropout and stochastic depth; CutMix draws from the generator returned."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.learning_rate(self.step)
         rng = keyed_rng(self.recipe.seed, STEP, self.step, self.process.rank)
         torch.manual_seed(int(rng.integers(2**63)))
         return rng
 
-    def _inputs(self, batch: Batch, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Augmented images [B, 3, S, S] and soft targets [B, K]."""
-        images = augment(batch.images, batch.flips, batch.jitter_orders, batch.jitter_factors, batch.lighting)
-        targets = self.recipe.targets(batch.labels, batch.boxes, batch.scores, batch.classes)
-        if self.epoch < self.recipe.cutmix_epochs and rng.random() < self.recipe.cutmix_prob:
-            images, targets = cutmix(images, targets, rng, self.recipe.cutmix_beta)
-        return images.contiguous(memory_format=torch.channels_last), targets
-
-    def _gradient_sync(self, now: bool) -> AbstractContextManager[object]:
-        """Gradients of several micro-batches are exchanged with the last one."""
+    def _gradient_exchange(self, now: bool) -> AbstractContextManager[object]:
+        """Processes exchange the gradients of several micro-batches with the last one."""
         if now or not isinstance(self.network, DistributedDataParallel):
             return nullcontext()
         return self.network.no_sync()
 
-    def _scale_gradients(self, factor: float) -> None:
-        """From a sum over the images that were read, divided by those that were planned, to their mean."""
-        for parameter in self.model.parameters():
-            if parameter.grad is not None:
-                parameter.grad *= factor
+    def _send(self, loss: Tensor, batches: list[Batch]) -> None:
+        """Start the agreement on this step, which proceeds during the backward pass."""
+        is_due = self.process.is_main and time.monotonic() - self._last_save > self.recipe.checkpoint_s
+        self.guard.send(loss, bool(self.stop_request), is_due, len(_skipped(batches)))
+
+    def _receive(self, loss: Tensor, batches: list[Batch], planned: int) -> Verdict:
+        """Act on the agreement: stop on a non-finite loss, leave skipped images out of the mean."""
+        with with_advice(NON_FINITE_ADVICE):
+            verdict = self.guard.receive()
+            if not verdict.finite:
+                self._record("non_finite_loss", loss=loss.item(), learning_rate=self.recipe.learning_rate(self.step))
+                raise SharedError(
+                    f"the loss of step {self.step + 1:,} is not finite on some process ({loss.item()} on the main "
+                    "one); this update was not made, and the last checkpoint is intact."
+                )
+        if verdict.skipped_images:
+            self.skipped_images.note(_skipped(batches), self.epoch + 1)
+            everywhere = planned * self.process.world_size
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad *= everywhere / (everywhere - verdict.skipped_images)
+        return verdict
 
     def _update(self) -> None:
         scaler = self.precision.scaler
@@ -210,7 +208,7 @@ class Trainer:
     # ---- the loop
 
     def fit(self) -> None:
-        """Train from where the run stands to its end, validating after each epoch.
+        """Train from the current step to the end of the run, validating after each epoch.
 
         Raises:
             Preempted: a signal asked for a stop; the run is saved and the same command continues it.
@@ -226,23 +224,23 @@ class Trainer:
                 self.validate()
         if self.process.is_main:
             self.log.close()
-            self.write_done()
+            self.mark_done()
 
-    def write_done(self) -> None:
-        """The last word of a run."""
+    def mark_done(self) -> None:
+        """Mark the run as done."""
         write_status(self.folder, "done", step=self.step, epoch=self.epoch, top1_percent=self.accuracy)
 
     def begin(self) -> None:
-        """What comes before the first update: DDP, workers, progress, the log."""
+        """Set up what the first update needs: DDP, workers, progress, the log."""
         self.network: nn.Module = self.model
         if self.process.world_size > 1:
             device_ids = [self.process.device.index] if self.process.device.type == "cuda" else None
             self.network = DistributedDataParallel(self.model, device_ids=device_ids)
             self.network.broadcast_buffers = False  # before validation instead; the argument's name differs by version
             if not device_ids:
-                # After its first update DDP groups the gradients anew, in the order in which they came, and three or
-                # more processes then add them up otherwise: a continued run would not do as the undisturbed one. On a
-                # CPU, where runs repeat bit for bit, it groups them now, and then never again.
+                # After its first update DDP regroups the gradients in the order in which they came, and three or more
+                # processes then add them up in another order: a continued run would differ from the undisturbed one.
+                # On a CPU, where runs repeat bit for bit, it groups them now, and never again.
                 self.network.reducer._push_all_rebuilt_params()
                 self.network.reducer._rebuild_buckets()
         self.network.train()
@@ -259,7 +257,7 @@ class Trainer:
         self.meter.restart_clock()
 
     def train_epoch(self) -> None:
-        """The updates from here to the end of the epoch."""
+        """Make the updates from here to the end of the epoch."""
         first = self.epoch * self.recipe.steps_per_epoch
         end = first + self.recipe.steps_per_epoch
         while self.step < end:
@@ -272,30 +270,32 @@ class Trainer:
             if verdict.stop or (verdict.save and self.step < end):
                 self.save()
             if verdict.stop:
-                self._preempted()
+                self._stop()
 
     def validate(self) -> None:
-        """Evaluate the weights, and the averaged ones if there are any; keep the best; save."""
+        """Evaluate the weights, and the averaged ones if there are any, in one pass; keep the best; save."""
         networks = {"model": self.model} | ({"ema": self.ema.module} if self.ema else {})
-        for name, network in networks.items():
+        for network in networks.values():
             broadcast_buffers(network)
-            score = evaluate(network, self.test_batches(), self.precision)
+        for name, score in self.evaluate(networks).items():
             self._record("validation", epoch=self.epoch, weights=name, **score.as_record())
-            self._say(f"epoch {self.epoch}/{self.recipe.epochs}  validation{' of the EMA' * (name == 'ema')}  {score}")
-        self.accuracy, self.validated = score.top1_percent, True  # the EMA's where there is one: it comes last
+            self._print(
+                f"epoch {self.epoch}/{self.recipe.epochs}  validation{' of the EMA' * (name == 'ema')}  {score}"
+            )
+        self.accuracy, self.validated = score.top1_percent, True  # the EMA's if there is one: it comes last
         is_best = self.accuracy > self.best_accuracy
         if is_best:
             self.best_accuracy, self.best_epoch = self.accuracy, self.epoch
-        self.save(also_as_best=is_best)
+        self.save(is_best=is_best)
         self.meter.restart_clock()
 
     def _report(self) -> None:
-        """One record over all processes and all steps since the last one."""
+        """Record the averages over all processes and all steps since the last report."""
         values = self.meter.report()
         skipped = {"skipped_updates": self.guard.skipped, "skipped_images": len(self.skipped_images)}
         epoch, rate = (self.step - 1) // self.recipe.steps_per_epoch + 1, self.recipe.learning_rate(self.step - 1)
         self._record("train", epoch=epoch, learning_rate=rate, **skipped, **values)
-        self._say(
+        self._print(
             f"epoch {epoch}/{self.recipe.epochs}  step {self.step:,}/{self.recipe.total_steps:,}  "
             f"loss {values['loss']:.4f}  top-1 {values['top1_percent']:.2f} %  lr {rate:.5f}  "
             f"{values['images_per_s']:,.0f} images/s  data wait {values['data_wait_percent']:.0f} %  "
@@ -307,81 +307,70 @@ class Trainer:
         if self.process.is_main:
             self.log.write(event, self.step, **values, elapsed_s=self.elapsed_s)
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         if self.process.is_main:
             self.progress.print_line(line)
 
-    # ---- endings
-
-    def _preempted(self) -> None:
+    def _stop(self) -> None:
         if self.process.is_main:
-            who = self.stop_request.signal_name or "another process"
-            self._say(f"stopped by {who} at step {self.step:,}; the same command continues this run")
+            sender = self.stop_request.signal_name or "another process"
+            self._print(f"stopped by {sender} at step {self.step:,}; the same command continues this run")
             write_status(self.folder, "preempted", step=self.step, epoch=self.epoch)
-        wait_for_all()  # who starts us may end everybody as soon as the first of us has ended
+        wait_for_all()  # a launcher may end all processes as soon as the first has ended
         raise Preempted
-
-    def _stop_non_finite(self, loss: float, rate: float) -> None:
-        self._record("non_finite_loss", loss=loss, learning_rate=rate)
-        raise SharedError(
-            f"the loss of step {self.step + 1:,} is not finite on some process ({loss} on the main one); this update "
-            f"was not made, and the last checkpoint is intact.\n  Set a lower --optim.lr.init, "
-            f"--optim.clip_grad_norm 1 or --compute.opt_level bf16, and start with another --util.run_dir."
-        )
 
     # ---- checkpoints
 
-    def save(self, also_as_best: bool = False) -> None:
-        """Write the run as it stands; every process takes part, the main one writes.
+    def save(self, is_best: bool = False) -> None:
+        """Write a checkpoint; every process takes part, the main one writes.
 
         Raises:
             UserError: the disk is full, or the weights are no longer finite.
         """
-        self.guard.settle()
+        with with_advice(NON_FINITE_ADVICE):
+            self.guard.settle()
         meters = gather_rows(self.meter.sums)
         if self.process.is_main:
-            assert_finite(self.model, self.optimizer)
-            if self.ema:
-                assert_finite(self.ema.module, self.optimizer)
-            state = self._state(meters)
-            if also_as_best:
-                save_checkpoint(state, self.folder / BEST)
-            older = self.folder / PREVIOUS if self.step != self._saved_step else None
-            save_checkpoint(state, self.folder / LAST, keep_old_as=older)
-            self._saved_step = self.step
+            with with_advice(NON_FINITE_ADVICE):
+                for network in (self.model, self.ema.module) if self.ema else (self.model,):
+                    assert_finite(network, self.optimizer)
+            with with_advice(SAVE_ADVICE):
+                self._write(self._state(meters), is_best)
             if read_status(self.folder) != "failed":  # which another process may just have written
                 write_status(self.folder, "running", step=self.step, epoch=self.epoch)
         self._last_save = time.monotonic()
 
-    def _checkpoint_is_due(self) -> bool:
-        return self.process.is_main and time.monotonic() - self._last_save > self.recipe.checkpoint_s
+    def _write(self, state: dict[str, Any], is_best: bool) -> None:
+        """Write the last checkpoint, and the best one before it: killed in between, the run validates again."""
+        previous = self.folder / PREVIOUS if self.step != self._saved_step else None
+        if is_best:
+            save_checkpoint(state, self.folder / BEST)
+            link_checkpoint(self.folder / BEST, self.folder / LAST, keep_old_as=previous)
+        else:
+            save_checkpoint(state, self.folder / LAST, keep_old_as=previous)
+        self._saved_step = self.step
 
     def _state(self, meters: Tensor) -> dict[str, Any]:
+        self.metrics_bytes = self.log.size_on_disk()
         return {
             **self.identity,
+            **{name: getattr(self, name) for name in _COUNTERS},
             "epoch": self.epoch,
-            "step": self.step,
             "state_dict": self.model.state_dict(),
             "state_dict_ema": self.ema.module.state_dict() if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.precision.scaler.state_dict(),
-            "accuracy": self.accuracy,
-            "best_accuracy": self.best_accuracy,
-            "best_epoch": self.best_epoch,
-            "validated": self.validated,
             "skipped_in_a_row": self.guard.skipped_in_a_row,
             "skipped_updates": self.guard.skipped,
             "skipped_images": self.skipped_images.found,
-            "elapsed_s": self.elapsed_s,
             "meters": meters,
-            "metrics_bytes": self.log.size_on_disk(),
         }
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Take up the run of a checkpoint; call it before fit.
+        """Continue from a checkpoint; call it before fit.
 
         Args:
-            state: what load_latest read, of a run with the same config, data and classes.
+            state: as load_latest returns it, of a run with the same config, data and classes.
         """
         self.model.load_state_dict(state["state_dict"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -389,12 +378,19 @@ class Trainer:
         if self.ema:
             self.ema.module.load_state_dict(state["state_dict_ema"])
             self.ema.n_averaged.fill_(state["step"])
-        for name in ("step", "validated", "accuracy", "best_accuracy", "best_epoch", "metrics_bytes", "elapsed_s"):
+        for name in _COUNTERS:
             setattr(self, name, state[name])
         self.skipped = state["skipped_updates"], state["skipped_in_a_row"]
         self.skipped_images.found = state["skipped_images"]
         meters = state["meters"]
         if len(meters) == self.process.world_size:
             self.meter.sums.copy_(meters[self.process.rank])
-        elif self.process.is_main:  # another number of processes: the sums stay right, their rounding may not
+        elif self.process.is_main:  # another number of processes: the sums stay exact, their rounding may not
             self.meter.sums.copy_(meters.sum(dim=0))
+
+
+_COUNTERS = ("step", "validated", "accuracy", "best_accuracy", "best_epoch", "metrics_bytes", "elapsed_s")
+
+
+def _skipped(batches: list[Batch]) -> list[SkippedImage]:
+    return [image for batch in batches for image in batch.skipped]

@@ -1,22 +1,69 @@
-"""Top-1 and top-5 of a network, exact over any number of processes and any batch size."""
+"""Predictions of networks for a test set, gathered from all processes, and the accuracy that follows from them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from relabel.augment import normalise
+from relabel.data.images import ImageList
 from relabel.data.loader import Batch
-from utils.metrics import count_top_k
+from utils.metrics import top_classes
 from utils.precision import Precision
-from utils.processes.distributed import sum_over_processes
+from utils.processes.distributed import Process, sum_over_processes
+from utils.progress import JobProgress
+
+NO_CLASS = -1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Predictions:
+    """Predictions for N images, in the order of their ImageList.
+
+    An image whose logits are not all finite has no top-5 (NO_CLASS) and probabilities of 0, so it counts as wrong. Of
+    classes with equal logits, compared in float32, the first in the class order is predicted.
+
+    Fields:
+        names: bytes [N]; CLASS/FILE.
+        labels: int64 [N]; the class of the image's folder, a position in class_names.
+        class_names: of the K classes that could be predicted.
+        top5: int64 [N, min(5, K)]; likeliest first.
+        top1_probability: float32 [N]; softmax over the K classes.
+        label_probability: float32 [N].
+        probabilities: float32 [N, K]; None unless asked for.
+        losses: float32 [N]; cross-entropy to the label.
+    """
+
+    names: np.ndarray
+    labels: np.ndarray
+    class_names: list[str]
+    top5: np.ndarray
+    top1_probability: np.ndarray
+    label_probability: np.ndarray
+    probabilities: np.ndarray | None
+    losses: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.names)
+
+    @property
+    def top1(self) -> np.ndarray:
+        """int64 [N]; the predicted class."""
+        return self.top5[:, 0]
+
+    @property
+    def right(self) -> np.ndarray:
+        """bool [N]; whether the label is predicted."""
+        return self.top1 == self.labels
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Right answers among n images; the loss is the mean cross-entropy to the folders' labels."""
+    """Correct predictions among n images; the loss is the mean cross-entropy to the folders' labels."""
 
     top1: int
     top5: int
@@ -25,19 +72,19 @@ class Score:
 
     @property
     def top1_percent(self) -> float:
-        """Share of images whose label has the largest logit."""
+        """Percentage of images whose label has the largest logit."""
         return 100.0 * self.top1 / self.images
 
     @property
     def top5_percent(self) -> float:
-        """Share of images whose label is among the five largest logits."""
+        """Percentage of images whose label is among the five largest logits."""
         return 100.0 * self.top5 / self.images
 
     def __str__(self) -> str:
         return f"top-1 {self.top1_percent:.2f} %  top-5 {self.top5_percent:.2f} %  n = {self.images:,}"
 
     def as_record(self) -> dict[str, float]:
-        """Names with units, for the run's metrics and reports."""
+        """Values for the run's metrics, with units in their names."""
         return {
             "top1_percent": self.top1_percent,
             "top5_percent": self.top5_percent,
@@ -46,29 +93,100 @@ class Score:
         }
 
 
+class _Table:
+    """The rows of one network on this process's device: zero until filled, so that processes can be summed."""
+
+    def __init__(self, images: int, classes: int, device: torch.device, keep_probabilities: bool) -> None:
+        self.times_seen = torch.zeros(images, dtype=torch.int64, device=device)
+        self.top5 = torch.zeros(images, min(5, classes), dtype=torch.int64, device=device)
+        self.values = torch.zeros(3, images, device=device)  # probability of the top-1 and of the label, loss
+        self.probabilities = torch.zeros(images, classes, device=device) if keep_probabilities else None
+
+    def fill(self, rows: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Fill rows int64 [B] from logits float32 [B, K] and labels int64 [B]."""
+        finite = logits.isfinite().all(dim=1, keepdim=True)
+        probabilities = logits.softmax(dim=1).where(finite, 0.0)
+        self.times_seen[rows] += 1
+        self.top5[rows] = top_classes(logits, self.top5.shape[1]).where(finite, NO_CLASS)
+        self.values[0, rows] = probabilities.amax(dim=1)
+        self.values[1, rows] = probabilities.gather(1, labels[:, None])[:, 0]
+        self.values[2, rows] = F.cross_entropy(logits, labels, reduction="none")
+        if self.probabilities is not None:
+            self.probabilities[rows] = probabilities
+
+    def gathered(self, images: ImageList) -> Predictions:
+        """The rows of all processes. Adding zeros is exact, so the number of processes changes nothing."""
+        assert bool((sum_over_processes(self.times_seen) == 1).all()), "each image is in one process's share, once"
+        top5, values = (sum_over_processes(table).cpu().numpy() for table in (self.top5, self.values))
+        kept = None if self.probabilities is None else sum_over_processes(self.probabilities).cpu().numpy()
+        labels = images.labels.astype(np.int64)
+        return Predictions(images.names, labels, images.class_names, top5, values[0], values[1], kept, values[2])
+
+
 @torch.inference_mode()
-def evaluate(model: nn.Module, batches: Iterable[Batch], precision: Precision) -> Score:
-    """Count over every process's share of a test set.
+def predict_classes(
+    models: Mapping[str, nn.Module],
+    images: ImageList,
+    batches: Iterable[Batch],
+    precision: Precision,
+    process: Process,
+    *,
+    title: str = "",
+    among: np.ndarray | None = None,
+    keep_probabilities: bool = False,
+) -> dict[str, Predictions]:
+    """Read a test set once and let every network classify it.
 
     Args:
-        model: maps float [B, 3, S, S] to logits [B, K]; it is left in the mode it was in.
-        batches: this process's images, on its device; each image of the set in one process's share, once.
-        precision: of the forward pass.
+        models: name -> network, float [B, 3, S, S] to logits [B, K]; left in evaluation mode.
+        images: the whole set; labels point into its class_names, or into `among` where that is given.
+        batches: this process's images, on its device; each image of the set is in one process's share, once.
+        precision: of the forward pass; the last layer runs in float32.
+        process: this process; the main one shows progress.
+        title: of the progress; "": none is shown.
+        among: int64 [K']; the classes that can be predicted; None: all K.
+        keep_probabilities: of every class, not only of the likeliest and the label.
 
     Returns:
-        the same Score on every process.
+        name -> Predictions, the same on every process.
+
+    Raises:
+        UserError: an image cannot be read.
     """
-    counts = torch.zeros(3, dtype=torch.int64, device=precision.device)  # top-1, top-5, images
-    loss = torch.zeros((), dtype=torch.float64, device=precision.device)
-    was_training = model.training
-    model.eval()
-    for batch in batches:
-        with precision.autocast():
-            logits = model(normalise(batch.images).contiguous(memory_format=torch.channels_last)).float()
-        counts[:2] += count_top_k(logits, batch.labels)
-        counts[2] += len(batch)
-        loss += F.cross_entropy(logits, batch.labels, reduction="sum")
-    model.train(was_training)
-    top1, top5, images = sum_over_processes(counts).tolist()
-    assert images, "an empty test set is refused before"
-    return Score(top1, top5, images, sum_over_processes(loss).item() / images)
+    classes = len(images.class_names)
+    columns = (torch.arange(classes) if among is None else torch.from_numpy(among)).to(precision.device)
+    tables = {name: _Table(len(images), classes, precision.device, keep_probabilities) for name in models}
+    for model in models.values():
+        model.eval()
+    progress = JobProgress(title, len(images), "images", enabled=process.is_main and title != "")
+    with progress, precision.evaluation(*models.values()):
+        for batch in batches:
+            pixels = normalise(batch.images).contiguous(memory_format=torch.channels_last)
+            for name, model in models.items():
+                tables[name].fill(batch.indices, model(pixels).float()[:, columns], batch.labels)
+            progress.advance(min(len(batch) * process.world_size, progress.total - progress.done))
+    return {name: table.gathered(images) for name, table in tables.items()}
+
+
+def evaluate(
+    models: Mapping[str, nn.Module],
+    images: ImageList,
+    batches: Iterable[Batch],
+    precision: Precision,
+    process: Process,
+) -> dict[str, Score]:
+    """Return name -> Score, the same on every process. Arguments and errors as of `predict_classes`.
+
+    The networks are left in the mode they were in.
+    """
+    modes = [(model, model.training) for model in models.values()]
+    found = predict_classes(models, images, batches, precision, process)
+    for model, was_training in modes:
+        model.train(was_training)
+    return {name: _score(predictions) for name, predictions in found.items()}
+
+
+def _score(found: Predictions) -> Score:
+    assert found.losses is not None
+    in_top5 = (found.top5 == found.labels[:, None]).any(axis=1)
+    return Score(int(found.right.sum()), int(in_top5.sum()), len(found), float(found.losses.mean(dtype=np.float64)))

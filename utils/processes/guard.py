@@ -1,4 +1,4 @@
-"""What all processes agree on once a step: whether the loss is finite, whether to stop, whether to save."""
+"""What all processes agree on at each step: is the loss finite, do we stop, do we save."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,8 +16,13 @@ MAX_SKIPPED_IN_A_ROW = 20
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The same on every process: did any see a non-finite loss, want to stop, want a checkpoint; how many images all
-    of them left out."""
+    """The agreement on one step, the same on every process.
+
+    Fields:
+        finite: the loss is finite on every process.
+        stop, save: some process asks for it.
+        skipped_images: their number over all processes.
+    """
 
     finite: bool
     stop: bool
@@ -26,37 +31,38 @@ class Verdict:
 
 
 class StepGuard:
-    """One small all_reduce a step, read only when the backward pass is under way, so that no GPU waits for it.
+    """One small all_reduce per step, read only while the backward pass is running, so that no GPU waits for it.
 
-    It also counts the updates that the loss scaler skipped for non-finite gradients: the scale it sees falls one step
-    later. GradScaler alone would go on for ever with a scale of nothing.
+    It also counts the updates that the loss scaler skipped because of non-finite gradients, which shows one step later
+    as a lower scale. GradScaler alone would go on forever with a scale near zero.
 
     Args:
         device: of the loss.
         scaler: the run's GradScaler.
-        skipped, skipped_in_a_row: the counts of the run that is continued.
+        skipped, skipped_in_a_row: counts of the run that is continued.
     """
 
     def __init__(self, device: torch.device, scaler: GradScaler, skipped: int = 0, skipped_in_a_row: int = 0) -> None:
         self.skipped, self.skipped_in_a_row = skipped, skipped_in_a_row
         self._scaler = scaler
         self._scale = scaler.get_scale()
-        self._settled = True  # has the update before been counted? There was none, or the continued run counted it
+        self._settled = True  # whether the last update has been counted; a continued run has counted its own
         self._one = torch.ones((), device=device)
         self._on_host = torch.zeros(6, pin_memory=device.type == "cuda")
         self._copied = torch.cuda.Event() if device.type == "cuda" else None
 
     def send(self, loss: Tensor, stop: bool, save: bool, skipped_images: int = 0) -> None:
         """Start the agreement on this step; call it before the backward pass."""
-        wishes = torch.tensor([float(stop), float(save), float(skipped_images), 1.0]).to(loss.device, non_blocking=True)
+        requests = torch.tensor([float(stop), float(save), float(skipped_images), 1.0])
+        requests = requests.to(loss.device, non_blocking=True)
         bad = (~loss.detach().isfinite()).float()
-        values = sum_over_processes(torch.cat([wishes, torch.stack([bad, self._scaler.scale(self._one).float()])]))
+        values = sum_over_processes(torch.cat([requests, torch.stack([bad, self._scaler.scale(self._one).float()])]))
         self._on_host.copy_(values, non_blocking=True)
         if self._copied:
             self._copied.record()
 
     def receive(self) -> Verdict:
-        """What all processes said of this step; call it after the backward pass was started.
+        """Return the agreement on this step; call it after the backward pass was started.
 
         Raises:
             SharedError: too many updates in a row were skipped.
@@ -69,7 +75,7 @@ class StepGuard:
         return Verdict(not bad, bool(stop), bool(save), int(skipped_images))
 
     def settle(self) -> None:
-        """Count the last update now, so that a checkpoint knows of it.
+        """Count the last update now, for the checkpoint.
 
         Raises:
             SharedError: as in `receive`.
@@ -77,7 +83,7 @@ class StepGuard:
         self._count_last_update(self._scaler.get_scale())
 
     def _count_last_update(self, scale: float) -> None:
-        """Where the loss scale has fallen, the update before was skipped."""
+        """Count the last update as skipped if the loss scale has fallen since."""
         if self._settled:
             return
         self._settled = True
@@ -88,32 +94,31 @@ class StepGuard:
         if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise SharedError(
                 f"{MAX_SKIPPED_IN_A_ROW} updates in a row had non-finite gradients in float16 (loss scale now "
-                f"{scale:g}).\n  Set --compute.opt_level bf16 or O0, or a lower --optim.lr.init."
+                f"{scale:g})."
             )
 
 
 def assert_finite(model: torch.nn.Module, optimizer: Optimizer) -> None:
-    """Refuse to keep weights, averages of their gradients, or statistics of batch norm that are not finite.
+    """Check that weights, batch-norm statistics and the optimizer's averages are finite.
 
-    Behind an infinite variance everything is finite again, and dead. The square of a huge gradient is infinite in
-    AdamP: its weight would stay finite and never move again.
+    After a batch norm of infinite variance activations are finite again, but constant. A gradient too large to be
+    squared makes AdamP's average infinite: the weight stays finite but never moves again.
 
     Raises:
         UserError: naming the first such tensor.
     """
     learned = dict(_learned(model, optimizer))
-    if torch.nn.utils.get_total_norm(learned.values()).isfinite():  # one value to wait for, not one per tensor
+    if torch.nn.utils.get_total_norm(learned.values()).isfinite():  # one synchronization, not one per tensor
         return
     for name, tensor in learned.items():
         if not bool(tensor.isfinite().all()):
             raise UserError(
-                f"{name} is no longer finite, so nothing is saved; the last checkpoint is intact.\n"
-                f"  Set a lower --optim.lr.init, or --optim.clip_grad_norm 1, and start with another --util.run_dir."
+                f"{name} is no longer finite, so nothing is saved; the last checkpoint is intact."
             )
 
 
 def _learned(model: torch.nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
-    """All that updates change, with names for people."""
+    """Yield all tensors that an update changes, with their names."""
     for name, buffer in model.named_buffers():
         if buffer.is_floating_point():
             yield f"the buffer {name}", buffer

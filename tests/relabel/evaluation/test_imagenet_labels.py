@@ -9,7 +9,7 @@ import pytest
 
 from relabel.data.images import ImageList
 from relabel.evaluation.imagenet_labels import ValidationImages, imagenet_positions, read_multi_labels, read_real
-from relabel.evaluation.predictions import Predictions
+from relabel.training.validation import Predictions
 from relabel.evaluation.results import Result
 from tests.conftest import ROOT
 from tests.miniatures import val_name, wnids

@@ -19,7 +19,7 @@ from relabel.evaluation.imagenet_sets import (
     subset_set,
     unresized_view,
 )
-from relabel.evaluation.predictions import Predictions
+from relabel.training.validation import Predictions
 from relabel.evaluation.results import Result
 from tests.miniatures import save_pictures, wnids
 from utils.errors import UserError

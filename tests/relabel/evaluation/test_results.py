@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from relabel.evaluation.predictions import Predictions
+from relabel.training.validation import Predictions
 from relabel.evaluation.results import Result, accuracy_results, calibration_results, print_results
 
 # Labels 0 0 1 2; top-1 right, wrong, right, wrong (but among the top-2).

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from relabel.data.images import ImageList
-from relabel.evaluation.predictions import NO_CLASS, Predictions
+from relabel.training.validation import NO_CLASS, Predictions
 from relabel.evaluation.true_labels import read_true_labels
 from utils.errors import UserError
 
