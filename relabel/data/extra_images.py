@@ -18,6 +18,7 @@ from relabel.data.decode import ImageFile
 from relabel.data.images import ImageList, list_any_images
 from relabel.stores.store import LabelStore, check_one_per_class, check_present, open_label_store
 from utils.errors import UserError, with_advice
+from utils.processes.distributed import from_main
 from utils.random import EXTRA_ORDER, keyed_rng
 
 _WITHOUT_MAPS = (
@@ -54,10 +55,10 @@ def open_extra_root(
             classes, or they have another shape.
     """
     with with_advice("Check --data.extra.path, or train without extra images: --data.extra.share 0"):
-        images = list_any_images(path)
+        images = from_main(lambda: list_any_images(path))
     with with_advice(_WITHOUT_MAPS):
         store = open_label_store(labels, images.keys(), class_names)
-        check_present(store, images.path)
+        from_main(lambda: check_present(store, images.path))
         check_one_per_class(store, images.labels)
     found = store.read(0).shape
     if found != shape:

@@ -25,7 +25,7 @@ from utils.device_errors import is_device_error
 from utils.errors import UserError, with_advice
 from utils.optimizers import create_optimizer
 from utils.precision import Precision
-from utils.processes.distributed import Process, available_cores, from_main
+from utils.processes.distributed import Process, cores_of, from_main
 from utils.schedule import learning_rate
 
 _WITHOUT_MAPS = (
