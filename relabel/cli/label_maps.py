@@ -95,7 +95,8 @@ def annotate(
     from relabel.annotation.annotator import annotate as write_maps
     from relabel.annotation.teacher import load_teacher
     from relabel.data.images import list_any_images
-    from utils.processes.distributed import available_cores, shared_job
+    from utils.processes.distributed import cores_of
+    from utils.processes.launch import shared_job
 
     with shared_job() as process:
         keep_apart(out, "OUT", {"IMAGES": images})
@@ -118,7 +119,7 @@ def annotate(
             Settings(top_k or min(TOP_K, teacher.num_classes), flip, opt_level, batch_size),
             form=format,
             skip_unreadable=on_error == "skip",
-            num_workers=min(num_workers, max(1, available_cores() // process.local_world_size)),
+            num_workers=min(num_workers, cores_of(process)),
             process=process,
         )
         if process.is_main:

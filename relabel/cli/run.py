@@ -3,7 +3,7 @@
 from relabel.evaluation.run import test
 from relabel.training.run import train
 from utils.config.frozen_munch import FrozenMunch
-from utils.processes.distributed import launch
+from utils.processes.launch import launch
 
 
 def run(config: FrozenMunch) -> None:
@@ -13,4 +13,4 @@ def run(config: FrozenMunch) -> None:
         UserError: bad input; nothing was created.
         SystemExit: preempted (143), or a process failed.
     """
-    launch(test if config.util.test_only else train, config, config.compute)
+    launch(test if config.util.test_only else train, config, config.compute, section="compute")

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from utils.errors import EXIT_PREEMPTED
-from utils.processes.distributed import die_with_parent
+from utils.processes.launch import die_with_parent
 from utils.progress import JobProgress
 
 _POLL_S = 0.3

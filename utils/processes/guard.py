@@ -112,9 +112,7 @@ def assert_finite(model: torch.nn.Module, optimizer: Optimizer) -> None:
         return
     for name, tensor in learned.items():
         if not bool(tensor.isfinite().all()):
-            raise UserError(
-                f"{name} is no longer finite, so nothing is saved; the last checkpoint is intact."
-            )
+            raise UserError(f"{name} is no longer finite, so nothing is saved; the last checkpoint is intact.")
 
 
 def _learned(model: torch.nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from utils.errors import UserError
-from utils.processes.distributed import STOP_SIGNALS, die_with_parent
+from utils.processes.distributed import STOP_SIGNALS
+from utils.processes.launch import die_with_parent
 
 T = TypeVar("T")
 

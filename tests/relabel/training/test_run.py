@@ -332,9 +332,10 @@ def test_a_network_that_cannot_take_the_images_is_refused_before_the_run(flags: 
     assert not flags["util.run_dir"].exists()
 
 
-def test_workers_need_not_be_divided_by_the_processes(flags: Flags) -> None:
+def test_workers_need_not_be_divided_by_the_processes(flags: Flags, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config("", {key: str(value) for key, value in flags.items()} | {"compute.num_workers": "32"})
     for n in (1, 2, 3):
+        monkeypatch.setattr("utils.processes.distributed.gather_objects", lambda value, n=n: [value] * n)
         assert 1 <= workers_of(config, Process(0, n, 0, n, torch.device("cpu"))) <= max(1, available_cores() // n)
     none = load_config("", {key: str(value) for key, value in flags.items()})
     assert workers_of(none, Process(0, 3, 0, 3, torch.device("cpu"))) == 0

@@ -1,58 +1,44 @@
-"""Places, shares and launching; whole runs of several processes are in test_processes."""
+"""Ranks, shares of a node, and what processes agree on; whole runs of several processes are in test_processes."""
 
+import os
 import signal
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from utils.errors import UserError
-from utils.processes.distributed import Process, StopRequest, from_main, gather_rows, launch, sum_over_processes
+from utils.processes import distributed
+from utils.processes.distributed import Process, StopRequest, cores_of, from_main, gather_rows, sum_over_processes
 
 CPU = torch.device("cpu")
 
 
-def settings(gpu: int = -1, use: bool = True, n: int = 1, backend: str = "auto") -> SimpleNamespace:
-    """The compute section."""
-    distributed = SimpleNamespace(use=use, num_processes_per_node=n, url="tcp://127.0.0.1:6946", backend=backend)
-    return SimpleNamespace(gpu=gpu, distributed=distributed)
-
-
 def test_a_total_is_shared_evenly_over_a_node() -> None:
     assert [Process(rank, 4, rank % 2, 2, CPU).share(12, "optim.batch_size") for rank in range(4)] == [6] * 4
-
-
-def test_a_total_that_is_not_even_is_refused_with_one_that_is() -> None:
     with pytest.raises(UserError, match=r"optim\.batch_size is 10, but this node runs 4 (.|\n)* for example 8"):
         Process(0, 4, 0, 4, CPU).share(10, "optim.batch_size")
 
 
-@pytest.mark.parametrize("values", [settings(), settings(use=False, n=3)])
-@pytest.mark.skipif(torch.cuda.is_available(), reason="expects a CPU")
-def test_one_process_runs_here_without_a_group(values: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RANK", raising=False)
-    places: list[tuple[Process, str]] = []
-    launch(lambda process, argument: places.append((process, argument)), "argument", values)
-    assert places == [(Process(0, 1, 0, 1, CPU), "argument")]
-    assert places[0][0].is_main
-
-
 @pytest.mark.parametrize(
-    ("values", "message"),
-    [(settings(gpu=99), r"compute\.gpu is 99"), (settings(backend="nccl"), "shows no GPU")],
+    ("affinities", "shares"),
+    [
+        ([range(8)] * 2, [4, 4]),  # one container for all
+        ([range(4), range(4, 8)], [4, 4]),  # srun has bound each process to cores of its own
+        ([range(3)] * 4, [1, 1, 1, 1]),
+        ([range(6), range(3, 6)], [4, 1]),
+    ],
 )
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU refuses")
-def test_what_the_machine_lacks_is_refused(values: SimpleNamespace, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        launch(lambda process, argument: None, None, values)
-
-
-def test_a_chosen_gpu_is_refused_under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="torchrun gives each process its own GPU"):
-        launch(lambda process, argument: None, None, settings(gpu=0))
+def test_cores_are_divided_only_among_the_processes_that_may_run_on_them(
+    monkeypatch: pytest.MonkeyPatch, affinities: list[range], shares: list[int]
+) -> None:
+    """On each of two nodes: the other node's cores have the same numbers and do not count."""
+    n = len(affinities)
+    everyone = [(node, set(cores)) for node in (0, n) for cores in affinities]
+    monkeypatch.setattr(distributed, "gather_objects", lambda value: everyone)
+    for rank in range(2 * n):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid, rank=rank: everyone[rank][1])
+        assert cores_of(Process(rank, 2 * n, rank % n, n, CPU)) == shares[rank % n]
 
 
 def test_one_process_agrees_with_itself() -> None:

@@ -1,0 +1,223 @@
+"""Start the processes of a run: one per GPU here, or those that torchrun has started."""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import torch
+import torch.distributed as dist
+
+from utils.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, SharedError, UserError, exit_on_user_error
+from utils.processes import torchrun
+from utils.processes.distributed import Process, StopRequest, available_cores
+from utils.processes.startup import keep_freed_memory
+from utils.processes.torchrun import ranks, under_torchrun
+
+T = TypeVar("T")
+
+_PR_SET_PDEATHSIG = 1
+_GRACE_S = 5.0  # what the other processes get to report their own error after one has failed
+_PREEMPTION_GRACE_S = 120.0  # a preempted process still writes its checkpoint
+_JOB_TIMEOUT = timedelta(days=7)  # the processes of a job may end far apart
+
+
+def launch(function: Callable[[Process, T], None], argument: T, settings: Any, section: str) -> None:
+    """Run function(process, argument) in every process of this node and return when all have ended.
+
+    Args:
+        settings: the section of a config that holds `gpu` (-1 = all) and, below `distributed`, `use`,
+            `num_processes_per_node` (1 = one per GPU), `url` and `backend` (auto, nccl, gloo).
+        section: its dotted name, for messages.
+
+    Raises:
+        UserError: settings that this machine cannot serve.
+        SystemExit: a process failed; its exit status.
+    """
+    backend = _backend(settings.distributed.backend, section)
+    if under_torchrun():
+        _run_under_torchrun(function, argument, settings.gpu, backend, section)
+        return
+    n = _count_processes(settings, backend, section)
+    if n == 1:
+        function(Process(0, 1, 0, 1, _device(settings.gpu, 0, section)), argument)
+        return
+    _check_port(settings.distributed.url, section)
+    context = multiprocessing.get_context("spawn")
+    arguments = (os.getpid(), function, argument, n, settings.distributed.url, backend)
+    children = [context.Process(target=_child, args=(rank, *arguments)) for rank in range(n)]
+    if status := _supervise(children):
+        sys.exit(status)
+
+
+def _count_processes(settings: Any, backend: str, section: str) -> int:
+    if settings.gpu >= 0 or not settings.distributed.use:
+        return 1
+    wanted: int = settings.distributed.num_processes_per_node
+    n = max(torch.cuda.device_count(), 1) if wanted == 1 else wanted
+    _check_gpus(n, backend, section)
+    return n
+
+
+def _check_gpus(processes: int, backend: str, section: str) -> None:
+    gpus = torch.cuda.device_count()
+    if backend == "nccl" and processes > max(gpus, 1):
+        raise UserError(
+            f"this node would run {processes} processes, but it shows {gpus} GPU(s) and nccl needs one for each.\n"
+            f"  Start one process per GPU (--{section}.distributed.num_processes_per_node 1), or set "
+            f"--{section}.distributed.backend gloo."
+        )
+
+
+def _backend(backend: str, section: str) -> str:
+    """The resolved backend; refused where the machine lacks it, even for a single process, which uses none."""
+    if backend == "auto":
+        return "nccl" if torch.cuda.is_available() else "gloo"
+    if backend == "nccl" and not torch.cuda.is_available():
+        raise UserError(
+            f"{section}.distributed.backend is nccl, but this machine shows no GPU.\n"
+            f"  Set --{section}.distributed.backend auto (nccl on GPUs, gloo on CPUs)."
+        )
+    return backend
+
+
+def _device(gpu: int, local_rank: int, section: str = "") -> torch.device:
+    count = torch.cuda.device_count()
+    if gpu >= count:
+        raise UserError(
+            f"{section}.gpu is {gpu}, but this machine shows {count} GPU(s).\n"
+            f"  Set --{section}.gpu to {'one of 0..' + str(count - 1) if count else '-1 to run on the CPU'}."
+        )
+    if not count:
+        return torch.device("cpu")
+    device = torch.device("cuda", gpu if gpu >= 0 else local_rank % count)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _run_under_torchrun(
+    function: Callable[[Process, T], None], argument: T, gpu: int, backend: str, section: str
+) -> None:
+    if gpu >= 0:
+        raise UserError(
+            f"{section}.gpu is {gpu}, but torchrun gives each process its own GPU.\n"
+            f"  Leave --{section}.gpu out, or start the program without torchrun."
+        )
+    # A signal that torchrun does not handle ends it, but not its processes.
+    die_with_parent(torchrun.STARTED_BY, signal.SIGTERM)
+    process = _torchrun_process()
+    _check_gpus(process.local_world_size, backend, section)
+    if process.world_size > 1:
+        dist.init_process_group(backend, device_id=process.device if backend == "nccl" else None)
+    function(process, argument)
+    if process.world_size > 1:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def shared_job() -> Iterator[Process]:
+    """Set up a job that torchrun may share among processes, which wait for each other only at its start and end.
+
+    Each process has its own device, where there are GPUs. Without torchrun there is one process.
+    """
+    if not under_torchrun():
+        yield Process(0, 1, 0, 1, _device(-1, 0))
+        return
+    process = _torchrun_process()
+    if process.world_size > 1:
+        dist.init_process_group("gloo", timeout=_JOB_TIMEOUT)
+    try:
+        yield process
+    except SharedError:
+        raise
+    except UserError as error:
+        if not process.is_main:  # torchrun ends the others when this one fails: the reason must be seen
+            print(f"error: process {process.rank}: {error}", file=sys.stderr, flush=True)
+        raise
+    if process.world_size > 1:
+        dist.destroy_process_group()
+
+
+def _torchrun_process() -> Process:
+    rank, world_size, local_rank, local_world_size = ranks()
+    return Process(rank, world_size, local_rank, local_world_size, _device(-1, local_rank))
+
+
+def _check_port(url: str, section: str) -> None:
+    """Check that the port is free: two runs on one machine would otherwise wait for each other."""
+    address = urlsplit(url)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address.hostname, address.port))
+        except OSError as error:
+            raise UserError(
+                f"{section}.distributed.url is {url}, but its port cannot be opened here ({error.strerror}).\n"
+                f"  Another run may use it: set --{section}.distributed.url tcp://127.0.0.1:PORT with a free port."
+            ) from None
+
+
+def _child(
+    rank: int, parent: int, function: Callable[[Process, T], None], argument: T, n: int, url: str, backend: str
+) -> None:
+    die_with_parent(parent)
+    keep_freed_memory()
+    with exit_on_user_error(print_message=rank == 0):
+        device = _device(-1, rank)
+        if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, available_cores() // n))
+        device_id = device if backend == "nccl" else None
+        dist.init_process_group(backend, init_method=url, rank=rank, world_size=n, device_id=device_id)
+        function(Process(rank, n, rank, n, device), argument)
+        dist.destroy_process_group()
+
+
+def _supervise(children: Sequence[BaseProcess]) -> int:
+    """Start the children, pass signals on, wait for all; return the status of the first that failed, else 0.
+
+    When one fails the others would wait for it in a collective for ever: they are killed after a grace period.
+    """
+
+    def forward() -> None:
+        for child in children:
+            if child.is_alive():
+                child.terminate()  # SIGTERM for any signal: from a terminal the children have their own SIGINT
+
+    with StopRequest(forward):
+        for child in children:
+            child.start()
+        failed, deadline = 0, float("inf")
+        while alive := [child for child in children if child.exitcode is None]:
+            wait([child.sentinel for child in alive], timeout=0.5)
+            if not failed and (failed := next((child.exitcode for child in children if child.exitcode), 0)):
+                deadline = time.monotonic() + (_PREEMPTION_GRACE_S if failed == EXIT_PREEMPTED else _GRACE_S)
+            if time.monotonic() > deadline:
+                for child in alive:
+                    child.kill()
+    if any(child.exitcode == EXIT_USER_ERROR for child in children):
+        return EXIT_USER_ERROR  # the cause; others may have ended for want of this one
+    return 128 - failed if failed < 0 else failed
+
+
+def die_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """Ask Linux to send this process a signal when its parent ends, however that ends; elsewhere do nothing.
+
+    Args:
+        parent: process id. If that process has ended before Linux could be asked, this one ends now.
+        number: the signal.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+        forked_by_server = multiprocessing.get_start_method() == "forkserver"  # which ends with the parent itself
+        if os.getppid() != parent and not forked_by_server:
+            os._exit(1)
