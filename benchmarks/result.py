@@ -16,6 +16,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from utils.processes.startup import keep_freed_memory
+
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg")
 
 
@@ -38,6 +40,7 @@ class Figure:
 
 def arguments(about: str, *more: argparse.ArgumentParser) -> argparse.Namespace:
     """The command line of a program: json (Path or None), tiny (bool), and the options of more parsers."""
+    keep_freed_memory()
     parser = argparse.ArgumentParser(description=about, parents=more)
     parser.add_argument("--json", type=Path, help="write the result to this file")
     parser.add_argument("--tiny", action="store_true", help="run in seconds; the figures mean nothing")

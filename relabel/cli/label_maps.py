@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from relabel.cli.words import Name, Pictures, keep_apart
+from relabel.cli.arguments import Name, Pictures, keep_apart
 from utils.config.value_types import (
     Count,
     ExistingFolder,

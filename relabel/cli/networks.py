@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from relabel.cli.words import Name, Pictures, keep_apart
+from relabel.cli.arguments import Name, Pictures, keep_apart
 from utils.config.value_types import ExistingFile, ExistingFolder, NewFile, NewFolder, NewPicture
 from utils.errors import UserError
 
