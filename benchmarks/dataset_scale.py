@@ -67,7 +67,6 @@ def write_store(folder: Path, images: ImageList) -> None:
     manifest = Manifest(form="packed", maps=len(keys), k=1, h=1, w=1, class_names=images.class_names, made_by={})
     writer = PackedWriter(folder, keys, manifest)
     writer.begin()
-    writer.open()
     label_map = LabelMap(np.ones((1, 1, 1), np.float16), np.zeros((1, 1, 1), np.int16))
     for row in np.unique(images.labels, return_index=True)[1].tolist():
         writer.write(row, label_map)

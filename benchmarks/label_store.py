@@ -163,7 +163,6 @@ def write_packed(folder: Path, keys: np.ndarray, names: list[str], label_maps: l
     manifest = Manifest(form="packed", maps=len(keys), k=k, h=h, w=w, class_names=names, made_by={})
     writer = PackedWriter(folder, keys, manifest)
     writer.begin()
-    writer.open()
     for row, label_map in zip(range(len(keys)), cycle(label_maps), strict=False):
         writer.write(row, label_map)
     writer.commit({})

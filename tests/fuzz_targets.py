@@ -96,7 +96,6 @@ def write_store(folder: Path, keys: np.ndarray = KEYS) -> None:
     manifest = Manifest(form="packed", maps=len(keys), k=2, h=3, w=4, class_names=CLASSES, made_by=made_by)
     writer = PackedWriter(folder, keys, manifest)
     writer.begin()
-    writer.open()
     for row in range(len(keys)):
         writer.write(row, random_map(row))
     writer.commit({})

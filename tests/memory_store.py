@@ -29,7 +29,7 @@ class MemoryStore:
     def missing(self) -> np.ndarray:
         return np.array([row for row, found in enumerate(self._maps) if found is None], dtype=np.int64)
 
-    def place(self, row: int) -> str:
+    def location(self, row: int) -> str:
         return f"labels/{row}.pt"
 
 

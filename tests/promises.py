@@ -123,7 +123,6 @@ PROMISES = (
             "relabel/data/test_loader::test_an_epoch_takes_each_image_at_most_once_over_ranks_and_restarts",
             "relabel/stores/test_pt_folder::test_any_map_comes_back_under_any_name",
             "relabel/stores/test_packed::test_a_row_is_found_as_in_a_dict",
-            "relabel/stores/test_packed::test_the_crc_of_a_record_follows_from_that_of_key_and_record",
         ),
     ),
     Promise(

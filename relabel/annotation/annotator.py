@@ -27,7 +27,7 @@ from relabel.label_map import LabelMap, class_dtype
 from relabel.stores.manifest import Form, Manifest
 from relabel.stores.packed_writer import PackedWriter
 from relabel.stores.pt_folder import FolderWriter
-from relabel.stores.store import kept_to_one
+from relabel.stores.store import exclusive_folder
 from utils.errors import SharedError, UserError, listed
 from utils.precision import Precision
 from utils.processes.distributed import Process, from_main, gather_objects
@@ -110,12 +110,12 @@ def annotate(
             print(annotator.precision.note, flush=True)
         writer = (PackedWriter if form == "packed" else FolderWriter)(out, keys[order], manifest)
 
-        def begin() -> None:
-            stack.enter_context(kept_to_one(out))
-            writer.begin()
+        def begin() -> np.ndarray:
+            stack.enter_context(exclusive_folder(out))
+            return writer.begin()
 
-        from_main(begin)
-        job = _Job(_Pictures(images, order, teacher), annotator, writer, settings.batch_size, num_workers, process)
+        done = from_main(begin)
+        job = _Job(_Pictures(images, order, teacher), annotator, writer, done, settings.batch_size, num_workers, process)
         return job.run(skip_unreadable)
 
 
@@ -241,14 +241,14 @@ class _Job:
         pictures: _Pictures,
         annotator: _Annotator,
         writer: PackedWriter | FolderWriter,
+        done: np.ndarray,
         batch_size: int,
         num_workers: int,
         process: Process,
     ) -> None:
         self._pictures, self._annotator, self._writer = pictures, annotator, writer
         self._num_workers, self._place = num_workers, process
-        writer.open()
-        self._done = writer.finished()
+        self._done = done
         batches = [range(s, min(s + batch_size, len(self._done))) for s in range(0, len(self._done), batch_size)]
         self._mine = batches[process.rank :: process.world_size]
         self._written, self._absent_sum = 0, 0.0

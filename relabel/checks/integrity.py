@@ -155,7 +155,7 @@ def _list_missing(
 ) -> None:
     for row in rows.tolist():
         key = os.fsdecode(keys[row])
-        result.missing.add(f"{key}: expected its map at {store.place(row)}")
+        result.missing.add(f"{key}: expected its map at {store.location(row)}")
         other = next((name for name in _other_spellings(key) if os.fsencode(name) in unpaired), None)
         if other:
             result.elsewhere.add(f"image {key}, map {other}")

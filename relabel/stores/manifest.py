@@ -1,4 +1,4 @@
-"""What a set of label maps says about itself: manifest.json, beside the maps."""
+"""The manifest of a set of label maps, manifest.json beside the maps: their shape, classes and origin."""
 
 import hashlib
 import json
@@ -21,21 +21,25 @@ Form = Literal["packed", "pt"]
 LARGEST_MAP = 2**28
 _Count = Annotated[int, Field(ge=1)]
 _HashedFile = Annotated[str, Field(pattern=r"^((maps|keys|crc32)\.npy|manifest\.json)$")]
+_EXPECTED = (
+    "expected the manifest of label maps that `python -m relabel annotate` or `pack` writes. "
+    "Fetch it again, or make these maps again"
+)
 
 
 class Manifest(BaseModel):
-    """Which maps these are; the fields of manifest.json.
+    """The content of manifest.json.
 
     Fields:
         version: of the format.
         form: packed (see relabel/stores/packed.py) or pt (relabel/stores/pt_folder.py).
-        maps: how many there are; of the form pt, of how many images.
+        maps: number of label maps; for pt, of images.
         k, h, w: shape of each map.
-        axes, covers: how to read a map, for people.
+        axes, covers: how to read a map; for people.
         class_names: the K classes that ids 0..K-1 stand for.
-        made_by: teacher, input size, and all else that a map depends on.
-        skipped: key -> reason, of images that have no map because they could not be read.
-        sha256: of each file of a packed store. The file also holds that of the manifest itself, without that entry.
+        made_by: teacher, input size and whatever else the maps depend on.
+        skipped: key -> reason, for images without a map because they could not be read.
+        sha256: of the files of a packed store, and in the file also of the manifest itself (without that entry).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -54,14 +58,13 @@ class Manifest(BaseModel):
     sha256: dict[_HashedFile, str] = {}
 
     @model_validator(mode="after")
-    def _makes_sense(self) -> "Manifest":
-        """Two classes of one name could not be told apart, and a record must have a size."""
+    def _check(self) -> "Manifest":
         if len(set(self.class_names)) < len(self.class_names):
-            raise ValueError("a class is named twice")
+            raise ValueError("two classes have the same name")
         if self.k * self.h * self.w > LARGEST_MAP:
             raise ValueError(f"a map has more than {LARGEST_MAP:,} scores")
         for key in self.skipped:
-            os.fsencode(key)  # ValueError where no file can have the name
+            os.fsencode(key)  # ValueError if no file can have this name
         return self
 
     @property
@@ -74,14 +77,19 @@ class Manifest(BaseModel):
         """K."""
         return len(self.class_names)
 
+    def digest(self) -> str:
+        """Return the sha256 of the content without its own entry, which no other layout of the JSON changes."""
+        content = self.model_dump(exclude={"sha256": {MANIFEST}})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
     def write(self, path: Path) -> None:
-        """Put it in place by a rename. UserError where it cannot be written."""
+        """Write the file, whole or not at all. UserError if it cannot be written."""
         content = self.model_dump()
-        content["sha256"][MANIFEST] = _sha256(content)
+        content["sha256"][MANIFEST] = self.digest()
         write_json(path, content)
 
-    def refuse_unless_equal(self, wanted: "Manifest", folder: Path) -> None:
-        """Refuse to go on with maps that were made otherwise; which images, and the hashes, apart.
+    def check_same_settings(self, wanted: "Manifest", folder: Path) -> None:
+        """Refuse to continue label maps with other settings; their number, hashes and skipped images may differ.
 
         Raises:
             UserError: naming the differences.
@@ -89,61 +97,50 @@ class Manifest(BaseModel):
         found, expected = (dict(_leaves(m.model_dump(exclude={"sha256", "skipped", "maps"}))) for m in (self, wanted))
         names = [name for name in {**found, **expected} if found.get(name) != expected.get(name)]
         if names:
-            listed = "".join(f"\n  {n}: {_short(found.get(n))}, not {_short(expected.get(n))}" for n in names)
+            differences = "".join(f"\n  {n}: {_short(found.get(n))}, not {_short(expected.get(n))}" for n in names)
             raise UserError(
-                f"{folder} holds label maps made otherwise than this command would:{listed}\n"
-                "Give the settings they were made with, or another folder for the new maps"
+                f"the label maps in {folder} were made with settings other than those of this command:{differences}\n"
+                "Repeat the settings they were made with, or name another folder for the new maps"
             )
 
 
 def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest | None:
-    """The manifest of a folder of label maps; None where it has none.
+    """Return the manifest in a folder of label maps; None if there is none.
 
     Raises:
-        UserError: it cannot be read, is no manifest, is of another version of the format, or not as it was written.
+        UserError: it cannot be read, is not a manifest, has another format version, or was changed after it was written.
     """
     path = folder / name
     try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError:
-        pass  # reading it tells the reason
-    content = read_json(path, _EXPECTED)
+        content = read_json(path, _EXPECTED)
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            return None
+        raise
     version = content.get("version") if isinstance(content, dict) else None
     if version != VERSION:
-        raise UserError(f"{path}: found version {version!r} of the format; expected {VERSION}. {_ANOTHER_VERSION}")
+        raise UserError(
+            f"{path}: found version {version!r} of the format; expected {VERSION}. It was written by another version "
+            "of this program, or is not a manifest of label maps."
+        )
     try:
-        hashes = Manifest.model_validate(content).sha256
+        manifest = Manifest.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise UserError(f"{path}: {where}: {first['msg']}; {_EXPECTED}.") from None
-    stated = content["sha256"].pop(MANIFEST, None) if hashes else None
-    if stated is not None and stated != _sha256(content):
-        raise UserError(f"{path}: what it says is not what its sha256 belongs to: it was changed; {_EXPECTED}.")
-    return Manifest.model_validate(content)
+        field = ".".join(map(str, first["loc"])) or "manifest"
+        raise UserError(f"{path}: {field}: {first['msg']}; {_EXPECTED}.") from None
+    if manifest.sha256.get(MANIFEST) not in (None, manifest.digest()):
+        raise UserError(f"{path}: its content does not match its own sha256, so it was changed; {_EXPECTED}.")
+    return manifest
 
 
-def _sha256(content: dict[str, Any]) -> str:
-    """Of a manifest's content, however it is laid out."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-_EXPECTED = (
-    "expected the manifest of label maps that `python -m relabel annotate` or `pack` writes. "
-    "Fetch it again, or make these maps again"
-)
-_ANOTHER_VERSION = "It was written by another version of this program, or is no manifest of label maps."
-
-
-def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values."""
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted name and the value of every leaf of a nested dict."""
     for name, value in tree.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{above}{name}.")
+            yield from _leaves(value, f"{prefix}{name}.")
         else:
-            yield above + name, value
+            yield prefix + name, value
 
 
 def _short(value: object) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from relabel.label_map import LabelMap
 from relabel.stores.manifest import MANIFEST, Manifest, read_manifest
-from relabel.stores.packed import CRCS, KEYS, MAPS, UNFINISHED, array_in, load_array, record_type, sha256_of
+from relabel.stores.packed import CRC_TYPE, CRCS, KEYS, MAPS, UNFINISHED, open_array, record_type, sha256_of
 from utils.errors import UserError, naming
 from utils.files import remove_temporaries, replacing
 
@@ -18,12 +18,12 @@ LARGEST_CLASS_COUNT = 65_535  # ids are uint16
 class PackedWriter:
     """Writes a packed store: records in any order, by several processes, over several runs; `commit` makes it a store.
 
-    No journal is needed: a record is done when it fits its CRC. So a finished store can be begun again too, for records
-    that were skipped or damaged since.
+    There is no journal: a record is done when it fits its CRC. So a finished store can be continued too, to write
+    records that were skipped or damaged.
     """
 
     def __init__(self, folder: Path, keys: np.ndarray, manifest: Manifest) -> None:
-        """Remember what will be written.
+        """Create the writer; nothing is written yet.
 
         Args:
             folder: of the store; exists.
@@ -31,84 +31,79 @@ class PackedWriter:
             manifest: of the finished store, without hashes.
 
         Raises:
-            UserError: more classes than the records' ids can tell apart.
+            UserError: there are more classes than uint16 ids.
         """
         if manifest.num_classes > LARGEST_CLASS_COUNT:
             raise UserError(
-                f"a packed store holds maps of at most {LARGEST_CLASS_COUNT:,} classes, and these have "
-                f"{manifest.num_classes:,}. Write .pt files: --format pt"
+                f"found {manifest.num_classes:,} classes; expected at most {LARGEST_CLASS_COUNT:,} in a packed store. "
+                "Write .pt files: --format pt"
             )
         self.folder, self.manifest = folder, manifest
         self._keys = keys
         self._type = record_type(manifest.shape)
-        self._types = {MAPS: self._type, CRCS: np.dtype("<u4")}
         self._maps: np.ndarray | None = None
         self._crcs: np.ndarray | None = None
 
-    def begin(self) -> None:
-        """Make the files at their full size, or check that those there belong to the same job. One process calls this.
+    def begin(self) -> np.ndarray:
+        """Make the files at their full size, or check that existing ones are of the same job; one process calls this.
+
+        Returns:
+            bool [N]; the records that are done.
 
         Raises:
             UserError: the folder holds something else (the message names the differences), or cannot be written.
         """
         for name in (MAPS, KEYS, CRCS):
-            if (self.folder / name).is_symlink():  # which would be followed to what it names, and that written over
+            if (self.folder / name).is_symlink():  # writing would change the file that it points to
                 raise UserError(f"{self.folder / name} is a link; expected a file of a store, or none. Remove it")
         finished = read_manifest(self.folder)
         begun = finished or read_manifest(self.folder, UNFINISHED)
         if begun is not None:
-            begun.refuse_unless_equal(self.manifest, self.folder)
+            begun.check_same_settings(self.manifest, self.folder)
         else:
             self._refuse_other_files()
             self.manifest.write(self.folder / UNFINISHED)
         remove_temporaries(self.folder)
-        if finished is None and not (self.folder / MAPS).exists():  # it comes last
+        if finished is None and not (self.folder / MAPS).exists():  # the last file to be made
             self._make_files()
-        self._refuse_other_images()
-
-    def open(self) -> None:
-        """Map the files of `begin` into memory; every process that writes calls this."""
-        self._crcs = np.lib.format.open_memmap(self.folder / CRCS, "r+")
-        self._maps = np.lib.format.open_memmap(self.folder / MAPS, "r+")
-
-    def finished(self) -> np.ndarray:
-        """bool [N]; the records that are done."""
-        assert self._maps is not None and self._crcs is not None
-        done = np.zeros(len(self._keys), dtype=bool)
-        for row in np.flatnonzero(self._crcs).tolist():
-            done[row] = self._crc(row, self._maps[row].tobytes()) == self._crcs[row]
-        return done
+        return self._done()
 
     def write(self, row: int, label_map: LabelMap) -> None:
         """Write the record of a key; scores become float16.
 
         Raises:
-            UserError: a score that float16 cannot hold, or a map that is not valid.
+            UserError: the map is not valid, or has a score that float16 cannot hold.
         """
-        with naming(os.fsdecode(self._keys[row])):
+        key = os.fsdecode(self._keys[row])
+        with naming(key):
             label_map.validate(self.manifest.num_classes)
-        assert self._maps is not None and self._crcs is not None
         record = np.empty((), self._type)
         with np.errstate(over="ignore"):
             record["scores"] = label_map.scores
         record["classes"] = label_map.classes
         if not np.isfinite(record["scores"]).all():
-            key = os.fsdecode(self._keys[row])
             raise UserError(
                 f"the label map of {key} has scores beyond 65,504; expected logits that float16 holds. Write .pt files"
             )
+        if self._maps is None or self._crcs is None:
+            self._maps, self._crcs = (np.lib.format.open_memmap(self.folder / name, "r+") for name in (MAPS, CRCS))
         self._maps[row] = record
         self._crcs[row] = self._crc(row, record.tobytes())
 
+    def close(self) -> None:
+        """Hand what was written to the system; every process calls this before one commits."""
+        self._maps = self._crcs = None
+
     def commit(self, skipped: dict[str, str]) -> None:
-        """Make the folder a store. One process calls this, when all have closed their files.
+        """Make the folder a store; one process calls this.
 
         Args:
-            skipped: key -> reason, of images without map; where they are among the keys, their record stays empty.
+            skipped: key -> reason, of images without a map; the record of such a key stays empty.
         """
         self.close()
         for name in (MAPS, KEYS, CRCS):
-            _sync(self.folder / name)
+            with (self.folder / name).open("rb") as file:
+                os.fsync(file.fileno())  # on the disk before the manifest vouches for it
         changes = {
             "maps": len(self._keys) - int(np.isin(self._keys, [os.fsencode(key) for key in skipped]).sum()),
             "skipped": skipped,
@@ -117,53 +112,41 @@ class PackedWriter:
         self.manifest.model_copy(update=changes).write(self.folder / MANIFEST)
         (self.folder / UNFINISHED).unlink(missing_ok=True)
 
-    def close(self) -> None:
-        """Hand everything to the system."""
-        self._maps = self._crcs = None
-
     def _crc(self, row: int, record: bytes) -> int:
         return crc32(record, crc32(self._keys[row]))
 
     def _refuse_other_files(self) -> None:
-        """A folder that holds anything, and no manifest that says that it is a store's, is not ours to write into."""
-        if strange := sorted(path.name for path in self.folder.iterdir() if not path.name.startswith(".")):
+        """Refuse a folder with files and no manifest: they are not ours to overwrite."""
+        if others := sorted(path.name for path in self.folder.iterdir() if not path.name.startswith(".")):
             raise UserError(
-                f"{self.folder} is taken: it holds {strange[0]}{' and more' if len(strange) > 1 else ''}; expected a "
+                f"{self.folder} is not empty: it holds {others[0]}{' and more' if len(others) > 1 else ''}; expected a "
                 "new or empty folder, or an unfinished store of these very maps. Name another folder"
             )
 
-    def _refuse_other_images(self) -> None:
-        """A store goes on for the images that it was begun for."""
-        found = load_array(self.folder, KEYS, "S")
-        if any(array_in(self.folder / name)[:2] != (len(found), kind) for name, kind in self._types.items()):
-            raise UserError(f"{self.folder} is damaged: its files differ in length. Delete it, and make the maps again")
-        if not np.array_equal(found, self._keys):
+    def _done(self) -> np.ndarray:
+        """bool [N]; the records that fit their CRC."""
+        keys = open_array(self.folder / KEYS)
+        maps, crcs = (open_array(self.folder / n, t, len(keys)) for n, t in ((MAPS, self._type), (CRCS, CRC_TYPE)))
+        if not np.array_equal(keys, self._keys):
             raise UserError(
-                f"{self.folder} is for the label maps of other images: of {len(found):,} that are not these "
-                f"{len(self._keys):,} by name. A packed store cannot grow: name another folder for the new maps, or "
-                "write .pt files (--format pt)"
+                f"{self.folder} is a store for other images: {len(keys):,} that are not these {len(self._keys):,} by "
+                "name. A packed store cannot grow: name another folder for the new maps, or write .pt files "
+                "(--format pt)"
             )
+        done = np.zeros(len(keys), dtype=bool)
+        for row in np.flatnonzero(crcs).tolist():
+            done[row] = self._crc(row, maps[row].tobytes()) == crcs[row]
+        return done
 
     def _make_files(self) -> None:
-        """All files in full length: the room of all records is reserved, so that a full disk shows before the work.
+        """Make all files at full length; the disk space is reserved, so that a full disk shows before the work.
 
-        The last one appears whole: where it is, the others are.
+        maps.npy comes last and appears whole: if it exists, so do the others.
         """
-        with (self.folder / KEYS).open("wb") as file:
-            np.save(file, self._keys)
-        with (self.folder / CRCS).open("wb") as file:
-            np.save(file, np.zeros(len(self._keys), self._types[CRCS]))
+        np.save(self.folder / KEYS, self._keys)
+        np.save(self.folder / CRCS, np.zeros(len(self._keys), CRC_TYPE))
         header = {"descr": np.lib.format.dtype_to_descr(self._type), "fortran_order": False}
         with replacing(self.folder / MAPS) as temporary, temporary.open("wb") as file:
             np.lib.format.write_array_header_2_0(file, {**header, "shape": (len(self._keys),)})
             file.flush()
             os.posix_fallocate(file.fileno(), 0, file.tell() + len(self._keys) * self._type.itemsize)
-
-
-def _sync(path: Path) -> None:
-    """Bytes on the disk, before the manifest says so."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

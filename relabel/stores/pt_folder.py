@@ -1,6 +1,6 @@
 """Label maps as the authors released them in 2021: a folder with one file per image.
 
-FOLDER/CLASS/STEM.pt is a tensor [2, k, h, w] in float32 or float16, plane 0 the logits, plane 1 the class ids, axes
+FOLDER/CLASS/STEM.pt is a tensor [2, k, h, w] in float32 or float16: plane 0 the logits, plane 1 the class ids, axes
 [score or id, k, row, column]. Folders made by this project also hold a manifest, which names the classes.
 """
 
@@ -26,31 +26,29 @@ HOW_TO_CONTINUE = "Make room or allow writing, then give the same command again:
 
 
 def write_label_map(folder: str | Path, key: str, label_map: LabelMap) -> Path:
-    """Write FOLDER/KEY.pt, float [2, k, h, w] of the scores' dtype, whole or not at all; returns its path.
+    """Write FOLDER/KEY.pt, float [2, k, h, w] of the scores' dtype, whole or not at all; return its path.
 
     Raises:
-        UserError: it cannot be written; or float16 scores, and a class id that float16 cannot hold.
+        UserError: it cannot be written, or float16 cannot hold a class id.
     """
     path = map_path(folder, key)
     planes = torch.from_numpy(np.stack([label_map.scores, label_map.classes.astype(label_map.scores.dtype)]))
     if (planes[1].numpy() != label_map.classes).any():
         raise UserError(f"{path}: float16 holds class ids exactly only to 2048. Write this map in float32.")
-    try:
+    content = io.BytesIO()  # given a path, torch.save would store the temporary name in the file
+    torch.save(planes, content)
+    # No fsync: for a million files it takes hours, and a map that a power failure damaged is refused when read.
+    with replacing(path, HOW_TO_CONTINUE) as temporary:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Through a file object: given a path, torch.save stores the temporary name in the file. No fsync: a million of
-        # them take hours, and a map that a power failure damaged is refused when read.
-        with replacing(path, HOW_TO_CONTINUE) as temporary, temporary.open("wb") as file:
-            torch.save(planes, file)
-    except (OSError, RuntimeError) as error:  # torch.save tells some write errors as RuntimeError
-        raise UserError(f"{path} cannot be written: {error}. {HOW_TO_CONTINUE}") from error
+        temporary.write_bytes(content.getvalue())
     return path
 
 
 class FolderWriter:
-    """Writes label maps as .pt files beside their manifest; files that are there already are kept."""
+    """Writes label maps as .pt files beside their manifest, with the methods of PackedWriter; existing files are kept."""
 
     def __init__(self, folder: Path, keys: np.ndarray, manifest: Manifest) -> None:
-        """Remember what will be written.
+        """Create the writer; nothing is written yet.
 
         Args:
             folder: exists.
@@ -59,32 +57,30 @@ class FolderWriter:
         """
         self._folder, self._keys, self._manifest = folder, keys, manifest
 
-    def begin(self) -> None:
-        """Put the manifest there, or check that the one there is the same. One process calls this.
+    def begin(self) -> np.ndarray:
+        """Write the manifest, or check that the existing one is the same; one process calls this.
+
+        Returns:
+            bool [N]; the files that exist and are not empty, as a power failure leaves them.
 
         Raises:
-            UserError: the folder holds maps that were made otherwise (naming the differences), or nobody knows how.
+            UserError: the folder holds maps made with other settings (naming the differences), or without a manifest.
         """
         found = read_manifest(self._folder)
         if found is not None:
-            found.refuse_unless_equal(self._manifest, self._folder)
-        elif strange := sorted(path.name for path in self._folder.iterdir() if not path.name.startswith(".")):
+            found.check_same_settings(self._manifest, self._folder)
+        elif others := sorted(path.name for path in self._folder.iterdir() if not path.name.startswith(".")):
             raise UserError(
-                f"{self._folder} is taken: it holds {strange[0]}, and no {MANIFEST} says how its maps were made; "
-                "expected a new or empty folder, or label maps of this very making. Name another folder"
+                f"{self._folder} is not empty: it holds {others[0]}, but no {MANIFEST} of how label maps were made; "
+                "expected a new or empty folder, or label maps made with the same settings. Name another folder"
             )
         else:
             self._manifest.write(self._folder / MANIFEST)
-        for folder in (self._folder, *(path for path in self._folder.iterdir() if path.is_dir())):
-            if folder is not self._folder and folder.is_symlink():
-                raise UserError(f"{folder} is a link, which leads label maps elsewhere; expected a folder. Remove it")
+        remove_temporaries(self._folder)
+        for folder in filter(Path.is_dir, self._folder.iterdir()):
+            if folder.is_symlink():
+                raise UserError(f"{folder} is a link, so label maps would be written elsewhere. Remove it")
             remove_temporaries(folder)
-
-    def open(self) -> None:
-        """Nothing to open."""
-
-    def finished(self) -> np.ndarray:
-        """bool [N]; the files that are there and not empty, as a power failure leaves them."""
         done = np.ones(len(self._keys), dtype=bool)
         done[list(missing_rows(self._folder, self._keys))] = False
         return done
@@ -93,19 +89,19 @@ class FolderWriter:
         """Write the file of a key."""
         write_label_map(self._folder, os.fsdecode(self._keys[row]), label_map)
 
-    def commit(self, skipped: dict[str, str]) -> None:
-        """Record which images have no map, and why: key -> reason."""
-        self._manifest.model_copy(update={"skipped": skipped}).write(self._folder / MANIFEST)
-
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing: every file is closed."""
+
+    def commit(self, skipped: dict[str, str]) -> None:
+        """Record the images without a map: key -> reason."""
+        self._manifest.model_copy(update={"skipped": skipped}).write(self._folder / MANIFEST)
 
 
 class LabelFolder:
     """A LabelStore over the folder of .pt files; see relabel/stores/store.py."""
 
     def __init__(self, root: Path, keys: np.ndarray, class_names: Sequence[str], own_names: Sequence[str]) -> None:
-        """Remember where the maps are; none is read.
+        """Open the folder; no map is read.
 
         Args:
             root: the folder.
@@ -114,7 +110,7 @@ class LabelFolder:
             own_names: the classes that the files' ids stand for.
 
         Raises:
-            UserError: the maps do not know a class of the data.
+            UserError: the maps lack a class of the data.
         """
         self._root = str(root)
         self._keys = keys
@@ -129,11 +125,11 @@ class LabelFolder:
         return len(self._keys)
 
     def path(self, row: int) -> Path:
-        """The file of a row's map."""
+        """Return the path of a row's file."""
         return map_path(self._root, os.fsdecode(self._keys[row]))
 
     def read(self, row: int) -> LabelMap:
-        """See LabelStore. The first map read fixes the shape that all others must have."""
+        """See LabelStore. All maps must have the shape of the first one that is read."""
         path = self.path(row)
         planes = _load_planes(path)
         label_map = LabelMap(planes[0], _class_ids(planes[1], self._num_classes, path))
@@ -144,30 +140,27 @@ class LabelFolder:
             raise UserError(
                 f"{path}: found a label map of shape [k, h, w] = {list(label_map.shape)}; expected "
                 f"{list(first_shape)} as in {first_path}, because a batch needs one shape. "
-                "Keep maps of one annotator, input size and k in a folder."
+                "Keep maps of one teacher, input size and k in a folder."
             )
         classes = label_map.classes if self._new_ids is None else self._new_ids[label_map.classes]
         return LabelMap(label_map.scores, classes.astype(self._dtype))
 
-    def expect(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Let this be the shape that all maps must have, whatever the first one has."""
+    def expect(self, shape: tuple[int, int, int]) -> None:
+        """Set the shape that all maps must have, whatever the first one has."""
         self._first = (Path(self._root), shape)
-        return shape
 
     def missing(self) -> np.ndarray:
-        """See LabelStore. One directory scan per class folder; no file is touched."""
+        """See LabelStore. Each class folder is listed once, and each of its files asked for its size."""
         return np.fromiter(missing_rows(self._root, self._keys), dtype=np.int64)
 
-    def place(self, row: int) -> str:
+    def location(self, row: int) -> str:
         """See LabelStore."""
         path = self.path(row)
         is_there = "the folder is there, the file is not" if path.parent.is_dir() else "the whole folder is missing"
         return f"{path} ({is_there})"
 
     def check(self, row: int) -> None:
-        """See LabelStore. Reading checks every number; the checksum in a file of the zip format, which reading does
-        not look at, tells of numbers that changed within their range.
-        """
+        """See LabelStore. Also checks the checksums in a file of the zip format, which torch.load ignores."""
         self.read(row)
         path = self.path(row)
         try:
@@ -179,56 +172,49 @@ class LabelFolder:
 
 
 def missing_rows(root: str | Path, keys: np.ndarray) -> Iterator[int]:
-    """Rows of `keys` whose file is not there. Keys of one class stand together, so each folder is scanned once."""
+    """Yield the rows of `keys` without a file, or with an empty one. Each run of keys of one class lists its folder."""
     rows = enumerate(map(os.fsdecode, keys.tolist()))
     for folder, members in groupby(rows, key=lambda item: item[1].rpartition("/")[0]):
-        present = _file_names(Path(root, folder))
+        present = {e.name for e in _entries(Path(root, folder)) if e.name.endswith(SUFFIX) and _size(e)}
         for row, key in members:
             if f"{key.rpartition('/')[2]}{SUFFIX}" not in present:
                 yield row
 
 
 def list_label_files(root: Path) -> list[str]:
-    """Keys of the .pt files under a folder, ROOT/STEM.pt and ROOT/CLASS/STEM.pt, in no order. Hidden names are skipped.
+    """List the keys of ROOT/STEM.pt and ROOT/CLASS/STEM.pt, in no order. Hidden files and folders are skipped.
 
     Raises:
         UserError: a folder cannot be listed.
     """
-    try:
-        with os.scandir(root) as entries:
-            visible = [entry for entry in entries if not entry.name.startswith(".")]
-        keys = [e.name.removesuffix(SUFFIX) for e in visible if e.name.endswith(SUFFIX) and is_file(e)]
-        for folder in (entry for entry in visible if entry.is_dir()):
-            with os.scandir(folder) as entries:
-                found = [e.name for e in entries if e.name.endswith(SUFFIX) and e.name[0] != "." and is_file(e)]
-            keys += [f"{folder.name}/{name.removesuffix(SUFFIX)}" for name in found]
-    except OSError as error:
-        raise UserError(f"{error.filename or root} cannot be listed ({error.strerror}). Allow reading it.") from error
-    return keys
+    folders = {"": root}
+    folders |= {f"{e.name}/": Path(e.path) for e in _entries(root) if e.name[0] != "." and os.path.isdir(e)}
+    return [
+        prefix + entry.name.removesuffix(SUFFIX)
+        for prefix, folder in folders.items()
+        for entry in _entries(folder)
+        if entry.name.endswith(SUFFIX) and entry.name[0] != "." and is_file(entry)
+    ]
 
 
 def map_path(root: str | Path, key: str) -> Path:
-    """ROOT/KEY.pt; the suffix is appended, because a stem may itself hold dots."""
+    """ROOT/KEY.pt; the suffix is appended, because a stem may itself contain dots."""
     return Path(root, f"{key}{SUFFIX}")
 
 
-def _file_names(folder: Path) -> set[str]:
-    """Names of label maps in a folder that are not empty; none where it does not exist.
-
-    Raises:
-        UserError: it cannot be listed.
-    """
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """List a folder; empty if it does not exist. UserError if it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.name.endswith(SUFFIX) and _size(entry)}
+            return list(entries)
     except (FileNotFoundError, NotADirectoryError):
-        return set()
+        return []
     except OSError as error:
         raise UserError(f"{folder} cannot be listed ({error.strerror}). Allow reading it.") from error
 
 
 def _size(entry: os.DirEntry[str]) -> int:
-    """Bytes of a file; 0 of one that is not there, as behind a link to nothing."""
+    """Size of a file in bytes; 0 for a broken link."""
     try:
         return entry.stat().st_size
     except OSError:
@@ -236,67 +222,54 @@ def _size(entry: os.DirEntry[str]) -> int:
 
 
 def _load_planes(path: Path) -> np.ndarray:
-    """The float16 or float32 array [2, k, h, w] of a file, zip or legacy format; nothing in the file is executed."""
+    """Load the float16 or float32 array [2, k, h, w] of a file, zip or legacy format, without executing any of it."""
     try:
         content = path.read_bytes()
         refuse_inflated(content)
         planes = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"found no label map at {path}. {HOW_TO_MAKE_MAPS}") from None
-    except Exception as error:
-        # Damaged pickles raise almost anything; the reason is kept, and nothing but reading has failed.
+    except Exception as error:  # damaged pickles raise almost anything
         reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"{path}: cannot be read as a label map ({type(error).__name__}: {reason}); expected a tensor file of "
-            "torch.save. It is damaged, or not a label map: delete it and make it again with "
+            "torch.save. If it is damaged or something else, delete it and make it again with "
             "`python -m relabel annotate`, or fetch it again."
         ) from error
-    if not _is_planes(planes):
+    problem = _problem(planes)
+    if problem:
         raise UserError(
-            f"{path}: found {_describe(planes)}; expected a float32 or float16 tensor [2, k, h, w], plane 0 the scores "
-            "and plane 1 the class ids. Give the folder of label maps in --data.relabel.path."
+            f"{path}: found {problem}; expected a float32 or float16 tensor [2, k, h, w], plane 0 the scores "
+            "and plane 1 the class ids. Name the folder of the label maps."
         )
-    return planes.numpy(force=True)  # whatever the file says about gradients and pending signs
+    return planes.numpy(force=True)  # drops gradients and resolves pending signs
 
 
-def _is_planes(value: object) -> bool:
-    """Whether a loaded object is a plain tensor of the right type and number of planes."""
-    return (
-        isinstance(value, Tensor)
-        and is_plain(value)
-        and value.dtype in (torch.float16, torch.float32)
-        and value.ndim == 4
-        and value.shape[0] == 2
-        and value.numel() > 0
-        and not _repeats(value)
-    )
-
-
-def _repeats(tensor: Tensor) -> bool:
-    """Whether a dense tensor on the CPU has more numbers than are stored: a small file could fill the memory."""
-    return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
-
-
-def _describe(value: object) -> str:
-    """What a loaded object is, in a few words."""
-    if isinstance(value, Tensor) and value.is_nested:
+def _problem(value: object) -> str:
+    """Describe a loaded object that is not a plain tensor of two planes; '' if it is one."""
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    if value.is_nested:
         return "a nested tensor"
-    if isinstance(value, Tensor):
-        repeated = " of repeated numbers" * (is_plain(value) and _repeats(value))
-        return f"a tensor{repeated} of shape {list(value.shape)} and type {str(value.dtype).removeprefix('torch.')}"
-    return f"a {type(value).__name__}"
+    found = f"of shape {list(value.shape)} and type {str(value.dtype).removeprefix('torch.')}"
+    if not is_plain(value):
+        return f"a tensor {found}, which is not plain numbers in memory"
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():  # a small file could fill the memory
+        return f"a tensor of repeated numbers {found}"
+    is_map = value.ndim == 4 and value.shape[0] == 2 and value.numel() > 0
+    return "" if is_map and value.dtype in (torch.float16, torch.float32) else f"a tensor {found}"
 
 
 def _class_ids(plane: np.ndarray, num_classes: int, path: Path) -> np.ndarray:
-    """The ids of plane 1 [k, h, w] as int64, refused where the stored floats are not whole or not exact."""
+    """Convert plane 1 [k, h, w] to int64 ids; refuse floats that are not whole, or not exact."""
     ids = plane.astype(np.float64)
-    whole = (ids == np.floor(ids)) & (np.abs(ids) < 2**31)  # neither holds for nan and inf
+    whole = (ids == np.floor(ids)) & (np.abs(ids) < 2**31)  # false for nan and inf
     if not whole.all():
         raise UserError(
             f"{path}: found the class id {ids[~whole][0]} in plane 1; expected whole numbers in "
             f"0..{num_classes - 1}. The file is damaged or its planes are in another order: make this map again."
         )
-    # 2049 is stored as 2048 in half precision, so 2048 is sure only where no larger id exists.
+    # 2049 is stored as 2048 in half precision, so 2048 is unambiguous only if there is no larger id.
     if plane.dtype == np.float16 and num_classes > 2049 and ids.max() >= 2048:
         raise UserError(
             f"{path}: found the class id {ids.max():.0f} in half precision, which is exact only below 2048; "

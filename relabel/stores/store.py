@@ -1,7 +1,7 @@
-"""Label maps on disk, behind one interface, whichever form they have; and from one form into the other.
+"""Label maps on disk in either form, the folder of .pt files or the packed store, behind one interface.
 
-A map is asked for by the row of its key, "CLASS/STEM" of its image, and is checked whenever it is read. Both forms give
-the same targets: the folder of .pt files (relabel/stores/pt_folder.py) and the packed store (relabel/stores/packed.py).
+A map is read by the row of its key, "CLASS/STEM" of its image, and checked on every read. Both forms give the same
+targets: see relabel/stores/pt_folder.py and relabel/stores/packed.py.
 """
 
 import hashlib
@@ -22,9 +22,9 @@ from utils.files import locked, make_writable
 
 
 class LabelStore(Protocol):
-    """What training needs of label maps on disk. Row i is the map of the i-th key; a key is "CLASS/STEM" of an image.
+    """The interface to label maps on disk: row i is the map of the i-th key, "CLASS/STEM" of an image.
 
-    Cheap to pickle into loader workers, and no map is opened before the first read.
+    A store is cheap to pickle into loader workers and opens no map before the first read.
     """
 
     def __len__(self) -> int:
@@ -32,7 +32,7 @@ class LabelStore(Protocol):
         ...
 
     def read(self, row: int) -> LabelMap:
-        """The map of a row, with the data's class ids. UserError naming the file where it is missing or damaged."""
+        """Read the map of a row, with the data's class ids. UserError naming the file if it is missing or damaged."""
         ...
 
     def check(self, row: int) -> None:
@@ -40,11 +40,11 @@ class LabelStore(Protocol):
         ...
 
     def missing(self) -> np.ndarray:
-        """int64 [n]; the rows that have no map."""
+        """Return the rows without a map, int64 [n]."""
         ...
 
-    def place(self, row: int) -> str:
-        """Where the map of a row is or should be, for messages."""
+    def location(self, row: int) -> str:
+        """Describe where the map of a row is or should be, for messages."""
         ...
 
 
@@ -90,10 +90,10 @@ class LabelMaps(Mapping[str, LabelMap]):
 
 
 def open_label_store(path: str | Path, keys: np.ndarray, class_names: Sequence[str]) -> LabelStore:
-    """The label maps under a folder, for images of the given keys.
+    """Open the label maps in a folder, for images of the given keys.
 
-    Class ids of maps made for other classes are translated by name, where the maps' manifest names them: classes that
-    the data lacks count for nothing. Without a manifest (files of 2021) the ids are taken for positions in class_names.
+    Class ids of maps made for other classes are translated by name if the maps' manifest names them; classes that the
+    data lacks are ignored. Without a manifest (files of 2021) ids are positions in class_names.
 
     Args:
         path: folder of CLASS/STEM.pt files, or a packed store.
@@ -101,7 +101,7 @@ def open_label_store(path: str | Path, keys: np.ndarray, class_names: Sequence[s
         class_names: the K classes of the data.
 
     Raises:
-        UserError: there is no such folder, its store is unfinished or damaged, or it lacks a class of the data.
+        UserError: the folder does not exist, its store is unfinished or damaged, or the maps lack a class of the data.
     """
     root = Path(path)
     manifest = manifest_of(root)
@@ -114,7 +114,7 @@ def open_label_store(path: str | Path, keys: np.ndarray, class_names: Sequence[s
 
 
 def keys_of(path: str | Path) -> np.ndarray:
-    """bytes [N], sorted; the keys of all label maps under a folder. UserError as above."""
+    """Return the keys of all label maps in a folder, bytes [N], sorted. UserError as in `open_label_store`."""
     root = Path(path)
     manifest = manifest_of(root)
     if manifest is not None and manifest.form == "packed":
@@ -123,12 +123,12 @@ def keys_of(path: str | Path) -> np.ndarray:
 
 
 def sorted_keys(keys: Sequence[str]) -> np.ndarray:
-    """Texts as bytes [N], sorted."""
+    """Convert keys to a sorted array, bytes [N]."""
     return np.sort(np.array([os.fsencode(key) for key in keys], dtype=np.bytes_))
 
 
 def class_folders(keys: np.ndarray) -> list[str]:
-    """The class folders in keys (bytes [N]), sorted; none where they are flat."""
+    """Return the class folders in keys (bytes [N]), sorted; none if they are flat."""
     return sorted({os.fsdecode(key.partition(b"/")[0]) for key in keys.tolist() if b"/" in key})
 
 
@@ -137,22 +137,22 @@ def check_present(store: LabelStore, image_path: Callable[[int], Path]) -> None:
 
     Args:
         store: the label maps.
-        image_path: gives the image of a row, for the message.
+        image_path: returns the image of a row, for the message.
 
     Raises:
-        UserError: with their number and the first pair of paths.
+        UserError: with the number of missing maps and the first pair of paths.
     """
     missing = store.missing()
     if len(missing):
         first = int(missing[0])
         raise UserError(
             f"{len(missing)} of {len(store)} images have no label map. The first: image {image_path(first)}; "
-            f"expected its map at {store.place(first)}. {HOW_TO_MAKE_MAPS}"
+            f"expected its map at {store.location(first)}. {HOW_TO_MAKE_MAPS}"
         )
 
 
 def check_one_per_class(store: LabelStore, labels: np.ndarray) -> None:
-    """Check one map of each class, so that wrong maps are met before training. UserError as in LabelStore.check.
+    """Check one map of each class, to detect wrong maps before training. UserError as in LabelStore.check.
 
     Args:
         store: the label maps.
@@ -163,9 +163,9 @@ def check_one_per_class(store: LabelStore, labels: np.ndarray) -> None:
 
 
 def label_fingerprint(path: str | Path, store: LabelStore, labels: np.ndarray) -> str:
-    """Which label maps these are, without reading them all: sha256 of their manifest and of one map of each class.
+    """Identify label maps without reading them all: the sha256 of their manifest and of one map of each class.
 
-    The manifest of a packed store names the bytes of its files.
+    The manifest of a packed store holds the sha256 of its files.
 
     Args:
         path: the folder of the store.
@@ -182,8 +182,8 @@ def label_fingerprint(path: str | Path, store: LabelStore, labels: np.ndarray) -
 
 
 @contextmanager
-def kept_to_one(out: Path) -> Iterator[None]:
-    """The folder `out` made, tried, and kept to this process while label maps are written into it.
+def exclusive_folder(out: Path) -> Iterator[None]:
+    """Make the folder `out` and lock it while this process writes label maps into it.
 
     Raises:
         UserError: it cannot be written, at first or later on, or another process writes label maps into it.
@@ -197,7 +197,11 @@ def kept_to_one(out: Path) -> Iterator[None]:
 
 
 def manifest_of(root: Path) -> Manifest | None:
-    """The manifest of label maps of either form, None for bare .pt files. UserError: no folder, or unfinished."""
+    """Return the manifest of label maps of either form; None for bare .pt files.
+
+    Raises:
+        UserError: the folder does not exist, or its store is unfinished.
+    """
     if not root.is_dir():
         found = "a file" if root.exists() else "nothing"
         raise UserError(
@@ -205,5 +209,5 @@ def manifest_of(root: Path) -> Manifest | None:
             f"image. {HOW_TO_MAKE_MAPS}"
         )
     if ((root / UNFINISHED).is_file() or (root / MAPS).is_file()) and not (root / MANIFEST).exists():
-        return read_whole_manifest(root)  # which says that it is unfinished
+        return read_whole_manifest(root)  # raises: the store is unfinished
     return read_manifest(root)

@@ -216,7 +216,6 @@ def write_store(folder: Path, keys: list[bytes], class_name: str = "ant") -> Pat
     manifest = Manifest(form="packed", maps=len(keys), k=1, h=2, w=3, class_names=[class_name], made_by={})
     writer = PackedWriter(folder, np.array(sorted(keys), dtype=np.bytes_), manifest)
     writer.begin()
-    writer.open()
     for row in range(len(keys)):
         writer.write(row, one_map())
     writer.commit({})

@@ -70,7 +70,6 @@ def many_classes(tmp_path: Path) -> Path:
     manifest = Manifest(form="packed", maps=K, k=3, h=4, w=6, class_names=names, made_by={})
     writer = PackedWriter(tmp_path / "labels", keys, manifest)
     writer.begin()
-    writer.open()
     for row in range(K):
         classes = (row + np.arange(3)[:, None, None] * 100 + np.arange(24).reshape(4, 6)) % K
         writer.write(row, LabelMap(rng.normal(8, 3, (3, 4, 6)).astype(np.float16), classes))

@@ -36,7 +36,7 @@ class Maps:
     def missing(self) -> np.ndarray:
         return np.zeros(0, np.int64)
 
-    def place(self, row: int) -> str:
+    def location(self, row: int) -> str:
         return f"map {row}"
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from relabel.label_map import LabelMap
 from relabel.stores.manifest import Manifest
 from relabel.stores.pt_folder import FolderWriter, LabelFolder, list_label_files, map_path, write_label_map
-from relabel.stores.store import LabelStore, check_one_per_class, check_present, kept_to_one, open_label_store
+from relabel.stores.store import LabelStore, check_one_per_class, check_present, exclusive_folder, open_label_store
 from tests.strategies import KEYS as ANY_KEY
 from tests.strategies import SEEDS
 from tests.traps import hostile_files
@@ -443,6 +443,6 @@ def test_files_are_held_against_their_manifest(folder: Path) -> None:
 
 def test_a_second_writer_is_kept_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("utils.files._LOCK_PATIENCE_S", 0.1)
-    first, second = kept_to_one(tmp_path), kept_to_one(tmp_path)
+    first, second = exclusive_folder(tmp_path), exclusive_folder(tmp_path)
     with first, pytest.raises(UserError, match="another process is writing label maps in"), second:
         pass
