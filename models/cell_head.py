@@ -1,10 +1,10 @@
-"""A classifier's two halves on cells: features of each cell of an image, and the head on each cell alone.
+"""The two halves of a classifier on cells: features of each cell of an image, and the head applied to each cell alone.
 
-What passes between the halves is a map or a row of tokens; a layout turns either into [B, C, h, w] and back.
+Between the halves, features are a map or a sequence of tokens; a layout converts either to [B, C, h, w] and back.
 """
 
 from dataclasses import dataclass
-from typing import Protocol, TypeGuard
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -12,37 +12,27 @@ from torch import Tensor, nn
 from utils.errors import UserError
 
 
-class Layout(Protocol):
-    """The form in which features pass from the first half of a network to the second."""
-
-    def cells(self, features: Tensor, images: Tensor) -> Tensor:
-        """What the first half makes of images [B, 3, H, W] -> [B, C, h, w]."""
-
-    def features(self, cells: Tensor) -> Tensor:
-        """[B, C, h, w] -> what the second half takes."""
-
-
 @dataclass(frozen=True, slots=True)
 class Map:
-    """Features [B, C, h, w], or [B, h, w, C] where the channels are last."""
+    """Layout of features [B, C, h, w], or [B, h, w, C] if the channels are last."""
 
     channels_last: bool = False
 
     def cells(self, features: Tensor, images: Tensor) -> Tensor:
-        """See Layout."""
+        """Convert the features of images [B, 3, H, W] to [B, C, h, w]."""
         return features.permute(0, 3, 1, 2) if self.channels_last else features
 
     def features(self, cells: Tensor) -> Tensor:
-        """See Layout."""
+        """Convert [B, C, h, w] to what the head takes."""
         return cells.permute(0, 2, 3, 1) if self.channels_last else cells
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Features [B, prefix + h w, C]: class token and the like, then a token per patch, row by row.
+    """Layout of features [B, prefix + h w, C]: class token and the like, then one token per patch, row by row.
 
     Fields:
-        prefix: tokens before those of the patches.
+        prefix: number of tokens before those of the patches.
         stride: side of a patch, pixels.
     """
 
@@ -50,10 +40,10 @@ class Tokens:
     stride: int
 
     def cells(self, features: Tensor, images: Tensor) -> Tensor:
-        """See Layout.
+        """Convert the features of images [B, 3, H, W] to [B, C, h, w].
 
         Raises:
-            UserError: the patches are no grid of this stride over the image.
+            UserError: the patches do not form a grid of this stride over the image.
         """
         patches = features[:, self.prefix :].transpose(1, 2)
         rows, columns = images.shape[2:]
@@ -64,17 +54,20 @@ class Tokens:
                 return patches.unflatten(2, grid)
         raise UserError(
             f"the network makes {patches.shape[2]} patch tokens of an image of {rows} x {columns} pixels (rows x "
-            f"columns); expected a grid of one per {self.stride} pixels, to know where each lies. Give another --arch"
+            f"columns); expected a grid with one token per {self.stride} pixels. Choose another architecture"
         )
 
     def features(self, cells: Tensor) -> Tensor:
-        """See Layout. The mean of the cells stands in for each token before the patches."""
+        """Convert [B, C, h, w] to what the head takes; the mean cell stands in for each token before the patches."""
         prefix = cells.mean((2, 3)).unsqueeze(1).expand(-1, self.prefix, -1)
         return torch.cat([prefix, cells.flatten(2).transpose(1, 2)], 1)
 
     def without_prefix(self, features: Tensor) -> Tensor:
-        """The same patches, with zeros for the tokens before them."""
+        """Replace the tokens before the patches by zeros."""
         return torch.cat([torch.zeros_like(features[:, : self.prefix]), features[:, self.prefix :]], 1)
+
+
+Layout = Map | Tokens
 
 
 class CellFeatures(nn.Module):
@@ -90,7 +83,7 @@ class CellFeatures(nn.Module):
 
 
 class CellHead(nn.Module):
-    """The second half of a network on each cell, as if the image had no other: [B, C, h, w] -> [B, K, h, w]."""
+    """The second half of a network, applied to each cell alone: [B, C, h, w] -> [B, K, h, w]."""
 
     def __init__(self, part: nn.Module, layout: Layout) -> None:
         super().__init__()
@@ -105,7 +98,7 @@ class CellHead(nn.Module):
 
 
 def as_convolution(layer: nn.Linear | nn.Conv2d) -> nn.Conv2d:
-    """A linear layer as the 1x1 convolution that shares its weights; such a convolution as it is."""
+    """Return a linear layer as the 1x1 convolution that shares its weights; a convolution is returned unchanged."""
     if isinstance(layer, nn.Conv2d):
         return layer
     convolution = nn.Conv2d(layer.in_features, layer.out_features, 1, bias=layer.bias is not None, device="meta")
@@ -116,5 +109,5 @@ def as_convolution(layer: nn.Linear | nn.Conv2d) -> nn.Conv2d:
 
 
 def is_linear(layer: object) -> TypeGuard[nn.Linear | nn.Conv2d]:
-    """A linear layer, or a convolution that is one on each cell."""
+    """Whether it is a linear layer, or a convolution that is one on each cell."""
     return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1))

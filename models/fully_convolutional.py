@@ -1,18 +1,18 @@
-"""Turns a classifier into a network of label maps: its own head, applied to each cell instead of to their mean.
+"""Turn a classifier into a network of label maps: its own head, applied to each cell instead of to their mean.
 
-What a map has in common with the classifier's own logits depends on what follows the features:
+How a map relates to the logits of the whole image depends on what follows the features:
 
-    head                  families, of timm and torchvision             the map
-    mean, linear layer    ResNet, ResNeXt, RegNet, EfficientNet,        its mean over the cells is the logits
+    head                  families, in timm and torchvision             the map
+    mean, linear layer    ResNet, ResNeXt, RegNet, EfficientNet,        its mean over the cells equals the logits
                           ReXNet, MobileNetV2, DenseNet, Swin
-    mean, then more       ConvNeXt, BEiT (a norm), MobileNetV3 (a       each cell: the logits of an image that is like
-                          hidden layer), MaxViT (both)                  it everywhere; the mean of the map differs
-    class token, linear   ViT, DeiT (distilled: two tokens), CaiT       each patch token takes the class token's place,
-                                                                        for which it was not trained: look at the maps
+    mean, then more       ConvNeXt, BEiT (a norm), MobileNetV3 (a       each cell has the logits of an image that looks
+                          hidden layer), MaxViT (both)                  like it everywhere; the mean differs
+    class token, linear   ViT, DeiT (distilled: two tokens), CaiT       each patch token replaces the class token, for
+                                                                        which the head was not trained: inspect the maps
     attention pooling     SigLIP's ViT                                  each patch token is pooled alone, likewise
 
 Refused, with the reason: pooling to more than one cell (VGG, AlexNet) or to a maximum (VOLO), several feature maps
-(CrossViT), layers between cells and their mean that timm counts to the head (EfficientViT of MIT).
+(CrossViT), layers between cells and their mean that timm counts as part of the head (EfficientViT of MIT).
 """
 
 import operator
@@ -24,6 +24,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from models.cell_head import CellFeatures, CellHead, Layout, Map, Tokens, as_convolution, is_linear
+from utils.device_errors import is_device_error
 from utils.errors import UserError
 
 LINEAR_HEAD = "linear after average pooling"
@@ -34,17 +35,17 @@ ATTENTION_HEAD = "patch tokens, each alone through attention pooling and head"
 TIMM_NAMES = ("forward_features", "forward_head", "num_features", "get_classifier")
 FIRST_TOKEN = (slice(None), 0)
 SPATIAL = {(2, 3), (-2, -1)}
-# What networks raise that are handed features of another form than theirs.
+# What networks raise when given features in another form than theirs.
 MISFITS = (RuntimeError, IndexError, ValueError, AssertionError, TypeError, AttributeError)
-CLOSE = 1e-3  # relative; rounding is a thousandth of it, a head of another kind far more
+CLOSE = 1e-3  # relative; rounding errors are a thousandth of it, differences between kinds of heads far larger
 
 
 class FullyConvolutional(nn.Module):
     """A network of maps: images float [B, 3, H, W] -> logits [B, K, h, w].
 
     Attributes:
-        head: what classifies a cell, in one phrase.
-        mean_is_logits: the mean of a map over its cells is what the classifier says about the whole image.
+        head: one of the phrases above: what classifies a cell.
+        mean_is_logits: whether the mean of a map over its cells equals the classifier's logits for the whole image.
     """
 
     def __init__(self, features: nn.Module, classifier: nn.Module, head: str) -> None:
@@ -61,7 +62,7 @@ class FullyConvolutional(nn.Module):
 
 
 def fully_convolutional(model: nn.Module) -> FullyConvolutional:
-    """The same network without its global pooling, in evaluation mode; the table above says what its maps are.
+    """Remove a classifier's global pooling; the table above describes the maps.
 
     A linear head becomes a 1x1 convolution: averaging the cells before or after it is the same (section 3.1 of the
     paper). Any other head is applied to each cell as if that were the pooled feature of a whole image. Weights are
@@ -71,15 +72,15 @@ def fully_convolutional(model: nn.Module) -> FullyConvolutional:
         model: a classifier: images [B, 3, H, W] -> logits [B, K].
 
     Raises:
-        UserError: its head does not act on one feature per image; the message says what was found instead.
+        UserError: its head does not act on one feature per image; the message names what was found instead.
     """
     model = model.eval()
     named = all(hasattr(model, name) for name in TIMM_NAMES)
     return (_from_methods if named else _from_graph)(model).eval()
 
 
-# timm's networks name their halves, forward_features and forward_head, but not what passes between them nor what the
-# second makes of it: random features tell.
+# timm's networks name their halves, forward_features and forward_head, but neither the layout between them nor the kind
+# of head: random features find out both.
 
 
 class _Method(nn.Module):
@@ -90,7 +91,7 @@ class _Method(nn.Module):
         self.model, self.method = model, method
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """What the method makes of its input."""
+        """Call the method."""
         method: Callable[[Tensor], Tensor] = getattr(self.model, self.method)
         return method(inputs)
 
@@ -106,11 +107,11 @@ def _from_methods(model: nn.Module) -> FullyConvolutional:
             fast = _as_one_layer(own_head, last, channels) if head == LINEAR_HEAD else None
             features = CellFeatures(_Method(model, "forward_features"), layout)
             return FullyConvolutional(features, fast or own_head, head)
-    raise _refusal(model, "its head takes more from the features than their mean or a class token")
+    raise _refusal(model, "its head uses more of the features than their mean or a class token")
 
 
 def _layouts(model: nn.Module) -> Iterator[Layout]:
-    """What may pass between the halves."""
+    """Layouts that are possible between the halves."""
     yield Map()
     yield Map(channels_last=True)
     stages = getattr(model, "feature_info", None)
@@ -120,21 +121,16 @@ def _layouts(model: nn.Module) -> Iterator[Layout]:
 
 @torch.inference_mode()
 def _describe_head(own_head: CellHead, channels: int, pooling: object) -> str | None:
-    """What a head does with features of this layout; None = they do not fit it, or it needs more than their mean."""
+    """Find out what a head does with features of this layout; None if they do not fit, or their mean is not enough."""
     layout, cells = own_head.layout, _probe(own_head, channels)
     features = layout.features(cells)
     with _no_zeros(own_head):
-        try:
-            logits: Tensor = own_head.part(features)
-            apart: Tensor = own_head(cells)
-            of_mean = own_head(cells.mean((2, 3), keepdim=True))[:, :, 0, 0]
-        except MISFITS:
-            return None
-        if logits.shape != apart.shape[:2]:
+        logits, apart = _attempt(own_head.part, features), _attempt(own_head, cells)
+        if logits is None or apart is None or logits.shape != apart.shape[:2]:
             return None
         if isinstance(layout, Tokens) and pooling == "map":
             return ATTENTION_HEAD
-        if not _agree(of_mean, logits):
+        if not _agree(own_head(cells.mean((2, 3), keepdim=True))[:, :, 0, 0], logits):
             return None
         if isinstance(layout, Tokens) and not _agree(own_head.part(layout.without_prefix(features)), logits):
             return CLASS_TOKEN_HEAD
@@ -143,25 +139,33 @@ def _describe_head(own_head: CellHead, channels: int, pooling: object) -> str | 
 
 @torch.inference_mode()
 def _as_one_layer(own_head: CellHead, last: object, channels: int) -> nn.Module | None:
-    """The last layer as a 1x1 convolution, or no layer at all, if the head is just that: faster than the head."""
+    """Return the last layer as a 1x1 convolution, or an identity, if the head is just that; None if it is more."""
     layer = as_convolution(last) if is_linear(last) else nn.Identity()
     cells = _probe(own_head, channels)
     with _no_zeros(own_head):
-        try:
-            return layer if _agree(layer(cells), own_head(cells)) else None
-        except MISFITS:
-            return None
+        return layer if _agree(_attempt(layer, cells), _attempt(own_head, cells)) else None
+
+
+def _attempt(module: nn.Module, features: Tensor) -> Tensor | None:
+    """Apply a module to features; None if they do not fit it."""
+    try:
+        output: Tensor = module(features)
+    except MISFITS as error:
+        if is_device_error(error):
+            raise
+        return None
+    return output
 
 
 def _probe(model: nn.Module, channels: int) -> Tensor:
-    """Features of cells, [1, C, 3, 2]. Neither side is as long as the channels: one in another place cannot pass."""
+    """Random features of cells, [1, C, 3, 2]; no side equals C, so that swapped axes do not fit."""
     cells = torch.randn(1, channels, 3, 2, generator=torch.Generator().manual_seed(0))
     return cells.to(next(model.parameters(), cells))
 
 
 @contextmanager
 def _no_zeros(model: nn.Module) -> Iterator[None]:
-    """Random numbers for parameters that are all 0: transformers start with such heads, which agree with anything."""
+    """Randomise parameters that are all 0, as in heads of new transformers, which would agree with anything."""
     generator = torch.Generator().manual_seed(0)
     zeros = [parameter for parameter in model.parameters() if not parameter.any()]
     try:
@@ -173,11 +177,13 @@ def _no_zeros(model: nn.Module) -> Iterator[None]:
             parameter.zero_()
 
 
-def _agree(found: Tensor, expected: Tensor) -> bool:
-    return found.shape == expected.shape and bool((found - expected).abs().max() <= CLOSE * expected.abs().max())
+def _agree(found: Tensor | None, expected: Tensor | None) -> bool:
+    if found is None or expected is None or found.shape != expected.shape:
+        return False
+    return bool((found - expected).abs().max() <= CLOSE * expected.abs().max())
 
 
-# torchvision's networks do not name their halves, but all trace: the graph is cut where it pools.
+# torchvision's networks do not name their halves, but all can be traced: the graph is cut at its pooling.
 
 
 def _from_graph(model: nn.Module) -> FullyConvolutional:
@@ -191,8 +197,8 @@ def _from_graph(model: nn.Module) -> FullyConvolutional:
     output.args = (_input_node(pooling, model),)
     network.graph.eliminate_dead_code()
     network.recompile()
-    if _takes_first_token(pooling):
-        layout = Tokens(1, _patch_size(model))
+    if _takes_class_token(pooling, model):
+        layout = Tokens(1, model.patch_size)  # type: ignore[arg-type]
         return FullyConvolutional(CellFeatures(network, layout), CellHead(second, layout), CLASS_TOKEN_HEAD)
     own_head = CellHead(second, Map())
     layer = model.get_submodule(str(last.target)) if last.op == "call_module" else None
@@ -201,9 +207,9 @@ def _from_graph(model: nn.Module) -> FullyConvolutional:
 
 
 def _find_pooling(output: fx.Node, model: nn.Module) -> fx.Node:
-    """The node that makes one feature of all cells, looked for from the output backwards."""
+    """Search backwards from the output for the node that reduces all cells to one feature."""
     node = _input_node(output, model)
-    while not (_is_global_average(node, model) or _takes_first_token(node)):
+    while not (_is_global_average(node, model) or _takes_class_token(node, model)):
         if "pool" in _describe(node, model).lower():
             raise _refusal(model, f"{_describe(node, model)} stands before its last layers, not the mean of all cells")
         node = _input_node(node, model)
@@ -211,22 +217,21 @@ def _find_pooling(output: fx.Node, model: nn.Module) -> fx.Node:
 
 
 def _graph_from(pooling: fx.Node, network: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
-    """The network from its pooling on: features -> logits [B, K]."""
+    """The network from its pooling to its output: features -> logits [B, K]."""
     graph = fx.Graph()
     features = {_input_node(pooling, model): graph.placeholder("features")}
     copies = {pooling: graph.node_copy(pooling, features.__getitem__)}
-    image, after = set[fx.Node](), {pooling}  # and what follows from them; the rest are weights
     for node in network.graph.nodes:
-        sources = node.all_input_nodes
-        if node.op == "placeholder" or not image.isdisjoint(sources):
-            image.add(node)
-        if not after.isdisjoint(sources):
-            after.add(node)
-            if not copies.keys() >= set(sources):
-                raise _refusal(model, "its last layers take more from the image than the mean of all cells")
-        if node not in image or (node in after and node is not pooling):
+        if node.op != "placeholder" and copies.keys() >= set(
+            node.all_input_nodes
+        ):  # weights, and what pooling leads to
             copies[node] = graph.node_copy(node, copies.__getitem__)
-    return fx.GraphModule(network, graph)
+    if network.graph.output_node() not in copies:
+        raise _refusal(model, "its last layers use more of the image than the mean of all cells")
+    second = fx.GraphModule(network, graph)
+    second.graph.eliminate_dead_code()
+    second.recompile()
+    return second
 
 
 def _input_node(node: fx.Node, model: nn.Module) -> fx.Node:
@@ -246,15 +251,10 @@ def _is_global_average(node: fx.Node, model: nn.Module) -> bool:
     return node.target in ("mean", torch.mean) and isinstance(dimensions, Sequence) and tuple(dimensions) in SPATIAL
 
 
-def _takes_first_token(node: fx.Node) -> bool:
-    return node.target is operator.getitem and node.args[1] == FIRST_TOKEN
-
-
-def _patch_size(model: nn.Module) -> int:
-    size = getattr(model, "patch_size", None)
-    if not isinstance(size, int):
-        raise _refusal(model, "it classifies a class token but has no patch_size, so nobody knows where its tokens lie")
-    return size
+def _takes_class_token(node: fx.Node, model: nn.Module) -> bool:
+    """Whether the node picks the first token of a network of known patch size, as torchvision's ViT does."""
+    is_first = node.target is operator.getitem and node.args[1] == FIRST_TOKEN
+    return is_first and isinstance(getattr(model, "patch_size", None), int)
 
 
 def _describe(node: fx.Node, model: nn.Module) -> str:
@@ -267,7 +267,7 @@ def _describe(node: fx.Node, model: nn.Module) -> str:
 
 def _refusal(model: nn.Module, reason: str) -> UserError:
     return UserError(
-        f"{type(model).__name__} cannot make label maps: {reason}. A teacher must end in global average pooling and "
-        "any layers after it, or in patch tokens and a class token: ResNet, RegNet, EfficientNet, ReXNet, ConvNeXt, "
-        "MobileNet, DenseNet, Swin, ViT, DeiT or alike"
+        f"{type(model).__name__} cannot make label maps: {reason}. Expected a network that ends in global average "
+        "pooling and any layers after it, or in patch tokens and a class token, such as ResNet, RegNet, EfficientNet, "
+        "ReXNet, ConvNeXt, MobileNet, DenseNet, Swin, ViT, DeiT"
     )

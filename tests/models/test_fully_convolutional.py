@@ -23,51 +23,30 @@ from utils.errors import UserError
 
 slow = pytest.mark.slow
 
-LINEAR = [
-    "digit_net",
-    "resnet18",
-    "mobilenet_v2",
-    "shufflenet_v2_x0_5",
-    "mnasnet0_5",
-    "squeezenet1_1",
-    "regnet_x_400mf",
-]
-LINEAR += ["timm/resnet18", "regnety_002", "rexnet_100", "timm/efficientnet_b0", "test_nfnet", "mobilenetv2_050"]
-SLOW_LINEAR = ["resnext50_32x4d", "efficientnet_b0", "densenet121", "swin_t", "timm/densenet121", "tf_efficientnet_b0"]
-SLOW_LINEAR += ["timm/resnext50_32x4d", "levit_conv_128s", "repvit_m1"]
+LINEAR = ["digit_net", "resnet18", "squeezenet1_1", "mobilenet_v2", "regnet_x_400mf"]
+LINEAR += ["timm/resnet18", "regnety_002", "rexnet_100", "timm/efficientnet_b0", "test_nfnet"]
+SLOW_LINEAR = ["densenet121", "swin_t", "efficientnet_b0", "timm/densenet121", "levit_conv_128s"]
 SLOW_LINEAR += ["resnetv2_50x1_bit"]  # its head is a convolution
-SQUARE = {"levit_conv_128s": 224}  # takes no other size
+SQUARE = {"levit_conv_128s": 224, "tiny_vit_5m_224": 224}  # take no other size
 
-OWN = ["convnext_atto", "mobilenetv3_small_050", "mobilenetv4_conv_small", "ghostnet_050", "test_mambaout"]
-OWN += ["mobilenet_v3_small"]
-SLOW_OWN = [
-    "convnext_tiny",
-    "timm/convnext_tiny",
-    "inception_next_atto",
-    "davit_tiny",
-    "caformer_s18",
-    "tiny_vit_5m_224",
-]
+OWN = ["convnext_atto", "mobilenetv3_small_050", "ghostnet_050", "test_mambaout", "mobilenet_v3_small"]
+SLOW_OWN = ["convnext_tiny", "inception_next_atto", "davit_tiny", "caformer_s18", "tiny_vit_5m_224"]
 
 TOKENS = {
     "vit_tiny_patch16_224": CLASS_TOKEN_HEAD,
     "deit_tiny_distilled_patch16_224": CLASS_TOKEN_HEAD,
     "eva02_tiny_patch14_224": OWN_HEAD,  # pools the mean of its patches
-    "vit_relpos_small_patch16_224": OWN_HEAD,
 }
 SLOW_TOKENS = {
     "vit_small_patch14_reg4_dinov2": CLASS_TOKEN_HEAD,  # and four registers
     "xcit_nano_12_p8_224": CLASS_TOKEN_HEAD,
     "vit_base_patch16_siglip_224": ATTENTION_HEAD,
-    "deit3_small_patch16_224": CLASS_TOKEN_HEAD,
 }
 
 REFUSED = {
-    "vgg11": "AdaptiveAvgPool2d stands before its last layers, not the mean of all cells",
-    "alexnet": "AdaptiveAvgPool2d stands before its last layers",
-    "efficientvit_b0": "its head takes more from the features than their mean",
-    "resnet50_clip": "its head takes more from the features",
-    "crossvit_tiny_240": "its head takes more from the features",
+    "alexnet": "AdaptiveAvgPool2d stands before its last layers, not the mean of all cells",
+    "efficientvit_b0": "its head uses more of the features than their mean",
+    "crossvit_tiny_240": "its head uses more of the features",
 }
 
 
@@ -133,38 +112,29 @@ def channels_last(features: Tensor, network: Any) -> bool:
 
 @pytest.mark.parametrize("arch", each(OWN, SLOW_OWN))
 @torch.inference_mode()
-def test_each_cell_is_what_the_networks_own_head_says_of_it_alone(arch: str) -> None:
+def test_each_cell_has_the_logits_of_the_networks_own_head_for_it_alone(arch: str) -> None:
     torch.manual_seed(0)
     network = lively(create_model(arch, num_classes=7))
-    size = (224, 224) if arch == "tiny_vit_5m_224" else (64, 96)
-    images = torch.randn(2, 3, *size)
+    images = torch.randn(2, 3, SQUARE.get(arch, 64), SQUARE.get(arch, 96))
     features_of, head = halves(network)
     features = features_of(images)
-    cells = features.permute(0, 3, 1, 2) if channels_last(features, network) else features
+    last = channels_last(features, network)
+    cells = features.permute(0, 3, 1, 2) if last else features
     maps_of = fully_convolutional(network)
     maps = maps_of(images)
     assert maps_of.head == OWN_HEAD and not maps_of.mean_is_logits
-    assert maps.shape == (2, 7, *cells.shape[2:])
+    assert maps.shape == (2, 7, *cells.shape[2:]) and float(maps.std()) > 1e-3
     for i in range(cells.shape[2]):
         for j in range(cells.shape[3]):
             cell = cells[:, :, i : i + 1, j : j + 1]
-            alone = head(cell.permute(0, 2, 3, 1) if channels_last(features, network) else cell)
+            alone = head(cell.permute(0, 2, 3, 1) if last else cell)
             torch.testing.assert_close(maps[:, :, i, j], alone, rtol=1e-4, atol=1e-5)
-    assert float(maps.std()) > 1e-3
-
-
-@pytest.mark.parametrize("arch", each(OWN, SLOW_OWN))
-@torch.inference_mode()
-def test_where_all_cells_are_alike_the_map_is_the_logits_everywhere(arch: str) -> None:
-    torch.manual_seed(0)
-    network = lively(create_model(arch, num_classes=7))
-    size = (224, 224) if arch == "tiny_vit_5m_224" else (64, 96)
-    features_of, head = halves(network)
-    like = features_of(torch.randn(1, 3, *size))
-    last = channels_last(like, network)
-    features = torch.randn((1, 1, 1, like.shape[3]) if last else (1, like.shape[1], 1, 1)).expand_as(like)
-    maps = fully_convolutional(network).classifier(features.permute(0, 3, 1, 2) if last else features)
-    torch.testing.assert_close(maps, head(features)[:, :, None, None].expand_as(maps), rtol=1e-4, atol=1e-5)
+    # Where all cells are alike, the map is the logits of the image everywhere.
+    alike = cells[:, :, :1, :1].expand_as(cells)
+    logits = head(alike.permute(0, 2, 3, 1) if last else alike)
+    torch.testing.assert_close(
+        maps_of.classifier(alike), logits[:, :, None, None].expand_as(maps), rtol=1e-4, atol=1e-5
+    )
 
 
 def token_network(arch: str) -> tuple[Any, tuple[int, int]]:
@@ -265,15 +235,8 @@ def test_torchvisions_maxvit() -> None:
         torch.testing.assert_close(maps[:, :, i, j], alone, rtol=1e-4, atol=1e-5)
 
 
-PLACED = ["small", "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"]
-SLOW_PLACED = [
-    "swin_tiny_patch4_window7_224",
-    "mvitv2_tiny",
-    "hiera_tiny_224",
-    "maxvit_t",
-    "nest_tiny",
-    "twins_svt_small",
-]
+PLACED = ["small", "vit_tiny_patch16_224"]
+SLOW_PLACED = ["swin_tiny_patch4_window7_224", "mvitv2_tiny", "hiera_tiny_224", "maxvit_t"]
 
 
 @pytest.mark.parametrize("arch", each(PLACED, SLOW_PLACED))
@@ -292,8 +255,8 @@ def test_a_patch_changes_its_own_cell_most(arch: str) -> None:
     assert i < rows / 2 and j >= columns / 2
 
 
-@pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_050"])
-def test_a_head_of_zeros_is_still_told_apart(arch: str) -> None:
+@pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "convnext_atto"])
+def test_a_head_of_zeros_is_recognised(arch: str) -> None:
     """As new transformers have it: every layer would seem to agree with every other."""
     network: Any = create_model(arch, num_classes=7)
     for parameter in network.get_classifier().parameters():
@@ -302,9 +265,7 @@ def test_a_head_of_zeros_is_still_told_apart(arch: str) -> None:
     assert all(not parameter.any() for parameter in network.get_classifier().parameters())
 
 
-@pytest.mark.parametrize(
-    "arch", ["resnet18", "timm/resnet18", "convnext_atto", "vit_tiny_patch16_224", "mobilenet_v3_small"]
-)
+@pytest.mark.parametrize("arch", ["resnet18", "convnext_atto", "vit_tiny_patch16_224"])
 @torch.inference_mode()
 def test_classifier_itself_stays_as_it_was(arch: str) -> None:
     network = create_model(arch, num_classes=3).eval()
@@ -376,7 +337,7 @@ def test_parameters_used_as_they_are_come_along() -> None:
 
 @pytest.mark.parametrize(("arch", "reason"), REFUSED.items())
 def test_other_ends_are_refused_with_the_reason(arch: str, reason: str) -> None:
-    with pytest.raises(UserError, match=f"cannot make label maps: .*{reason}.*must end in global average pooling"):
+    with pytest.raises(UserError, match=f"cannot make label maps: .*{reason}.*ends in global average pooling"):
         fully_convolutional(create_model(arch, num_classes=7))
 
 
@@ -387,9 +348,8 @@ def test_other_ends_are_refused_with_the_reason(arch: str, reason: str) -> None:
         (lambda cells, linear: linear(nn.functional.adaptive_max_pool2d(cells, 1).flatten(1)), "max_pool2d stands"),
         (
             lambda cells, linear: linear(cells.mean((2, 3)) + cells.amax((2, 3))),
-            "take more from the image than the mean",
+            "use more of the image than the mean",
         ),
-        (lambda cells, linear: linear(cells.flatten(2).transpose(1, 2)[:, 0]), "has no patch_size"),
         (lambda cells, linear: linear(cells.mean(1).flatten(1)[:, :5]), "stands before its last layers"),
         (lambda cells, linear: (linear(cells.mean((2, 3))), cells), "output stands before its last layers"),
         (lambda cells, linear: cells if cells.sum() > 0 else -cells, "it cannot be traced"),
@@ -400,7 +360,12 @@ def test_heads_that_need_more_than_the_mean_are_refused(head: Any, reason: str) 
         fully_convolutional(Small(head))
 
 
-def test_pooling_to_more_than_one_cell_is_refused() -> None:
-    network = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d((2, 1)), nn.Flatten(), nn.Linear(4, 3))
-    with pytest.raises(UserError, match="AdaptiveAvgPool2d stands before its last layers"):
+def test_a_fault_of_the_device_is_not_taken_for_a_head_that_does_not_fit() -> None:
+    network: Any = create_model("convnext_atto", num_classes=7)
+
+    def fail(*inputs: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    network.head.register_forward_pre_hook(fail)
+    with pytest.raises(torch.OutOfMemoryError):
         fully_convolutional(network)
