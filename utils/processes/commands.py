@@ -1,4 +1,4 @@
-"""A program as a row of commands that anybody could type: each is shown and run, some of them side by side."""
+"""Run commands as a person would type them: each is printed first; several may run side by side."""
 
 import os
 import shlex
@@ -17,9 +17,9 @@ from utils.processes.launch import die_with_parent
 from utils.progress import JobProgress
 
 _POLL_S = 0.3
-_LOG_LINES = 12  # shown of a command that failed
+_LOG_LINES = 12  # printed of a command that failed
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_STOP_S = 60.0  # that a training may take to save itself
+_STOP_S = 60.0  # what a command gets to save its state after SIGTERM
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +27,11 @@ class Job:
     """A command that runs beside others.
 
     Fields:
-        title: for people.
+        title: its name in messages.
         words: the command, as for subprocess.
-        log: file for what it prints.
-        units: how many units of work it has done so far, in this and earlier runs.
-        total: units in all.
+        log: file for its output.
+        units: returns the units of work done so far, in this and earlier runs.
+        total: units of work in all.
     """
 
     title: str
@@ -42,14 +42,14 @@ class Job:
 
 
 def run_command(words: Sequence[str], folder: Path) -> None:
-    """Show a command and run it; where it fails it has said why, and its status becomes ours.
+    """Print a command and run it; exit with its status if it fails.
 
     Args:
         words: as for subprocess; the first is the Python interpreter.
-        folder: to run it in; paths below it are shown short.
+        folder: to run it in; paths below it are printed relative to it.
     """
     print(f"\n$ {shown(words, folder)}", flush=True)
-    process = subprocess.Popen(words, cwd=folder, preexec_fn=_end_with_us())
+    process = subprocess.Popen(words, cwd=folder, preexec_fn=_end_with_this_process())
     try:
         status = process.wait()
     finally:
@@ -59,7 +59,7 @@ def run_command(words: Sequence[str], folder: Path) -> None:
 
 
 def stop_once() -> None:
-    """Let the first SIGTERM or Ctrl-C end this program by SystemExit; none disturbs how it then ends its commands."""
+    """Let the first SIGTERM or Ctrl-C end this program by SystemExit; ignore more of them while it stops its commands."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         for each in _STOP_SIGNALS:
@@ -71,14 +71,14 @@ def stop_once() -> None:
 
 
 def run_side_by_side(jobs: Sequence[Job], folder: Path, at_once: int, threads: int | None, unit: str) -> None:
-    """Run commands, some at a time, with one progress for all; one that fails ends all, and its status becomes ours.
+    """Run commands, several at a time, with one progress bar; if one fails, stop all and exit with its status.
 
     Args:
         jobs: in the order in which they start.
         folder: to run them in.
-        at_once: how many run at a time.
-        threads: of each for its arithmetic; None leaves that to it.
-        unit: of the work, in the plural.
+        at_once: number of jobs that run at a time.
+        threads: OMP_NUM_THREADS of each; None leaves the environment as it is.
+        unit: of work, in the plural.
     """
     waiting, running = list(jobs), dict[subprocess.Popen[bytes], Job]()
     environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
@@ -90,30 +90,35 @@ def run_side_by_side(jobs: Sequence[Job], folder: Path, at_once: int, threads: i
                     progress.print_line(f"$ {shown(job.words, folder)}")
                     with job.log.open("ab") as log:
                         process = subprocess.Popen(
-                            job.words, cwd=folder, stdout=log, stderr=log, env=environment, preexec_fn=_end_with_us()
+                            job.words,
+                            cwd=folder,
+                            stdout=log,
+                            stderr=log,
+                            env=environment,
+                            preexec_fn=_end_with_this_process(),
                         )
                     running[process] = job
                 time.sleep(_POLL_S)
-                if (news := _units(jobs) - progress.done) > 0:
-                    progress.advance(news, progress.time_left())
+                if (done_since := _units(jobs) - progress.done) > 0:
+                    progress.advance(done_since, progress.time_left())
                 for process in [process for process in running if process.poll() is not None]:
-                    _tell_end(running.pop(process), process.returncode, progress)
+                    _report_end(running.pop(process), process.returncode, progress)
         finally:
             _stop(running)
 
 
 def shown(words: Sequence[str], folder: Path) -> str:
-    """A command as it would be typed in the folder."""
+    """Format a command as it would be typed in the folder."""
     return shlex.join(["python", *(word.removeprefix(f"{folder}/") for word in words[1:])])
 
 
-def _end_with_us() -> Callable[[], None]:
-    """A command is asked to stop also where this program is killed and cannot ask."""
+def _end_with_this_process() -> Callable[[], None]:
+    """Return what a command runs first, so that it gets SIGTERM even when this program is killed."""
     return partial(die_with_parent, os.getpid(), signal.SIGTERM)
 
 
-def _tell_end(job: Job, status: int, progress: JobProgress) -> None:
-    """A line that it is done; what it said last, and the end of everything, where it failed."""
+def _report_end(job: Job, status: int, progress: JobProgress) -> None:
+    """Print that a job is done; if it failed, print the end of its log and exit."""
     if status:
         lines = job.log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
         progress.print_line("\n".join([f"{job.title} ended with status {status}; the end of {job.log}:", *lines]))
@@ -126,7 +131,7 @@ def _units(jobs: Sequence[Job]) -> int:
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]] | dict[subprocess.Popen[bytes], Job]) -> None:
-    """Ask what still runs to save itself and end, and wait for it."""
+    """Send SIGTERM to what still runs, wait until it has saved its state, then kill it."""
     for process in processes:
         if process.poll() is None:
             process.terminate()

@@ -1,4 +1,4 @@
-"""What torchrun tells the processes that it starts, in environment variables; checked without importing torch."""
+"""The environment variables that torchrun sets for the processes it starts; checked without importing torch."""
 
 import os
 import re
@@ -7,53 +7,53 @@ from utils.config.problems import Problem, report
 from utils.errors import UserError
 
 STARTED_BY = os.getppid()  # read before torch is imported, which takes long enough for the parent to die
-_ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}  # of a process by itself
-_MEETING = ("MASTER_ADDR", "MASTER_PORT")  # of several
-LARGEST_PORT = 65_535
+_ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}  # of a single process
+_MEETING = ("MASTER_ADDR", "MASTER_PORT")  # where several processes meet
+_LARGEST_PORT = 65_535
 _ADVICE = "start the processes with torchrun, which sets it, or unset it"
 
 
 def under_torchrun() -> bool:
-    """Whether torchrun has started this process."""
+    """Return whether torchrun has started this process."""
     return all(name in os.environ for name in _ALONE)
 
 
 def ranks() -> tuple[int, int, int, int]:
-    """Rank, world size, rank on this node, processes of this node; only under torchrun."""
+    """Return rank, world size, local rank and local world size; only under torchrun."""
     rank, world_size, local_rank, local_world_size = (int(os.environ[name]) for name in _ALONE)
     return rank, world_size, local_rank, local_world_size
 
 
 def first_of_node() -> bool:
-    """Whether this process speaks for its node: under torchrun one mistake is told once, not once per process."""
+    """Return whether this process prints for its node: under torchrun a mistake is reported once, not per process."""
     return os.environ.get("LOCAL_RANK", "0") == "0" or bool(torchrun_problems())
 
 
 def refuse_broken_torchrun() -> None:
-    """For a tool that several processes can share. UserError listing what is wrong."""
+    """Check the variables of a tool that several processes can share. Raises UserError, listing what is wrong."""
     if problems := torchrun_problems():
         raise UserError(report(problems, "How several processes are started: torchrun --help"))
 
 
 def torchrun_problems() -> list[Problem]:
-    """What is wrong with the variables.
+    """List what is wrong with the variables.
 
-    Half of them, as some schedulers set, would let each process train by itself, all in one run folder; unless they
-    say what holds for one process anyway.
+    With some of them missing, as under some schedulers, each process would train alone, all in one run folder. That is
+    only a problem if the others say that there are several processes.
     """
     found = {name: os.environ[name] for name in (*_ALONE, *_MEETING) if name in os.environ}
     several = [name for name in _ALONE if found.get(name, _ALONE[name]) != _ALONE[name]]
     if not several:
         return []
     if missing := [name for name in (*_ALONE, *_MEETING) if name not in found]:
-        text = f"speaks of several processes, but {', '.join(missing)} are not set; {_ADVICE}"
+        text = f"means several processes, but {', '.join(missing)} are not set; {_ADVICE}"
         return [_problem(several[0], found[several[0]], text)]
     numbers = [*_ALONE, "MASTER_PORT"]
     wrong = [name for name in numbers if not re.fullmatch("[0-9]{1,9}", found[name])]
     if wrong:
         return [_problem(name, found[name], f"expected a whole number; {_ADVICE}") for name in wrong]
-    if int(found["MASTER_PORT"]) > LARGEST_PORT:
-        return [_problem("MASTER_PORT", found["MASTER_PORT"], f"expected at most {LARGEST_PORT}; {_ADVICE}")]
+    if int(found["MASTER_PORT"]) > _LARGEST_PORT:
+        return [_problem("MASTER_PORT", found["MASTER_PORT"], f"expected at most {_LARGEST_PORT}; {_ADVICE}")]
     pairs = (
         ("RANK", "less than", "WORLD_SIZE"),
         ("LOCAL_RANK", "less than", "LOCAL_WORLD_SIZE"),

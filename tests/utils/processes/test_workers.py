@@ -21,10 +21,9 @@ KEYS = [[1, 2], [3, 4], [5]]
 
 
 class Trouble:
-    """Gives the key itself, except where the key is a word: then it does what the word says."""
+    """Returns the key itself, unless it is a word: then it does what the word says."""
 
     def __getitem__(self, key: int | str) -> int | str:
-        """The key, or trouble."""
         if key == "refuse":
             raise UserError("a.jpg: found a cat; expected a dog. Swap them.")
         if key == "bug":
@@ -46,7 +45,7 @@ def test_batches_come_in_order(num_workers: int) -> None:
     assert read(KEYS, num_workers) == KEYS
 
 
-@pytest.mark.parametrize("num_workers", [0, 1, 2])
+@pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_user_error_arrives_as_it_was_raised(num_workers: int) -> None:
     batches = read_batches(Trouble(), list, [[1], ["refuse"], [3]], num_workers, pin_memory=False)
     assert next(batches) == [1]
@@ -63,12 +62,12 @@ def test_a_programmers_mistake_keeps_its_type_and_trace(num_workers: int) -> Non
 
 
 def test_a_killed_worker_ends_the_loop_with_a_message() -> None:
-    with pytest.raises(UserError, match=r"a process that loads images died \(.*worker.*--compute\.num_workers"):
+    with pytest.raises(UserError, match=r"a process that loads images died \(.*worker.*lower num_workers"):
         read([[1], ["die"], [3]], 1)
 
 
-@pytest.mark.parametrize("kind", [ConnectionResetError, ConnectionRefusedError, EOFError, FileNotFoundError])
-def test_a_worker_that_died_before_its_batch_was_fetched_is_told_alike(
+@pytest.mark.parametrize("kind", [ConnectionResetError, EOFError, FileNotFoundError])
+def test_a_worker_that_died_before_its_batch_was_fetched_is_reported_alike(
     monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
     def gone(handle: resource_sharer.DupFd) -> int:
@@ -81,7 +80,7 @@ def test_a_worker_that_died_before_its_batch_was_fetched_is_told_alike(
 
 @pytest.mark.parametrize("key", ["refuse", "bug", "die"])
 def test_no_worker_outlives_an_error(key: str) -> None:
-    """Even while somebody keeps the exception, and with it the frames and the iterator."""
+    """Even while the exception is kept, and with it the frames and the iterator."""
     with pytest.raises((UserError, IndexError)) as error:
         read([[1], [key], [3], [4]], 2)
     assert multiprocessing.active_children() == []
@@ -111,14 +110,15 @@ def test_the_stream_of_torchs_random_numbers_is_left_alone() -> None:
 
 
 def start(program: str) -> "subprocess.Popen[str]":
-    """A Python program that can import this file."""
+    """Start a Python program that can use this file, in a session of its own."""
     command = [sys.executable, "-c", f"from tests.utils.processes.test_workers import *\n{program}"]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=ROOT, text=True, start_new_session=True, **pipes)
 
 
 @pytest.mark.parametrize("ending", ["sys.exit(1)", "next(batches)"])
 def test_a_program_ends_though_its_loop_is_not_finished(ending: str) -> None:
-    """By its own will or by an error nobody caught, with the loop held in a cycle that nothing collects in time."""
+    """By its own will or by an uncaught error, with the loop held in a cycle that nothing collects in time."""
     program = start(
         "batches = read_batches(Trouble(), list, [['pid'], ['bug']] + [['pid']] * 9, 2, pin_memory=False)\n"
         "held = [batches]\n"
@@ -142,49 +142,24 @@ def test_workers_die_with_a_killed_program() -> None:
     assert program.returncode == -signal.SIGKILL
 
 
-HANGING = """
-import os, signal
-from tests.utils.processes.test_workers import read_batches, Trouble
-
-batches = read_batches(Trouble(), list, [["pid"]] * 99, 1, pin_memory=False)
-os.kill(next(batches)[0], signal.SIGSTOP)  # as one that waits for a disk that has gone
-print("ending", flush=True)
-"""
-
-
 @pytest.mark.slow
-def test_a_worker_that_hangs_does_not_keep_a_program_from_ending(tmp_path: Path) -> None:
-    (tmp_path / "program.py").write_text(HANGING)
-    command = [sys.executable, str(tmp_path / "program.py")]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=60
+def test_a_worker_that_hangs_does_not_keep_a_program_from_ending() -> None:
+    """Stopped, as a process is that waits for a disk that has gone."""
+    program = start(
+        "batches = read_batches(Trouble(), list, [['pid']] * 99, 1, pin_memory=False)\n"
+        "os.kill(next(batches)[0], signal.SIGSTOP)\n"
+        "print('ending', flush=True)\n"
     )
-    assert (done.returncode, done.stdout) == (0, b"ending\n"), done.stderr
-
-
-STARTING = """
-import multiprocessing, os, signal, threading, time
-from tests.utils.processes.test_workers import read_batches, Trouble
-
-if __name__ == "__main__":
-    multiprocessing.set_start_method("spawn")
-    signal.signal(signal.SIGTERM, lambda *_: print("asked to stop", flush=True))
-    threading.Thread(target=lambda: [time.sleep(0.5), os.killpg(0, signal.SIGTERM)]).start()
-    print(list(read_batches(Trouble(), list, [[1, 2], [3]], 2, pin_memory=False)), flush=True)
-"""
+    assert program.communicate(timeout=60)[0] == "ending\n" and program.returncode == 0
 
 
 @pytest.mark.slow
-def test_signals_while_workers_start_do_not_kill_them(tmp_path: Path) -> None:
+def test_signals_while_workers_start_do_not_kill_them() -> None:
     """Spawned ones import torch for seconds; under our launcher they do so at each validation."""
-    (tmp_path / "program.py").write_text(STARTING)
-    command = [sys.executable, str(tmp_path / "program.py")]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        timeout=120,
-        start_new_session=True,
+    program = start(
+        "multiprocessing.set_start_method('spawn')\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('asked to stop', flush=True))\n"
+        "threading.Timer(0.5, os.killpg, (0, signal.SIGTERM)).start()\n"
+        "print(list(read_batches(Trouble(), list, [[1, 2], [3]], 2, pin_memory=False)), flush=True)\n"
     )
-    assert done.stdout.splitlines() == [b"asked to stop", b"[[1, 2], [3]]"], done.stderr
+    assert program.communicate(timeout=120)[0].splitlines() == ["asked to stop", "[[1, 2], [3]]"]
