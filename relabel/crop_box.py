@@ -1,4 +1,4 @@
-"""The box of a crop: one type, one order of its sides, and how a random one is drawn."""
+"""The box of a crop: one type with one order of its sides, and the random crop's algorithm."""
 
 import math
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ from torch import Tensor
 
 RATIO_RANGE = (3 / 4, 4 / 3)
 TRIES = 10
-MIN_AREA = 0.08  # of a random crop, in the paper
+MIN_AREA = 0.08  # smallest area of a random crop, fraction of the image, in the paper
 
 
 @dataclass(frozen=True, slots=True)
 class CropBox:
-    """A rectangle of an image, in fractions of its width and height, so that it also is one of its label map.
+    """A rectangle in fractions of an image's width and height, which holds for its label map too.
 
     Fields:
-        left, top, right, bottom: in [0, 1], left < right and top < bottom; row 0 is the image's top. Fractions are of
-            the image as stored in the file (EXIF rotation ignored), before any flip.
+        left, top, right, bottom: in [0, 1], left < right and top < bottom, measured from the image's top left corner.
+            The image is the one stored in the file (EXIF rotation ignored), before any flip.
     """
 
     left: float
@@ -28,43 +28,39 @@ class CropBox:
     bottom: float
 
     def __post_init__(self) -> None:
-        """Refuse sides outside the image or in the wrong order."""
+        """Check the range and order of the sides."""
         assert 0 <= self.left < self.right <= 1 and 0 <= self.top < self.bottom <= 1, self
 
     @classmethod
     def from_pixels(cls, left: int, top: int, right: int, bottom: int, width: int, height: int) -> "CropBox":
-        """The box that covers columns left..right-1 and rows top..bottom-1 of an image of width x height pixels."""
+        """Return the box of columns left..right-1 and rows top..bottom-1 of an image of width x height pixels."""
         return cls(left / width, top / height, right / width, bottom / height)
 
     def pixels(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """Left, top, right, bottom in whole pixels of an image of that size; undoes `from_pixels` exactly."""
-        return (
-            round(self.left * width),
-            round(self.top * height),
-            round(self.right * width),
-            round(self.bottom * height),
-        )
+        """Return left, top, right, bottom in pixels of an image of that size: the exact inverse of `from_pixels`."""
+        left, top = round(self.left * width), round(self.top * height)
+        return left, top, round(self.right * width), round(self.bottom * height)
 
     @staticmethod
     def stack(boxes: Sequence["CropBox"]) -> Tensor:
-        """float32 [B, 4]; the left, top, right and bottom of each box."""
+        """Return the boxes as float32 [B, 4]; left, top, right, bottom."""
         sides = [(box.left, box.top, box.right, box.bottom) for box in boxes]
         return torch.tensor(sides, dtype=torch.float32).view(-1, 4)
 
     @property
     def area(self) -> float:
-        """Share of the image inside the box, in (0, 1]."""
+        """Area of the box as a fraction of the image, in (0, 1]."""
         return (self.right - self.left) * (self.bottom - self.top)
 
     def iou(self, other: "CropBox") -> float:
-        """Intersection over union with another box of the same image, in [0, 1]."""
+        """Return the intersection over union with another box of the same image, in [0, 1]."""
         across = min(self.right, other.right) - max(self.left, other.left)
         down = min(self.bottom, other.bottom) - max(self.top, other.top)
         shared = max(across, 0.0) * max(down, 0.0)
         return shared / (self.area + other.area - shared)
 
     def mirrored(self) -> "CropBox":
-        """The box with x and y exchanged, in fractions: its mirror image at the diagonal of the image."""
+        """Return the box with x and y exchanged: mirrored at the diagonal of the image."""
         return CropBox(self.top, self.left, self.bottom, self.right)
 
 
@@ -74,12 +70,12 @@ WHOLE_IMAGE = CropBox(0.0, 0.0, 1.0, 1.0)
 def random_crop_box(rng: np.random.Generator, width: int, height: int, min_area: float) -> CropBox:
     """Draw the box of a random resized crop, by the algorithm of torchvision's RandomResizedCrop.
 
-    Up to ten tries of an area, uniform in [min_area, 1] of the image, and an aspect ratio, log-uniform in [3/4, 4/3];
-    the first that fits is placed uniformly. When none fits (an image far from square), the largest central box of an
-    allowed ratio.
+    Up to ten times, an area is drawn uniformly from [min_area, 1] of the image and an aspect ratio log-uniformly from
+    [3/4, 4/3]; the first box that fits is placed uniformly. If none fits (in an image far from square), the box is the
+    largest central one of an allowed ratio.
 
     Args:
-        rng: the sample's own generator; drawn from in the order area, ratio (each try), top, left.
+        rng: generator of this sample; draws area and ratio (in each try), then top, then left.
         width, height: of the image, pixels.
         min_area: smallest area, fraction of the image (0.08 in the paper).
     """
@@ -96,7 +92,7 @@ def random_crop_box(rng: np.random.Generator, width: int, height: int, min_area:
 
 
 def _central_box(width: int, height: int) -> CropBox:
-    """The largest box in the middle of the image whose aspect ratio is allowed."""
+    """Return the largest central box of an allowed aspect ratio."""
     across = min(width, round(height * RATIO_RANGE[1]))
     down = min(height, round(width / RATIO_RANGE[0]))
     left, top = (width - across) // 2, (height - down) // 2

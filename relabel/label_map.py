@@ -1,4 +1,4 @@
-"""A label map: what a strong classifier sees in each cell of an image, kept as the k best classes per cell."""
+"""A label map: the k best classes of a strong classifier in each cell of an image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def class_dtype(num_classes: int) -> type[np.signedinteger]:
-    """The smallest integer type for the ids 0..K in memory: a batch's ids travel to the device four times as fast."""
+    """Return the smallest integer type for ids 0..K: int16 copies to the device four times as fast as int64."""
     return np.int16 if num_classes <= np.iinfo(np.int16).max else np.int32
 
 
@@ -19,16 +19,15 @@ class LabelMap:
 
     Fields:
         scores: float16 or float32 [k, h, w]; logits, row 0 at the image's top.
-        classes: integer [k, h, w]; the class of each score, in 0..K-1, no class twice in a cell. Maps of a teacher that
-            knows more classes than the data, read for that data, hold K for each class that the data lacks: those
-            scores count for nothing.
+        classes: integer [k, h, w]; the class of each score, in 0..K-1, no class twice in a cell. If the teacher knows
+            classes that the data lacks, a store gives their id as K, and their scores are ignored.
     """
 
     scores: np.ndarray
     classes: np.ndarray
 
     def __post_init__(self) -> None:
-        """Refuse arrays that cannot belong together."""
+        """Check the arrays' shapes and types."""
         scores, classes = self.scores, self.classes
         assert scores.shape == classes.shape and scores.ndim == 3, (scores.shape, classes.shape)
         assert scores.dtype.char in "ef" and classes.dtype.kind in "iu", (scores.dtype, classes.dtype)
@@ -41,7 +40,7 @@ class LabelMap:
 
     @staticmethod
     def stack(maps: Sequence["LabelMap"]) -> tuple[Tensor, Tensor]:
-        """Scores and classes, [B, k, h, w] each and of the arrays' types, of maps of one shape."""
+        """Return the scores and classes of maps of one shape, [B, k, h, w] each, of the arrays' types."""
         scores = np.stack([label_map.scores for label_map in maps])
         classes = np.stack([label_map.classes for label_map in maps])
         return torch.from_numpy(scores), torch.from_numpy(classes)
@@ -51,7 +50,7 @@ class LabelMap:
         """Keep the k largest logits of each cell, largest first.
 
         Args:
-            dense: float [K, h, w]; an array, or a tensor on any device. float16 stays, everything else becomes float32.
+            dense: float [K, h, w]; an array, or a tensor on any device. float16 is kept, other types become float32.
             k: classes to keep per cell, 1..K.
         """
         assert dense.ndim == 3 and 1 <= k <= dense.shape[0], (dense.shape, k)
@@ -60,25 +59,25 @@ class LabelMap:
         return cls(scores.cpu().numpy(), classes.cpu().numpy().astype(class_dtype(dense.shape[0])))
 
     def to_dense(self, num_classes: int, fill: float = 0.0) -> np.ndarray:
-        """The logits of all K classes, float32 [K, h, w]; `fill` where a cell does not store the class."""
+        """Return the logits of all K classes, float32 [K, h, w]; `fill` where a cell does not store a class."""
         dense = np.full((num_classes + 1, *self.scores.shape[1:]), fill, dtype=np.float32)
         np.put_along_axis(dense, self.classes.astype(np.int64), self.scores, axis=0)
-        return dense[:num_classes]  # the last one took the classes that the data lacks
+        return dense[:num_classes]  # the last plane took the classes that the data lacks
 
     def validate(self, num_classes: int) -> None:
-        """Check what pooling relies on: finite scores, class ids in range, no class twice in a cell.
+        """Check that scores are finite, class ids in range, and no class stored twice in a cell.
 
         Args:
             num_classes: K.
 
         Raises:
-            ValueError: names the first cell that is wrong.
+            ValueError: names the first bad cell and the value found there.
         """
         _refuse(~np.isfinite(self.scores), self.scores, "the score", "finite scores. Make this map again")
         wrong_ids = (self.classes < 0) | (self.classes >= num_classes)
         expected = (
             f"ids in 0..{num_classes - 1} (the data has {num_classes} classes). "
-            "Give label maps that were made for these classes, or name theirs: `python -m relabel pack --help`"
+            "Use label maps made for these classes, or name their classes: `python -m relabel pack --help`"
         )
         _refuse(wrong_ids, self.classes, "the class id", expected)
         # Pooling would add both scores, where a dense map could hold only one of them.
@@ -88,34 +87,33 @@ class LabelMap:
 
 
 def class_translation(own: Sequence[str], wanted: Sequence[str]) -> np.ndarray | None:
-    """What class ids of maps made for one list of classes are in another, by name.
+    """Return the data's id for each class id of the maps, matched by name.
 
     Args:
-        own: the classes that the maps speak of.
+        own: the classes of the maps.
         wanted: the K classes of the data.
 
     Returns:
-        [len(own)]; the new id of each class, K for one that the data lacks. None where the lists are the same.
+        integer [len(own)]; K for a class that the data lacks. None if the lists are the same.
 
     Raises:
-        ValueError: the data has a class that the maps never name.
+        ValueError: the data has a class that the maps lack.
     """
     if list(own) == list(wanted):
         return None
     known = set(own)
-    unknown = [name for name in wanted if name not in known]
-    if unknown:
+    if unknown := [name for name in wanted if name not in known]:
         raise ValueError(
             f"does not know {len(unknown):,} of the data's {len(wanted):,} classes, the first: {unknown[0]!r}; "
-            f"expected class folders named as its own {len(own):,} classes ({own[0]!r}, ...). "
-            "Give label maps of a teacher that knows these classes, or rename the folders."
+            f"expected class folders named like its own {len(own):,} classes ({own[0]!r}, ...). "
+            "Use label maps of a teacher that knows these classes, or rename the folders."
         )
     position = {name: index for index, name in enumerate(wanted)}
     return np.array([position.get(name, len(wanted)) for name in own], dtype=class_dtype(len(wanted)))
 
 
 def _refuse(wrong: np.ndarray, values: np.ndarray, what: str, expected: str) -> None:
-    """Raise a ValueError that names the first cell where `wrong` [.., h, w] is set, and the value found there."""
+    """Raise a ValueError with the first cell in which `wrong` [k, h, w] is set, and the value found there."""
     if wrong.any():
         layer, row, column = (int(i) for i in np.argwhere(wrong)[0])
         found = f"{what} {values[layer, row, column]} in the cell at row {row}, column {column}"

@@ -1,4 +1,4 @@
-"""LabelPooling: RoIAlign of a label map over a crop, without ever making the dense map.
+"""LabelPooling: RoIAlign of a sparse label map over a crop, without building the dense map.
 
 RoIAlign is linear in its input and separable:
     pooled[c] = sum over rows and columns of down[row] * across[column] * score[c, row, column].
@@ -19,11 +19,11 @@ def pool_scores(scores: Tensor, classes: Tensor, boxes: Tensor, num_classes: int
     Args:
         scores: float [B, k, h, w]; the k largest logits of each cell, row 0 at the image top.
         classes: integer [B, k, h, w]; the class of each score, in 0..num_classes-1 (checked when maps are read), or
-            num_classes: a class that the data lacks, whose score counts for nothing.
+            num_classes for a class that the data lacks, whose score is ignored.
         boxes: float [B, 4]; left, top, right, bottom as fractions of the image, in [0, 1].
         num_classes: K.
-        fill: logit of the classes that a cell does not store (0 in the paper), in -1000..1000: beside a larger one the
-            scores lose their digits.
+        fill: logit of the classes that a cell does not store (0 in the paper), in -1000..1000; larger values would
+            cost the scores' precision in float32.
 
     Returns:
         float32 [B, K]; mean logit of each class inside the crop. Not yet a distribution.
@@ -45,10 +45,11 @@ def pool_scores(scores: Tensor, classes: Tensor, boxes: Tensor, num_classes: int
 
 
 def axis_weights(low: Tensor, high: Tensor, cells: int) -> Tensor:
-    """Share of each cell in the mean over an interval, along one axis, as RoIAlign samples it.
+    """Return the weight of each cell in the mean over an interval of one axis, as RoIAlign samples it.
 
-    An interval of n cells' length takes ceil(n) samples, at least one; a sample gives linear weights to its two nearest
-    cells. An interval shorter than a cell is grown to one cell, to the right (torchvision's aligned=False).
+    An interval as long as x cells takes ceil(x) samples, at least one; each sample is interpolated linearly between its
+    two nearest cells. An interval shorter than a cell is extended to one cell, to the right or downwards (torchvision's
+    aligned=False).
 
     Args:
         low, high: float [B]; the interval in fractions of the axis, low <= high, no longer than the axis.
@@ -57,21 +58,21 @@ def axis_weights(low: Tensor, high: Tensor, cells: int) -> Tensor:
     Returns:
         float32 [B, n]; each row sums to 1 for an interval inside [0, 1].
     """
-    # In this order and in float32, as the op does it: exact arithmetic would change the ceil of 0.16 % of boxes.
+    # In the op's order and in float32: exact arithmetic would change the ceil for 0.16 % of the boxes.
     start = low.float() * cells - 0.5
     length = (high.float() * cells - 0.5 - start).clamp_(min=1.0)
     count = length.ceil()
-    index = torch.arange(cells, device=low.device, dtype=torch.float32)  # of cells, and of the at most n samples
+    index = torch.arange(cells, device=low.device, dtype=torch.float32)  # of the cells, and of the at most n samples
     position = start[:, None] + (index + 0.5) * length[:, None] / count[:, None]
     counted = (index < count[:, None]) & (position >= -1) & (position <= cells)
     position = position.clamp_(0, cells - 1)[:, :, None]
-    # A tent over each cell, as the lower of its two sides: a distance to the nearer cell on the left loses no digits.
+    # A tent over each cell, as the lower of its two sides, which loses no digits to cancellation.
     weights = torch.minimum(position - (index - 1), 1 - (position - index)).clamp_(min=0).mul_(counted[:, :, None])
     return weights.sum(dim=1).div_(count[:, None])
 
 
 def _check_shapes(scores: Tensor, classes: Tensor, boxes: Tensor) -> None:
-    """Refuse arguments that do not describe the same B label maps."""
+    """Check that the arguments describe the same B label maps."""
     if scores.ndim != 4 or classes.shape != scores.shape or boxes.shape != (scores.shape[0], 4):
         raise ValueError(
             "expected scores [B, k, h, w], classes of the same shape and boxes [B, 4]; "

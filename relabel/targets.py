@@ -1,4 +1,4 @@
-"""Everything that makes a training target [B, K]: from folder labels, from label maps, and label smoothing."""
+"""Training targets [B, K]: from the folders' labels, from label maps, and label smoothing."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ BOX_AXES = ("xy", "yx")
 
 
 def original_target(labels: Tensor, num_classes: int) -> Tensor:
-    """One-hot targets, float32 [B, K], of the integer labels [B] in 0..K-1."""
+    """Return one-hot targets, float32 [B, K], of integer labels [B] in 0..K-1."""
     target = torch.zeros(len(labels), num_classes, device=labels.device)
     return target.scatter_(1, labels[:, None].long(), 1.0)
 
@@ -33,7 +33,7 @@ def relabel_target(
 ) -> Tensor:
     """ReLabel's target: softmax of the label map pooled over the crop (Yun et al., CVPR 2021, section 3).
 
-    A horizontal flip of the crop does not move the target, because it averages the whole crop.
+    A horizontal flip of the crop does not change the target, because the target averages the whole crop.
 
     Args:
         scores, classes: float and integer [B, k, h, w]; the label maps.
@@ -42,11 +42,11 @@ def relabel_target(
         labels: integer [B]; the folders' labels, -1 for an image without one; needed for a ground_truth_weight only.
         fill: logit of the classes that a cell does not store.
         temperature: divides the pooled logits; above 1 softens.
-        supervision: localized_multi (the paper); localized_single = one-hot of its argmax; global_multi and
+        supervision: localized_multi (the paper); localized_single is one-hot at its argmax; global_multi and
             global_single pool the whole image instead of the crop.
         ground_truth_weight: w in (1 - w) * target + w * onehot(label), in [0, 1]; 0 for images without label.
-        box_axes: xy = as meant; yx = sides handed over as (top, left, bottom, right), as the 2021 code did, so that
-            the region mirrored at the diagonal is pooled.
+        box_axes: xy is correct; yx passes the sides as (top, left, bottom, right), like the 2021 code, which pools the
+            region mirrored at the diagonal.
 
     Returns:
         float32 [B, K]; each row sums to 1.
@@ -71,13 +71,13 @@ def relabel_target(
 
 
 def whole_image_target(scores: Tensor, classes: Tensor, num_classes: int, fill: float, temperature: float) -> Tensor:
-    """ReLabel's target of a crop that is the whole image, float32 [B, K]. Arguments as of `relabel_target`."""
+    """Return ReLabel's target of the whole image, float32 [B, K]. Arguments as in `relabel_target`."""
     boxes = CropBox.stack([WHOLE_IMAGE]).to(scores.device).expand(len(scores), 4)
     return relabel_target(scores, classes, boxes, num_classes, fill=fill, temperature=temperature)
 
 
 def smooth(target: Tensor, smoothing: float) -> Tensor:
-    """Label smoothing of any target [.., K]: t * (1 - s) + s / K; comes before CutMix."""
+    """Smooth any target [.., K]: t * (1 - s) + s / K. Comes before CutMix."""
     return target * (1 - smoothing) + smoothing / target.shape[-1]
 
 
@@ -88,7 +88,7 @@ class TargetMaker:
     Fields:
         num_classes: K.
         smoothing: share of the target that label smoothing spreads over all classes, in [0, 1).
-        fill, temperature, supervision, ground_truth_weight, box_axes: as of `relabel_target`.
+        fill, temperature, supervision, ground_truth_weight, box_axes: as in `relabel_target`.
     """
 
     num_classes: int
@@ -102,7 +102,7 @@ class TargetMaker:
     def __call__(
         self, labels: Tensor, boxes: Tensor | None = None, scores: Tensor | None = None, classes: Tensor | None = None
     ) -> Tensor:
-        """Return float32 [B, K]; arguments as of `relabel_target`, without scores and classes for one-hot targets."""
+        """Return targets, float32 [B, K]; arguments as in `relabel_target`. Without label maps, they are one-hot."""
         if scores is None or classes is None:
             return smooth(original_target(labels, self.num_classes), self.smoothing)
         assert boxes is not None, "label maps are pooled over boxes"
@@ -122,7 +122,7 @@ class TargetMaker:
 
 
 def _pooled_boxes(boxes: Tensor, whole_image: bool, swap_axes: bool) -> Tensor:
-    """The boxes [B, 4] to pool: the crops, the same with x and y exchanged, or the whole image."""
+    """Return the boxes [B, 4] to pool: the crops, the crops with x and y exchanged, or the whole image."""
     if whole_image:
         corners = torch.zeros_like(boxes)
         corners[:, 2:] = 1
