@@ -1,0 +1,149 @@
+"""README and docs: every command, Python block, link and file name in them is real."""
+
+import re
+import shlex
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torchvision.models import resnet18
+
+from relabel.__main__ import COMMANDS
+from relabel.config.load import fire_arguments, load_config
+from relabel.config.schema import SCHEMA
+from relabel.label_map import LabelMap
+from relabel.stores.pt_folder import write_label_map
+from tests.conftest import ROOT
+from tests.promises import PROMISES
+from utils.config.tool_commands import Command, fire_words
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {path.name: path.read_text(encoding="utf-8") for path in PAGES}
+FOLDERS = ("IMAGENET", "PHOTOS", "MORE_PHOTOS", "IMAGES", "LABELS", "FILES", "MORE", "MORE_LABELS", "DATA", "PICTURES")
+FOLDERS += ("ANNOTATIONS", "CIFAR10", "V2", "A", "R", "C", "runs/teacher")
+FILES = ("W.pth", "FIRST.csv", "SECOND.csv", "agreeing.txt", "real.json", "human_accuracy_v3.0.0.json")
+FILES += ("runs/teacher/checkpoint-best.pth",)
+TOOLS = {command.name: command for command in [Command.of(function) for function in COMMANDS]}
+
+
+def command_lines() -> list[str]:
+    """Return the command lines of all pages: indented lines, and inline code that has arguments."""
+    lines = set()
+    for text in TEXTS.values():
+        text = text.replace("\\\n", " ")
+        indented = re.findall(
+            r"^ {4}((?:python -m relabel|python main|torchrun|make) ?.*?)(?:  #.*)?$", text, re.MULTILINE
+        )
+        inline = re.findall(r"`((?:python|torchrun) [^`\n]*(?:--| [A-Z]{3})[^`\n]*|make \w+)`", text)
+        lines.update(" ".join(line.split()) for line in indented + inline)
+    return sorted(lines)
+
+
+def python_blocks(text: str) -> str:
+    """Return the Python blocks of a page, one after the other."""
+    return "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+
+
+def headings(text: str) -> set[str]:
+    """Return the anchors of a page's headings."""
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.fixture
+def placeholders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folders and files that command lines name, in the current directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for folder in FOLDERS:
+        for split in ("train", "val"):
+            (tmp_path / folder / split).mkdir(parents=True)
+    for file in FILES:
+        (tmp_path / file).touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize("line", command_lines())
+@pytest.mark.usefixtures("placeholders")
+def test_every_command_is_accepted_by_its_parser(line: str) -> None:
+    words = shlex.split(re.sub(r"\bFILE\b", "configs/base.yaml", line))
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    elif "main.py" in words and "--help" not in words:
+        flags = dict(word[2:].split("=", 1) for word in fire_arguments(words[words.index("main.py") + 1 :]))
+        file = flags.pop("config_file_path")
+        with pytest.raises(SystemExit) if "util.print_config" in flags else nullcontext():
+            load_config(file, {"data.data_path": "IMAGENET", "data.relabel.path": "LABELS"} | flags)
+    elif "relabel" in words[1:]:
+        name, *rest = words[words.index("relabel") + 1 :]
+        fire_words(TOOLS[name], rest, "python -m relabel")
+
+
+@pytest.mark.parametrize("page", [page for page, text in TEXTS.items() if python_blocks(text)])
+def test_python_blocks_run(page: str, placeholders: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        key = f"n0208624{number % 2}/n0208624{number % 2}_{1000 + number // 2}"
+        image = placeholders / "PHOTOS" / "train" / f"{key}.JPEG"
+        image.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (30, 40, 3), dtype=np.uint8)).save(image)
+        dense = rng.normal(size=(2, 3, 4)).astype(np.float32)
+        write_label_map(placeholders / "LABELS", key, LabelMap.from_dense(dense, 2))
+    torch.save({k: v for k, v in resnet18().state_dict().items() if not k.startswith("fc.")}, "backbone.pth")
+    layer = nn.Linear(3, 2)
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), layer)
+    exec(python_blocks(TEXTS[page]), {"model": model, "labels": torch.tensor([0, 1, 0, 1])})
+    assert layer.weight.grad is not None or page == "evaluating.md"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_and_file_names_exist(page: Path) -> None:
+    text = TEXTS[page.name]
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        file, _, anchor = target.partition("#")
+        if not target.startswith("https:"):
+            linked = page.parent / file if file else page
+            assert linked.exists(), target
+            assert not anchor or anchor in headings(linked.read_text(encoding="utf-8")), target
+    for name in re.findall(r"(?<![\w/.])(?:relabel|utils|models|configs|tests|benchmarks|docs|\.ci)/[\w./-]*\w", text):
+        assert (ROOT / name).exists(), name
+    for name in re.findall(r"\btest_\w+", text):
+        assert name in ("test_NAME", "test_only", "test_size", "test_weight_file") or list(
+            (ROOT / "tests").rglob(f"{name}.py")
+        ), name
+    for program in re.findall(r"benchmarks\.([a-z_0-9]+)", text):
+        assert (ROOT / "benchmarks" / f"{program}.py").exists(), program
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_keys_exist(page: str) -> None:
+    for key in re.findall(
+        r"(?<=[`-])((?:model|data|optim|compute|util|eval)\.[a-z_0-9.]+[a-z_0-9])(?=[` ])", TEXTS[page]
+    ):
+        assert key in SCHEMA.types or key == "model.safetensors", key
+
+
+def test_the_readme_is_read_in_five_minutes() -> None:
+    assert len(TEXTS["README.md"].splitlines()) <= 200
+    assert len(TEXTS["README.md"].split()) <= 1800
+
+
+def test_the_readme_lists_every_command_and_page() -> None:
+    for name in TOOLS:
+        assert f"`python -m relabel {name}" in TEXTS["README.md"], name
+    for page in PAGES[1:]:
+        assert f"(docs/{page.name})" in TEXTS["README.md"], page.name
+
+
+def test_the_promises_are_those_that_are_tested() -> None:
+    listed = re.findall(r"^\| (\d+) \| ([^|]+?) \|", TEXTS["reliability.md"], re.MULTILINE)
+    assert listed == [(str(number), promise.title) for number, promise in enumerate(PROMISES, start=1)]
+
+
+def test_every_recipe_is_listed() -> None:
+    listed = set(re.findall(r"^\| (configs/\w+\.yaml) \|", TEXTS["recipes.md"], re.MULTILINE))
+    assert listed == {f"configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")} - {"configs/base.yaml"}
