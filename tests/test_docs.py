@@ -23,16 +23,14 @@ from utils.config.tool_commands import Command, fire_words
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {path.name: path.read_text(encoding="utf-8") for path in PAGES}
-FOLDERS = ("IMAGENET", "PHOTOS", "MORE_PHOTOS", "IMAGES", "LABELS", "FILES", "MORE", "MORE_LABELS", "DATA", "PICTURES")
-FOLDERS += ("ANNOTATIONS", "CIFAR10", "V2", "A", "R", "C", "runs/teacher")
-FILES = ("W.pth", "FIRST.csv", "SECOND.csv", "agreeing.txt", "real.json", "human_accuracy_v3.0.0.json")
-FILES += ("runs/teacher/checkpoint-best.pth",)
+FOLDERS = "IMAGENET PHOTOS MORE_PHOTOS IMAGES LABELS FILES MORE MORE_LABELS DATA PICTURES ANNOTATIONS CIFAR10 V2 A R C"
+FILES = "W.pth FIRST.csv SECOND.csv agreeing.txt real.json human_accuracy_v3.0.0.json runs/teacher/checkpoint-best.pth"
 TOOLS = {command.name: command for command in [Command.of(function) for function in COMMANDS]}
 
 
 def command_lines() -> list[str]:
     """Return the command lines of all pages: indented lines, and inline code that has arguments."""
-    lines = set()
+    lines: set[str] = set()
     for text in TEXTS.values():
         text = text.replace("\\\n", " ")
         indented = re.findall(
@@ -59,10 +57,10 @@ def placeholders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folders and files that command lines name, in the current directory."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    for folder in FOLDERS:
+    for folder in [*FOLDERS.split(), "runs/teacher"]:
         for split in ("train", "val"):
             (tmp_path / folder / split).mkdir(parents=True)
-    for file in FILES:
+    for file in FILES.split():
         (tmp_path / file).touch()
     return tmp_path
 
