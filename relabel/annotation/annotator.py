@@ -1,18 +1,19 @@
-"""The machine annotator: a strong classifier, applied to each cell of whole images, writes their label maps.
+"""The machine annotator: applies a strong classifier to each cell of whole images and writes their label maps.
 
 The teacher keeps its weights; models/fully_convolutional turned it into a network of maps. The image is squashed to the
 teacher's input size, so a fraction of the image is the same fraction of the map.
 
-Images go through the teacher in batches that only the list of images and the batch size decide, whoever makes them and
-whenever: so an interrupted job, and one that several processes share, end with the same bytes.
+The batches depend only on the list of images and the batch size, not on the number of processes or on restarts: an
+interrupted job and one shared by several processes end with the same bytes.
 """
 
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from relabel.stores.manifest import Form, Manifest
 from relabel.stores.packed_writer import PackedWriter
 from relabel.stores.pt_folder import FolderWriter
 from relabel.stores.store import exclusive_folder
+from utils.device_errors import is_device_error, out_of_memory_reported
 from utils.errors import SharedError, UserError, listed
 from utils.precision import Precision
 from utils.processes.distributed import Process, from_main, gather_objects
@@ -35,11 +37,12 @@ from utils.processes.workers import read_batches
 from utils.progress import JobProgress, duration
 
 TOP_K = 5  # of the paper
+Writer = PackedWriter | FolderWriter
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a teacher is applied, besides its own size, normalisation and interpolation.
+    """How a teacher is applied, besides its own input size, normalisation and interpolation.
 
     Fields:
         k: classes kept per cell, 1..K (5 in the paper).
@@ -54,24 +57,29 @@ class Settings:
     batch_size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Annotated:
-    """What `annotate` did, over all processes.
+@dataclass(slots=True)
+class Summary:
+    """The outcome of `annotate`, of one process or over all of them.
 
     Fields:
-        written, kept: maps made now, and maps that were there before.
+        kept, written: number of maps that existed before, and of maps made now.
+        absent_sum: `absent_probability` summed over the maps written.
         skipped: name of an image -> why it could not be read and has no map.
-        shape: (k, h, w) of each map.
-        absent_probability: share of a cell's probability that falls to the K - k classes it does not store when they
-            count as logit 0, mean over the cells written; nan if none was. Near 1, the maps teach next to nothing
-            unless fill and temperature are changed.
     """
 
-    written: int
-    kept: int
-    skipped: dict[str, str]
-    shape: tuple[int, int, int]
-    absent_probability: float
+    kept: int = 0
+    written: int = 0
+    absent_sum: float = 0.0
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def absent_probability(self) -> float:
+        """Share of a cell's probability that falls to the K - k classes it does not store when they count as logit 0.
+
+        The mean over the cells written; nan if none was. Near 1, the maps teach next to nothing unless fill and
+        temperature are changed.
+        """
+        return self.absent_sum / self.written if self.written else math.nan
 
 
 def annotate(
@@ -84,94 +92,110 @@ def annotate(
     skip_unreadable: bool,
     num_workers: int,
     process: Process,
-) -> Annotated:
+) -> Summary:
     """Write the label map of every image; the same call continues an interrupted one, in one process or several.
 
     Args:
-        images: what to annotate.
-        out: folder of the label maps; made if it is not there.
-        teacher: moved to the device of `place`.
+        images: to annotate.
+        out: folder of the label maps; made if it does not exist.
+        teacher: moved to the device of `process`.
         settings: how it is applied.
         form: packed or pt.
-        skip_unreadable: leave out images that cannot be read; else they are an error, said when all others are done.
+        skip_unreadable: leave out images that cannot be read; else they are an error, raised when all others are done.
         num_workers: processes that read images ahead; 0 reads in this one.
-        place: this process among those that share the job.
+        process: this process among those that share the job.
 
     Raises:
-        UserError: k does not suit K; the teacher cannot take its input size; `out` cannot be written or holds other
-            maps; images cannot be read.
+        UserError: k is not in 1..K; the teacher cannot take its input size; `out` cannot be written or holds other
+            maps; images cannot be read; memory runs out.
     """
-    annotator = _Annotator(teacher, settings, process.device)
+    start = time.monotonic()
     keys = images.keys()
     order = np.argsort(keys, kind="stable")
-    manifest = _manifest(annotator, settings, form, len(images))
+    images = replace(images, names=images.names[order], labels=images.labels[order])  # image i has the map of row i
     with ExitStack() as stack:
+        stack.enter_context(out_of_memory_reported(f"Lower --batch_size (now {settings.batch_size}) or --size."))
+        if settings.opt_level == "O0":  # by default, cuDNN rounds the inputs of convolutions to TF32
+            stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("highest")
+            stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+        annotator = _Annotator(teacher, settings, process.device)
         if annotator.precision.note and process.is_main:
             print(annotator.precision.note, flush=True)
-        writer = (PackedWriter if form == "packed" else FolderWriter)(out, keys[order], manifest)
+        manifest = _manifest(annotator, settings, form, len(images))
+        writer: Writer = (PackedWriter if form == "packed" else FolderWriter)(out, keys[order], manifest)
 
         def begin() -> np.ndarray:
             stack.enter_context(exclusive_folder(out))
             return writer.begin()
 
         done = from_main(begin)
-        job = _Job(_Pictures(images, order, teacher), annotator, writer, done, settings.batch_size, num_workers, process)
-        return job.run(skip_unreadable)
+        share = _annotate_share(images, annotator, writer, done, settings.batch_size, num_workers, process)
+        summary = _sum_up(gather_objects(share))
+        if summary.skipped and not (skip_unreadable and summary.written + summary.kept):
+            raise SharedError(_unreadable_message(summary.skipped, len(images)))
+        from_main(lambda: writer.commit({name.rpartition(".")[0]: why for name, why in summary.skipped.items()}))
+    if process.is_main:
+        print(_description(summary, annotator.shape, time.monotonic() - start), flush=True)
+    return summary
+
+
+class _SquashedImages:
+    """Row -> (row, whole image squashed to the teacher's input size, why it cannot be read). Cheap to pickle."""
+
+    def __init__(self, images: ImageList, teacher: Teacher) -> None:
+        self._images = images
+        self._size, self._interpolation = teacher.input_size, teacher.interpolation
+
+    def __getitem__(self, row: int) -> tuple[int, np.ndarray, str]:
+        try:
+            file = ImageFile(self._images.path(row))
+            return row, file.resized_crop(WHOLE_IMAGE, *self._size, self._interpolation), ""
+        except UserError as error:  # one bad file must neither stop the job nor change the size of its batch
+            return row, np.zeros((3, *self._size), np.uint8), str(error)
 
 
 @dataclass(slots=True, eq=False)
-class _PictureBatch:
-    """Whole images, squashed: uint8 [B, 3, rows, columns]; black where one cannot be read, with the reason by row."""
+class _ImageBatch:
+    """Whole images, squashed: uint8 [B, 3, rows, columns]; black if one cannot be read, with the reason by row."""
 
     rows: list[int]
     images: Tensor
     reasons: dict[int, str]
 
-    def pin_memory(self) -> "_PictureBatch":
-        """In page-locked memory; called by DataLoader."""
-        return _PictureBatch(self.rows, self.images.pin_memory(), self.reasons)
+    def pin_memory(self) -> "_ImageBatch":
+        """Copy the images to page-locked memory; called by DataLoader."""
+        return _ImageBatch(self.rows, self.images.pin_memory(), self.reasons)
 
 
-class _Pictures:
-    """Row -> (row, whole image squashed to the teacher's input size, why it cannot be read). Cheap to pickle."""
-
-    def __init__(self, images: ImageList, order: np.ndarray, teacher: Teacher) -> None:
-        self.images, self.order = images, order
-        self._size, self._interpolation = teacher.input_size, teacher.interpolation
-
-    def __getitem__(self, row: int) -> tuple[int, np.ndarray, str | None]:
-        try:
-            file = ImageFile(self.images.path(int(self.order[row])))
-            return row, file.resized_crop(WHOLE_IMAGE, *self._size, self._interpolation), None
-        except UserError as error:  # one bad file must not cost a night, nor change what its batch looks like
-            return row, np.zeros((3, *self._size), np.uint8), str(error)
-
-
-def _stack(pictures: Sequence[tuple[int, np.ndarray, str | None]]) -> _PictureBatch:
-    rows, images, reasons = zip(*pictures, strict=True)
-    known = {row: reason for row, reason in zip(rows, reasons, strict=True) if reason is not None}
-    return _PictureBatch(list(rows), torch.from_numpy(np.stack(images)), known)
+def _collate(read: Sequence[tuple[int, np.ndarray, str]]) -> _ImageBatch:
+    rows, images, reasons = zip(*read, strict=True)
+    failed = {row: reason for row, reason in zip(rows, reasons, strict=True) if reason}
+    return _ImageBatch(list(rows), torch.from_numpy(np.stack(images)), failed)
 
 
 @dataclass(frozen=True, slots=True)
-class _Queued:
-    """Maps on their way to the host, there once `done` has passed: scores, classes [B, k, h, w]; finite, absent [B]."""
+class _QueuedMaps:
+    """Maps on their way to the host.
 
-    batch: _PictureBatch
+    Fields:
+        batch: the images they are of.
+        scores, classes: [B, k, h, w].
+        finite: bool [B]; all logits of the image are finite.
+        absent: float [B]; probability of the classes that are not stored.
+        copied: the event after which the tensors are complete; None: they are.
+    """
+
+    batch: _ImageBatch
     scores: Tensor
     classes: Tensor
     finite: Tensor
     absent: Tensor
-    done: torch.cuda.Event | None
-
-    def wait(self) -> None:
-        """Return when they have arrived."""
-        if self.done is not None:
-            self.done.synchronize()
+    copied: torch.cuda.Event | None
 
 
 class _Annotator:
-    """Teacher, normalisation and top-k, all on the device. One forward pass on zeros finds K and `shape`, (k, h, w)."""
+    """Teacher, normalisation and top-k, all on the device. `shape` is (k, h, w)."""
 
     def __init__(self, teacher: Teacher, settings: Settings, device: torch.device) -> None:
         if not 1 <= settings.k <= teacher.num_classes:
@@ -185,137 +209,113 @@ class _Annotator:
         self._mean = torch.tensor(teacher.mean, device=device).view(3, 1, 1) * 255
         self._std = torch.tensor(teacher.std, device=device).view(3, 1, 1) * 255
         self._flip = settings.flip
-        self.num_classes, h, w = self._try(teacher.input_size)
-        assert self.num_classes == teacher.num_classes, (self.num_classes, teacher.num_classes)
-        self.shape = (settings.k, h, w)
-        self._id_dtype = torch.from_numpy(np.empty(0, class_dtype(self.num_classes))).dtype
+        self._id_dtype = torch.from_numpy(np.empty(0, class_dtype(teacher.num_classes))).dtype
+        self.shape = (settings.k, *self._try_size(*teacher.input_size))
 
     @torch.inference_mode()
-    def queue(self, batch: _PictureBatch) -> _Queued:
+    def queue(self, batch: _ImageBatch) -> _QueuedMaps:
         """Start the maps of a batch of whole images; on CUDA this returns before they are done."""
         logits = self._logits(batch.images.to(self.device, non_blocking=True))
         scores, classes = logits.topk(self.shape[0], dim=1)
-        # The absent classes as one more entry: n of them at logit 0 weigh as much as one at log n.
-        absent_logit = torch.full_like(scores[:, :1], self.num_classes - self.shape[0]).log()
+        # The n absent classes as one more entry: n at logit 0 weigh as much as one at log n.
+        absent_logit = torch.full_like(scores[:, :1], logits.shape[1] - self.shape[0]).log()
         absent = torch.cat([scores, absent_logit], 1).softmax(1)[:, -1].mean((1, 2))
         finite = logits.isfinite().flatten(1).all(1)
         results = (scores, classes.to(self._id_dtype), finite, absent)
         scores, classes, finite, absent = (tensor.to("cpu", non_blocking=True) for tensor in results)
-        done = torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None
-        return _Queued(batch, scores, classes, finite, absent, done)
+        copied = torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None
+        return _QueuedMaps(batch, scores, classes, finite, absent, copied)
 
     @torch.inference_mode()
-    def _try(self, input_size: tuple[int, int]) -> torch.Size:
-        """[K, h, w] for this input size."""
-        rows, columns = input_size
+    def _try_size(self, rows: int, columns: int) -> tuple[int, int]:
+        """Return (h, w) of the map of an image of this size."""
         try:
-            tried = self._logits(torch.zeros(1, 3, rows, columns, dtype=torch.uint8, device=self.device))
+            maps = self._logits(torch.zeros(1, 3, rows, columns, dtype=torch.uint8, device=self.device))
         except (RuntimeError, ValueError, AssertionError) as error:  # timm asserts the size
+            if is_device_error(error):
+                raise
             raise UserError(
                 f"the teacher cannot take images of {rows} x {columns} pixels (rows x columns): {error}. "
                 "Give the input size that it was made for"
             ) from error
-        assert tried.ndim == 4, f"the teacher must be fully convolutional, but gives {list(tried.shape)}"
-        return tried.shape[1:]
+        assert maps.ndim == 4 and maps.shape[1] == self.teacher.num_classes, maps.shape
+        return maps.shape[2], maps.shape[3]
 
     def _logits(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, rows, columns] -> float32 [B, K, h, w]."""
         inputs = ((images.float() - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
-        try:
-            with self.precision.autocast():
-                logits: Tensor = self._network(inputs)
-                mirrored: Tensor | None = self._network(inputs.flip(3)) if self._flip else None
-        except torch.OutOfMemoryError as error:
-            reason = str(error).partition(". ")[0]
-            raise UserError(f"the teacher needs more memory than the GPU has ({reason}); lower --batch_size") from error
-        if mirrored is None:
-            return logits.float()
+        with self.precision.autocast():
+            logits: Tensor = self._network(inputs)
+            if not self._flip:
+                return logits.float()
+            mirrored: Tensor = self._network(inputs.flip(3))
         return (logits.float() + mirrored.float().flip(3)) / 2
 
 
-class _Job:
-    """One process's share of a call of `annotate`: every n-th batch that is not finished."""
+def _annotate_share(
+    images: ImageList,
+    annotator: _Annotator,
+    writer: Writer,
+    done: np.ndarray,
+    batch_size: int,
+    num_workers: int,
+    process: Process,
+) -> Summary:
+    """Write the maps of every n-th batch: this process's share of the job.
 
-    def __init__(
-        self,
-        pictures: _Pictures,
-        annotator: _Annotator,
-        writer: PackedWriter | FolderWriter,
-        done: np.ndarray,
-        batch_size: int,
-        num_workers: int,
-        process: Process,
-    ) -> None:
-        self._pictures, self._annotator, self._writer = pictures, annotator, writer
-        self._num_workers, self._place = num_workers, process
-        self._done = done
-        batches = [range(s, min(s + batch_size, len(self._done))) for s in range(0, len(self._done), batch_size)]
-        self._mine = batches[process.rank :: process.world_size]
-        self._written, self._absent_sum = 0, 0.0
-        self._reasons: dict[int, str] = {}
+    Args:
+        images: in the order of the writer's keys.
+        annotator, writer: make and write the maps.
+        done: bool [N]; the maps that exist already.
+        batch_size, num_workers, process: as in `annotate`.
+    """
+    batches = np.split(np.arange(len(done)), range(batch_size, len(done), batch_size))
+    mine = batches[process.rank :: process.world_size]
+    todo = [rows.tolist() for rows in mine if not done[rows].all()]
+    share = Summary(kept=int(sum(done[rows].sum() for rows in mine)))
+    title = "annotate" if process.world_size == 1 else f"annotate (1 of {process.world_size} processes)"
+    with JobProgress(title, sum(map(len, mine)), "images", share.kept, enabled=process.is_main) as progress:
+        squashed = _SquashedImages(images, annotator.teacher)
+        read = read_batches(squashed, _collate, todo, num_workers, annotator.device.type == "cuda")
+        # Pairs with the batch that follows: the device computes that one while the maps of this one are written.
+        for maps, _ in pairwise(chain(map(annotator.queue, read), [None])):
+            assert maps is not None
+            _write(maps, images, writer, done, share)
+            progress.advance(int((~done[maps.batch.rows]).sum()))
+    writer.close()
+    return share
 
-    def run(self, skip_unreadable: bool) -> Annotated:
-        """Do it, wait for the others, and finish what all have made."""
-        start = time.monotonic()
-        kept = sum(int(self._done[rows.start : rows.stop].sum()) for rows in self._mine)
-        todo = [list(rows) for rows in self._mine if not self._done[rows.start : rows.stop].all()]
-        title = "annotate" if self._place.world_size == 1 else f"annotate (1 of {self._place.world_size} processes)"
-        total = sum(map(len, self._mine))
-        with JobProgress(title, total, "images", kept, enabled=self._place.is_main) as progress:
-            batches = read_batches(
-                self._pictures, _stack, todo, self._num_workers, self._annotator.device.type == "cuda"
-            )
-            for queued in self._one_behind(batches):
-                self._write(queued)
-                progress.advance(int((~self._done[queued.batch.rows]).sum()))
-        self._writer.close()
-        shares = gather_objects((self._written, kept, self._absent_sum, self._named(self._reasons)))
-        written, kept = sum(share[0] for share in shares), sum(share[1] for share in shares)
-        skipped = {name: reason for share in shares for name, reason in share[3].items()}
-        if skipped and (not skip_unreadable or written + kept == 0):
-            raise SharedError(_unreadable_message(skipped, len(self._done)))
-        from_main(lambda: self._writer.commit({name.rpartition(".")[0]: why for name, why in skipped.items()}))
-        absent = sum(share[2] for share in shares) / written if written else math.nan
-        result = Annotated(written, kept, skipped, self._annotator.shape, absent)
-        if self._place.is_main:
-            print(_summary(result, time.monotonic() - start), flush=True)
-        return result
 
-    def _named(self, reasons: dict[int, str]) -> dict[str, str]:
-        return {self._pictures.images.name(int(self._pictures.order[row])): why for row, why in reasons.items()}
-
-    def _one_behind(self, batches: Iterable[_PictureBatch]) -> Iterator[_Queued]:
-        """Hand out each batch's maps when the next is queued, so that the device computes while maps are written."""
-        waiting: _Queued | None = None
-        for batch in batches:
-            following = self._annotator.queue(batch)
-            if waiting is not None:
-                yield waiting
-            waiting = following
-        if waiting is not None:
-            yield waiting
-
-    def _write(self, queued: _Queued) -> None:
-        """Write the maps of a batch that are not there."""
-        queued.wait()
-        scores, classes = queued.scores.numpy(), queued.classes.numpy()
-        self._reasons.update(queued.batch.reasons)
-        for i, row in enumerate(queued.batch.rows):
-            if row in self._reasons or self._done[row]:
-                continue
-            name = self._pictures.images.name(int(self._pictures.order[row]))
-            if not queued.finite[i]:
+def _write(maps: _QueuedMaps, images: ImageList, writer: Writer, done: np.ndarray, share: Summary) -> None:
+    """Write the maps of a batch that do not exist yet."""
+    if maps.copied is not None:
+        maps.copied.synchronize()
+    for i, row in enumerate(maps.batch.rows):
+        if row in maps.batch.reasons:
+            share.skipped[images.name(row)] = maps.batch.reasons[row]
+        elif not done[row]:
+            if not maps.finite[i]:
                 raise UserError(
-                    f"the teacher gives {name} logits that are not finite; expected numbers. Its weights are damaged, "
-                    "or --opt_level O1 is too coarse for it: try bf16 or O0"
+                    f"the teacher's logits for {images.name(row)} are not finite; expected numbers. Its weights are "
+                    "damaged, or float16 overflows: try --opt_level bf16 or O0"
                 )
-            self._writer.write(row, LabelMap(scores[i], classes[i]))
-            self._absent_sum += float(queued.absent[i])
-            self._written += 1
+            writer.write(row, LabelMap(maps.scores[i].numpy(), maps.classes[i].numpy()))
+            share.absent_sum += float(maps.absent[i])
+            share.written += 1
+
+
+def _sum_up(shares: Sequence[Summary]) -> Summary:
+    total = Summary()
+    for share in shares:
+        total.kept += share.kept
+        total.written += share.written
+        total.absent_sum += share.absent_sum
+        total.skipped |= share.skipped
+    return total
 
 
 def _manifest(annotator: _Annotator, settings: Settings, form: Form, maps: int) -> Manifest:
-    """What all maps of a call have in common, and with those of an interrupted one."""
+    """Return what all maps of a call have in common, also with those of an interrupted one."""
     teacher = annotator.teacher
     made_by = {
         "teacher": teacher.description,
@@ -329,24 +329,27 @@ def _manifest(annotator: _Annotator, settings: Settings, form: Form, maps: int) 
         "device": annotator.device.type,
     }
     k, h, w = annotator.shape
-    names = teacher.class_names or [str(index) for index in range(annotator.num_classes)]
+    names = teacher.class_names or [str(index) for index in range(teacher.num_classes)]
     plain = json.loads(json.dumps(made_by))  # as it will be read again
     return Manifest(form=form, maps=maps, k=k, h=h, w=w, class_names=names, made_by=plain)
 
 
-def _summary(done: Annotated, seconds: float) -> str:
-    k, h, w = done.shape
-    lines = [f"label maps of {k} classes in {h} x {w} cells: {done.written:,} written in {duration(seconds)}"]
-    if done.kept:
-        lines.append(f"{done.kept:,} were there already")
-    if done.written:
-        share = f"{100 * done.absent_probability:.1f} %"
-        lines.append(f"classes outside a cell's top {k} get {share} of its probability at fill 0, temperature 1")
-    return "; ".join(lines) + (f"\nskipped:{listed(list(done.skipped.values()))}" if done.skipped else "")
+def _description(summary: Summary, shape: tuple[int, int, int], seconds: float) -> str:
+    k, h, w = shape
+    kept = f", {summary.kept:,} existed already" if summary.kept else ""
+    lines = [
+        f"label maps: {k} classes per cell, {h} x {w} cells; {summary.written:,} written in {duration(seconds)}{kept}"
+    ]
+    if summary.written:
+        share = f"{100 * summary.absent_probability:.1f} %"
+        lines.append(f"classes outside a cell's top {k} hold {share} of its probability (fill 0, temperature 1)")
+    if summary.skipped:
+        lines.append(f"skipped:{listed(list(summary.skipped.values()))}")
+    return "\n".join(lines)
 
 
 def _unreadable_message(skipped: dict[str, str], num_images: int) -> str:
-    others = "all others have theirs" if len(skipped) < num_images else "there is nothing to write"
+    others = "all others have one" if len(skipped) < num_images else "there is nothing to write"
     return (
         f"{len(skipped):,} of {num_images:,} images cannot be read and have no label map; {others}. "
         "Replace or remove these files, or leave them out with --on_error skip, and give the same command again:"

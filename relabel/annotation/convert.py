@@ -207,9 +207,7 @@ def _print_rounding(files: LabelStore, packed: LabelStore, num_classes: int) -> 
         )
 
 
-def compare_targets(
-    first: LabelStore, second: LabelStore, rows: np.ndarray, num_classes: int
-) -> tuple[float, float]:
+def compare_targets(first: LabelStore, second: LabelStore, rows: np.ndarray, num_classes: int) -> tuple[float, float]:
     """Pool targets from the same random crops of two stores.
 
     Args:

@@ -108,7 +108,7 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest | None:
     """Return the manifest in a folder of label maps; None if there is none.
 
     Raises:
-        UserError: it cannot be read, is not a manifest, has another format version, or was changed after it was written.
+        UserError: it cannot be read, is not a manifest of this format version, or was changed since it was written.
     """
     path = folder / name
     try:

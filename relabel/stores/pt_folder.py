@@ -45,7 +45,7 @@ def write_label_map(folder: str | Path, key: str, label_map: LabelMap) -> Path:
 
 
 class FolderWriter:
-    """Writes label maps as .pt files beside their manifest, with the methods of PackedWriter; existing files are kept."""
+    """Writes label maps as .pt files beside their manifest; existing files are kept. Used as PackedWriter."""
 
     def __init__(self, folder: Path, keys: np.ndarray, manifest: Manifest) -> None:
         """Create the writer; nothing is written yet.
@@ -187,11 +187,10 @@ def list_label_files(root: Path) -> list[str]:
     Raises:
         UserError: a folder cannot be listed.
     """
-    folders = {"": root}
-    folders |= {f"{e.name}/": Path(e.path) for e in _entries(root) if e.name[0] != "." and os.path.isdir(e)}
+    classes = [entry for entry in _entries(root) if entry.name[0] != "." and Path(entry).is_dir()]
     return [
         prefix + entry.name.removesuffix(SUFFIX)
-        for prefix, folder in folders.items()
+        for prefix, folder in (("", root), *((f"{entry.name}/", Path(entry)) for entry in classes))
         for entry in _entries(folder)
         if entry.name.endswith(SUFFIX) and entry.name[0] != "." and is_file(entry)
     ]

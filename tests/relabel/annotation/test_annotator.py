@@ -1,4 +1,4 @@
-"""Label maps made by a teacher: right place, right class, nothing lost when interrupted, nothing mixed."""
+"""Label maps made by a teacher: right cell, right class, nothing lost when interrupted, nothing mixed."""
 
 import json
 import math
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from models.build import create_model
 from models.fully_convolutional import fully_convolutional
-from relabel.annotation.annotator import Annotated, Settings, annotate
+from relabel.annotation.annotator import Settings, Summary, annotate
 from relabel.annotation.teacher import Teacher
 from relabel.crop_box import WHOLE_IMAGE
 from relabel.data.decode import ImageFile
@@ -52,9 +52,9 @@ class ColourTeacher(nn.Module):
 
 
 def write_images(root: Path, classes: int = 2, images: int = 4, damaged: int = 0) -> Path:
-    """Photos of 90 x 60: left half red, right half green, the lower third blue; one tint per image.
+    """Images of 90 x 60: left half red, right half green, the lower third blue; one tint per image.
 
-    The first `damaged` ones of class 0 are cut short.
+    The first `damaged` images of class 0 are cut short.
     """
     for label in range(classes):
         for number in range(images):
@@ -75,7 +75,7 @@ def root(tmp_path: Path) -> Path:
     return write_images(tmp_path / "train")
 
 
-def run(root: Path, out: Path, network: nn.Module | None = None, **changes: Any) -> Annotated:
+def run(root: Path, out: Path, network: nn.Module | None = None, **changes: Any) -> Summary:
     view: dict[str, Any] = {"input_size": (24, 48), "mean": MEAN, "std": STD, "interpolation": "bilinear"}
     view |= {name: changes.pop(name) for name in view if name in changes}
     settings: dict[str, Any] = {"k": 2, "flip": False, "opt_level": "O0", "batch_size": 3}
@@ -83,7 +83,7 @@ def run(root: Path, out: Path, network: nn.Module | None = None, **changes: Any)
     names = changes.pop("class_names", CLASSES)
     teacher = Teacher(network or ColourTeacher(), names, len(names), description={"arch": "colours"}, **view)
     images = changes.pop("images", None) or list_images(root)
-    options: dict[str, Any] = {"form": "packed", "skip_unreadable": False, "num_workers": 0, "place": HERE} | changes
+    options: dict[str, Any] = {"form": "packed", "skip_unreadable": False, "num_workers": 0, "process": HERE} | changes
     return annotate(images, out, teacher, Settings(**settings), **options)
 
 
@@ -96,24 +96,18 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("form", ["packed", "pt"])
-def test_maps_show_what_stands_where(root: Path, tmp_path: Path, form: str) -> None:
+def test_maps_show_what_is_where(root: Path, tmp_path: Path, form: str) -> None:
     done = run(root, tmp_path / "maps", form=form)
-    assert (done.written, done.kept, done.skipped, done.shape) == (8, 0, {}, (2, 3, 6))
-    label_map = maps_of(tmp_path / "maps", root).read(0)
+    assert (done.written, done.kept, done.skipped) == (8, 0, {})
+    store = maps_of(tmp_path / "maps", root)
+    label_map = store.read(0)
+    assert label_map.shape == (2, 3, 6) and len(store.missing()) == 0
     # red is class 0 on the left, green class 1 on the right, blue class 2 in the lowest row
     assert label_map.classes[0].tolist() == [[0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 1], [2] * 6]
     assert label_map.scores[0, 0, 0] == pytest.approx(4 * (250 / 255 - 0.5) / 0.5, rel=1e-5 if form == "pt" else 1e-3)
 
 
-def test_files_are_those_of_the_released_format(root: Path, tmp_path: Path) -> None:
-    run(root, tmp_path / "maps", form="pt")
-    files = sorted(str(path.relative_to(tmp_path / "maps")) for path in (tmp_path / "maps").rglob("*.pt"))
-    assert files == [f"class{label}/photo.{number}.pt" for label in range(2) for number in range(4)]
-    planes = torch.load(tmp_path / "maps" / files[0], weights_only=True)
-    assert planes.dtype == torch.float32 and planes.shape == (2, 2, 3, 6)
-
-
-def test_the_manifest_says_how_the_maps_were_made(root: Path, tmp_path: Path) -> None:
+def test_the_manifest_records_how_the_maps_were_made(root: Path, tmp_path: Path) -> None:
     for form in ("packed", "pt"):
         run(root, tmp_path / form, form=form, flip=True)
         manifest = json.loads((tmp_path / form / "manifest.json").read_text())
@@ -179,10 +173,10 @@ def test_restart_keeps_finished_maps_and_makes_the_rest(root: Path, tmp_path: Pa
     assert all(path.stat().st_mtime_ns == stamps[path] for path in stamps if path not in removed)
 
 
-@pytest.mark.parametrize("batches", [0, 1, 2])
+@pytest.mark.parametrize("batches", [0, 2])
 def test_an_interrupted_store_ends_with_the_same_bytes(root: Path, tmp_path: Path, batches: int) -> None:
     class Interrupted(ColourTeacher):
-        calls = -1  # the first one only asks for the shape
+        calls = -1  # the first one only finds the shape
 
         def forward(self, images: Tensor) -> Tensor:
             self.calls += 1
@@ -194,36 +188,18 @@ def test_an_interrupted_store_ends_with_the_same_bytes(root: Path, tmp_path: Pat
     with pytest.raises(KeyboardInterrupt):
         run(root, tmp_path / "maps", Interrupted())
     assert not (tmp_path / "maps" / "manifest.json").exists()
-    with pytest.raises(UserError, match=r"no whole packed store.*give the same command again"):
+    with pytest.raises(UserError, match=r"not a complete packed store.*give the same command again"):
         maps_of(tmp_path / "maps", root)
     run(root, tmp_path / "maps")
-    assert contents(tmp_path / "maps") == contents(tmp_path / "whole")
-    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == FILES
-
-
-@pytest.mark.parametrize("form", ["packed", "pt"])
-def test_finished_job_makes_nothing(root: Path, tmp_path: Path, form: str) -> None:
-    run(root, tmp_path / "maps", form=form)
-    whole = contents(tmp_path / "maps")
-    done = run(root, tmp_path / "maps", form=form)
-    assert (done.written, done.kept) == (0, 8) and math.isnan(done.absent_probability)
+    whole = contents(tmp_path / "whole")
+    assert contents(tmp_path / "maps") == whole and sorted(whole) == FILES
+    again = run(root, tmp_path / "maps")
+    assert (again.written, again.kept) == (0, 8) and math.isnan(again.absent_probability)
     assert contents(tmp_path / "maps") == whole
 
 
 @pytest.mark.parametrize("state", ["packed", "pt", "unfinished"])
-@pytest.mark.parametrize(
-    ("changes", "problem"),
-    [
-        ({"k": 3}, "k: 2, not 3"),
-        ({"input_size": (48, 24)}, "h: 3, not 6"),
-        ({"mean": (0.5, 0.5, 0.5)}, r"made_by\.mean: \[0\.5, 0\.25, 0\.125\], not \[0\.5, 0\.5, 0\.5\]"),
-        ({"flip": True}, r"made_by\.flip: false, not true"),
-        ({"class_names": ["class1", "class0", *CLASSES[2:]]}, r'class_names: \["class0", .*, not \["class1"'),
-    ],
-)
-def test_maps_of_two_teachers_are_not_mixed(
-    root: Path, tmp_path: Path, state: str, changes: dict[str, Any], problem: str
-) -> None:
+def test_maps_of_two_teachers_are_not_mixed(root: Path, tmp_path: Path, state: str) -> None:
     form = "pt" if state == "pt" else "packed"
     if state == "unfinished":
         with pytest.raises(UserError):
@@ -231,20 +207,20 @@ def test_maps_of_two_teachers_are_not_mixed(
     else:
         run(root, tmp_path / "maps", form=form)
     whole = contents(tmp_path / "maps")
-    with pytest.raises(UserError, match=f"made otherwise than this command would:(.|\n)*{problem}"):
-        run(root, tmp_path / "maps", form=form, **changes)
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"k": 3}, "k: 2, not 3"),
+        ({"input_size": (48, 24)}, "h: 3, not 6"),
+        ({"mean": (0.5, 0.5, 0.5)}, r"made_by\.mean: \[0\.5, 0\.25, 0\.125\], not \[0\.5, 0\.5, 0\.5\]"),
+        ({"flip": True}, r"made_by\.flip: false, not true"),
+        ({"class_names": ["class1", "class0", *CLASSES[2:]]}, r'class_names: \["class0", .*, not \["class1"'),
+    ]
+    for changed, problem in changes:
+        with pytest.raises(UserError, match=f"were made with settings other than(.|\n)*{problem}"):
+            run(root, tmp_path / "maps", form=form, **changed)
     assert contents(tmp_path / "maps") == whole
 
 
-def test_a_finished_store_of_other_images_is_left_alone(root: Path, tmp_path: Path) -> None:
-    run(root, tmp_path / "maps")
-    (root / "class0" / "photo.0.png").rename(root / "class0" / "photo.9.png")
-    with pytest.raises(UserError, match="is for the label maps of other images: of 8 that are not these 8 by name"):
-        run(root, tmp_path / "maps")
-
-
-@pytest.mark.parametrize("form", ["packed", "pt"])
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(("form", "num_workers"), [("packed", 0), ("pt", 2)])
 def test_unreadable_images_are_listed_when_all_others_are_done(
     root: Path, tmp_path: Path, num_workers: int, form: str
 ) -> None:
@@ -264,29 +240,23 @@ def test_unreadable_images_are_listed_when_all_others_are_done(
 
 
 @pytest.mark.parametrize("form", ["packed", "pt"])
-def test_skipped_images_are_left_out_and_listed(tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_skipped_images_are_left_out_until_they_can_be_read(
+    tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = write_images(tmp_path / "train", damaged=2)
-    done = run(root, tmp_path / "maps", form=form, skip_unreadable=True)
     names = ["class0/photo.0.png", "class0/photo.1.png"]
-    assert (done.written, sorted(done.skipped)) == (6, names)
-    out = capsys.readouterr().out
-    assert all(f"\n  {root / name}: cannot be read as an image" in out for name in names)
+    for written in (6, 0):
+        done = run(root, tmp_path / "maps", form=form, skip_unreadable=True)
+        assert (done.written, sorted(done.skipped)) == (written, names)
+        out = capsys.readouterr().out
+        assert all(f"\n  {root / name}: cannot be read as an image" in out for name in names)
     manifest = json.loads((tmp_path / "maps" / "manifest.json").read_text())
     assert sorted(manifest["skipped"]) == ["class0/photo.0", "class0/photo.1"]
-    store = maps_of(tmp_path / "maps", root)
-    assert store.missing().tolist() == [0, 1]
-    assert store.read(2).classes[0, 0].tolist() == [0, 0, 0, 1, 1, 1]
-    again = run(root, tmp_path / "maps", form=form, skip_unreadable=True)
-    assert again.written == 0
-
-
-@pytest.mark.parametrize("form", ["packed", "pt"])
-def test_what_was_skipped_is_made_once_it_can_be_read(tmp_path: Path, form: str) -> None:
-    root = write_images(tmp_path / "train", damaged=2)
-    run(root, tmp_path / "maps", form=form, skip_unreadable=True)
     with pytest.raises(UserError, match=r"^2 of 8 images cannot be read"):
         run(root, tmp_path / "maps", form=form)
-    assert len(maps_of(tmp_path / "maps", root).missing()) == 2  # and it is a store still
+    store = maps_of(tmp_path / "maps", root)  # it is still one
+    assert store.missing().tolist() == [0, 1]
+    assert store.read(2).classes[0, 0].tolist() == [0, 0, 0, 1, 1, 1]
     write_images(root)  # repaired
     assert run(root, tmp_path / "maps", form=form, skip_unreadable=True).written == 2
     run(root, tmp_path / "whole", form=form)
@@ -301,7 +271,7 @@ def test_images_none_of_which_can_be_read(tmp_path: Path, skip: bool) -> None:
     assert not (tmp_path / "maps" / "manifest.json").exists()
 
 
-def test_a_damaged_store_is_mended_or_refused(root: Path, tmp_path: Path) -> None:
+def test_a_damaged_store_is_repaired_or_refused(root: Path, tmp_path: Path) -> None:
     run(root, tmp_path / "maps")
     whole = contents(tmp_path / "maps")
     records = np.load(tmp_path / "maps" / "maps.npy", mmap_mode="r+")
@@ -320,16 +290,18 @@ def test_images_can_be_added_to_files_and_not_to_a_store(root: Path, tmp_path: P
     write_images(root, images=5)
     done = run(root, tmp_path / "pt", form="pt")
     assert (done.written, done.kept) == (2, 8)
-    with pytest.raises(UserError, match=r"of 8 that are not these 10 by name.*cannot grow: name another folder"):
+    (root / "class0" / "photo.0.png").rename(root / "class0" / "photo.9.png")
+    with pytest.raises(
+        UserError, match=r"other images: 8 that are not these 10 by name.*cannot grow: name another folder"
+    ):
         run(root, tmp_path / "packed")
 
 
-@pytest.mark.parametrize("name", ["maps.npy", "manifest.json", "unfinished.json"])
-@pytest.mark.parametrize("skip", [False, True])
-def test_a_kill_in_the_middle_of_the_end_loses_nothing(
+@pytest.mark.parametrize(("name", "skip"), [("maps.npy", True), ("manifest.json", False), ("unfinished.json", True)])
+def test_a_kill_while_the_store_is_finished_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, skip: bool
 ) -> None:
-    """Before the files are safe, before the manifest, and before the last trace of the work is removed."""
+    """Before the files are on the disk, before the manifest is, and before the unfinished one is removed."""
 
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -351,15 +323,14 @@ def test_a_kill_in_the_middle_of_the_end_loses_nothing(
 
 
 @pytest.mark.parametrize("k", [0, 6])
-def test_k_must_suit_the_teacher(root: Path, tmp_path: Path, k: int) -> None:
+def test_k_is_at_most_the_number_of_classes(root: Path, tmp_path: Path, k: int) -> None:
     with pytest.raises(UserError, match=rf"--top_k is {k} .*teacher knows 5; expected 1..5"):
         run(root, tmp_path / "maps", k=k)
     assert not (tmp_path / "maps").exists()
 
 
 def test_all_classes_may_be_kept(root: Path, tmp_path: Path) -> None:
-    done = run(root, tmp_path / "maps", k=5)
-    assert done.shape == (5, 3, 6) and done.absent_probability == 0
+    assert run(root, tmp_path / "maps", k=5).absent_probability == 0
 
 
 def test_absent_probability_is_what_the_softmax_gives_away(tmp_path: Path) -> None:
@@ -378,8 +349,55 @@ def test_input_size_the_teacher_cannot_take(root: Path, tmp_path: Path) -> None:
         run(root, tmp_path / "maps", input_size=(4, 40))
 
 
-def test_non_finite_teacher_is_refused(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"the teacher gives class0/photo\.0\.png logits that are not finite"):
+class Failing(ColourTeacher):
+    """Raises an error for batches of at least this size."""
+
+    def __init__(self, error: Exception, batch: int) -> None:
+        super().__init__()
+        self.error, self.batch = error, batch
+
+    def forward(self, images: Tensor) -> Tensor:
+        if len(images) >= self.batch:
+            raise self.error
+        return super().forward(images)
+
+
+@pytest.mark.parametrize("batch", [1, 2], ids=["first image", "later"])
+def test_out_of_memory_names_the_batch_size_and_other_faults_are_not_blamed_on_the_size(
+    root: Path, tmp_path: Path, batch: int
+) -> None:
+    out_of_memory = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    with pytest.raises(UserError, match=r"out of memory(.|\n)*2\.00 GiB(.|\n)*--batch_size \(now 3\)"):
+        run(root, tmp_path / "maps", Failing(out_of_memory, batch))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        run(root, tmp_path / "maps", Failing(RuntimeError("CUDA error: an illegal memory access"), batch))
+
+
+class Float32Flags(ColourTeacher):
+    """Records whether TF32 is allowed in each forward pass."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen = tf32_allowed()
+        return super().forward(images)
+
+
+def tf32_allowed() -> tuple[bool, bool]:
+    return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+
+def test_o0_computes_in_float32_as_the_manifest_states(
+    root: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    request.addfinalizer(lambda: torch.set_float32_matmul_precision("highest"))
+    torch.set_float32_matmul_precision("high")
+    for level, allowed in (("O0", (False, False)), ("bf16", (True, True))):
+        network = Float32Flags()
+        run(root, tmp_path / level, network, opt_level=level)
+        assert network.seen == allowed and tf32_allowed() == (True, True)
+
+
+def test_non_finite_logits_are_refused(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"logits for class0/photo\.0\.png are not finite"):
         run(root, tmp_path / "maps", ColourTeacher(math.nan))
 
 
@@ -407,11 +425,11 @@ def test_map_that_cannot_be_written(root: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "maps" / "class0").glob("*.pt"))) == 4
 
 
-def test_says_what_it_did(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_summary_is_printed(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(root, tmp_path / "maps")
-    lines = capsys.readouterr().out.splitlines()
-    assert "8 of 8 images" in lines[-2] and "images/s" in lines[-2]
-    assert re.search(r"2 classes in 3 x 6 cells: 8 written .*% of its probability at fill 0", lines[-1])
+    progress, made, absent = capsys.readouterr().out.splitlines()
+    assert "8 of 8 images" in progress and "images/s" in progress
+    assert "2 classes per cell, 3 x 6 cells; 8 written" in made and re.search(r"\d % of its probability", absent)
 
 
 # Whole processes
@@ -428,7 +446,7 @@ def alone() -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_a_killed_job_goes_on_and_processes_share_it(tmp_path: Path) -> None:
+def test_a_killed_job_continues_in_several_processes(tmp_path: Path) -> None:
     """kill -9 once maps are being written, then three processes do the rest: the bytes of one undisturbed process."""
     root = write_images(tmp_path / "train", classes=3, images=250)
     whole = command(root, tmp_path / "whole")
@@ -450,13 +468,13 @@ def test_a_killed_job_goes_on_and_processes_share_it(tmp_path: Path) -> None:
         [*torchrun, *command(root, tmp_path / "maps")], env=alone(), timeout=180, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert re.search(r"[\d,]+ written in .*; [\d,]+ were there already", done.stdout)
-    assert done.stdout.count("label maps of 3 classes") == 1
+    assert re.search(r"[\d,]+ written in .*, [\d,]+ existed already", done.stdout)
+    assert done.stdout.count("label maps: 3 classes per cell") == 1
     assert contents(tmp_path / "maps") == contents(tmp_path / "whole")
 
 
 @pytest.mark.slow
-def test_a_bad_image_of_any_process_is_told_once(tmp_path: Path) -> None:
+def test_an_unreadable_image_of_any_process_is_reported_once(tmp_path: Path) -> None:
     root = write_images(tmp_path / "train", classes=3, images=8)
     (root / "class1" / "photo.3.png").write_text("no image")  # in the third batch: not of the first process
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
