@@ -22,7 +22,7 @@ from relabel.crop_box import WHOLE_IMAGE, CropBox
 from relabel.data.decode import DECODERS, ImageFile
 from relabel.data.images import ImageList, keep_listed
 from relabel.evaluation.compare import read_predictions
-from relabel.evaluation.imagenet_labels import ValidationImages, read_multi_labels, read_real
+from relabel.evaluation.imagenet_labels import read_multi_labels, read_real, rows_by_number
 from relabel.evaluation.true_labels import read_true_labels
 from relabel.label_map import LabelMap
 from relabel.stores.manifest import Manifest
@@ -132,11 +132,11 @@ def read_yaml(path: Path) -> None:
 
 
 @cache
-def imagenet_images() -> tuple[ImageList, ValidationImages, np.ndarray]:
+def imagenet_images() -> tuple[ImageList, dict[int, int], np.ndarray]:
     """Four of ImageNet's validation images, their numbers, and its class ids."""
     names = np.array([f"{wnids()[0]}/{val_name(number)}".encode() for number in range(1, 5)])
     images = ImageList(Path("val"), wnids(), names, np.zeros(4, np.int32))
-    return images, ValidationImages(images), np.arange(1000)
+    return images, rows_by_number(images)[0], np.arange(1000)
 
 
 def write_published(folder: Path) -> None:
@@ -154,11 +154,11 @@ def write_published(folder: Path) -> None:
 
 def read_published(path: Path) -> None:
     """Truth of four images."""
-    images, numbered, positions = imagenet_images()
+    images, row_of, positions = imagenet_images()
     if path.name == "real.json":
-        assert read_real(path, images, numbered, positions)[0].truth.shape == (4, 1000)
+        assert read_real(path, images, row_of, positions)[0].truth.shape == (4, 1000)
     else:
-        labels, _ = read_multi_labels(path, images, numbered, positions)
+        labels, _ = read_multi_labels(path, images, row_of, positions)
         assert (
             labels.correct.shape == labels.unclear.shape == (4, 1000)
             and not (labels.scored & ~labels.correct.any(1)).all()
@@ -243,7 +243,7 @@ def read_table(path: Path) -> None:
         case "predictions.csv":
             found = read_predictions(path)
             shares = np.stack([found.top1_probability, found.label_probability])
-            assert shares.shape == (2, len(found)) and ((shares >= 0) & (shares <= 1)).all()
+            assert shares.shape == (2, len(found.images)) and ((shares >= 0) & (shares <= 1)).all()
         case "keep.txt":
             assert 0 < len(keep_listed(IMAGES, path)) <= len(NAMES)
         case "names.txt":

@@ -1,11 +1,11 @@
-"""Two checkpoints on the same images, from the CSV files of eval.predictions: which is better, and how sure that is.
+"""Compare two checkpoints on the same images, from the CSV files that eval.predictions writes.
 
-Both saw the same images, so the difference is taken image by image: what is hard for both does not blur it.
+The difference is paired, image by image, so what is hard for both checkpoints does not blur it.
 """
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -20,20 +20,20 @@ from relabel.evaluation.predictions import COLUMNS
 from utils.errors import UserError
 
 RESAMPLES, SEED = 10_000, 0
-INTERVAL = (2.5, 97.5)  # percentiles that hold 95 % of the resampled differences
+INTERVAL = (2.5, 97.5)  # percentiles of the resampled differences: 95 %
 IN_SET = "in_set"
 ADVICE = "Give the CSV file that an evaluation with --eval.predictions True writes"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SavedPredictions:
-    """What one checkpoint said of N images, as write_predictions wrote it.
+    """Predictions of one checkpoint for N images, read from its CSV file.
 
     Fields:
         path: the file.
-        images, labels, top1: N texts each; top1 is "" where the logits were no numbers.
+        images, labels, top1: N texts each; top1 is "" where the logits were not finite.
         top1_probability, label_probability: float64 [N].
-        in_set: N texts "1", "0" or "" (no true labels); None without that column.
+        in_set: N texts "1", "0" or "" (no own labels); None where the file has no such column.
     """
 
     path: Path
@@ -44,20 +44,16 @@ class SavedPredictions:
     label_probability: np.ndarray
     in_set: tuple[str, ...] | None
 
-    def __len__(self) -> int:
-        """N."""
-        return len(self.images)
-
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How much better the second checkpoint is by one metric.
+    """Paired difference of two checkpoints in one metric.
 
     Fields:
         metric: top1_percent or top1_in_set_percent.
-        n: images that count.
-        first_percent, second_percent: right answers.
-        only_first, only_second: images that one of the two got right.
+        n: number of images compared.
+        first_percent, second_percent: accuracy of each.
+        only_first, only_second: number of images that only this one got right.
         difference_points: second - first, percentage points.
         low95, high95: its bootstrap interval over images.
     """
@@ -74,10 +70,10 @@ class Difference:
 
 
 def read_predictions(path: Path) -> SavedPredictions:
-    """Read such a CSV file; every value is checked.
+    """Read and check the CSV file of one checkpoint.
 
     Raises:
-        UserError: it is no such file; names the line and the value.
+        UserError: it is not such a file; the message names the line and the value.
     """
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -87,13 +83,15 @@ def read_predictions(path: Path) -> SavedPredictions:
     header = tuple(lines[0]) if lines else ()
     if header not in (COLUMNS, (*COLUMNS, IN_SET)):
         raise UserError(
-            f"{path}: found a first line of {','.join(header)[:200]!r}; expected {','.join(COLUMNS)}, and {IN_SET} "
-            f"where there were true labels. {ADVICE}"
+            f"{path}: found the header {','.join(header)[:200]!r}; expected {','.join(COLUMNS)}, with {IN_SET} at the "
+            f"end where there were own labels. {ADVICE}"
         )
-    rows = [_checked(path, number, row, header) for number, row in enumerate(lines[1:], start=2)]
-    if not rows:
-        raise UserError(f"{path} has no image. {ADVICE}")
-    columns = dict(zip(header, zip(*rows, strict=True), strict=True))
+    for number, row in enumerate(lines[1:], start=2):
+        if problem := _problem(row, header):
+            raise UserError(f"{path}, line {number}: {problem}. {ADVICE}")
+    if len(lines) == 1:
+        raise UserError(f"{path} has no images. {ADVICE}")
+    columns = dict(zip(header, zip(*lines[1:], strict=True), strict=True))
     ((image, times),) = Counter(columns["image"]).most_common(1)
     if times > 1:
         raise UserError(f"{path} has the image {image!r} {times} times; expected each once. {ADVICE}")
@@ -108,19 +106,19 @@ def read_predictions(path: Path) -> SavedPredictions:
     )
 
 
-def _checked(path: Path, line: int, row: Sequence[str], header: Sequence[str]) -> Sequence[str]:
-    """A line of the file. UserError where a value is not what its column holds."""
+def _problem(row: Sequence[str], header: Sequence[str]) -> str:
+    """What is wrong with a row of the file; empty if nothing is."""
     if len(row) != len(header):
-        raise UserError(f"{path}, line {line}: found {len(row)} values, expected {len(header)}. {ADVICE}")
+        return f"found {len(row)} values, expected {len(header)}"
     for name, text in zip(header, row, strict=True):
-        if name.endswith("_probability") and not _is_share(text):
-            raise UserError(f"{path}, line {line}: found {name} = {text!r}, expected a number in 0..1. {ADVICE}")
+        if name.endswith("_probability") and not _is_probability(text):
+            return f"found {name} = {text!r}, expected a number in 0..1"
         if name == IN_SET and text not in ("0", "1", ""):
-            raise UserError(f"{path}, line {line}: found {name} = {text!r}, expected 0, 1 or nothing. {ADVICE}")
-    return row
+            return f"found {name} = {text!r}, expected 0, 1 or nothing"
+    return ""
 
 
-def _is_share(text: str) -> bool:
+def _is_probability(text: str) -> bool:
     try:
         return 0 <= float(text) <= 1
     except ValueError:
@@ -128,33 +126,32 @@ def _is_share(text: str) -> bool:
 
 
 def compare(first: SavedPredictions, second: SavedPredictions) -> list[Difference]:
-    """The differences by top-1, and by own true labels where both have them.
+    """Paired differences in top-1, and by own labels where both files have them.
 
     Raises:
-        UserError: the two are not about the same images and labels; names the first difference.
+        UserError: the files differ in their images or labels; the message names the first difference.
     """
-    _check_same(first, second, "images")
-    _check_same(first, second, "labels")
-    right = [np.array(found.top1) == np.array(found.labels) for found in (first, second)]
-    differences = [paired_difference("top1_percent", *right)]
+    _check_same_images(first, second)
+    correct = [np.array(saved.top1) == np.array(saved.labels) for saved in (first, second)]
+    differences = [paired_difference("top1_percent", *correct)]
     if first.in_set is not None and second.in_set is not None:
-        in_set = [np.array(found.in_set) for found in (first, second)]
-        known = in_set[0] != ""
-        if (known != (in_set[1] != "")).any():
+        in_set = np.array([first.in_set, second.in_set])
+        labelled = in_set[0] != ""
+        if (labelled != (in_set[1] != "")).any():
             raise UserError(
-                f"{first.path} and {second.path} have true labels of different images. Evaluate both with the same "
+                f"{first.path} and {second.path} have own labels for different images. Evaluate both with the same "
                 "--eval.labels"
             )
-        if known.any():
-            differences.append(paired_difference("top1_in_set_percent", *(found[known] == "1" for found in in_set)))
+        if labelled.any():
+            differences.append(paired_difference("top1_in_set_percent", *(in_set[:, labelled] == "1")))
     return differences
 
 
 def paired_difference(metric: str, first: np.ndarray, second: np.ndarray) -> Difference:
-    """Of two checkpoints' right answers on the same images, bool [n] each.
+    """Compare which images two checkpoints got right, bool [n] each.
 
-    The interval is the percentile bootstrap over images (Efron 1979). An image is -1, 0 or 1 for the second checkpoint,
-    so n images drawn with replacement are three counts, drawn at once from a multinomial distribution: exact.
+    The interval is the percentile bootstrap over images (Efron 1979). Each image contributes -1, 0 or 1, so resampling
+    n images amounts to drawing three counts from a multinomial distribution, which is exact and fast.
     """
     n = len(first)
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
@@ -174,53 +171,44 @@ def paired_difference(metric: str, first: np.ndarray, second: np.ndarray) -> Dif
     )
 
 
-def _check_same(first: SavedPredictions, second: SavedPredictions, what: str) -> None:
-    columns = (getattr(first, what), getattr(second, what))
-    for number, (one, other) in enumerate(zip_longest(*columns), start=2):
+def _check_same_images(first: SavedPredictions, second: SavedPredictions) -> None:
+    rows = (zip(saved.images, saved.labels, strict=True) for saved in (first, second))
+    for line, (one, other) in enumerate(zip_longest(*rows, fillvalue=("nothing",)), start=2):
         if one != other:
-            image = f" of {first.images[number - 2]!r}" if what == "labels" else ""
             raise UserError(
-                f"{first.path} has {len(first):,} images and {second.path} {len(second):,}, and they are not the same: "
-                f"in line {number}, the {what[:-1]}{image} is {_said(one)} there and {_said(other)} here. Evaluate "
-                "both checkpoints on one image set, with --eval.predictions True"
+                f"{first.path} has {len(first.images):,} images and {second.path} {len(second.images):,}; names or "
+                f"labels differ: line {line} is {', '.join(one)} in the first and {', '.join(other)} in the second. "
+                "Evaluate both checkpoints on the same image set, with --eval.predictions True"
             )
 
 
-def _said(name: str | None) -> str:
-    return "missing" if name is None else repr(name)
-
-
 def print_differences(first: Path, second: Path, differences: Sequence[Difference]) -> None:
-    """The table on the screen, a column a metric, and in words what it says."""
+    """Print a table with a column for each metric, and a verdict on each."""
     console = Console()
     console.print(f"\nfirst:  {first}\nsecond: {second}", highlight=False, markup=False, soft_wrap=True)
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("")
-    for found in differences:
-        table.add_column(found.metric, justify="right", no_wrap=True)
-    rows: dict[str, Callable[[Difference], str]] = {
-        "images": lambda found: f"{found.n:,}",
-        "first": lambda found: f"{found.first_percent:.2f} %",
-        "second": lambda found: f"{found.second_percent:.2f} %",
-        "only the first is right": lambda found: f"{found.only_first:,}",
-        "only the second is right": lambda found: f"{found.only_second:,}",
-        "second - first, points": lambda found: f"{found.difference_points:+.2f}",
-        "95 % interval": lambda found: f"{found.low95:+.2f} to {found.high95:+.2f}",
-    }
-    for heading, figure in rows.items():
-        table.add_row(heading, *map(figure, differences))
+    for d in differences:
+        table.add_column(d.metric, justify="right", no_wrap=True)
+    table.add_row("images", *(f"{d.n:,}" for d in differences))
+    table.add_row("first", *(f"{d.first_percent:.2f} %" for d in differences))
+    table.add_row("second", *(f"{d.second_percent:.2f} %" for d in differences))
+    table.add_row("only the first is right", *(f"{d.only_first:,}" for d in differences))
+    table.add_row("only the second is right", *(f"{d.only_second:,}" for d in differences))
+    table.add_row("second - first, points", *(f"{d.difference_points:+.2f}" for d in differences))
+    table.add_row("95 % interval", *(f"{d.low95:+.2f} to {d.high95:+.2f}" for d in differences))
     console.print(table)
-    for found in differences:
-        console.print(f"{found.metric}: {verdict(found)}", highlight=False)
+    for d in differences:
+        console.print(f"{d.metric}: {verdict(d)}", highlight=False)
 
 
-def verdict(found: Difference) -> str:
-    """What an interval says, in words."""
-    if found.low95 > 0 or found.high95 < 0:
-        return f"the {'second' if found.low95 > 0 else 'first'} is better on images like these"
-    if not found.only_first + found.only_second:
-        return "both are right on the same images, so the interval is a point and says nothing about others"
-    return "these images do not say which is better"
+def verdict(difference: Difference) -> str:
+    """Conclusion from an interval, in words."""
+    if difference.low95 > 0 or difference.high95 < 0:
+        return f"the {'second' if difference.low95 > 0 else 'first'} is better on images like these"
+    if not difference.only_first + difference.only_second:
+        return "both are right on the same images, which gives no interval for other images"
+    return "the difference is within the uncertainty of these images"
 
 
 def as_record(first: Path, second: Path, differences: Sequence[Difference]) -> dict[str, Any]:
@@ -229,5 +217,5 @@ def as_record(first: Path, second: Path, differences: Sequence[Difference]) -> d
         "first": str(first),
         "second": str(second),
         "interval": f"bootstrap over images, {RESAMPLES:,} resamples, seed {SEED}",
-        "differences": [asdict(found) for found in differences],
+        "differences": [asdict(difference) for difference in differences],
     }

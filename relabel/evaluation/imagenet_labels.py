@@ -1,11 +1,11 @@
 """Published labels of ImageNet's validation images: ReaL, and the multi-labels of Shankar et al. with ImageNet-M.
 
-They know an image by its number, as in ILSVRC2012_val_00000293.JPEG; the parquet copy of ImageNet appends _WNID to
-that. ImageNet's class ids are the positions of the sorted wnids.
+Both identify an image by the number in its name: ILSVRC2012_val_00000293.JPEG, or ILSVRC2012_val_00000293_WNID.JPEG in
+the parquet copy of ImageNet. ImageNet's class ids are positions in the sorted list of its wnids.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,8 @@ import numpy as np
 
 from relabel.data.class_names import class_names_of_imagenet
 from relabel.data.images import ImageList
-from relabel.evaluation.predictions import Predictions
 from relabel.evaluation.results import VAL, Result, percent
+from relabel.training.validation import Predictions
 from utils.errors import UserError
 from utils.files import read_json
 from utils.metrics import accuracy_of_classes, in_true_set
@@ -24,20 +24,21 @@ VALIDATION_IMAGES = 50_000
 MULTI_LABEL_IMAGES = 20_000
 IMAGENET_M_IMAGES = 68
 NUMBERED = re.compile(r"ILSVRC2012_val_(\d{8})(_n\d{8})?\.\w+")
-EXPECTED_REAL = "expected real.json of ReaL: a list of lists of class ids 0..999, the i-th of the i-th validation image"
+EXPECTED_REAL = "expected ReaL's real.json: a list with a list of class ids, 0..999, for each validation image in order"
 EXPECTED_MULTI_LABELS = (
-    "expected human_accuracy_v3.0.0.json of Shankar et al.: an object whose `initial_annots` give lists of wnids as "
-    "`correct`, `wrong` and `unclear` for each file, with `problematic_images` and `imagenet_m`"
+    "expected human_accuracy_v3.0.0.json of Shankar et al.: an object with `initial_annots`, which maps each file name "
+    "to lists of wnids (`correct`, `wrong`, `unclear`), `problematic_images` and `imagenet_m`"
 )
+CHECK_NAMES = "Check --data.data_path: its images must have ImageNet's names, such as ILSVRC2012_val_00000001.JPEG."
 
 
 def imagenet_positions(class_names: Sequence[str], path: Path, key: str) -> np.ndarray:
-    """int64 [1000]; where each of ImageNet's classes stands among a checkpoint's.
+    """Return the position of each ImageNet class among a checkpoint's classes, int64 [1000].
 
     Args:
         class_names: the checkpoint's, in any order.
         path: the checkpoint, for the message.
-        key: the setting that needs to know, for the message.
+        key: the setting that needs the positions, for the message.
 
     Raises:
         UserError: they are not ImageNet's 1000 classes.
@@ -46,97 +47,97 @@ def imagenet_positions(class_names: Sequence[str], path: Path, key: str) -> np.n
     if position.keys() != set(wanted):
         common = len(position.keys() & set(wanted))
         raise UserError(
-            f"{path} tells {len(class_names):,} classes apart, {common:,} of which are ImageNet's; {key} needs a "
-            f"checkpoint of all ImageNet's {IMAGENET_CLASSES} classes (wnids) and no others.\n"
-            f"  Leave --{key} out, or give another --util.test_weight_file."
+            f"{path} has {len(class_names):,} classes, of which {common:,} are ImageNet's; {key} needs a checkpoint "
+            f"with exactly ImageNet's {IMAGENET_CLASSES} classes, named by their wnids.\n"
+            f"  Leave out --{key}, or give another --util.test_weight_file."
         )
     return np.array([position[name] for name in wanted])
 
 
-class ValidationImages:
-    """Which of the images in val/ is which of ImageNet's 50,000.
+def rows_by_number(images: ImageList) -> tuple[dict[int, int], list[str]]:
+    """Identify the images in val/ by the numbers in their names.
 
-    Attributes:
-        row_of: number, from 1 -> row of the image list.
-        notes: for the person: images of other names.
+    Returns:
+        number (from 1) -> row of the image list; and a note on images with other names.
+
+    Raises:
+        UserError: two images have the same number.
     """
-
-    def __init__(self, images: ImageList) -> None:
-        """Read the numbers in the names. UserError: two images have one number."""
-        self.row_of: dict[int, int] = {}
-        strange = []
-        for row in range(len(images)):
-            match = NUMBERED.fullmatch(images.name(row).rpartition("/")[2])
-            if not match:
-                strange.append(images.name(row))
-            elif self.row_of.setdefault(int(match[1]), row) != row:
-                first = images.path(self.row_of[int(match[1])])
-                raise UserError(
-                    f"{first} and {images.path(row)} have one number; expected each once. Remove one of them."
-                )
-        self.notes = []
-        if strange:
-            self.notes.append(
-                f"val: {len(strange):,} images are not named as ILSVRC2012_val_00000001.JPEG, the first: {strange[0]}; "
-                "published labels know nothing of them"
+    row_of: dict[int, int] = {}
+    unnumbered = []
+    for row in range(len(images)):
+        number = _number(images.name(row).rpartition("/")[2])
+        if number is None:
+            unnumbered.append(images.name(row))
+        elif row_of.setdefault(number, row) != row:
+            raise UserError(
+                f"{images.path(row_of[number])} and {images.path(row)} have the same number; expected each once. "
+                "Remove one of them."
             )
+    if not unnumbered:
+        return row_of, []
+    return row_of, [
+        f"val: {len(unnumbered):,} images are not named like ILSVRC2012_val_00000001.JPEG and have no published "
+        f"labels, the first: {unnumbered[0]}"
+    ]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RealLabels:
-    """ReaL (Beyer et al., 2020).
+    """ReaL (Beyer et al. 2020).
 
     Fields:
-        truth: bool [N, K]; an image without labels has none.
+        truth: bool [N, K]; some images have no label.
     """
 
     truth: np.ndarray
 
     def results(self, predictions: Predictions) -> list[Result]:
-        """Share of the labelled images whose top-1 is one of their labels."""
+        """Share of the labelled images whose top-1 class is among their labels."""
         labelled = self.truth.any(axis=1)
-        right = in_true_set(predictions.top1, self.truth)[labelled]
-        protocol = "ReaL: one of its labels; none: skipped"
-        return [Result(VAL, "real_percent", percent(right), len(right), protocol)]
+        correct = in_true_set(predictions.top1, self.truth)[labelled]
+        return [Result(VAL, "real_percent", percent(correct), len(correct), "ReaL: any label; unlabelled skipped")]
 
 
 def read_real(
-    path: Path, images: ImageList, numbered: ValidationImages, positions: np.ndarray
+    path: Path, images: ImageList, row_of: Mapping[int, int], positions: np.ndarray
 ) -> tuple[RealLabels, list[str]]:
-    """Read real.json for the images that are there; and notes for the person.
+    """Read real.json for the images in val/.
 
     Args:
         path: of the file.
         images: of val/; K class names.
-        numbered: their numbers.
+        row_of: image number -> row, see `rows_by_number`.
         positions: int64 [1000]; class id -> position among the K.
+
+    Returns:
+        the labels, and notes on what is missing.
 
     Raises:
         UserError: the file is not ReaL's, or labels none of the images.
     """
     lists = read_json(path, EXPECTED_REAL)
-    if not isinstance(lists, list) or not all(_are_class_ids(ids) for ids in lists):
-        raise UserError(f"{path}: found something else; {EXPECTED_REAL}.")
+    if not isinstance(lists, list) or not all(map(_are_class_ids, lists)):
+        raise UserError(f"{path}: {EXPECTED_REAL}.")
     truth = np.zeros((len(images), len(images.class_names)), dtype=bool)
-    for number, row in numbered.row_of.items():
+    for number, row in row_of.items():
         if 0 < number <= len(lists):
             truth[row, positions[lists[number - 1]]] = True
     if not truth.any():
-        raise UserError(f"{path} has a label for none of the {len(images):,} images of {images.root}. {_CHECK_NAMES}")
-    notes = []
-    if len(lists) != VALIDATION_IMAGES:
-        notes.append(f"eval.real: found {len(lists):,} lists; expected {VALIDATION_IMAGES:,}")
+        raise UserError(f"{path} has no label for any of the {len(images):,} images of {images.root}. {CHECK_NAMES}")
+    complete = len(lists) == VALIDATION_IMAGES
+    notes = [] if complete else [f"eval.real: found {len(lists):,} lists, expected {VALIDATION_IMAGES:,}"]
     return RealLabels(truth), notes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MultiLabels:
-    """Multi-labels of Shankar et al. (2020) as of Vasudevan et al. (2022), who added ImageNet-M.
+    """Multi-labels of Shankar et al. (2020), as revised by Vasudevan et al. (2022), who added ImageNet-M.
 
     Fields:
         correct, unclear: bool [N, K].
         scored: bool [N]; annotated and not problematic. Its authors leave problematic images out in both protocols.
-        imagenet_m: bool [N]; its images, problematic or not.
+        imagenet_m: bool [N]; the images of ImageNet-M, problematic or not.
     """
 
     correct: np.ndarray
@@ -145,27 +146,27 @@ class MultiLabels:
     imagenet_m: np.ndarray
 
     def results(self, predictions: Predictions) -> list[Result]:
-        """Both protocols, and ImageNet-M's count."""
+        """Accuracy by both protocols, and the number of ImageNet-M's images that are right."""
         lenient = in_true_set(predictions.top1, self.correct | self.unclear)
         strict = in_true_set(predictions.top1, self.correct)
-        found, n, n_of_m = [], int(self.scored.sum()), int(self.imagenet_m.sum())
+        results, n, n_of_m = [], int(self.scored.sum()), int(self.imagenet_m.sum())
         if n:
             classes = accuracy_of_classes(lenient[self.scored], predictions.labels[self.scored])
             mean = float(np.mean(list(classes.values())))
             per_class = f"Shankar: correct or unclear, problematic dropped, mean of {len(classes):,} classes"
             per_image = "Shankar: correct only, problematic dropped"
-            found.append(Result(VAL, "multilabel_per_class_percent", mean, n, per_class))
-            found.append(Result(VAL, "multilabel_per_image_percent", percent(strict[self.scored]), n, per_image))
+            results.append(Result(VAL, "multilabel_per_class_percent", mean, n, per_class))
+            results.append(Result(VAL, "multilabel_per_image_percent", percent(strict[self.scored]), n, per_image))
         if n_of_m:
             right = int(lenient[self.imagenet_m].sum())
-            found.append(Result(VAL, "imagenet_m_right", right, n_of_m, "ImageNet-M: correct or unclear"))
-        return found
+            results.append(Result(VAL, "imagenet_m_right", right, n_of_m, "ImageNet-M: correct or unclear"))
+        return results
 
 
 def read_multi_labels(
-    path: Path, images: ImageList, numbered: ValidationImages, positions: np.ndarray
+    path: Path, images: ImageList, row_of: Mapping[int, int], positions: np.ndarray
 ) -> tuple[MultiLabels, list[str]]:
-    """Read human_accuracy_v3.0.0.json for the images that are there; arguments and errors as `read_real`."""
+    """Read human_accuracy_v3.0.0.json for the images in val/; arguments, notes and errors as for `read_real`."""
     content = read_json(path, EXPECTED_MULTI_LABELS)
     if not (
         isinstance(content, dict)
@@ -173,43 +174,37 @@ def read_multi_labels(
         and isinstance(problematic := content.get("problematic_images"), dict | list)  # an object in the published file
         and isinstance(major := content.get("imagenet_m", []), dict | list)  # absent before version 3
     ):
-        raise UserError(f"{path}: found something else; {EXPECTED_MULTI_LABELS}.")
+        raise UserError(f"{path}: {EXPECTED_MULTI_LABELS}.")
+    # The file also annotates images of ImageNetV2, which have no such numbers.
+    numbered = {number: (name, entry) for name, entry in annotations.items() if (number := _number(name)) is not None}
     correct, unclear = np.zeros((2, len(images), len(images.class_names)), dtype=bool)
     annotated = np.zeros(len(images), dtype=bool)
     position = dict(zip(class_names_of_imagenet(), positions.tolist(), strict=True))
-    of_validation = 0
-    for name, annotation in annotations.items():
-        number = _number(name)
-        of_validation += number is not None  # the others are of ImageNetV2
-        if (row := numbered.row_of.get(number or 0)) is not None:
-            annotated[row] = True
-            correct[row, _positions(annotation, "correct", position, path, name)] = True
-            unclear[row, _positions(annotation, "unclear", position, path, name)] = True
+    for number in numbered.keys() & row_of.keys():
+        name, annotation = numbered[number]
+        row = row_of[number]
+        annotated[row] = True
+        correct[row, _classes(annotation, "correct", position, path, name)] = True
+        unclear[row, _classes(annotation, "unclear", position, path, name)] = True
     if not annotated.any():
-        raise UserError(f"{path} knows none of the {len(images):,} images of {images.root}. {_CHECK_NAMES}")
-    labels = MultiLabels(
-        correct,
-        unclear,
-        annotated & ~_listed(problematic, numbered, len(images)),
-        annotated & _listed(major, numbered, len(images)),
-    )
-    return labels, _multi_label_notes(labels, of_validation, int(annotated.sum()))
+        raise UserError(f"{path} annotates none of the {len(images):,} images of {images.root}. {CHECK_NAMES}")
+    scored = annotated & ~_mask(problematic, row_of, len(images))
+    labels = MultiLabels(correct, unclear, scored, annotated & _mask(major, row_of, len(images)))
+    return labels, _multi_label_notes(labels, len(numbered), int(annotated.sum()))
 
 
 def _multi_label_notes(labels: MultiLabels, of_validation: int, annotated: int) -> list[str]:
-    notes, n_of_m = [], int(labels.imagenet_m.sum())
-    if of_validation != MULTI_LABEL_IMAGES:
-        notes.append(f"eval.multilabel: found {of_validation:,} annotated images; expected {MULTI_LABEL_IMAGES:,}")
-    if annotated != of_validation:
-        notes.append(f"eval.multilabel: {annotated:,} of its {of_validation:,} images are in val/")
-    if not labels.scored.any():
-        notes.append("eval.multilabel: all of them are problematic, so there is no score")
-    if n_of_m != IMAGENET_M_IMAGES:
-        notes.append(f"eval.multilabel: found {n_of_m} of the {IMAGENET_M_IMAGES} images of ImageNet-M")
-    return notes
-
-
-_CHECK_NAMES = "Check --data.data_path: its images must have ImageNet's names, as ILSVRC2012_val_00000001.JPEG."
+    n_of_m = int(labels.imagenet_m.sum())
+    notes = [
+        (
+            of_validation != MULTI_LABEL_IMAGES,
+            f"found {of_validation:,} annotated images, expected {MULTI_LABEL_IMAGES:,}",
+        ),
+        (annotated != of_validation, f"{annotated:,} of its {of_validation:,} images are in val/"),
+        (not labels.scored.any(), "all of them are problematic, so there is no score"),
+        (n_of_m != IMAGENET_M_IMAGES, f"found {n_of_m} of the {IMAGENET_M_IMAGES} images of ImageNet-M"),
+    ]
+    return [f"eval.multilabel: {note}" for applies, note in notes if applies]
 
 
 def _are_class_ids(ids: object) -> bool:
@@ -217,23 +212,25 @@ def _are_class_ids(ids: object) -> bool:
 
 
 def _number(name: str) -> int | None:
-    """The number in a file's name; None: it is not of the validation images."""
+    """The number in the file name of a validation image; None for other names."""
     match = NUMBERED.fullmatch(name)
     return int(match[1]) if match else None
 
 
-def _listed(names: Iterable[object], numbered: ValidationImages, images: int) -> np.ndarray:
-    """bool [N]; the images whose files are named."""
-    table = np.zeros(images, dtype=bool)
-    numbers = [_number(str(name)) for name in names]
-    table[[numbered.row_of[number] for number in numbers if number in numbered.row_of]] = True
-    return table
+def _mask(names: Iterable[object], row_of: Mapping[int, int], images: int) -> np.ndarray:
+    """Mark the images with these file names, bool [N]."""
+    mask = np.zeros(images, dtype=bool)
+    numbers = map(_number, map(str, names))
+    mask[[row_of[number] for number in numbers if number is not None and number in row_of]] = True
+    return mask
 
 
-def _positions(annotation: object, kind: str, position: dict[str, int], path: Path, name: str) -> list[int]:
-    """The classes that an image's annotation lists as of a kind; a kind without classes may be absent."""
+def _classes(annotation: object, kind: str, position: Mapping[str, int], path: Path, name: str) -> list[int]:
+    """Positions of the classes that an annotation lists as `kind`; the list may be absent."""
     wnids = annotation.get(kind, []) if isinstance(annotation, dict) else None
     if not isinstance(wnids, list) or not all(isinstance(wnid, str) and wnid in position for wnid in wnids):
-        found = f"found {str(wnids)[:60]} as `{kind}` of {name}"
-        raise UserError(f"{path}: {found}; expected a list of ImageNet's wnids. Fetch the file again.")
+        raise UserError(
+            f"{path}: found {str(wnids)[:60]} as `{kind}` of {name}; expected a list of ImageNet's wnids. Download the "
+            "file again."
+        )
     return [position[wnid] for wnid in wnids]

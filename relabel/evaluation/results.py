@@ -1,4 +1,4 @@
-"""What an evaluation found: one Result a figure, as lines of JSON and as a table."""
+"""Metrics of an evaluation: each value with its set, unit and protocol, as JSON records and as tables."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,10 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from relabel.evaluation.predictions import Predictions
+from relabel.training.validation import Predictions
 from utils.metrics import expected_calibration_error
 
-LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)
 VAL, CORRUPTIONS = "val", "imagenet_c"
 SEVERITIES = ("1", "2", "3", "4", "5")
 # Heading -> metric, decimals.
@@ -28,15 +27,15 @@ CORRUPTION_COLUMNS = {
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One figure.
+    """One measured value.
 
     Fields:
-        set: of images: val, imagenet_v2/matched-frequency.
+        set: name of the image set: val, imagenet_v2/matched-frequency.
         metric: with its unit: top1_percent, nll_nats.
         value: in that unit.
-        n: images it is about.
+        n: number of images measured.
         protocol: how it was measured, in a few words.
-        parts: what it is the mean of, by class or severity; empty for a mean over images.
+        parts: the values by class or severity of which this is the mean; empty for a mean over images.
     """
 
     set: str
@@ -47,13 +46,12 @@ class Result:
     parts: Mapping[str, float] = field(default_factory=dict)
 
     def as_record(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        record = asdict(self)
-        return record if self.parts else {key: value for key, value in record.items() if key != "parts"}
+        """Plain values for JSON, without empty parts."""
+        return {name: value for name, value in asdict(self).items() if name != "parts" or value}
 
 
 def accuracy_results(name: str, predictions: Predictions, protocol: str) -> list[Result]:
-    """Top-1 and top-5 of a set: shares of images whose label is the likeliest class, or one of the five likeliest."""
+    """Top-1 and top-5 accuracy on the image set of this name."""
     n, top5 = len(predictions), (predictions.top5 == predictions.labels[:, None]).any(axis=1)
     return [
         Result(name, "top1_percent", percent(predictions.right), n, protocol),
@@ -62,86 +60,76 @@ def accuracy_results(name: str, predictions: Predictions, protocol: str) -> list
 
 
 def calibration_results(name: str, predictions: Predictions) -> list[Result]:
-    """ECE and NLL of a set; a probability of the label below the smallest of float32 counts as that (87 nats)."""
+    """ECE and NLL on the image set of this name; the NLL clips probabilities at float32's smallest (87 nats)."""
     n = len(predictions)
     ece = expected_calibration_error(predictions.top1_probability, predictions.right)
-    logs = np.log(np.maximum(predictions.label_probability.astype(np.float64), LEAST_PROBABILITY))
+    clipped = np.maximum(predictions.label_probability.astype(np.float64), np.finfo(np.float32).tiny)
     return [
         Result(name, "ece_percent", ece, n, "top-1, 15 equal bins"),
-        Result(name, "nll_nats", abs(float(logs.mean())), n, "of the folder's class"),
+        Result(name, "nll_nats", abs(float(np.log(clipped).mean())), n, "of the label"),
     ]
 
 
-def percent(right: np.ndarray) -> float:
-    """Of bool [n]."""
-    return 100.0 * float(right.mean())
+def percent(correct: np.ndarray) -> float:
+    """Percentage of True in a bool [n]."""
+    return 100.0 * float(correct.mean())
 
 
 def print_results(results: Mapping[str, Sequence[Result]], title: str, console: Console | None = None) -> None:
-    """Show them to a person, in 80 columns: a table of everything, and ImageNet-C's corruptions in one of their own.
+    """Print tables of 80 columns: one of all image sets, and one of ImageNet-C's corruptions.
 
     Args:
-        results: of each of the checkpoint's weights, all of the same figures in the same order.
-        title: of the table.
-        console: where to; None: stdout.
+        results: name of the weights -> their results; all have the same metrics in the same order.
+        title: printed above, on one line.
+        console: None prints to stdout.
     """
     console = console or Console()
-    table = _table(title)
-    table.add_column("set, metric", no_wrap=True)
-    for heading in results if len(results) > 1 else ("value",):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("n", justify="right", no_wrap=True)
+    table = _table("set, metric", [*(results if len(results) > 1 else ["value"]), "n"])
     table.add_column("protocol", style="dim")
-    rows = [row for row in zip(*results.values(), strict=True) if not _of_one_corruption(row[0])]
+    rows = [row for row in zip(*results.values(), strict=True) if not _is_corruption(row[0])]
     for name, group in groupby(rows, key=lambda row: row[0].set):
         table.add_row(Text(name, style="bold"))
         for row in group:
-            values = [figure(result) for result in row]
-            table.add_row(f"  {row[0].metric}", *values, f"{row[0].n:,}", Text(row[0].protocol))
+            first, values = row[0], map(_formatted, row)
+            table.add_row(f"  {first.metric}", *values, f"{first.n:,}", Text(first.protocol))
+    console.print(Text(f"\n{title}", style="bold"), soft_wrap=True)
     if rows:
         console.print(table)
-    for weights, mine in results.items():
-        if any(map(_of_one_corruption, mine)):
-            console.print(_corruption_table(mine, f" ({weights})" if len(results) > 1 else ""))
+    for weights, own_results in results.items():
+        if corruptions := list(filter(_is_corruption, own_results)):
+            counts = sorted({result.n for result in corruptions})
+            n = f"n = {counts[0]:,}" + (f" to {counts[-1]:,}" if len(counts) > 1 else "")
+            of_weights = f" ({weights})" if len(results) > 1 else ""
+            console.print(f"\nImageNet-C{of_weights}: error % by severity, mean; {n} per corruption", highlight=False)
+            console.print(_corruption_table(corruptions))
 
 
-def _table(title: str) -> Table:
-    return Table(
-        title=Text(f"\n{title}", style="bold", overflow="fold"),
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        collapse_padding=True,
-    )
+def _table(first_heading: str, number_headings: Iterable[str]) -> Table:
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    table.add_column(first_heading, no_wrap=True)
+    for heading in number_headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
 
 
-def figure(result: Result) -> str:
-    """A value for people: percentages to a hundredth, nats to a thousandth, counts whole."""
-    digits = {"percent": 2, "nats": 3}.get(result.metric.rpartition("_")[2], 0)
-    return f"{result.value:,.{digits}f}"
+def _formatted(result: Result) -> str:
+    """The value with 2 decimals for percentages, 3 for nats, none for counts."""
+    decimals = {"percent": 2, "nats": 3}.get(result.metric.rpartition("_")[2], 0)
+    return f"{result.value:,.{decimals}f}"
 
 
-def _of_one_corruption(result: Result) -> bool:
+def _is_corruption(result: Result) -> bool:
     return result.set.startswith(f"{CORRUPTIONS}/")
 
 
-def _corruption_table(results: Iterable[Result], whose: str) -> Table:
+def _corruption_table(results: Sequence[Result]) -> Table:
     """A row for each corruption: its error at each severity, their mean, CE, ECE and NLL."""
-    sets = [list(group) for _, group in groupby(filter(_of_one_corruption, results), key=lambda result: result.set)]
-    counts = sorted({mine[0].n for mine in sets})
-    n = f"n = {counts[0]:,}" + (f" to {counts[-1]:,}" if len(counts) > 1 else "")
-    table = _table(f"ImageNet-C{whose}: error % by severity, mean; {n} per corruption")
-    table.add_column("corruption", no_wrap=True)
-    for heading in (*SEVERITIES, *CORRUPTION_COLUMNS):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for mine in sets:
-        found = {result.metric: result for result in mine}
-        error = found["error_percent"].parts
-        severities = [f"{error[severity]:.1f}" if severity in error else "-" for severity in SEVERITIES]
-        means = [
-            f"{found[metric].value:.{digits}f}" if metric in found else "-"
-            for metric, digits in CORRUPTION_COLUMNS.values()
-        ]
-        table.add_row(mine[0].set.partition("/")[2], *severities, *means)
+    table = _table("corruption", [*SEVERITIES, *CORRUPTION_COLUMNS])
+    for name, group in groupby(results, key=lambda result: result.set):
+        by_metric = {result.metric: result for result in group}
+        errors = by_metric["error_percent"].parts
+        cells = [f"{errors[severity]:.1f}" if severity in errors else "-" for severity in SEVERITIES]
+        for metric, decimals in CORRUPTION_COLUMNS.values():
+            cells.append(f"{by_metric[metric].value:.{decimals}f}" if metric in by_metric else "-")
+        table.add_row(name.partition("/")[2], *cells)
     return table

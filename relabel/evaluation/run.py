@@ -1,9 +1,9 @@
 """`--util.test_only True`: all weights of a checkpoint on val/ and every published set that was asked for.
 
-Every file and folder is read before the first image is classified; then each image set is read once.
+All files and folders are read before the first image is classified; then each image set is read once.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,10 @@ from relabel.data.images import ImageList
 from relabel.evaluation.imagenet_labels import (
     IMAGENET_CLASSES,
     VALIDATION_IMAGES,
-    ValidationImages,
     imagenet_positions,
     read_multi_labels,
     read_real,
+    rows_by_number,
 )
 from relabel.evaluation.imagenet_sets import (
     A_IMAGES,
@@ -35,9 +35,9 @@ from relabel.evaluation.imagenet_sets import (
     mean_corruption_error,
     subset_set,
 )
-from relabel.evaluation.predictions import NO_CLASS, Predictions, predict_classes, write_predictions
+from relabel.evaluation.predictions import write_predictions
 from relabel.evaluation.results import VAL, Result, print_results
-from relabel.evaluation.true_labels import TrueLabels, read_true_labels
+from relabel.evaluation.true_labels import read_true_labels
 from relabel.training.build import (
     build_model,
     check_image_sizes,
@@ -47,9 +47,11 @@ from relabel.training.build import (
     test_loader,
     test_view,
 )
-from relabel.training.failures import failures_told
+from relabel.training.run import errors_reported_once
+from relabel.training.validation import NO_CLASS, predict_classes
 from utils.checkpoint import load_checkpoint, named_classes, split_weights
 from utils.config.frozen_munch import FrozenMunch
+from utils.device_errors import out_of_memory_reported
 from utils.errors import UserError, with_advice
 from utils.files import read_json, write_json
 from utils.precision import Precision
@@ -60,55 +62,46 @@ from utils.run_log import environment
 IMAGENET_KEYS = ("real", "multilabel", "imagenet_v2", "imagenet_a", "imagenet_r", "imagenet_c")
 
 
-@dataclass(slots=True, eq=False)
-class Evaluation:
-    """What is asked for.
-
-    Fields:
-        sets: of images; val first, where there is one.
-        notes: for the person: what is missing, what is left out. They grow while images are read.
-        true_labels: own labels of val; None without.
-    """
-
-    sets: list[ImageSet]
-    notes: list[str]
-    true_labels: TrueLabels | None = None
-
-
 def test(process: Process, config: FrozenMunch) -> None:
-    """One process of an evaluation: print a table, write evaluation-<weights>.json and, where wanted, predictions."""
+    """Evaluate on one process: print tables and write evaluation-<weights>.json and, if asked for, predictions."""
     set_up_device(process.device)
     path, folder = Path(config.util.test_weight_file), Path(config.util.run_dir)
     content = load_checkpoint(path)
     weights = split_weights(content, path)
     images = list_split(config, "val") if config.data.data_path else None
     class_names = named_classes(content, path) or _unnamed_classes(config, weights["model"], images)
-    evaluation = plan_evaluation(config, images, class_names)
+    sets, notes = from_main(lambda: plan_evaluation(config, images, class_names))
     precision = Precision(config.compute.opt_level, process.device)
     models: dict[str, nn.Module] = {}
-    for name, state_dict in weights.items():
-        models[name] = build_model(config, len(class_names), precision)
-        load_from(path, models[name], state_dict, content.get("arch"))
-    check_image_sizes(config, models["model"], len(class_names), precision)
+    memory_advice = f"util.val_batch_size is {config.util.val_batch_size}: lower --util.val_batch_size."
+    with out_of_memory_reported(memory_advice):
+        for name, state_dict in weights.items():
+            models[name] = build_model(config, len(class_names), precision)
+            load_from(path, models[name], state_dict, content.get("arch"))
+        check_image_sizes(config, models["model"], len(class_names), precision)
     process.share(config.util.val_batch_size, "util.val_batch_size")
     from_main(lambda: open_folder(folder, path))  # before the work, in case it cannot be written
-    with failures_told(process, note=lambda _: None, told_before=lambda error: "by peer" in str(error)):
-        results = evaluate_sets(config, evaluation, models, precision, process)
+    with errors_reported_once(process, lambda _: None, lambda error: "by peer" in str(error), memory_advice):
+        results = evaluate_sets(config, sets, notes, models, precision, process)
     if process.is_main:
-        tell(config, images, results, evaluation, precision)
+        report(config, images, sets, results, notes, precision)
 
 
 def open_folder(folder: Path, weights: Path) -> None:
-    """Make the run folder. UserError where it cannot be written, or holds what another file of this name achieved."""
-    report = _report_path(folder, weights)
+    """Make the run folder.
+
+    Raises:
+        UserError: it cannot be written, or holds the evaluation of another file with this name.
+    """
+    path = _report_path(folder, weights)
     try:
-        before = Path(read_json(report, "expected an evaluation")["weights"]).resolve()
-    except (UserError, KeyError, TypeError, ValueError, OSError):  # none that says what it is of
-        before = weights.resolve()
-    if before != weights.resolve():
+        evaluated = Path(read_json(path, "expected an evaluation")["weights"]).resolve()
+    except (UserError, KeyError, TypeError, ValueError, OSError):  # there is none that names its weights
+        evaluated = weights.resolve()
+    if evaluated != weights.resolve():
         raise UserError(
-            f"{report} holds the evaluation of {before}; expected none, or one of {weights}, which would replace it.\n"
-            f"  Set another --util.run_dir."
+            f"{path} holds the evaluation of {evaluated}, which that of {weights} would replace.\n"
+            "  Set another --util.run_dir."
         )
     make_run_folder(folder, RESUME)
 
@@ -118,98 +111,107 @@ def _report_path(folder: Path, weights: Path) -> Path:
 
 
 def _unnamed_classes(config: FrozenMunch, state_dict: dict[str, Tensor], images: ImageList | None) -> list[str]:
-    """The classes of a checkpoint that does not name them: ImageNet's where it has 1000, else val's folders."""
+    """Classes of a checkpoint that does not name them: ImageNet's if it has 1000, otherwise the folders of val/."""
     path = Path(config.util.test_weight_file)
     count = infer_num_classes(config.model.arch, state_dict)
     if count == IMAGENET_CLASSES and (images is None or all(map(WNID.fullmatch, images.class_names))):
         return class_names_of_imagenet()
     if images is None:
         raise UserError(
-            f"{path} tells {count:,} classes apart and does not name them; expected ImageNet's {IMAGENET_CLASSES}.\n"
-            f"  Give another --util.test_weight_file."
+            f"{path} has {count:,} classes and does not name them; expected ImageNet's {IMAGENET_CLASSES}.\n"
+            "  Give another --util.test_weight_file."
         )
-    check_class_count(images, count, path)
+    if len(images.class_names) != count:
+        raise UserError(
+            f"{images.root} has {len(images.class_names)} class folders, but {path} has {count} classes and does not "
+            "name them.\n  Set --data.data_path to the data it was trained for."
+        )
     return images.class_names
 
 
-def check_class_count(images: ImageList, num_classes: int, path: Path) -> None:
-    """A checkpoint that does not name its classes fits only a folder of as many classes."""
-    if len(images.class_names) != num_classes:
-        raise UserError(
-            f"{images.root} has {len(images.class_names)} class folders, but {path} tells {num_classes} classes apart "
-            f"and does not name them.\n  Set --data.data_path to the data it was trained for."
-        )
-
-
-def plan_evaluation(config: FrozenMunch, images: ImageList | None, class_names: list[str]) -> Evaluation:
-    """Read every file and list every folder that the config names.
+def plan_evaluation(config: FrozenMunch, images: ImageList | None, class_names: list[str]) -> SetsAndNotes:
+    """Read every label file and list every image set that the config names.
 
     Args:
         config: data, eval and util.
-        images: of val/; None without.
+        images: of val/, if there is one.
         class_names: K texts; the checkpoint's.
 
+    Returns:
+        the image sets, val/ first; and notes for the user on what is missing or left out.
+
     Raises:
-        UserError: a file or a folder is not what it should be, or not for these classes.
+        UserError: a file or a folder has another form, or is for other classes.
     """
-    path, wanted = Path(config.util.test_weight_file), config.eval
-    asked = [f"eval.{name}" for name in IMAGENET_KEYS if wanted[name]]
+    path, wanted, transform = Path(config.util.test_weight_file), config.eval, test_view(config)
+    asked = [f"eval.{key}" for key in IMAGENET_KEYS if wanted[key]]
     positions = imagenet_positions(class_names, path, asked[0]) if asked else np.empty(0, dtype=np.int64)
-    view, whose = test_view(config), str(path)
-    evaluation = Evaluation([], [])
-    found: list[SetsAndNotes] = []
+    whose = str(path)
+    readers: dict[str, Callable[[Path], SetsAndNotes]] = {
+        "imagenet_v2": lambda root: imagenet_v2_sets(root, class_names, positions, transform),
+        "imagenet_a": lambda root: subset_set("imagenet_a", root, class_names, whose, A_IMAGES, transform),
+        "imagenet_r": lambda root: subset_set("imagenet_r", root, class_names, whose, R_IMAGES, transform),
+        "imagenet_c": lambda root: imagenet_c_sets(root, class_names, whose, transform.size),
+    }
+    sets: list[ImageSet] = []
+    notes: list[str] = []
     if images is not None:
         with with_advice("Check --data.data_path."):
             images = images.with_classes_of(class_names, whose)
-        evaluation = _plan_validation(config, images, positions)
-    if wanted.imagenet_v2:
-        found.append(imagenet_v2_sets(Path(wanted.imagenet_v2), class_names, positions, view))
-    for name, expected in (("imagenet_a", A_IMAGES), ("imagenet_r", R_IMAGES)):
-        if wanted[name]:
-            found.append(subset_set(name, Path(wanted[name]), class_names, whose, expected, view))
-    if wanted.imagenet_c:
-        found.append(imagenet_c_sets(Path(wanted.imagenet_c), class_names, whose, view.size))
-    for sets, notes in found:
-        evaluation.sets += sets
-        evaluation.notes += notes
-    return evaluation
+        sets, notes = _validation_set(config, images, positions)
+    for key, read in readers.items():
+        if wanted[key]:
+            with with_advice(f"Check --eval.{key}."):
+                more_sets, more_notes = read(Path(wanted[key]))
+            sets, notes = sets + more_sets, notes + more_notes
+    return sets, notes
 
 
-def _plan_validation(config: FrozenMunch, images: ImageList, positions: np.ndarray) -> Evaluation:
-    """What is asked about val/: its folders' labels, and published and own labels."""
-    wanted, view, names = config.eval, test_view(config), images.class_names
-    measures, notes, true_labels = accuracy_and_calibration(VAL, "the folder's class"), [], None
+def _validation_set(config: FrozenMunch, images: ImageList, positions: np.ndarray) -> SetsAndNotes:
+    """The images of val/, measured by their folders, by published labels and by own labels."""
+    wanted, names = config.eval, images.class_names
+    measures, notes, true_labels = accuracy_and_calibration(VAL, "label: class folder"), [], None
     if len(names) == IMAGENET_CLASSES and all(map(WNID.fullmatch, names)):
         notes += count_note(VAL, len(images), VALIDATION_IMAGES)
+    row_of: dict[int, int] = {}
     if wanted.real or wanted.multilabel:
-        numbered = ValidationImages(images)
-        notes += numbered.notes
+        row_of, more = rows_by_number(images)
+        notes += more
     if wanted.real:
-        real, more = read_real(Path(wanted.real), images, numbered, positions)
+        real, more = read_real(Path(wanted.real), images, row_of, positions)
         measures.append(real.results)
         notes += more
     if wanted.multilabel:
-        multi_labels, more = read_multi_labels(Path(wanted.multilabel), images, numbered, positions)
+        multi_labels, more = read_multi_labels(Path(wanted.multilabel), images, row_of, positions)
         measures.append(multi_labels.results)
         notes += more
     if wanted.labels:
         true_labels, more = read_true_labels(Path(wanted.labels), images)
         measures.append(true_labels.results)
         notes += more
-    return Evaluation([ImageSet(VAL, images, view, measures)], notes, true_labels)
+    return [ImageSet(VAL, images, test_view(config), measures, true_labels=true_labels)], notes
 
 
 def evaluate_sets(
-    config: FrozenMunch, evaluation: Evaluation, models: dict[str, nn.Module], precision: Precision, process: Process
+    config: FrozenMunch,
+    sets: list[ImageSet],
+    notes: list[str],
+    models: dict[str, nn.Module],
+    precision: Precision,
+    process: Process,
 ) -> dict[str, list[Result]]:
-    """Weights -> Results, on the main process; the others help. The predictions' files are written on the way."""
+    """Evaluate all weights on each set, write their predictions if asked for, and append to the notes.
+
+    Returns:
+        name of the weights -> results, on the main process.
+    """
     results: dict[str, list[Result]] = {name: [] for name in models}
-    for image_set in evaluation.sets:
-        true_labels = evaluation.true_labels if image_set.name == VAL else None
+    for image_set in sets:
+        true_labels = image_set.true_labels
         found = predict_classes(
             models,
             image_set.images,
-            test_loader(config, image_set.images, process, image_set.view)(),
+            test_loader(config, image_set.images, process, image_set.transform)(),
             precision,
             process,
             title=image_set.name,
@@ -219,17 +221,14 @@ def evaluate_sets(
         for name, predictions in found.items() if process.is_main else ():
             for measure in image_set.measures:
                 results[name] += measure(predictions)
-            evaluation.notes += _bad_logits_note(image_set.name, name, predictions)
+            if bad := int((predictions.top1 == NO_CLASS).sum()):
+                notes.append(
+                    f"{image_set.name}: {bad:,} images with logits that are not finite ({name}) count as wrong"
+                )
             if config.eval.predictions:
                 in_set = None if true_labels is None else true_labels.in_set(predictions)
                 write_predictions(_predictions_path(config, name, image_set.name), predictions, in_set)
-    return {name: mine + mean_corruption_error(mine) for name, mine in results.items()}
-
-
-def _bad_logits_note(image_set: str, weights: str, predictions: Predictions) -> list[str]:
-    bad = int((predictions.top1 == NO_CLASS).sum())
-    note = f"{image_set}: logits of {bad:,} images are not all finite ({weights}); these count as wrong"
-    return [note] if bad else []
+    return {name: values + mean_corruption_error(values) for name, values in results.items()}
 
 
 def _predictions_path(config: FrozenMunch, weights: str, image_set: str) -> Path:
@@ -238,20 +237,23 @@ def _predictions_path(config: FrozenMunch, weights: str, image_set: str) -> Path
     return Path(config.util.run_dir) / f"predictions-{stem}-{image_set.replace('/', '-')}.csv"
 
 
-def tell(
+def report(
     config: FrozenMunch,
     images: ImageList | None,
+    sets: list[ImageSet],
     results: dict[str, list[Result]],
-    evaluation: Evaluation,
+    notes: list[str],
     precision: Precision,
 ) -> None:
-    """The table on the screen, and the same as JSON in the run folder."""
+    """Print tables, transforms and notes, and write the same as JSON into the run folder."""
     path, folder = Path(config.util.test_weight_file), Path(config.util.run_dir)
-    views = {image_set.name: describe(image_set.view) for image_set in evaluation.sets}
+    views = {image_set.name: describe(image_set.transform) for image_set in sets}
     print_results(results, str(path))
-    print("".join(f"\n{view}: {_sets_seen_so(views, view)}" for view in dict.fromkeys(views.values())))
-    print("".join(f"\nnote: {note}" for note in evaluation.notes))
-    report = {
+    for view in dict.fromkeys(views.values()):
+        families = dict.fromkeys(name.partition("/")[0] for name, own in views.items() if own == view)
+        print(f"\n{view}: {', '.join(families)}", end="")
+    print("\n" + "".join(f"\nnote: {note}" for note in notes))
+    content = {
         "weights": str(path),
         "arch": config.model.arch,
         "data": None if images is None else str(images.root),
@@ -260,13 +262,8 @@ def tell(
         "precision": precision.name,
         "decoder": resolve_decoder(config.data.decoder),
         "environment": environment(),
-        "results": [{"weights": name, **result.as_record()} for name, mine in results.items() for result in mine],
-        "notes": evaluation.notes,
+        "results": [{"weights": name, **result.as_record()} for name, values in results.items() for result in values],
+        "notes": notes,
     }
-    write_json(_report_path(folder, path), report)
+    write_json(_report_path(folder, path), content)
     print(_report_path(folder, path), flush=True)
-
-
-def _sets_seen_so(views: dict[str, str], view: str) -> str:
-    """The names of the image sets with that view, a family of them once."""
-    return ", ".join(dict.fromkeys(name.partition("/")[0] for name, mine in views.items() if mine == view))

@@ -1,4 +1,4 @@
-"""The figures of an evaluation, as JSON and as a table a person can read in 80 columns."""
+"""Metrics of an evaluation by hand, and their tables in 80 columns."""
 
 import io
 import math
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from relabel.training.validation import Predictions
 from relabel.evaluation.results import Result, accuracy_results, calibration_results, print_results
+from relabel.training.validation import Predictions
 
 # Labels 0 0 1 2; top-1 right, wrong, right, wrong (but among the top-2).
 PREDICTIONS = Predictions(
@@ -22,7 +22,7 @@ PREDICTIONS = Predictions(
 )
 
 
-def shown(results: dict[str, list[Result]], width: int = 80) -> str:
+def printed(results: dict[str, list[Result]], width: int = 80) -> str:
     console = Console(record=True, width=width, file=io.StringIO())
     print_results(results, "w.pth: whole image", console)
     return console.export_text()
@@ -39,34 +39,27 @@ def test_accuracy_and_calibration_by_hand() -> None:
     assert found["nll_nats"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_record_has_parts_only_where_there_are_some() -> None:
-    plain = Result("val", "top1_percent", 50.0, 4, "the folder's class")
-    assert plain.as_record() == {
-        "set": "val", "metric": "top1_percent", "value": 50.0, "n": 4, "protocol": "the folder's class"
-    }  # fmt: skip
-
-
-def test_the_table_shows_each_set_once_and_every_figure() -> None:
+def test_the_table_shows_each_set_once_and_every_value() -> None:
     results = [
-        *accuracy_results("val", PREDICTIONS, "the folder's class"),
-        Result("val", "nll_nats", 1.23456, 4, "of the folder's class"),
+        *accuracy_results("val", PREDICTIONS, "label: class folder"),
+        Result("val", "nll_nats", 1.23456, 4, "of the label"),
         Result("val", "imagenet_m_right", 40, 68, "ImageNet-M"),
-        *accuracy_results("imagenet_v2/matched-frequency", PREDICTIONS, "the folder's number"),
+        *accuracy_results("imagenet_v2/matched-frequency", PREDICTIONS, "label: class folder"),
     ]
-    lines = [" ".join(line.split()) for line in shown({"model": results}).splitlines()]
+    lines = [" ".join(line.split()) for line in printed({"model": results}).splitlines()]
     assert "set, metric value n protocol" in lines
     assert [line for line in lines if line.startswith(("val", "imagenet_v2"))] == [
         "val",
         "imagenet_v2/matched-frequency",
     ]
-    assert "top1_percent 50.00 4 the folder's class" in lines
-    assert "nll_nats 1.235 4 of the folder's class" in lines
+    assert "top1_percent 50.00 4 label: class folder" in lines
+    assert "nll_nats 1.235 4 of the label" in lines
     assert "imagenet_m_right 40 68 ImageNet-M" in lines
 
 
 def test_both_weights_stand_side_by_side() -> None:
     pairs = {name: [Result("val", "top1_percent", value, 4, "p")] for name, value in (("model", 50.0), ("ema", 75.0))}
-    lines = [" ".join(line.split()) for line in shown(pairs).splitlines()]
+    lines = [" ".join(line.split()) for line in printed(pairs).splitlines()]
     assert "set, metric model ema n protocol" in lines and "top1_percent 50.00 75.00 4 p" in lines
 
 
@@ -78,7 +71,7 @@ def test_corruptions_have_a_row_each_and_fit_80_columns() -> None:
         results.append(Result(f"imagenet_c/{name}", "ece_percent", 12.0, 250_000, "p"))
         results.append(Result(f"imagenet_c/{name}", "nll_nats", 2.345, 250_000, "p"))
     results.append(Result("imagenet_c", "mce_percent", 76.7, 3_750_000, "p"))
-    text = shown({"model": results})
+    text = printed({"model": results})
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert "fog 10.0 100.0 - 5.5 7.0 31.2 - 12.0 2.35" in lines or "fog 10.0 100.0 - 5.5 7.0 31.2 - 12.0 2.34" in lines
     assert "mce_percent 76.70 3,750,000 p" in lines and "error_percent" not in text
@@ -87,4 +80,10 @@ def test_corruptions_have_a_row_each_and_fit_80_columns() -> None:
 
 
 def test_nothing_in_brackets_is_taken_for_markup() -> None:
-    assert "v2/[bold]x" in shown({"model": [Result("v2/[bold]x", "top1_percent", 1.0, 4, "[red]p")]})
+    assert "v2/[bold]x" in printed({"model": [Result("v2/[bold]x", "top1_percent", 1.0, 4, "[red]p")]})
+
+
+def test_a_long_path_stays_on_one_line() -> None:
+    console = Console(record=True, width=80, file=io.StringIO())
+    print_results({"model": [Result("val", "top1_percent", 1.0, 4, "p")]}, f"{'runs/' * 30}w.pth", console)
+    assert f"{'runs/' * 30}w.pth" in console.export_text().splitlines()

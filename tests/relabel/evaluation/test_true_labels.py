@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from relabel.data.images import ImageList
-from relabel.training.validation import NO_CLASS, Predictions
 from relabel.evaluation.true_labels import read_true_labels
+from relabel.training.validation import NO_CLASS, Predictions
 from utils.errors import UserError
 
 CLASSES = ["ant", "bee", "cow"]
@@ -17,7 +17,7 @@ CLASSES = ["ant", "bee", "cow"]
 
 @pytest.fixture
 def images() -> ImageList:
-    """ant/1 ant/2 bee/1 cow/1 of val/; nobody opens them."""
+    """ant/1 ant/2 bee/1 cow/1 of val/; the files do not exist."""
     names = np.array([b"ant/1.jpg", b"ant/2.jpg", b"bee/1.jpg", b"cow/1.jpg"])
     return ImageList(Path("val"), CLASSES, names, np.array([0, 0, 1, 2], dtype=np.int32))
 
@@ -30,12 +30,11 @@ def read(path: Path, text: str, images: ImageList) -> tuple[np.ndarray, list[str
 
 TRUTH = [[1, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]
 FORMS = {
-    "names.json": '{"ant/1.jpg": ["ant", "bee"], "ant/2.jpg": ["ant"], "bee/1.jpg": ["bee"], "cow/1.jpg": ["cow"]}',
-    "positions.json": '{"ant/1.jpg": [0, 1], "ant/2.jpg": [0], "bee/1.jpg": [1], "cow/1.jpg": ["cow"]}',
+    "names.json": '{"ant/1.jpg": ["ant", "bee"], "ant/2.jpg": ["ant"], "bee/1.jpg": ["bee"], "cow/1.jpg": [2]}',
     "scenes.json": json.dumps(
         {
             "ant/1.jpg": {"labels": [0, 1, 0], "boxes": [[0, 0, 1, 1]] * 3},
-            "ant/2.jpg": {"labels": [0], "boxes": [[0, 0, 1, 1]]},
+            "ant/2.jpg": {"labels": [0]},
             "bee/1.jpg": {"labels": ["bee"]},
             "cow/1.jpg": {"labels": [2]},
         }
@@ -46,18 +45,18 @@ FORMS["windows.tsv"] = "\ufeff" + FORMS["a.tsv"].replace("\n", "\r\n").removesuf
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_every_form_says_the_same(tmp_path: Path, images: ImageList, name: str) -> None:
+def test_every_form_gives_the_same_labels(tmp_path: Path, images: ImageList, name: str) -> None:
     truth, notes = read(tmp_path / name, FORMS[name], images)
     assert truth.tolist() == TRUTH and notes == []
 
 
-def test_images_without_labels_and_labels_without_images_are_told(tmp_path: Path, images: ImageList) -> None:
+def test_images_without_labels_and_labels_without_images_are_counted(tmp_path: Path, images: ImageList) -> None:
     text = "image\tclass\ntrain/9.jpg\tant\ntrain/8.jpg\tbee\nbee/1.jpg\tbee\n"
     truth, notes = read(tmp_path / "a.tsv", text, images)
     assert truth.tolist() == [[0, 0, 0], [0, 0, 0], [0, 1, 0], [0, 0, 0]]
     assert notes == [
-        "eval.labels: 2 names are no image in val/, the first: train/9.jpg; they are left out",
-        "eval.labels: 3 images have no label, the first: ant/1.jpg; they are left out",
+        "eval.labels: left out 2 names not in val/, the first: train/9.jpg",
+        "eval.labels: left out 3 images without a label, the first: ant/1.jpg",
     ]
 
 
@@ -65,7 +64,7 @@ def test_measures_by_hand(tmp_path: Path, images: ImageList) -> None:
     text = '{"ant/1.jpg": ["bee", "cow"], "ant/2.jpg": ["ant"], "bee/1.jpg": ["bee"], "cow/1.jpg": []}'
     (tmp_path / "labels.json").write_text(text)
     labels, notes = read_true_labels(tmp_path / "labels.json", images)
-    assert notes == ["eval.labels: 1 images have no label, the first: cow/1.jpg; they are left out"]
+    assert notes == ["eval.labels: left out 1 images without a label, the first: cow/1.jpg"]
     probabilities = np.array([[0.1, 0.2, 0.7], [0.3, 0.6, 0.1], [0.3, 0.5, 0.2], [1, 0, 0]], dtype=np.float32)
     order = (-probabilities).argsort(axis=1)
     predictions = Predictions(
@@ -93,23 +92,18 @@ def test_measures_by_hand(tmp_path: Path, images: ImageList) -> None:
     [
         ("a.tsv", "", "found the first line ''; expected a TSV file with the header"),
         ("a.tsv", "ant/1.jpg\tant\n", r"found the first line 'ant/1\.jpg\\tant'"),
-        ("a.tsv", "image\tclass\tprobability\nant/1.jpg\tant\t0.9\n", "found the first line 'image.*probability'"),
         ("a.tsv", "image\tclass\nant/1.jpg ant\n", "line 2: found 'ant/1.jpg ant'; expected CLASS/FILE, a tab"),
         ("a.tsv", "image\tclass\n\nant/1.jpg\tant\tbee\n", "line 3: found"),
         ("a.tsv", "image\tclass\nant/1.jpg\tAnt\nant/2.jpg\tdog\n", "found 2 classes .*: 'Ant'; .* such as 'ant'"),
-        ("a.tsv", "image\tclass\nant/1.jpg\t0\n", "found 1 classes that the checkpoint does not know, the first: '0'"),
-        ("a.tsv", "image\tclass\nx/1.jpg\tant\n", "for none of the 4 images .* such as 'x/1.jpg'; .* 'ant/1"),
-        ("a.tsv", "image\tclass\n", "labels for none of the 4 images of val: found no label"),
+        ("a.tsv", "image\tclass\nant/1.jpg\t0\n", "found 1 classes that the checkpoint does not have, the first: '0'"),
+        ("a.tsv", "image\tclass\nx/1.jpg\tant\n", "no label for any of the 4 images .* such as 'x/1.jpg'; .* 'ant/1"),
+        ("a.tsv", "image\tclass\n", "no label for any of the 4 images of val: found no label"),
         ("a.json", "[1]", r"found \[1\]; expected a TSV file"),
-        ("a.json", "{", "cannot be read"),
         ("a.json", '{"ant/1.jpg": ["ant"], "ant/1.jpg": ["bee"]}', "the name 'ant/1.jpg' stands there twice"),
         ("a.json", {"ant/1.jpg": "ant"}, "found ant for 'ant/1.jpg'"),
-        ("a.json", {"ant/1.jpg": {"ant": 0.9}}, "found .'ant': 0.9. for 'ant/1.jpg'"),
-        ("a.json", {"ant/1.jpg": [0.0]}, "found"),
         ("a.json", {"ant/1.jpg": [True]}, "found"),
         ("a.json", {"ant/1.jpg": [3]}, "found 1 classes .* the first: '3'; .* in 0..2"),
         ("a.json", {"ant/1.jpg": [-1]}, "found 1 classes"),
-        ("a.json", {"ant/1.jpg": []}, "found no label"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_meant_is_refused(
