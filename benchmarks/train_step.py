@@ -25,7 +25,7 @@ from relabel.crop_box import MIN_AREA, random_crop_box
 from relabel.data.dataset import Sample
 from relabel.data.images import ImageList
 from relabel.data.loader import Batch, collate
-from relabel.training.build import set_up_device
+from relabel.training.build import TrainingData, set_up_device
 from relabel.training.run import make_trainer
 from relabel.training.trainer import Trainer
 from utils.precision import Precision
@@ -125,7 +125,7 @@ def memory_trainer(folder: Path, arch: str, crop: int, batch: int, device: torch
     images = ImageList(folder, names, np.zeros(IMAGES, "S1"), np.zeros(IMAGES, np.int32))
     set_up_device(device)
     precision, process = Precision(config.compute.opt_level, device), Process(0, 1, 0, 1, device)
-    trainer = make_trainer(config, images, images, None, [], precision, process, {}, Start(seed=0, state=None))
+    trainer = make_trainer(config, TrainingData(images, images), precision, process, {}, Start(seed=0))
     trainer.begin()  # as fit() does; no batch is read before the loop
     return trainer
 

@@ -1,5 +1,6 @@
 """What the project says when the input, not the program, is wrong."""
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,18 @@ def with_advice(advice: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise type(error)(f"{error}\n  {advice}") from error
+
+
+@contextmanager
+def out_of_memory_reported(advice: str) -> Iterator[None]:
+    """Turn an allocation that fails, on a GPU or a CPU, into a UserError with this advice."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        text = str(error).partition("\n")[0]
+        if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory|ALLOC_FAILED", text):
+            raise
+        raise UserError(f"out of memory: {'. '.join(text.split('. ')[:2])}\n  {advice}") from error
 
 
 @contextmanager

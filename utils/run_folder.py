@@ -3,7 +3,6 @@
 import secrets
 import sys
 from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from utils.config.frozen_munch import FrozenMunch
 from utils.config.rules import ResumeRules
 from utils.config.schema import flatten, nest
 from utils.config.yaml_file import read_config_file, to_yaml
-from utils.errors import UserError, with_advice
-from utils.files import locked, make_writable, remove_temporaries, write_text
+from utils.errors import UserError
+from utils.files import remove_temporaries, write_text
 from utils.processes.distributed import from_main, gather_objects
 from utils.run_log import CONFIG
 
@@ -57,17 +56,16 @@ def find_start(
     """
     now = flatten(config.toDict())
     if not (folder / CONFIG).exists():
-        _refuse_unknown_checkpoints(folder, rules)
+        _refuse_unknown_checkpoints(folder)
         seed = now[rules.seed]
         return Start(seed if seed >= 0 else secrets.randbits(31), is_new=True)
     before = _read_config(folder / CONFIG, rules)
     _compare_configs(folder, before, now, rules)
-    with with_advice(_another_folder(rules)):
-        state, checkpoint, note = load_latest(folder)
+    state, checkpoint, note = load_latest(folder)
     if note:
         _warn(note)
     if state is not None:
-        _compare_identities(folder, state, identity | {"seed": before[rules.seed]}, rules)
+        _compare_identities(folder, state, identity | {"seed": before[rules.seed]})
         if len(state["meters"]) != processes:
             _warn(f"this run had {len(state['meters'])} process(es) and continues with {processes}")
     return Start(before[rules.seed], state, checkpoint, last_is_damaged=bool(note))
@@ -117,25 +115,11 @@ def open_run_folder(folder: Path, config: FrozenMunch, start: Start, rules: Resu
         UserError: another run began in it since find_start, or it cannot be written.
     """
     if start.is_new and (folder / CONFIG).exists():
-        raise UserError(f"another run has just begun in {folder}.\n  {_another_folder(rules)}")
+        raise UserError(f"another run has just begun in {folder}.")
     if start.last_is_damaged:
         set_aside_damaged(folder)
     remove_temporaries(folder)
     write_text(folder / CONFIG, to_yaml(nest(flatten(config.toDict()) | {rules.seed: start.seed})))
-
-
-def lock_run_folder(folder: Path, rules: ResumeRules) -> AbstractContextManager[None]:
-    """Keep a second run out of the folder. UserError if another process has it, or it cannot be read."""
-    return locked(folder, "the run folder", "training", _another_folder(rules))
-
-
-def make_run_folder(folder: Path, rules: ResumeRules) -> None:
-    """Make the folder and check that it can be written. UserError if not."""
-    make_writable(folder, "the run folder", f"Set --{rules.folder_flag} to a folder where you may write.")
-
-
-def _another_folder(rules: ResumeRules) -> str:
-    return f"Set another --{rules.folder_flag}."
 
 
 def _read_config(path: Path, rules: ResumeRules) -> dict[str, Any]:
@@ -143,16 +127,13 @@ def _read_config(path: Path, rules: ResumeRules) -> dict[str, Any]:
     settings, problems = read_config_file(path, path.name, rules.schema)
     if not settings:
         reason = problems[0] if problems else "it is empty"
-        raise UserError(f"{path} cannot be read: {reason}\n  {_another_folder(rules)}")
+        raise UserError(f"{path} cannot be read: {reason}")
     return {**rules.before, **{key: setting.value for key, setting in settings.items()}}
 
 
-def _refuse_unknown_checkpoints(folder: Path, rules: ResumeRules) -> None:
+def _refuse_unknown_checkpoints(folder: Path) -> None:
     if found := sorted(folder.glob("checkpoint-*.pth")):
-        raise UserError(
-            f"{folder} holds {found[0].name} but no {CONFIG}; expected both, as a run leaves them.\n"
-            f"  Move the checkpoint away, or: {_another_folder(rules)}"
-        )
+        raise UserError(f"{folder} holds {found[0].name} but no {CONFIG}; expected both or none. Move it away, or:")
 
 
 def _compare_configs(folder: Path, before: dict[str, Any], now: dict[str, Any], rules: ResumeRules) -> None:
@@ -164,17 +145,17 @@ def _compare_configs(folder: Path, before: dict[str, Any], now: dict[str, Any], 
     if refused := changed - rules.warned:
         raise UserError(
             f"{folder} holds a run with another config:{_differences(refused, before, now)}\n"
-            f"  Set another --{rules.folder_flag} for a new run, or give these keys their old values to continue."
+            "  Give these keys their old values to continue. For a new run:"
         )
 
 
-def _compare_identities(folder: Path, state: dict[str, Any], identity: dict[str, Any], rules: ResumeRules) -> None:
+def _compare_identities(folder: Path, state: dict[str, Any], identity: dict[str, Any]) -> None:
     """Compare what the checkpoint and this command both record; checkpoints of earlier versions record less."""
     if changed := [key for key, value in identity.items() if key in state and state[key] != value]:
         raise UserError(
             f"{folder} holds a run of another network or other data, or a checkpoint of another run:"
             f"{_differences(changed, state, identity)}\n"
-            f"  Restore the data, the labels or the checkpoint to continue, or set another --{rules.folder_flag}."
+            "  Restore the data, the labels or the checkpoint to continue. For a new run:"
         )
 
 

@@ -9,7 +9,7 @@ from models.build import infer_num_classes
 from models.export import Use, write_backbone, write_onnx, write_timm_folder
 from relabel.augment import MEAN, STD
 from relabel.config.load import BASE_FILE, read_config
-from relabel.training.build import build_model, check_image_sizes, load_from, test_view
+from relabel.training.build import build_model, load_from, test_transform
 from utils.checkpoint import load_checkpoint, named_classes, split_weights
 from utils.errors import UserError
 from utils.precision import Precision
@@ -67,8 +67,7 @@ def load_network(weights: Path, arch: str | None, config_file: Path, ema: bool) 
     config, precision = read_config(str(config_file), {"model.arch": arch}), Precision("O0", torch.device("cpu"))
     model = build_model(config, num_classes, precision)
     load_from(weights, model, by_name[chosen], content.get("arch"), "--arch")
-    check_image_sizes(config, model, num_classes, precision)
-    view = test_view(config)
+    view = test_transform(config)
     use = Use(num_classes, class_names, view.size, view.crop_ratio, MEAN, STD)
     title = f"{weights}{' (EMA)' * (chosen == 'ema')}"
     return model.eval().to(memory_format=torch.contiguous_format), arch, use, title

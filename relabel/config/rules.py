@@ -359,6 +359,5 @@ RESUME = ResumeRules(
         "data.extra.share": 0.0,
     },
     seed="compute.seed",
-    folder_flag="util.run_dir",
 )
 """What a run may differ in when the same command continues it."""

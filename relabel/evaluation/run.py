@@ -10,7 +10,6 @@ import numpy as np
 from torch import Tensor, nn
 
 from models.build import infer_num_classes
-from relabel.config.rules import RESUME
 from relabel.data.class_names import WNID, class_names_of_imagenet
 from relabel.data.decode import resolve_decoder
 from relabel.data.images import ImageList
@@ -40,23 +39,20 @@ from relabel.evaluation.results import VAL, Result, print_results
 from relabel.evaluation.true_labels import read_true_labels
 from relabel.training.build import (
     build_model,
-    check_image_sizes,
     list_split,
     load_from,
     set_up_device,
     test_loader,
-    test_view,
+    test_transform,
 )
-from relabel.training.run import errors_reported_once
+from relabel.training.run import ANOTHER_FOLDER, errors_reported_once
 from relabel.training.validation import NO_CLASS, predict_classes
 from utils.checkpoint import load_checkpoint, named_classes, split_weights
 from utils.config.frozen_munch import FrozenMunch
-from utils.device_errors import out_of_memory_reported
-from utils.errors import UserError, with_advice
-from utils.files import read_json, write_json
+from utils.errors import UserError, out_of_memory_reported, with_advice
+from utils.files import make_writable, read_json, write_json
 from utils.precision import Precision
 from utils.processes.distributed import Process, from_main
-from utils.run_folder import make_run_folder
 from utils.run_log import environment
 
 IMAGENET_KEYS = ("real", "multilabel", "imagenet_v2", "imagenet_a", "imagenet_r", "imagenet_c")
@@ -78,7 +74,6 @@ def test(process: Process, config: FrozenMunch) -> None:
         for name, state_dict in weights.items():
             models[name] = build_model(config, len(class_names), precision)
             load_from(path, models[name], state_dict, content.get("arch"))
-        check_image_sizes(config, models["model"], len(class_names), precision)
     process.share(config.util.val_batch_size, "util.val_batch_size")
     from_main(lambda: open_folder(folder, path))  # before the work, in case it cannot be written
     with errors_reported_once(process, lambda _: None, lambda error: "by peer" in str(error), memory_advice):
@@ -103,7 +98,7 @@ def open_folder(folder: Path, weights: Path) -> None:
             f"{path} holds the evaluation of {evaluated}, which that of {weights} would replace.\n"
             "  Set another --util.run_dir."
         )
-    make_run_folder(folder, RESUME)
+    make_writable(folder, "the run folder", ANOTHER_FOLDER)
 
 
 def _report_path(folder: Path, weights: Path) -> Path:
@@ -143,7 +138,7 @@ def plan_evaluation(config: FrozenMunch, images: ImageList | None, class_names: 
     Raises:
         UserError: a file or a folder has another form, or is for other classes.
     """
-    path, wanted, transform = Path(config.util.test_weight_file), config.eval, test_view(config)
+    path, wanted, transform = Path(config.util.test_weight_file), config.eval, test_transform(config)
     asked = [f"eval.{key}" for key in IMAGENET_KEYS if wanted[key]]
     positions = imagenet_positions(class_names, path, asked[0]) if asked else np.empty(0, dtype=np.int64)
     whose = str(path)
@@ -189,7 +184,7 @@ def _validation_set(config: FrozenMunch, images: ImageList, positions: np.ndarra
         true_labels, more = read_true_labels(Path(wanted.labels), images)
         measures.append(true_labels.results)
         notes += more
-    return [ImageSet(VAL, images, test_view(config), measures, true_labels=true_labels)], notes
+    return [ImageSet(VAL, images, test_transform(config), measures, true_labels=true_labels)], notes
 
 
 def evaluate_sets(

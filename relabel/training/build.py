@@ -1,6 +1,7 @@
-"""From the config to the parts of a run: data, targets, network, optimizer, plan; each checked as it is built."""
+"""The parts of a run, built from its config: data, network, optimizer, recipe, loaders; each checked as it is built."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,17 +22,39 @@ from relabel.targets import TargetMaker
 from relabel.training.trainer import Recipe
 from utils.checkpoint import load_checkpoint, named_classes, split_weights
 from utils.config.frozen_munch import FrozenMunch
-from utils.device_errors import is_device_error
 from utils.errors import UserError, with_advice
 from utils.optimizers import create_optimizer
 from utils.precision import Precision
 from utils.processes.distributed import Process, cores_of, from_main
 from utils.schedule import learning_rate
 
+_DATA_ADVICE = "Check --data.data_path."
 _WITHOUT_MAPS = (
     "Check --data.relabel.path, name the images that have a map in --data.keep_list, or train without label maps: "
     "--data.relabel.use False"
 )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainingData:
+    """What a run trains and validates on.
+
+    Fields:
+        images: of train/.
+        val: images of val/, with the classes of train/.
+        store: label maps of the training images; None: their folders' labels are used.
+        extra: folders of extra images with their label maps.
+    """
+
+    images: ImageList
+    val: ImageList
+    store: LabelStore | None = None
+    extra: Sequence[ExtraRoot] = ()
+
+    @property
+    def extra_images(self) -> int:
+        """Number of extra images."""
+        return sum(map(len, self.extra))
 
 
 def set_up_device(device: torch.device) -> None:
@@ -43,32 +66,35 @@ def set_up_device(device: torch.device) -> None:
 
 def list_split(config: FrozenMunch, split: str) -> ImageList:
     """List the images of train/ (those on the keep list, if there is one) or of val/; the main process does for all."""
-    with with_advice("Check --data.data_path."):
+    with with_advice(_DATA_ADVICE):
         images = from_main(lambda: list_images(Path(config.data.data_path) / split))
     return keep_listed(images, config.data.keep_list) if split == "train" and config.data.keep_list else images
 
 
-def checked_label_store(config: FrozenMunch, images: ImageList) -> LabelStore:
-    """The label maps of the training images: all present, one of each class read and sound."""
+def open_training_data(config: FrozenMunch) -> TrainingData:
+    """List the images and open their label maps: all present, one of each class read and valid.
+
+    Raises:
+        UserError: images or label maps are missing, damaged or of other classes.
+    """
+    images, val = list_split(config, "train"), list_split(config, "val")
+    with with_advice(_DATA_ADVICE):
+        val = val.with_classes_of(images.class_names, "the training folders")
+    if not config.data.relabel.use:
+        return TrainingData(images, val)
     with with_advice(_WITHOUT_MAPS):
         store = open_label_store(config.data.relabel.path, images.keys(), images.class_names)
         from_main(lambda: check_present(store, images.path))
         check_one_per_class(store, images.labels)
-    return store
-
-
-def open_extra_images(config: FrozenMunch, images: ImageList, store: LabelStore) -> list[ExtraRoot]:
-    """The folders of data.extra, checked as the training images are, with maps of the same shape; none at share 0."""
     extra = config.data.extra
-    if not extra.share:
-        return []
+    folders = zip(joined_folders(extra.path), joined_folders(extra.labels), strict=True) if extra.share else ()
     shape = store.read(0).shape
-    pairs = zip(joined_folders(extra.path), joined_folders(extra.labels), strict=True)
-    return [open_extra_root(path, labels, images.class_names, shape) for path, labels in pairs]
+    roots = [open_extra_root(path, labels, images.class_names, shape) for path, labels in folders]
+    return TrainingData(images, val, store, roots)
 
 
 def extra_per_batch(config: FrozenMunch, global_batch: int) -> int:
-    """Extra images in the batch of one update over all processes: data.extra.share of it, rounded.
+    """Return the extra images in the batch of one update over all processes: data.extra.share of it, rounded.
 
     Raises:
         UserError: that is none of it, or all.
@@ -84,17 +110,39 @@ def extra_per_batch(config: FrozenMunch, global_batch: int) -> int:
 
 
 def build_model(config: FrozenMunch, num_classes: int, precision: Precision) -> nn.Module:
-    """The network on its device; the same start for every process and every restart of a seed."""
+    """Build the network on its device; a seed gives the same start to every process and restart.
+
+    Raises:
+        UserError: it does not exist, or cannot classify images of the run's sizes.
+    """
     model = create_model(config.model.arch, num_classes)
     set_batch_norm(model, config.optim.bn.momentum, config.optim.bn.eps)
-    return model.to(precision.device).to(memory_format=torch.channels_last)
+    _check_image_sizes(config, model.eval(), num_classes)
+    return model.train().to(precision.device).to(memory_format=torch.channels_last)
+
+
+@torch.inference_mode()
+def _check_image_sizes(config: FrozenMunch, model: nn.Module, num_classes: int) -> None:
+    """Some networks refuse small images, or only take one size. On the CPU no error comes from a GPU instead."""
+    for size in sorted({config.data.image_size, config.data.test_size or config.data.image_size}):
+        try:
+            shape = model(torch.zeros(1, 3, size, size)).shape
+            assert shape == (1, num_classes), f"it gives {list(shape)} instead of one logit per class"
+        except (RuntimeError, ValueError, AssertionError, AttributeError) as error:
+            raise UserError(
+                f"{config.model.arch} cannot classify images of {size} x {size} pixels: {str(error).splitlines()[0]}\n"
+                f"  Set another --model.arch, --data.image_size or --data.test_size."
+            ) from error
 
 
 def start_weights(config: FrozenMunch, model: nn.Module, class_names: Sequence[str]) -> str:
-    """Put the weights of model.weights into a new network; returns a line that says what was taken over.
+    """Load the weights of model.weights into a new network; the EMA weights if the file has them.
 
-    The averaged (EMA) weights where the file has them. The classification head only where the file names the same
-    classes in the same order; otherwise it stays as it is.
+    The classification head is loaded only if the file names the same classes in the same order; otherwise it stays as
+    it is.
+
+    Returns:
+        a line about what was loaded.
 
     Raises:
         UserError: the file cannot be read, or anything but the head is of another network.
@@ -103,11 +151,11 @@ def start_weights(config: FrozenMunch, model: nn.Module, class_names: Sequence[s
     content = load_checkpoint(path)
     weights = split_weights(content, path)
     name = "ema" if "ema" in weights else "model"
-    known = named_classes(content, path)
-    same = known == list(class_names)
+    file_classes = named_classes(content, path)
+    same = file_classes == list(class_names)
     state_dict = weights[name] if same else with_own_head(model, config.model.arch, weights[name])
     load_from(path, model, state_dict, content.get("arch"))
-    named = f"names {len(known)} classes" if known else "does not name its classes"
+    named = f"names {len(file_classes)} classes" if file_classes else "does not name its classes"
     head = "too" if same else f"anew: the file {named}, and not these {len(class_names)} in this order"
     return f"starting from {path}{' (EMA)' * (name == 'ema')}, the classification head {head}"
 
@@ -115,30 +163,12 @@ def start_weights(config: FrozenMunch, model: nn.Module, class_names: Sequence[s
 def load_from(
     path: Path, model: nn.Module, state_dict: dict[str, Tensor], arch: str | None, flag: str = "--model.arch"
 ) -> None:
-    """Put a checkpoint's weights into the network; an error names the file and the network it was made with."""
+    """Load a checkpoint's weights into the network; an error names the file and the network it was made with."""
     try:
         load_weights(model, state_dict)
     except UserError as error:
         made_with = f"\n  The file says that it holds a {arch}: set {flag} {arch}." if arch else ""
         raise UserError(f"{path}: {error}{made_with}") from None
-
-
-@torch.inference_mode()
-def check_image_sizes(config: FrozenMunch, model: nn.Module, num_classes: int, precision: Precision) -> None:
-    """One forward pass for each image size of the run: some networks refuse small images, or only take one size."""
-    model.eval()
-    for size in sorted({config.data.image_size, config.data.test_size or config.data.image_size}):
-        try:
-            shape = model(torch.zeros(1, 3, size, size, device=precision.device)).shape
-            assert shape == (1, num_classes), f"it gives {list(shape)} instead of one logit per class"
-        except (RuntimeError, ValueError, AssertionError, AttributeError) as error:
-            if is_device_error(error):
-                raise
-            raise UserError(
-                f"{config.model.arch} cannot classify images of {size} x {size} pixels: {str(error).splitlines()[0]}\n"
-                f"  Set another --model.arch, --data.image_size or --data.test_size."
-            ) from error
-    model.train()
 
 
 def memory_advice(config: FrozenMunch) -> str:
@@ -151,7 +181,7 @@ def memory_advice(config: FrozenMunch) -> str:
 
 
 def make_optimizer(config: FrozenMunch, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
-    """The optimizer over every parameter."""
+    """Build the optimizer over every parameter."""
     optim = config.optim
     return create_optimizer(
         model.parameters(),
@@ -165,7 +195,7 @@ def make_optimizer(config: FrozenMunch, model: nn.Module, device: torch.device) 
 
 
 def check_batches(images: ImageList, batch_size: int, process: Process, config: FrozenMunch) -> None:
-    """Refuse a training set smaller than a batch, and micro-batches that do not come out even."""
+    """Check that the training set fills a batch, and that the micro-batches are of equal size. UserError if not."""
     global_batch = batch_size * process.world_size
     steps_per_epoch(len(images), global_batch - extra_per_batch(config, global_batch))
     if batch_size % config.optim.accumulation:
@@ -176,7 +206,7 @@ def check_batches(images: ImageList, batch_size: int, process: Process, config: 
 
 
 def make_recipe(config: FrozenMunch, images: ImageList, global_batch: int, seed: int) -> Recipe:
-    """The recipe as plain values and functions; the schedule's length comes from the data."""
+    """Build the recipe as plain values and functions; the schedule's length comes from the data."""
     optim, cut = config.optim, config.data.cutmix
     steps = steps_per_epoch(len(images), global_batch - extra_per_batch(config, global_batch))
     return Recipe(
@@ -205,7 +235,7 @@ def make_recipe(config: FrozenMunch, images: ImageList, global_batch: int, seed:
 
 
 def make_targets(config: FrozenMunch, num_classes: int) -> TargetMaker:
-    """What makes soft targets [B, K] of a batch's label maps or of its labels."""
+    """Build the maker of soft targets [B, K] from a batch's label maps or labels."""
     relabel = config.data.relabel
     return TargetMaker(
         num_classes,
@@ -219,28 +249,22 @@ def make_targets(config: FrozenMunch, num_classes: int) -> TargetMaker:
 
 
 def train_loader(
-    config: FrozenMunch,
-    images: ImageList,
-    store: LabelStore | None,
-    extra: Sequence[ExtraRoot],
-    recipe: Recipe,
-    batch_size: int,
-    process: Process,
+    config: FrozenMunch, data: TrainingData, recipe: Recipe, batch_size: int, process: Process
 ) -> Callable[[int], Iterable[Batch]]:
-    """First update -> this process's training batches from there to the end of the run."""
-    data = config.data
-    view = RandomResizedCrop(
-        data.image_size, data.rrc_minimum, data.flip_prob, data.color_jitter, data.lighting, recipe.seed
+    """Return first update -> this process's training batches from there to the end of the run."""
+    keys = config.data
+    transform = RandomResizedCrop(
+        keys.image_size, keys.rrc_minimum, keys.flip_prob, keys.color_jitter, keys.lighting, recipe.seed
     )
-    main = ImageDataset(images, view, store, resolve_decoder(data.decoder))
-    mixed = MixedDataset(main, extra) if extra else None
+    main = ImageDataset(data.images, transform, data.store, resolve_decoder(keys.decoder))
+    mixed = MixedDataset(main, data.extra) if data.extra else main
+    dataset = SkippingDataset(mixed) if keys.on_error == "skip" else mixed
     per_batch = extra_per_batch(config, batch_size * process.world_size)
-    dataset = SkippingDataset(mixed or main) if data.on_error == "skip" else mixed or main
-    passes = ExtraBatches(len(main), len(mixed) - len(main), per_batch, recipe.seed) if mixed else None
+    extra = ExtraBatches(len(main), data.extra_images, per_batch, recipe.seed) if data.extra else None
 
     def batches(start_step: int) -> Iterable[Batch]:
         sampler = TrainBatches(
-            num_images=len(images),
+            num_images=len(data.images),
             batch_size_per_process=batch_size,
             accumulation=recipe.accumulation,
             rank=process.rank,
@@ -248,23 +272,23 @@ def train_loader(
             seed=recipe.seed,
             start_step=start_step,
             total_steps=recipe.total_steps,
-            extra=passes,
+            extra=extra,
         )
         return Loader(dataset, sampler, workers_of(config, process), process.device)
 
     return batches
 
 
-def test_view(config: FrozenMunch) -> CenterCrop:
-    """How a test looks at images: resized and centre-cropped."""
+def test_transform(config: FrozenMunch) -> CenterCrop:
+    """Build the transform of test images: resize and center crop."""
     return CenterCrop(config.data.test_size or config.data.image_size, config.data.crop_ratio)
 
 
 def test_loader(
-    config: FrozenMunch, images: ImageList, process: Process, view: CenterCrop | None = None
+    config: FrozenMunch, images: ImageList, process: Process, transform: CenterCrop | None = None
 ) -> Callable[[], Iterable[Batch]]:
-    """This process's share of a test set; view: None = test_view."""
-    dataset = ImageDataset(images, view or test_view(config), decoder=resolve_decoder(config.data.decoder))
+    """Return a function to this process's share of a test set; transform: None means test_transform."""
+    dataset = ImageDataset(images, transform or test_transform(config), decoder=resolve_decoder(config.data.decoder))
     batch_size = process.share(config.util.val_batch_size, "util.val_batch_size")
 
     def batches() -> Iterable[Batch]:
@@ -275,6 +299,6 @@ def test_loader(
 
 
 def workers_of(config: FrozenMunch, process: Process) -> int:
-    """Loader workers of this process: its share, rounded up and capped by its share of the cores; 0 stays 0."""
+    """Return the loader workers of this process: its share, rounded up, at most its share of the cores; 0 stays 0."""
     wanted = -(-config.compute.num_workers // process.local_world_size)
     return min(wanted, cores_of(process))

@@ -2,7 +2,7 @@
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -12,22 +12,19 @@ from torch import nn
 
 from relabel.config.rules import RESUME, joined_folders
 from relabel.data.decode import resolve_decoder
-from relabel.data.extra_images import ExtraRoot
 from relabel.data.images import ImageList
 from relabel.data.skipped_images import SkippedImages
 from relabel.stores.packed import sha256_of
-from relabel.stores.store import LabelStore, label_fingerprint
+from relabel.stores.store import label_fingerprint
 from relabel.training.build import (
+    TrainingData,
     build_model,
     check_batches,
-    check_image_sizes,
-    checked_label_store,
     extra_per_batch,
-    list_split,
     make_optimizer,
     make_recipe,
     memory_advice,
-    open_extra_images,
+    open_training_data,
     set_up_device,
     start_weights,
     test_loader,
@@ -36,14 +33,15 @@ from relabel.training.build import (
 from relabel.training.trainer import Preempted, Trainer
 from relabel.training.validation import Score, evaluate
 from utils.config.frozen_munch import FrozenMunch
-from utils.device_errors import out_of_memory_reported
-from utils.errors import EXIT_PREEMPTED, SharedError, UserError, with_advice
-from utils.files import remove_temporaries
+from utils.errors import EXIT_PREEMPTED, SharedError, UserError, out_of_memory_reported, with_advice
+from utils.files import locked, make_writable, remove_temporaries
 from utils.precision import Precision
 from utils.processes.distributed import Process, from_main
 from utils.processes.workers import end_workers, raise_worker_death
-from utils.run_folder import Start, find_start, lock_run_folder, make_run_folder, open_run_folder, share_start
+from utils.run_folder import Start, find_start, open_run_folder, share_start
 from utils.run_log import read_status, record_environment, write_status
+
+ANOTHER_FOLDER = "Set another --util.run_dir."
 
 
 def train(process: Process, config: FrozenMunch) -> None:
@@ -54,15 +52,11 @@ def train(process: Process, config: FrozenMunch) -> None:
         SystemExit: 143 when preempted; 1 when another process has failed and reported why.
     """
     set_up_device(process.device)
-    images, test_images = list_split(config, "train"), list_split(config, "val")
-    with with_advice("Check --data.data_path."):
-        test_images = test_images.with_classes_of(images.class_names, "the training folders")
-    store = checked_label_store(config, images) if config.data.relabel.use else None
-    extra = open_extra_images(config, images, store) if store else []
+    data = open_training_data(config)
     process.share(config.util.val_batch_size, "util.val_batch_size")
-    check_batches(images, process.share(config.optim.batch_size, "optim.batch_size"), process, config)
+    check_batches(data.images, process.share(config.optim.batch_size, "optim.batch_size"), process, config)
     precision = Precision(config.compute.opt_level, process.device)
-    identity = identity_of(config, images, test_images, store, extra, precision)
+    identity = identity_of(config, data, precision)
 
     folder = Path(config.util.run_dir)
     existed = folder.is_dir()
@@ -70,23 +64,25 @@ def train(process: Process, config: FrozenMunch) -> None:
 
         def begin() -> Start:
             if existed:
-                stack.enter_context(lock_run_folder(folder, RESUME))
-            return find_start(folder, config, identity, process.world_size, RESUME)
+                stack.enter_context(locked(folder, "the run folder", "training", ANOTHER_FOLDER))
+            with with_advice(ANOTHER_FOLDER):
+                return find_start(folder, config, identity, process.world_size, RESUME)
 
         start = share_start(begin)
         with out_of_memory_reported(memory_advice(config)):
-            trainer = make_trainer(config, images, test_images, store, extra, precision, process, identity, start)
+            trainer = make_trainer(config, data, precision, process, identity, start)
         if trainer.finished:
             if process.is_main:
                 report_finished(trainer)
             return
 
         def open_folder() -> None:
-            make_run_folder(folder, RESUME)
+            make_writable(folder, "the run folder", ANOTHER_FOLDER)
             if not existed:
-                stack.enter_context(lock_run_folder(folder, RESUME))
-            open_run_folder(folder, config, start, RESUME)
-            introduce(config, images, test_images, extra, trainer)
+                stack.enter_context(locked(folder, "the run folder", "training", ANOTHER_FOLDER))
+            with with_advice(ANOTHER_FOLDER):
+                open_run_folder(folder, config, start, RESUME)
+            introduce(config, data, trainer)
 
         from_main(open_folder)
         if config.compute.compile:
@@ -96,10 +92,7 @@ def train(process: Process, config: FrozenMunch) -> None:
 
 def make_trainer(
     config: FrozenMunch,
-    images: ImageList,
-    test_images: ImageList,
-    store: LabelStore | None,
-    extra: Sequence[ExtraRoot],
+    data: TrainingData,
     precision: Precision,
     process: Process,
     identity: dict[str, Any],
@@ -107,18 +100,17 @@ def make_trainer(
 ) -> Trainer:
     """Build all parts, in the state of the checkpoint if there is one; nothing is written yet."""
     torch.manual_seed(start.seed)
-    model = build_model(config, len(images.class_names), precision)
+    model = build_model(config, len(data.images.class_names), precision)
     if config.model.weights and start.state is None:
-        loaded = start_weights(config, model, images.class_names)
+        loaded = start_weights(config, model, data.images.class_names)
         if process.is_main:
             print(loaded, flush=True)
-    check_image_sizes(config, model, len(images.class_names), precision)
     batch_size = process.share(config.optim.batch_size, "optim.batch_size")
-    recipe = make_recipe(config, images, batch_size * process.world_size, start.seed)
-    test_batches = test_loader(config, test_images, process)
+    recipe = make_recipe(config, data.images, batch_size * process.world_size, start.seed)
+    test_batches = test_loader(config, data.val, process)
 
     def validate(networks: Mapping[str, nn.Module]) -> dict[str, Score]:
-        return evaluate(networks, test_images, test_batches(), precision, process)
+        return evaluate(networks, data.val, test_batches(), precision, process)
 
     trainer = Trainer(
         model=model,
@@ -126,9 +118,9 @@ def make_trainer(
         recipe=recipe,
         precision=precision,
         process=process,
-        train_batches=train_loader(config, images, store, extra, recipe, batch_size, process),
+        train_batches=train_loader(config, data, recipe, batch_size, process),
         evaluate=validate,
-        skipped_images=SkippedImages(Path(config.util.run_dir), len(images) + sum(map(len, extra))),
+        skipped_images=SkippedImages(Path(config.util.run_dir), len(data.images) + data.extra_images),
         folder=Path(config.util.run_dir),
         identity={**identity, "seed": start.seed},
         tensorboard=config.util.tensorboard,
@@ -147,35 +139,26 @@ def report_finished(trainer: Trainer) -> None:
     print(f"{trainer.folder} is finished: {best}. Set another --util.run_dir for a new run.", flush=True)
 
 
-def identity_of(
-    config: FrozenMunch,
-    images: ImageList,
-    test_images: ImageList,
-    store: LabelStore | None,
-    extra: Sequence[ExtraRoot],
-    precision: Precision,
-) -> dict[str, Any]:
+def identity_of(config: FrozenMunch, data: TrainingData, precision: Precision) -> dict[str, Any]:
     """Return what must be the same when the run continues, as plain values for checkpoints and environment.json."""
     identity: dict[str, Any] = {
         "arch": config.model.arch,
         "config_sha256": RESUME.fingerprint(config),
-        "class_names": list(images.class_names),
-        "images": len(images),
-        "images_sha256": fingerprint(images),
-        "validation_images": len(test_images),
-        "validation_images_sha256": fingerprint(test_images),
+        "class_names": list(data.images.class_names),
+        "images": len(data.images),
+        "images_sha256": fingerprint(data.images),
+        "validation_images": len(data.val),
+        "validation_images_sha256": fingerprint(data.val),
         "precision": precision.name,
         "decoder": resolve_decoder(config.data.decoder),
     }
-    if store:
-        identity["label_maps_sha256"] = label_fingerprint(config.data.relabel.path, store, images.labels)
-    if extra:
-        folders = joined_folders(config.data.extra.labels)
-        maps = [
-            label_fingerprint(path, root.store, root.images.labels) for path, root in zip(folders, extra, strict=True)
-        ]
-        identity["extra_images"] = sum(map(len, extra))
-        identity["extra_images_sha256"] = fingerprint(*(root.images for root in extra))
+    if data.store:
+        identity["label_maps_sha256"] = label_fingerprint(config.data.relabel.path, data.store, data.images.labels)
+    if data.extra:
+        roots = zip(joined_folders(config.data.extra.labels), data.extra, strict=True)
+        maps = [label_fingerprint(path, root.store, root.images.labels) for path, root in roots]
+        identity["extra_images"] = data.extra_images
+        identity["extra_images_sha256"] = fingerprint(*(root.images for root in data.extra))
         identity["extra_label_maps_sha256"] = hashlib.sha256(":".join(maps).encode()).hexdigest()
     return identity
 
@@ -185,9 +168,7 @@ def fingerprint(*lists: ImageList) -> str:
     return hashlib.sha256(b"\n".join(name for images in lists for name in images.names.tolist())).hexdigest()
 
 
-def introduce(
-    config: FrozenMunch, images: ImageList, test_images: ImageList, extra: Sequence[ExtraRoot], trainer: Trainer
-) -> None:
+def introduce(config: FrozenMunch, data: TrainingData, trainer: Trainer) -> None:
     """Print what is about to run, and record what it runs on."""
     recipe, process, folder = trainer.recipe, trainer.process, trainer.folder
     was_killed = read_status(folder) == "running"  # nobody is: this process has the lock
@@ -197,7 +178,7 @@ def introduce(
         start_step=trainer.step,
         processes=process.world_size,
         device=str(process.device),
-        classes=len(images.class_names),
+        classes=len(data.images.class_names),
         weights_sha256=sha256_of(Path(config.model.weights)) if config.model.weights and trainer.step == 0 else None,
         **{name: value for name, value in trainer.identity.items() if name != "class_names"},
     )
@@ -208,10 +189,10 @@ def introduce(
         trainer.precision.note,
         f"{config.model.arch}, {parameters / 1e6:.2f} million parameters, {trainer.precision.name}, "
         f"{process.world_size} process(es) on {process.device.type}, seed {recipe.seed}",
-        f"{len(images):,} training images of {len(images.class_names):,} classes with {labels}; "
-        f"{len(test_images):,} validation images",
-        f"{sum(map(len, extra)):,} extra images with label maps, {extra_per_batch(config, batch):,} in a batch"
-        if extra
+        f"{len(data.images):,} training images of {len(data.images.class_names):,} classes with {labels}; "
+        f"{len(data.val):,} validation images",
+        f"{data.extra_images:,} extra images with label maps, {extra_per_batch(config, batch):,} in a batch"
+        if data.extra
         else "",
         f"{recipe.epochs} epochs of {recipe.steps_per_epoch:,} steps, batch {batch:,}; run folder {folder}",
         "the process that trained here before was killed" if was_killed else "",

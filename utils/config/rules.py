@@ -64,7 +64,6 @@ class ResumeRules:
         before: key -> the value with which a run behaves as it did before the key existed. A run of an earlier version
             that lacks the key counts as having this value, so it continues.
         seed: the key of the seed; -1 means the seed of the run in the folder, or a new one.
-        folder_flag: the flag that names another run folder, for messages.
     """
 
     schema: Schema
@@ -72,7 +71,6 @@ class ResumeRules:
     warned: frozenset[str]
     before: Mapping[str, Any]
     seed: str
-    folder_flag: str
 
     def fingerprint(self, config: FrozenMunch) -> str:
         """sha256 of every setting that must stay as it is, the seed apart: it tells which run a checkpoint is of."""
