@@ -15,7 +15,7 @@ from benchmarks.peers.photos import write_photos
 from benchmarks.result import Figure, arguments, report, synchronize
 from relabel.annotation.annotator import Settings, annotate
 from relabel.annotation.teacher import Teacher, load_teacher
-from relabel.data.images import list_flat_images
+from relabel.data.images import list_any_images
 from utils.precision import Precision
 from utils.processes.distributed import Process
 
@@ -55,7 +55,7 @@ def workers() -> int:
 
 def whole_job(folder: Path, teacher: Teacher, number: int, batch: int, device: torch.device) -> float:
     """Images per second from files to a finished store."""
-    images = list_flat_images(folder / "photos")
+    images = list_any_images(folder / "photos")
     out = folder / f"{teacher.description['arch']}-{number}".replace("/", "-")
     start = time.perf_counter()
     annotate(

@@ -104,8 +104,8 @@ def class_translation(own: Sequence[str], wanted: Sequence[str]) -> np.ndarray |
     known = set(own)
     if unknown := [name for name in wanted if name not in known]:
         raise ValueError(
-            f"does not know {len(unknown):,} of the data's {len(wanted):,} classes, the first: {unknown[0]!r}; "
-            f"expected class folders named like its own {len(own):,} classes ({own[0]!r}, ...). "
+            f"the label maps lack {len(unknown):,} of the data's {len(wanted):,} classes, the first: {unknown[0]!r}; "
+            f"expected class folders named like their own {len(own):,} classes ({own[0]!r}, ...). "
             "Use label maps of a teacher that knows these classes, or rename the folders."
         )
     position = {name: index for index, name in enumerate(wanted)}

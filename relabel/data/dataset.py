@@ -1,4 +1,4 @@
-"""A folder of classes as a data set: image and index -> Sample, every random choice from (seed, epoch, index) alone."""
+"""Samples of a list of images: every random choice depends on (seed, epoch, index) alone."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,20 +13,20 @@ from relabel.label_map import LabelMap
 from relabel.stores.store import LabelStore
 from utils.random import SAMPLE, keyed_rng
 
-Key = tuple[int, int]  # epoch, index of the image
+Key = tuple[int, int]  # epoch, image index
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """One image as training or testing sees it.
+    """One image as it is used in training or evaluation.
 
     Fields:
         image: uint8 [3, S, S]; RGB, not yet augmented; a view of [S, S, 3].
-        label: its class folder, 0..K-1; -1 of an extra image (relabel/data/extra_images.py).
-        box: where the image lies in the file, before any flip.
+        label: its class folder, 0..K-1; -1 for an extra image (relabel/data/extra_images.py).
+        box: the part of the file that the image shows, before any flip.
         label_map: of the whole file; None without label maps.
-        augmentation: what is still to be applied; None in a test.
-        index: position in the data set.
+        augmentation: what is still to be applied; None in evaluation.
+        index: image index in the data set.
     """
 
     image: np.ndarray
@@ -39,30 +39,30 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Crop:
-    """What a view takes from a file: image uint8 [3, S, S], the box it lies in, the augmentation still to apply."""
+    """What a transform returns: image uint8 [3, S, S], its box in the file, the augmentation still to be applied."""
 
     image: np.ndarray
     box: CropBox
-    augmentation: Augmentation | None
+    augmentation: Augmentation | None = None
 
 
 class Transform(Protocol):
-    """How an image is looked at, in training or in a test."""
+    """Turns an image file into a crop."""
 
     def __call__(self, file: ImageFile, epoch: int, index: int) -> Crop:
-        """The crop of the index-th image in that epoch."""
+        """Return the crop of image number `index` in that epoch."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class RandomResizedCrop:
-    """Training: a random resized crop, and what to augment it with.
+    """The transform of training: a random resized crop, and the random numbers of its augmentation.
 
     Fields:
         size: S, side of the crop, pixels.
         min_area: smallest area of the crop, fraction of the image.
         flip_prob, color_jitter, lighting: as in `draw_augmentation`.
-        seed: of every draw, together with epoch and index.
+        seed: with epoch and index, the seed of every draw.
     """
 
     size: int
@@ -73,61 +73,59 @@ class RandomResizedCrop:
     seed: int
 
     def __call__(self, file: ImageFile, epoch: int, index: int) -> Crop:
-        """Draw the box, then the augmentation, from (seed, epoch, index) alone."""
+        """Draw the box, then the augmentation."""
         rng = keyed_rng(self.seed, SAMPLE, epoch, index)
         box = random_crop_box(rng, file.width, file.height, self.min_area)
         augmentation = draw_augmentation(rng, self.flip_prob, self.color_jitter, self.lighting)
-        # In the first epoch, damage anywhere in the file shows; not in whichever later one a crop comes to reach it.
+        # The first epoch reads whole files, so that it finds all damage, and not a later epoch whose crop reaches it.
         return Crop(file.resized_crop(box, self.size, self.size, whole=epoch == 0), box, augmentation)
 
 
 @dataclass(frozen=True, slots=True)
 class CenterCrop:
-    """Testing: the central crop, the same in every epoch.
+    """The transform of evaluation: the central crop, the same in every epoch.
 
     Fields:
         size: S, side of the crop, pixels.
-        crop_ratio: shorter side to ceil(size / crop_ratio) first; None squashes the whole image.
+        crop_ratio: the shorter side is first resized to ceil(size / crop_ratio); None squashes the whole image.
     """
 
     size: int
     crop_ratio: float | None
 
     def __call__(self, file: ImageFile, epoch: int, index: int) -> Crop:
-        """The central crop; epoch and index do not matter."""
-        image = file.centre_crop(self.size, self.crop_ratio)
-        return Crop(image, file.centre_box(self.size, self.crop_ratio), None)
+        """Return the central crop; epoch and index are ignored."""
+        return Crop(file.centre_crop(self.size, self.crop_ratio), file.centre_box(self.size, self.crop_ratio))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class ImageDataset:
-    """Images, how to look at them, and their label maps: `dataset[(epoch, index)]` is a Sample.
+    """Images, their transform and their label maps: `dataset[(epoch, index)]` is a Sample.
 
-    Cheap to pickle; files are opened when a sample is asked for.
+    Cheap to pickle; files are opened when a sample is read.
+
+    Fields:
+        images: the list of images.
+        transform: RandomResizedCrop or CenterCrop.
+        label_store: row i is the map of image i (opened with `images.keys()`); None without label maps.
+        decoder: one of relabel.data.decode.DECODERS.
+        first: index of the first image, where several data sets share one index space.
     """
 
-    def __init__(
-        self, images: ImageList, view: Transform, label_store: LabelStore | None = None, decoder: str = "pillow"
-    ) -> None:
-        """Keep the parts together.
-
-        Args:
-            images: what there is.
-            view: RandomResizedCrop or CenterCrop.
-            label_store: row i is the map of the i-th image (opened with `images.keys()`); None: no label maps.
-            decoder: one of relabel.data.decode.DECODERS.
-        """
-        self.images = images
-        self.view = view
-        self.label_store = label_store
-        self.decoder = decoder
+    images: ImageList
+    transform: Transform
+    label_store: LabelStore | None = None
+    decoder: str = "pillow"
+    first: int = 0
 
     def __len__(self) -> int:
-        """N."""
+        """N, the number of images."""
         return len(self.images)
 
     def __getitem__(self, key: Key) -> Sample:
-        """The sample of (epoch, index). UserError naming the file: image or label map missing or damaged."""
+        """Read the sample of (epoch, index). UserError with the file if image or label map are missing or damaged."""
         epoch, index = key
-        crop = self.view(ImageFile(self.images.path(index), self.decoder), epoch, index)
-        label_map = None if self.label_store is None else self.label_store.read(index)
-        return Sample(crop.image, int(self.images.labels[index]), crop.box, label_map, crop.augmentation, index)
+        row = index - self.first
+        crop = self.transform(ImageFile(self.images.path(row), self.decoder), epoch, index)
+        label_map = None if self.label_store is None else self.label_store.read(row)
+        return Sample(crop.image, int(self.images.labels[row]), crop.box, label_map, crop.augmentation, index)

@@ -1,11 +1,10 @@
-"""Further training images, which have label maps and need no labels: a fixed share of every batch.
+"""Extra training images, with label maps and without labels: a fixed share of every batch.
 
-An epoch stays one pass over the labelled images, the main ones. The extra images of all roots together are gone through
-in passes of their own, which end where they end. Main and extra images share one index space: 0..N-1 are the main ones,
+An epoch is one pass over the labelled images, the main ones. The extra images of all roots together have passes of
+their own, which may end in the middle of an epoch or a batch. All share one index space: 0..N-1 are the main images,
 N..N+M-1 the extra ones.
 """
 
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice, pairwise
@@ -13,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from relabel.data.dataset import Crop, ImageDataset, Key, Sample, Transform
-from relabel.data.decode import ImageFile
+from relabel.data.dataset import ImageDataset, Key, Sample
 from relabel.data.images import ImageList, list_any_images
 from relabel.stores.store import LabelStore, check_one_per_class, check_present, open_label_store
 from utils.errors import UserError, with_advice
@@ -29,30 +27,29 @@ _WITHOUT_MAPS = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExtraRoot:
-    """A folder of extra images: a list whose labels are all -1, and a store whose row i is the map of the i-th."""
+    """A folder of extra images: their list, with all labels -1, and the store whose row i is the map of image i."""
 
     images: ImageList
     store: LabelStore
 
     def __len__(self) -> int:
-        """Images."""
+        """Number of images."""
         return len(self.images)
 
 
 def open_extra_root(
     path: str | Path, labels: str | Path, class_names: Sequence[str], shape: tuple[int, int, int]
 ) -> ExtraRoot:
-    """List a folder of extra images and open its label maps: all present, one of each folder read and sound.
+    """List a folder of extra images and open its label maps; check that all are there, and read one of each folder.
 
     Args:
-        path: ROOT/CLASS/IMAGE or ROOT/IMAGE; what the class folders are called does not matter.
+        path: ROOT/CLASS/IMAGE or ROOT/IMAGE, with any class names.
         labels: a packed store, or a folder of .pt files.
-        class_names: the K classes of the main images, which the maps are translated to where they name their own.
+        class_names: the K classes of the main images; maps that name other classes are translated.
         shape: (k, h, w) of the main images' maps.
 
     Raises:
-        UserError: there are no such images or maps, some are missing or damaged, their teacher does not know the
-            classes, or they have another shape.
+        UserError: images or maps are missing or damaged, the maps lack a class, or have another shape.
     """
     with with_advice("Check --data.extra.path, or train without extra images: --data.extra.share 0"):
         images = from_main(lambda: list_any_images(path))
@@ -63,59 +60,34 @@ def open_extra_root(
     found = store.read(0).shape
     if found != shape:
         raise UserError(
-            f"{labels}: found label maps of shape [k, h, w] = {list(found)}; expected {list(shape)} as of the training "
-            "images, because a batch needs one shape. Make them with the --top_k and --size of the others."
+            f"{labels}: found label maps of shape [k, h, w] = {list(found)}; expected {list(shape)} like those of the "
+            "training images, because a batch needs one shape. Make them with the same --top_k and --size."
         )
     return ExtraRoot(replace(images, class_names=[], labels=np.full(len(images), -1, dtype=np.int32)), store)
 
 
-@dataclass(frozen=True, slots=True)
-class _Shifted:
-    """A view whose draws belong to an image's index among all images, so that no two images share one."""
-
-    view: Transform
-    first: int
-
-    def __call__(self, file: ImageFile, epoch: int, index: int) -> Crop:
-        """The crop of the index-th image of a root that begins at `first`."""
-        return self.view(file, epoch, self.first + index)
-
-
 class MixedDataset:
-    """Main and extra images behind one index: `dataset[(epoch or pass, index)]` is a Sample; label -1 of an extra one.
-
-    Cheap to pickle; files are opened when a sample is asked for.
-    """
+    """Main and extra images in one index space: `dataset[(epoch or pass, index)]` is a Sample. Cheap to pickle."""
 
     def __init__(self, main: ImageDataset, roots: Sequence[ExtraRoot]) -> None:
-        """Put them one after the other.
-
-        Args:
-            main: the labelled images, with label maps.
-            roots: at least one; seen as the main images are.
-        """
-        self._parts, self._firsts = [main], [0]
+        """Append the extra images to the main ones, with the same transform."""
+        self._parts = [main]
         for root in roots:
-            first = len(self)
-            self._parts.append(ImageDataset(root.images, _Shifted(main.view, first), root.store, main.decoder))
-            self._firsts.append(first)
+            self._parts.append(replace(main, images=root.images, label_store=root.store, first=len(self)))
 
     def __len__(self) -> int:
-        """N + M."""
-        return self._firsts[-1] + len(self._parts[-1])
+        """N + M, the number of all images."""
+        return sum(map(len, self._parts))
 
     def __getitem__(self, key: Key) -> Sample:
-        """The sample of a key. UserError naming the file: image or label map missing or damaged."""
-        epoch, index = key
-        part = bisect_right(self._firsts, index) - 1
-        return replace(self._parts[part][(epoch, index - self._firsts[part])], index=index)
+        """Read the sample of a key. UserError with the file if image or label map are missing or damaged."""
+        part = next(part for part in reversed(self._parts) if key[1] >= part.first)
+        return part[key]
 
 
 @dataclass(frozen=True, slots=True)
 class ExtraBatches:
-    """Which extra images an update takes: passes over all of them, each in its own order, cut into equal pieces.
-
-    A pass takes each image once before the next one begins, be it in the middle of a batch.
+    """The extra images of each update: passes over all of them, each in its own order, cut into equal pieces.
 
     Fields:
         num_main: N.
@@ -130,7 +102,7 @@ class ExtraBatches:
     seed: int
 
     def from_step(self, step: int) -> Iterator[list[Key]]:
-        """(pass, index) of the extra images of each update from this one on, without end."""
+        """Yield (pass, index) of the extra images of each update from this one on, without end."""
         keys = self._from_position(step * self.per_batch)
         while True:
             yield list(islice(keys, self.per_batch))
@@ -139,15 +111,16 @@ class ExtraBatches:
         first_pass, start = divmod(position, self.num_extra)
         for number in count(first_pass):
             order = keyed_rng(self.seed, EXTRA_ORDER, number).permutation(self.num_extra)
-            for image in order[start:]:
-                yield number, self.num_main + int(image)
+            for image in order[start:].tolist():
+                yield number, self.num_main + image
             start = 0
 
 
 def spread(main: list[Key], extra: list[Key]) -> list[Key]:
-    """A batch of both, evenly mixed: any rows of it hold the extra images' share of them, to less than one image.
+    """Mix main and extra images evenly into one batch.
 
-    So every process and every micro-batch gets its share, and the batch does not depend on how it is cut up.
+    Any run of consecutive rows holds the extra images' share to within one image, so every process and micro-batch gets
+    its share, and the batch does not depend on how it is divided.
     """
     total = len(main) + len(extra)
     before = [row * len(extra) // total for row in range(total + 1)]  # extra images above each row

@@ -1,7 +1,8 @@
-"""The list of a data set's images: names, class folders and label-map keys, and the list of those to train on."""
+"""The list of a data set's images: names, class folders and label-map keys; and lists of the images to train on."""
 
 import os
 from codecs import BOM_UTF8
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,23 +14,21 @@ from utils.errors import UserError
 from utils.files import is_file, replacing
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
-NAMES_AT_ONCE = 65_536
 EXPECTED_LAYOUT = f"expected ROOT/CLASS/IMAGE with images ending in {' '.join(EXTENSIONS)}"
 COMMENT, HERE = "#", "./"
-LONGEST_NAME = 4096  # bytes, of any path
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageList:
-    """The images of a data set, in arrays: a million tuples would be copied into each worker one by one.
+    """The images of a data set, in arrays: workers would copy a million strings one by one.
 
     Fields:
         root: folder of the class folders.
         class_names: K texts; the class folders, sorted as text.
-        names: bytes [N]; "CLASS/FILE", sorted by class, then by file. A quarter of the room that texts take.
-        labels: int32 [N]; position of the image's class in class_names.
+        names: bytes [N]; "CLASS/FILE", sorted by class, then by file.
+        labels: int32 [N]; the class of each image, an index into class_names.
 
-    A flat folder (`list_flat_images`) has no classes: names are "FILE", class_names is empty, labels are -1.
+    In a flat folder, without class folders, names are "FILE", class_names is empty and labels are -1.
     """
 
     root: Path
@@ -38,26 +37,26 @@ class ImageList:
     labels: np.ndarray
 
     def __len__(self) -> int:
-        """N."""
+        """N, the number of images."""
         return len(self.names)
 
     def name(self, index: int) -> str:
-        """CLASS/FILE of an image."""
+        """Return CLASS/FILE of an image."""
         return os.fsdecode(self.names[index])
 
     def path(self, index: int) -> Path:
-        """The file of an image."""
+        """Return the path of an image file."""
         return self.root / self.name(index)
 
     def keys(self) -> np.ndarray:
-        """bytes [N]; "CLASS/STEM", the keys of the label maps. The stem is everything before the last dot.
+        """Return the keys of the label maps, bytes [N]: "CLASS/STEM"; the stem is everything before the last dot.
 
         Raises:
-            UserError: two images have one key, and so would share a label map.
+            UserError: two images have the same key, and so would share a label map.
         """
-        keys = np.concatenate([_without_extension(part) for part in _parts(self.names)])
-        if (keys[1:] > keys[:-1]).all():
-            return keys
+        stems = (name.rpartition(b".")[0] for name in self.names)
+        keys = np.fromiter(stems, self.names.dtype, len(self))
+        keys = keys.astype(f"S{max(1, np.char.str_len(keys).max(initial=1))}")
         order = np.argsort(keys, kind="stable")
         twice = np.flatnonzero(keys[order[1:]] == keys[order[:-1]])
         if len(twice):
@@ -68,36 +67,35 @@ class ImageList:
             )
         return keys
 
-    def with_classes_of(self, class_names: Sequence[str], whose: str) -> "ImageList":
-        """The same images with labels that point into another list of class names, which may name more classes.
+    def with_classes_of(self, class_names: Sequence[str], owner: str) -> "ImageList":
+        """Return the same images with labels that refer to another list of class names, which may be longer.
 
         Args:
             class_names: K texts, as of the training folders or a checkpoint.
-            whose: where class_names come from, for the message.
+            owner: of class_names, for the message.
 
         Raises:
-            UserError: a class folder that class_names lack.
+            UserError: class_names lack a class folder.
         """
         unknown = sorted({*self.class_names} - {*class_names})
         if unknown:
             raise UserError(
-                f"{self.root}: found {len(unknown)} of {len(self.class_names)} class folders that {whose} do not have, "
+                f"{self.root}: found {len(unknown)} of {len(self.class_names)} class folders that {owner} do not have, "
                 f"the first: {unknown[0]}; expected those {len(class_names)} classes or some of them."
             )
         position = {name: i for i, name in enumerate(class_names)}
-        rows = np.array([position[name] for name in self.class_names], dtype=np.int32)
-        return replace(self, class_names=list(class_names), labels=rows[self.labels])
+        new_labels = np.array([position[name] for name in self.class_names], dtype=np.int32)
+        return replace(self, class_names=list(class_names), labels=new_labels[self.labels])
 
 
 def list_images(root: str | Path) -> ImageList:
-    """List ROOT/CLASS/IMAGE. Hidden files and folders, and files of other extensions, are passed over.
+    """List ROOT/CLASS/IMAGE, ignoring hidden files and folders and files with other extensions.
 
     Raises:
-        UserError: no such folder, no class folder, a class folder without an image.
+        UserError: no such folder, no class folder, or a class folder without an image.
     """
     root = Path(root)
-    with _listing(root):
-        class_names = sorted(entry.name for entry in _visible(root) if entry.is_dir())
+    class_names = _folders(root)
     if not class_names:
         raise UserError(f"{root}: found no class folder; {EXPECTED_LAYOUT}.")
     files = [_image_names(root / name) for name in class_names]
@@ -108,84 +106,68 @@ def list_images(root: str | Path) -> ImageList:
             f"{EXPECTED_LAYOUT}. Remove the empty folders or put their images back."
         )
     names = [f"{name}/{file}" for name, found in zip(class_names, files, strict=True) for file in found]
-    labels = np.repeat(np.arange(len(class_names)), [len(found) for found in files])
-    return ImageList(root, class_names, _as_bytes(names), labels.astype(np.int32))
-
-
-def list_flat_images(root: str | Path) -> ImageList:
-    """List ROOT/IMAGE: images without class folders, as others than training can use them.
-
-    Raises:
-        UserError: no such folder, or no image in it.
-    """
-    root = Path(root)
-    names = _image_names(root)
-    if not names:
-        raise UserError(
-            f"{root}: found neither class folders nor images; {EXPECTED_LAYOUT}, or ROOT/IMAGE. Name another folder."
-        )
-    return ImageList(root, [], _as_bytes(names), np.full(len(names), -1, dtype=np.int32))
+    labels = np.repeat(np.arange(len(class_names), dtype=np.int32), [len(found) for found in files])
+    return ImageList(root, class_names, _as_bytes(names), labels)
 
 
 def list_any_images(root: str | Path) -> ImageList:
-    """List ROOT/CLASS/IMAGE, or ROOT/IMAGE where there is no folder in ROOT. UserError as in either, or for both."""
+    """List ROOT/CLASS/IMAGE, or ROOT/IMAGE if ROOT has no folders.
+
+    Raises:
+        UserError: as `list_images`; there are no images, or images beside folders.
+    """
     root = Path(root)
-    with _listing(root):
-        folders = [entry.name for entry in _visible(root) if entry.is_dir()]
-    loose = _image_names(root)
+    folders, loose = _folders(root), _image_names(root)
     if folders and loose:
         raise UserError(
             f"{root}: found {len(loose):,} images ({loose[0]}) beside {len(folders):,} folders ({folders[0]}); "
             "expected images in class folders, or images alone. Move one or the other away."
         )
-    return list_images(root) if folders else list_flat_images(root)
+    if folders:
+        return list_images(root)
+    if not loose:
+        raise UserError(
+            f"{root}: found neither class folders nor images; {EXPECTED_LAYOUT}, or ROOT/IMAGE. Name another folder."
+        )
+    return ImageList(root, [], _as_bytes(loose), np.full(len(loose), -1, dtype=np.int32))
 
 
 def _as_bytes(names: Sequence[str]) -> np.ndarray:
-    """Texts as bytes [N], as the file system has them."""
+    """Return names as bytes [N], as they are in the file system."""
     return np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
 
 
-def _parts(names: np.ndarray) -> Iterator[np.ndarray]:
-    """An array in pieces that are small as Python objects."""
-    return (names[start : start + NAMES_AT_ONCE] for start in range(0, len(names), NAMES_AT_ONCE))
-
-
-def _without_extension(names: np.ndarray) -> np.ndarray:
-    """bytes [n]; each name up to its last dot."""
-    return np.array([name.rpartition(b".")[0] for name in names.tolist()], dtype=np.bytes_)
+def _folders(root: Path) -> list[str]:
+    """Sorted names of the visible folders."""
+    with _visible(root) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir())
 
 
 def _image_names(folder: Path) -> list[str]:
-    """Sorted names of the images in a class folder."""
-    with _listing(folder):
-        return sorted(e.name for e in _visible(folder) if e.name.lower().endswith(EXTENSIONS) and is_file(e))
-
-
-def _visible(folder: Path) -> list[os.DirEntry[str]]:
-    """Entries whose name does not begin with a dot."""
-    with os.scandir(folder) as entries:
-        return [entry for entry in entries if not entry.name.startswith(".")]
+    """Sorted names of the visible image files."""
+    with _visible(folder) as entries:
+        return sorted(e.name for e in entries if e.name.lower().endswith(EXTENSIONS) and is_file(e))
 
 
 @contextmanager
-def _listing(folder: Path) -> Iterator[None]:
-    """Turn a folder that cannot be listed into a UserError."""
+def _visible(folder: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
+    """Entries whose name does not begin with a dot. UserError if the folder cannot be listed."""
     try:
-        yield
+        with os.scandir(folder) as entries:
+            yield (entry for entry in entries if not entry.name.startswith("."))
     except OSError as error:
         raise UserError(f"{folder}: cannot be listed ({error.strerror}); {EXPECTED_LAYOUT}.") from error
 
 
 def keep_listed(images: ImageList, path: str | Path) -> ImageList:
-    """The images that a file names, in the order of `images`; the classes stay all the same.
+    """Return the images listed in a file, in the order of `images` and with the same classes.
 
     Args:
         images: of the training folder.
-        path: of the file; lines that are empty or begin with # are passed over.
+        path: of the file, one CLASS/FILE a line; empty lines and lines that begin with # are ignored.
 
     Raises:
-        UserError: the file cannot be read, is empty, or names an image that is not there, or one twice.
+        UserError: the file cannot be read, lists no image, an unknown one, or one twice.
     """
     path = Path(path)
     try:
@@ -195,46 +177,44 @@ def keep_listed(images: ImageList, path: str | Path) -> ImageList:
             f"the list of images to train on, {path}, cannot be read ({error.strerror}); expected a text file with one "
             "CLASS/FILE a line. Correct --data.keep_list, or leave it out to train on all images."
         ) from error
-    found = [line for line in lines if line.strip() and not line.startswith(COMMENT.encode())]
-    if any(len(line) > LONGEST_NAME for line in found):
-        raise UserError(f"{path}: found a line of over {LONGEST_NAME:,} bytes; expected one CLASS/FILE a line.")
-    names = np.array([line.removeprefix(HERE.encode()) for line in found], np.bytes_)
-    kept = np.isin(images.names, names)
-    if len(names) == 0 or kept.sum() != len(names):
-        raise UserError(f"{path}: {_what_is_wrong(names, images)} Correct the file, or --data.keep_list.")
+    names = [line for line in lines if line.strip() and not line.startswith(COMMENT.encode())]
+    counts = Counter(name.removeprefix(HERE.encode()) for name in names)
+    kept = np.array([name in counts for name in images.names.tolist()])
+    if not counts or kept.sum() != len(names):
+        raise UserError(f"{path}: {_describe_mismatch(counts, images)} Correct the file, or --data.keep_list.")
     return replace(images, names=images.names[kept], labels=images.labels[kept])
 
 
-def write_keep_list(path: Path, names: Iterable[str], remark: str) -> None:
-    """Write such a file, whole or not at all.
+def _describe_mismatch(counts: Counter[bytes], images: ImageList) -> str:
+    """Describe why the names on a list do not fit the images."""
+    if not counts:
+        return f"found no name in it; expected some of the {len(images):,} images in {images.root}, one a line."
+    unknown = sorted(counts.keys() - set(images.names.tolist()))
+    if unknown:
+        return (
+            f"found {len(unknown):,} of {len(counts):,} names that are no image in {images.root}, the first: "
+            f"{os.fsdecode(unknown[0][:999])!r}; expected names such as {images.name(0)!r}."
+        )
+    return f"found {os.fsdecode(counts.most_common(1)[0][0])!r} twice; expected each image once."
+
+
+def write_keep_list(path: Path, names: Iterable[str], comment: str) -> None:
+    """Write a list for `keep_listed`, whole or not at all.
 
     Args:
         path: of the file.
         names: CLASS/FILE of each image.
-        remark: its first lines; say where the list comes from.
+        comment: its first lines.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: it cannot be written, or a name holds a line break.
     """
     names = list(names)
     broken = [name for name in names if "\n" in name or "\r" in name]
     if broken:
         raise UserError(f"found the name {broken[0]!r}, which a file of one name a line cannot hold. Rename the image.")
-    # A name that begins as a remark does is written as a path from here, which means the same.
-    lines = [f"{COMMENT} {line}" for line in remark.splitlines()]
+    lines = [f"{COMMENT} {line}" for line in comment.splitlines()]
+    # A name that looks like a comment is written as a relative path, which means the same.
     lines += [HERE + name if name.startswith((COMMENT, HERE)) else name for name in names]
     with replacing(path) as temporary:
         temporary.write_bytes(b"".join(os.fsencode(line) + b"\n" for line in lines))
-
-
-def _what_is_wrong(names: np.ndarray, images: ImageList) -> str:
-    if len(names) == 0:
-        return f"found no name in it; expected some of the {len(images):,} images in {images.root}, one a line."
-    strange = names[~np.isin(names, images.names)]
-    if len(strange):
-        return (
-            f"found {len(strange):,} of {len(names):,} names that are no image in {images.root}, the first: "
-            f"{os.fsdecode(strange[0])!r}; expected names such as {images.name(0)!r}."
-        )
-    unique, counts = np.unique(names, return_counts=True)
-    return f"found {os.fsdecode(unique[counts > 1][0])!r} twice; expected each image once."

@@ -1,9 +1,10 @@
-"""Samples -> batches on the device: which images a step reads, in which order, and the processes that read them."""
+"""Batches on the device: which images a step reads and in which order, collating, and copying ahead."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import repeat
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,13 +24,13 @@ from utils.random import ORDER, keyed_rng
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Samples stacked; small until it is on the device: bytes for pixels, short integers for class ids.
+    """Samples stacked. Small until it is on the device: bytes for pixels, short integers for class ids.
 
-    An operation that changes no sample of the batch (switched off, or by chance) is None.
+    Augmentations that change no sample of the batch are None.
 
     Fields:
         images: uint8 [B, 3, S, S]; RGB, not yet augmented. In memory [B, S, S, 3], as decoders write it.
-        labels: int64 [B]; -1 of an extra image.
+        labels: int64 [B]; -1 for an extra image.
         boxes: float32 [B, 4]; left, top, right, bottom, fractions of the image.
         scores: float16 or float32 [B, k, h, w], as stored; None without label maps.
         classes: int16 or int32 [B, k, h, w], int64 once moved by `to`; None without label maps.
@@ -37,8 +38,8 @@ class Batch:
         jitter_orders: int64 [B] or None.
         jitter_factors: float32 [B, 3] or None.
         lighting: float32 [B, 3] or None.
-        indices: int64 [B]; positions in the data set.
-        skipped: the images that would be in the batch, could they be read.
+        indices: int64 [B]; image indices in the data set.
+        skipped: the images missing from the batch because they cannot be read.
     """
 
     images: Tensor
@@ -54,98 +55,76 @@ class Batch:
     skipped: tuple[SkippedImage, ...] = ()
 
     def __len__(self) -> int:
-        """B."""
+        """B, the number of images."""
         return len(self.images)
 
     def to(self, device: torch.device) -> "Batch":
-        """On the device, class ids as int64; a copy from pinned memory does not wait."""
-        batch = self._each(lambda tensor: tensor.to(device, non_blocking=True))
-        batch.classes = None if batch.classes is None else batch.classes.long()
-        return batch
+        """Copy to the device, with class ids as int64; a copy from pinned memory is asynchronous."""
+        batch = self.map(lambda tensor: tensor.to(device, non_blocking=True))
+        return batch if batch.classes is None else replace(batch, classes=batch.classes.long())
 
     def pin_memory(self) -> "Batch":
-        """In page-locked memory; called by DataLoader."""
-        return self._each(Tensor.pin_memory)
+        """Copy to page-locked memory; called by DataLoader."""
+        return self.map(Tensor.pin_memory)
 
-    def record_stream(self, stream: torch.cuda.Stream) -> None:
-        """Tell the allocator that the stream uses these tensors, which another stream made."""
-        for tensor in self._tensors().values():
-            tensor.record_stream(stream)
-
-    def _tensors(self) -> dict[str, Tensor]:
-        """The tensors that are there."""
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """Return a batch with the function applied to each tensor."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        """A batch whose tensors are changed."""
-        changed: dict[str, Any] = {name: change(tensor) for name, tensor in self._tensors().items()}
+        changed: dict[str, Any] = {name: function(v) for name, v in values.items() if isinstance(v, Tensor)}
         return replace(self, **changed)
 
 
 def collate(items: Sequence[Sample | SkippedImage]) -> Batch:
-    """Stack samples of one view, all with label maps or all without. In a worker the pixels go to shared memory.
+    """Stack samples of one transform, all with label maps or all without. In a worker, pixels go to shared memory.
 
     Raises:
-        UserError: so many images are skipped that batch norm, which needs two, may fail.
+        UserError: fewer than two images are left where some are skipped; batch norm needs two.
     """
     samples = [item for item in items if isinstance(item, Sample)]
     skipped = tuple(item for item in items if isinstance(item, SkippedImage))
     if skipped and len(samples) < 2:
         raise UserError(
             f"{len(skipped)} of the {len(items)} images of a batch cannot be read; expected two to be left, as "
-            f"batch norm needs. The first: {skipped[0].path} ({skipped[0].reason})\n  Replace these files, or give a "
-            "process and micro-batch more images: --optim.batch_size."
+            f"batch norm needs. The first: {skipped[0].path} ({skipped[0].reason})\n  Replace these files, or increase "
+            "--optim.batch_size, so that each process and micro-batch has more images."
         )
     maps = [sample.label_map for sample in samples if sample.label_map is not None]
     drawn = [sample.augmentation for sample in samples if sample.augmentation is not None]
     assert len(maps) in (0, len(samples)) and len(drawn) in (0, len(samples))
     scores, classes = LabelMap.stack(maps) if maps else (None, None)
-    flips, jitter_orders, jitter_factors, lighting = _stack_augmentations(drawn)
+    # torch's own collation writes straight into shared memory when it runs in a worker.
+    pixels = default_collate([torch.from_numpy(sample.image.transpose(1, 2, 0)) for sample in samples])
     return Batch(
-        images=_stack_images([sample.image for sample in samples]),
+        images=pixels.permute(0, 3, 1, 2),
         labels=torch.tensor([sample.label for sample in samples]),
         boxes=CropBox.stack([sample.box for sample in samples]),
         scores=scores,
         classes=classes,
-        flips=flips,
-        jitter_orders=jitter_orders,
-        jitter_factors=jitter_factors,
-        lighting=lighting,
+        **_stack_augmentations(drawn),
         indices=torch.tensor([sample.index for sample in samples]),
         skipped=skipped,
     )
 
 
-def _stack_images(images: list[np.ndarray]) -> Tensor:
-    """uint8 [B, 3, S, S]; torch's own collation writes straight into shared memory when it runs in a worker."""
-    stacked = default_collate([torch.from_numpy(image.transpose(1, 2, 0)) for image in images])
-    assert isinstance(stacked, Tensor)
-    return stacked.permute(0, 3, 1, 2)
-
-
-def _stack_augmentations(
-    drawn: list[Augmentation],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Flips [B], orders [B], factors [B, 3], lighting [B, 3]; None for what changes nothing."""
+def _stack_augmentations(drawn: list[Augmentation]) -> dict[str, Tensor | None]:
+    """Stack the augmentations of a batch into the fields of the same meaning; None for those that change nothing."""
     flips = torch.tensor([a.flip for a in drawn], dtype=torch.bool)
-    orders = torch.tensor([a.jitter_order for a in drawn], dtype=torch.int64)
     factors = torch.tensor([a.jitter_factors for a in drawn], dtype=torch.float32)
     lighting = torch.tensor([a.lighting for a in drawn], dtype=torch.float32)
-    jitters = bool((factors != 1).any())
-    return (
-        flips if flips.any() else None,
-        orders if jitters else None,
-        factors if jitters else None,
-        lighting if lighting.any() else None,
-    )
+    has_jitter = bool((factors != 1).any())
+    return {
+        "flips": flips if flips.any() else None,
+        "jitter_orders": torch.tensor([a.jitter_order for a in drawn]) if has_jitter else None,
+        "jitter_factors": factors if has_jitter else None,
+        "lighting": lighting if lighting.any() else None,
+    }
 
 
 def steps_per_epoch(num_images: int, global_batch: int) -> int:
-    """Whole global batches in an epoch; the last partial one is dropped.
+    """Number of whole global batches in an epoch; the last partial one is dropped.
 
     Raises:
-        UserError: there is not one.
+        UserError: there is none.
     """
     if num_images < global_batch:
         raise UserError(
@@ -155,35 +134,23 @@ def steps_per_epoch(num_images: int, global_batch: int) -> int:
     return num_images // global_batch
 
 
-class BatchSampler(Protocol):
-    """Says what to read: lists of (epoch, index), one per batch of this process."""
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        """The lists, in order."""
-        ...
-
-    def __len__(self) -> int:
-        """How many."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class TrainBatches:
-    """Every batch of a training run from one step on, through all epochs, so that no epoch starts with empty hands.
+    """The batches of a training run from one step to its end; prefetching continues across epoch boundaries.
 
-    The order of an epoch comes from (seed, epoch). Global batch t of an epoch is order[t*B : (t+1)*B], and a rank takes
-    its rows [rank*b, (rank+1)*b), in `accumulation` micro-batches one after the other. With extra images, E a batch, it
-    is order[t*(B-E) : (t+1)*(B-E)] and they, evenly mixed.
+    The order of an epoch depends on (seed, epoch). Global batch t of an epoch is order[t*B : (t+1)*B], and a rank reads
+    its rows [rank*b, (rank+1)*b), as `accumulation` micro-batches one after the other. With E extra images in a batch,
+    they are mixed evenly with order[t*(B-E) : (t+1)*(B-E)].
 
     Fields:
-        num_images: N.
+        num_images: N, without extra images.
         batch_size_per_process: b, images per update of one process.
         accumulation: micro-batches per update; divides b.
         rank, world_size: of this process.
         seed: of the orders.
         start_step: updates already done.
         total_steps: updates in the whole run.
-        extra: of the extra images; None: there are none.
+        extra: batches of the extra images; None without them.
     """
 
     num_images: int
@@ -196,17 +163,8 @@ class TrainBatches:
     total_steps: int
     extra: ExtraBatches | None = None
 
-    def __post_init__(self) -> None:
-        """Refuse numbers that do not fit together."""
-        assert 0 <= self.rank < self.world_size and 0 <= self.start_step <= self.total_steps
-        assert self.batch_size_per_process % self.accumulation == 0
-
-    def __len__(self) -> int:
-        """Micro-batches that are left."""
-        return (self.total_steps - self.start_step) * self.accumulation
-
     def __iter__(self) -> Iterator[list[Key]]:
-        """One list per micro-batch. UserError as in `steps_per_epoch`."""
+        """Yield (epoch, index) of the images of each micro-batch. UserError as in `steps_per_epoch`."""
         rows = self.batch_size_per_process
         micro = rows // self.accumulation
         extra = self.extra.from_step(self.start_step) if self.extra else repeat([])
@@ -216,7 +174,7 @@ class TrainBatches:
                 yield batch[start : start + micro]
 
     def _main_batches(self) -> Iterator[list[Key]]:
-        """The main images of each global batch."""
+        """Yield the main images of each global batch."""
         size = self.batch_size_per_process * self.world_size - (self.extra.per_batch if self.extra else 0)
         steps = steps_per_epoch(self.num_images, size)
         order_of, order = -1, np.empty(0, dtype=np.int64)
@@ -228,13 +186,13 @@ class TrainBatches:
 
 
 def epoch_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
-    """int64 [N]; the order in which an epoch goes through the images, from (seed, epoch) alone."""
+    """Return the order of the images in an epoch, int64 [N]; it depends on (seed, epoch) alone."""
     return keyed_rng(seed, ORDER, epoch).permutation(num_images)
 
 
 @dataclass(frozen=True, slots=True)
 class TestBatches:
-    """Every image once over all ranks: rank r takes r, r + world_size, ... The last batch may be partial, a rank empty.
+    """Every image once over all ranks: rank r reads r, r + world_size, ... A last batch may be partial, a rank empty.
 
     Fields:
         num_images: N.
@@ -242,78 +200,65 @@ class TestBatches:
         rank, world_size: of this process.
     """
 
-    __test__ = False  # not a class of tests, whatever pytest takes the name for
+    __test__ = False  # or pytest would collect it
 
     num_images: int
     batch_size: int
     rank: int
     world_size: int
 
-    def __len__(self) -> int:
-        """Batches of this rank."""
-        return -(-len(self._indices()) // self.batch_size)
-
     def __iter__(self) -> Iterator[list[Key]]:
-        """One list per batch, all of epoch 0."""
-        indices = self._indices()
+        """Yield (epoch 0, index) of the images of each batch."""
+        indices = range(self.rank, self.num_images, self.world_size)
         for start in range(0, len(indices), self.batch_size):
             yield [(0, index) for index in indices[start : start + self.batch_size]]
 
-    def _indices(self) -> range:
-        """The images of this rank."""
-        return range(self.rank, self.num_images, self.world_size)
 
-
+@dataclass(frozen=True, slots=True, eq=False)
 class Loader:
-    """Batches of the data set on the device, read ahead by worker processes.
+    """Batches of a data set on the device, read ahead by worker processes.
 
-    Iterating starts the workers; leaving the loop, in whatever way, ends them.
+    Iterating starts the workers; they end when the loop is left, in whatever way.
+
+    Fields:
+        dataset: of samples: an ImageDataset, a MixedDataset, or a SkippingDataset of one.
+        batch_sampler: TrainBatches or TestBatches.
+        num_workers: processes that decode; 0 reads in this one. Affects nothing but the speed.
+        device: of the batches; to CUDA they are copied from pinned memory, during the step before.
     """
 
-    def __init__(self, dataset: Readable, batch_sampler: BatchSampler, num_workers: int, device: torch.device) -> None:
-        """Nothing is started.
-
-        Args:
-            dataset: of samples: an ImageDataset or a MixedDataset, or a SkippingDataset of one.
-            batch_sampler: TrainBatches or TestBatches.
-            num_workers: processes that decode; 0 reads in this one. Changes nothing but the speed.
-            device: where the batches go; on CUDA through pinned memory, copied while the step before computes.
-        """
-        self._dataset = dataset
-        self._batch_sampler = batch_sampler
-        self._num_workers = num_workers
-        self._device = device
-
-    def __len__(self) -> int:
-        """Batches of one pass."""
-        return len(self._batch_sampler)
+    dataset: Readable
+    batch_sampler: Iterable[list[Key]]
+    num_workers: int
+    device: torch.device
 
     def __iter__(self) -> Iterator[Batch]:
-        """One pass. UserError: an image or a label map cannot be read, or a worker was killed."""
-        on_cuda = self._device.type == "cuda"
-        batches = read_batches(self._dataset, collate, self._batch_sampler, self._num_workers, pin_memory=on_cuda)
-        if on_cuda:
-            return _copy_ahead(batches, self._device)
-        return (batch.to(self._device) for batch in batches)
+        """Yield the batches of one pass. UserError: an image or label map cannot be read, or a worker was killed."""
+        on_cuda = self.device.type == "cuda"
+        batches = read_batches(self.dataset, collate, self.batch_sampler, self.num_workers, pin_memory=on_cuda)
+        return _copy_ahead(batches, self.device) if on_cuda else (batch.to(self.device) for batch in batches)
 
 
 def _copy_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Copy one batch ahead on a stream of its own, so that the copy runs beside the step before."""
+    """Copy one batch ahead on a stream of its own, during the step before."""
     stream = torch.cuda.Stream(device)
-    waiting: tuple[Batch, torch.cuda.Event] | None = None
+    waiting: deque[tuple[Batch, torch.cuda.Event]] = deque()
     for batch in batches:
         with torch.cuda.stream(stream):
-            following = batch.to(device), stream.record_event()
-        if waiting is not None:
-            yield _arrived(*waiting)
-        waiting = following
-    if waiting is not None:
-        yield _arrived(*waiting)
+            waiting.append((batch.to(device), stream.record_event()))
+        if len(waiting) > 1:
+            yield _arrived(*waiting.popleft())
+    for last in waiting:
+        yield _arrived(*last)
 
 
 def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:
-    """The batch, for use on the current stream once its copy is done; the host does not wait."""
+    """Make the current stream wait for the copy, without blocking the host."""
     current = torch.cuda.current_stream(batch.images.device)
     current.wait_event(copied)
-    batch.record_stream(current)
-    return batch
+
+    def record(tensor: Tensor) -> Tensor:
+        tensor.record_stream(current)  # or the allocator would reuse its memory, which another stream owns, too early
+        return tensor
+
+    return batch.map(record)

@@ -1,17 +1,17 @@
-"""Images that cannot be read and are left out of training, with data.on_error skip: noted, listed, and only few.
+"""Images that cannot be read and are left out of training (data.on_error skip): counted, listed, at most 1 %.
 
-A skipped image is in no batch: its row is missing on the process that would have had it, and so is its label map. The
-update is that of a batch without it, whatever the number of processes; all other images keep their random numbers.
+A skipped image leaves its row of the batch empty on the process that would have read it. The update is the mean over
+the images that were read, whatever the number of processes, and all other images keep their random numbers.
 """
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-from relabel.data.dataset import Key, Sample
+from relabel.data.dataset import ImageDataset, Key, Sample
 from relabel.data.decode import UnreadableImage
+from relabel.data.extra_images import MixedDataset
 from utils.errors import SharedError, listed
 from utils.files import write_json
 from utils.processes.distributed import from_main, gather_objects
@@ -19,38 +19,28 @@ from utils.processes.distributed import from_main, gather_objects
 LIST = "skipped_images.json"
 MOST_PERCENT = 1
 
-
 Found = dict[str, dict[str, str | int]]
 
 
 @dataclass(frozen=True, slots=True)
 class SkippedImage:
-    """What stands where a Sample would: the path of the image, and why it cannot be read."""
+    """The path of an image that cannot be read, and the reason; takes the place of its Sample."""
 
     path: str
     reason: str
 
 
-class Samples(Protocol):
-    """A data set: an ImageDataset or a MixedDataset."""
-
-    def __getitem__(self, key: Key) -> Sample:
-        """The sample of a key."""
-        ...
-
-
 class SkippingDataset:
-    """A data set that answers with a SkippedImage where the image cannot be read; its label map is not asked for.
+    """A data set that returns a SkippedImage where an image cannot be read.
 
-    A damaged label map stays an error: maps are made, so they can be made again, and where one is wrong others may be.
+    A damaged label map is still an error: maps are computed, so they can be made again, and others may be wrong too.
     """
 
-    def __init__(self, dataset: Samples) -> None:
-        """Wrap a data set."""
+    def __init__(self, dataset: ImageDataset | MixedDataset) -> None:
         self._dataset = dataset
 
     def __getitem__(self, key: Key) -> Sample | SkippedImage:
-        """The sample of a key, or what is left out."""
+        """Read the sample of a key, or return what is left out."""
         try:
             return self._dataset[key]
         except UnreadableImage as error:
@@ -61,39 +51,36 @@ class SkippedImages:
     """The images that a run has skipped so far, the same on every process.
 
     Args:
-        folder: the run folder, in which the list is kept.
+        folder: the run folder, which holds the list.
         num_images: of the training set, extra images included.
 
     Attributes:
-        found: path -> {"reason": text, "epoch": the one, from 1, in which the image was first met}.
+        found: path -> {"reason": text, "epoch": the first one, counted from 1}.
+        most: number of images that a run may skip; at least one.
     """
 
     def __init__(self, folder: Path, num_images: int) -> None:
         self.found: Found = {}
+        self.most = max(1, num_images * MOST_PERCENT // 100)
         self._folder, self._num_images = folder, num_images
 
     def __len__(self) -> int:
-        """How many."""
+        """Number of images skipped so far."""
         return len(self.found)
 
-    @property
-    def most(self) -> int:
-        """How many a run may skip: one in a hundred, in a small data set one."""
-        return max(1, self._num_images * MOST_PERCENT // 100)
-
     def note(self, mine: Sequence[SkippedImage], epoch: int) -> None:
-        """Add what this and all other processes left out of an update; every one calls it.
+        """Add what all processes left out of an update; every process calls it with its own.
 
         Raises:
-            SharedError: these are too many, or the list cannot be written.
+            SharedError: too many images are skipped, or the list cannot be written.
         """
-        met = {image.path: image.reason for images in gather_objects(list(mine)) for image in images}
+        skipped = [image for images in gather_objects(list(mine)) for image in images]
         new: Found = {
-            path: {"reason": reason, "epoch": epoch} for path, reason in met.items() if path not in self.found
+            image.path: {"reason": image.reason, "epoch": epoch} for image in skipped if image.path not in self.found
         }
         if new:
             self.found |= new
-            from_main(lambda: self._tell(new))
+            from_main(lambda: self._report(new))
         if len(self) > self.most:
             raise SharedError(
                 f"{len(self):,} of {self._num_images:,} training images cannot be read; expected at most {self.most:,} "
@@ -102,8 +89,8 @@ class SkippedImages:
                 + "\n  Replace them; the same command continues from the last checkpoint."
             )
 
-    def _tell(self, new: Found) -> None:
-        """Write the list, and name what is new in it."""
+    def _report(self, new: Found) -> None:
+        """Write the list and print a warning for each new image."""
         write_json(self._folder / LIST, self.found)
         for path, image in new.items():
             print(f"warning: skipped {path} ({image['reason']})", file=sys.stderr, flush=True)

@@ -1,14 +1,11 @@
 """Listing folders, and samples whose randomness hangs on (seed, epoch, index) and on nothing else."""
 
-import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from relabel.crop_box import WHOLE_IMAGE
@@ -18,7 +15,6 @@ from relabel.data.images import ImageList, list_images
 from relabel.label_map import LabelMap
 from relabel.stores.pt_folder import write_label_map
 from relabel.stores.store import open_label_store
-from tests.strategies import KEY_LISTS
 from utils.errors import UserError
 from utils.random import EXTRA_ORDER, ORDER, SAMPLE, STEP, keyed_rng
 
@@ -46,10 +42,6 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "train"
 
 
-def names(images: ImageList) -> list[str]:
-    return [images.name(index) for index in range(len(images))]
-
-
 def assert_same_sample(first: Sample, second: Sample) -> None:
     """Equal in every field."""
     np.testing.assert_array_equal(first.image, second.image)
@@ -59,99 +51,6 @@ def assert_same_sample(first: Sample, second: Sample) -> None:
         second.augmentation,
         second.index,
     )
-
-
-def test_classes_and_files_are_sorted_as_text(tmp_path: Path) -> None:
-    for name in ("2/b.png", "2/a.PNG", "10/z.JPEG", "Ant/q.jpg", "bee/r.WebP"):
-        write_image(tmp_path / name)
-    images = list_images(tmp_path)
-    assert images.class_names == ["10", "2", "Ant", "bee"]
-    assert names(images) == ["10/z.JPEG", "2/a.PNG", "2/b.png", "Ant/q.jpg", "bee/r.WebP"]
-    assert images.labels.tolist() == [0, 1, 1, 2, 3] and images.labels.dtype == np.int32
-    assert len(images) == 5 and images.path(2) == tmp_path / "2" / "b.png"
-
-
-def test_hidden_and_other_files_are_passed_over(root: Path) -> None:
-    (root / ".cache").mkdir()
-    (root / "bee" / ".a.png").touch()
-    (root / "bee" / "notes.txt").touch()
-    (root / "bee" / "folder.png").mkdir()
-    (root / "loose.png").touch()
-    assert names(list_images(root)) == ["ant/x.png", "ant/y.png", "bee/a.png", "bee/b.jpg", "bee/c.png"]
-
-
-def test_links_are_followed(root: Path, tmp_path: Path) -> None:
-    linked = tmp_path / "linked"
-    linked.mkdir()
-    (linked / "wasp").symlink_to(root / "bee")
-    (tmp_path / "val").symlink_to(linked)
-    assert names(list_images(tmp_path / "val")) == ["wasp/a.png", "wasp/b.jpg", "wasp/c.png"]
-
-
-def test_every_usual_extension_counts(tmp_path: Path) -> None:
-    files = ["a.jpg", "b.jpeg", "c.png", "d.webp", "e.bmp", "f.ppm", "g.tif", "h.tiff", "i.JPEG"]
-    for name in files:
-        write_image(tmp_path / "only" / name)
-    assert names(list_images(tmp_path)) == [f"only/{name}" for name in files]
-
-
-def test_a_key_is_the_name_up_to_the_last_dot(tmp_path: Path) -> None:
-    for name in ("n01/name.with.dots.JPEG", "n01/plain.png", "v1.0/x.jpg"):
-        write_image(tmp_path / name)
-    assert list_images(tmp_path).keys().tolist() == [b"n01/name.with.dots", b"n01/plain", b"v1.0/x"]
-
-
-@given(KEY_LISTS, st.lists(st.sampled_from([".JPEG", ".png", ".tar.webp"]), min_size=5, max_size=5))
-def test_keys_of_any_names(keys: list[str], extensions: list[str]) -> None:
-    """The last dot ends the stem, and the order of the images is kept, whatever sorts before a slash."""
-    files = [key + extension for key, extension in zip(keys, extensions, strict=False)]
-    labels = np.zeros(len(files), np.int32)
-    images = ImageList(Path("train"), ["any"], np.array([os.fsencode(file) for file in files]), labels)
-    expected = [os.fsencode(file[: file.rindex(".")]) for file in files]
-    assert [images.name(i) for i in range(len(files))] == files
-    if len(set(expected)) < len(expected):
-        with pytest.raises(UserError, match="differ in the extension only"):
-            images.keys()
-    else:
-        assert images.keys().tolist() == expected
-
-
-def test_two_images_with_one_key_are_refused(root: Path) -> None:
-    write_image(root / "bee" / "b.png")
-    with pytest.raises(UserError, match=r"bee/b\.jpg and .*bee/b\.png differ in the extension only.*Rename"):
-        list_images(root).keys()
-
-
-def test_one_stem_in_two_classes_is_no_clash(root: Path) -> None:
-    write_image(root / "ant" / "a.png")
-    assert len(set(list_images(root).keys().tolist())) == 6
-
-
-def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"train: cannot be listed \(No such file.*expected ROOT/CLASS/IMAGE.*data_path"
-    ):
-        list_images(tmp_path / "train")
-
-
-def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "train").touch()
-    with pytest.raises(UserError, match=r"train: cannot be listed \(Not a directory"):
-        list_images(tmp_path / "train")
-
-
-def test_a_folder_without_classes_is_refused(tmp_path: Path) -> None:
-    write_image(tmp_path / "loose.png")
-    with pytest.raises(UserError, match=r"found no class folder; expected ROOT/CLASS/IMAGE"):
-        list_images(tmp_path)
-
-
-def test_an_empty_class_folder_is_refused(root: Path) -> None:
-    (root / "cat").mkdir()
-    (root / "cat" / "readme.txt").touch()
-    (root / "dog").mkdir()
-    with pytest.raises(UserError, match=r"cat: found no image in this class folder \(so in 2 of 4\)"):
-        list_images(root)
 
 
 def test_a_sample_is_the_crop_of_its_box(root: Path) -> None:

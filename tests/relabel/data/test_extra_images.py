@@ -288,7 +288,7 @@ def test_missing_maps_are_counted_with_words_for_extra_images(extra_flags: Flags
     (roots["far-labels"] / "newt" / "newt.01.pt").unlink()
     with pytest.raises(UserError, match="1 of 7 images have no label map") as told:
         start(extra_flags)
-    for part in ("newt.01.JPEG", "newt.01.pt", "annotate --unlabelled true", "--data.extra.share 0"):
+    for part in ("newt.01.JPEG", "newt.01.pt", "--unlabelled true", "--data.extra.share 0"):
         assert part in str(told.value)
     assert "keep_list" not in str(told.value) and not extra_flags["util.run_dir"].exists()
 
@@ -304,7 +304,7 @@ def test_maps_of_another_shape_are_refused(extra_flags: Flags, roots: dict[str, 
 def test_a_teacher_that_lacks_a_training_class_is_refused(extra_flags: Flags, roots: dict[str, Path]) -> None:
     manifest = Manifest(form="pt", maps=7, k=2, h=3, w=4, class_names=["ant", "emu", "bee"], made_by={})
     manifest.write(roots["far-labels"] / "manifest.json")
-    with pytest.raises(UserError, match="far-labels does not know 1 of the data's 3 classes, the first: 'cow'"):
+    with pytest.raises(UserError, match="far-labels: the label maps lack 1 of the data's 3 classes, the first: 'cow'"):
         start(extra_flags)
 
 

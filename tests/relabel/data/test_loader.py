@@ -126,7 +126,7 @@ def test_training_batches_are_slices_of_the_epochs_order(start_step: int, accumu
     for rank in range(world_size):
         batches = train_batches(start_step, accumulation, rank, world_size)
         expected = list(reference(start_step, accumulation, rank, world_size))
-        assert list(batches) == expected and len(batches) == len(expected)
+        assert list(batches) == expected
 
 
 @pytest.mark.parametrize("world_size", [2, 4, 8])
@@ -195,9 +195,8 @@ def test_extra_images_are_spread_over_a_batch(main: list[int], extra: list[int])
 def test_testing_reads_every_image_once_over_all_ranks(num_images: int, world_size: int, batch_size: int) -> None:
     seen = []
     for rank in range(world_size):
-        batches = TestBatches(num_images, batch_size, rank, world_size)
-        lists = list(batches)
-        assert len(lists) == len(batches) and all(0 < len(keys) <= batch_size for keys in lists)
+        lists = list(TestBatches(num_images, batch_size, rank, world_size))
+        assert all(0 < len(keys) <= batch_size for keys in lists)
         seen += [index for keys in lists for epoch, index in keys]
     assert sorted(seen) == list(range(num_images))
 
@@ -213,7 +212,7 @@ def test_workers_and_restarts_change_nothing(dataset: ImageDataset, num_workers:
     for start_step in (0, 3, 6):
         loader = Loader(dataset, train_batches(start_step), num_workers, CPU)
         batches = list(loader)
-        assert len(batches) == len(loader) == 7 - start_step
+        assert len(batches) == 7 - start_step
         for expected, found in zip(straight[start_step:], batches, strict=True):
             assert_same_batch(expected, found)
             assert found.images.permute(0, 2, 3, 1).is_contiguous()  # the decoders' order, never sorted anew
@@ -247,7 +246,8 @@ def test_a_damaged_label_map_ends_the_loop_with_its_own_message(dataset: ImageDa
 
 SPAWNED = """
 import multiprocessing, sys, torch
-from relabel.data.dataset import CenterCrop, ImageDataset, list_images
+from relabel.data.dataset import CenterCrop, ImageDataset
+from relabel.data.images import list_images
 from relabel.data.loader import TestBatches, Loader
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def skipped(folder: Path) -> Any:
 def without(batch: Batch, index: int) -> Batch:
     """A batch without the row of an image; its augmentations stay those of the others."""
     rows = batch.indices != index
-    return batch._each(lambda tensor: tensor[rows])
+    return batch.map(lambda tensor: tensor[rows])
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2])

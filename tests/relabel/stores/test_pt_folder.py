@@ -110,23 +110,11 @@ def test_pending_signs_and_gradients_are_resolved(folder: Path) -> None:
     np.testing.assert_array_equal(open_folder(folder).read(2).scores, written.scores)
 
 
-def test_each_row_is_its_keys_map(store: LabelStore) -> None:
-    for row in reversed(range(len(KEYS))):
-        np.testing.assert_array_equal(store.read(row).scores, random_map(row).scores)
-
-
-def test_a_flat_folder_and_numpy_keys(tmp_path: Path) -> None:
+def test_a_flat_folder(tmp_path: Path) -> None:
     write_label_map(tmp_path, "only.one", random_map(1))
     store = open_folder(tmp_path, ["only.one"])
     check_present(store, image_path)
     np.testing.assert_array_equal(store.read(0).classes, random_map(1).classes)
-
-
-def test_ids_beyond_int16_are_kept(tmp_path: Path) -> None:
-    ids = np.array([40000, 65535, 99999]).reshape(3, 1, 1).repeat(2, axis=2)
-    write_label_map(tmp_path, "a/b", LabelMap(np.ones((3, 1, 2), np.float32), ids))
-    found = open_folder(tmp_path, ["a/b"], 100_000).read(0)
-    np.testing.assert_array_equal(found.classes, ids)
 
 
 def test_opening_reads_nothing_and_the_store_is_cheap_to_pickle(tmp_path: Path) -> None:
@@ -141,18 +129,8 @@ def test_opening_reads_nothing_and_the_store_is_cheap_to_pickle(tmp_path: Path) 
 def test_no_such_folder(tmp_path: Path, make: Callable[[Path], object]) -> None:
     path = tmp_path / "labels"
     make(path)
-    with pytest.raises(
-        UserError, match=r"found (nothing|a file) at .*labels; .*relabel annotate"
-    ):
+    with pytest.raises(UserError, match=r"found (nothing|a file) at .*labels; .*relabel annotate"):
         open_folder(path)
-
-
-# Presence
-
-
-def test_complete_folder_passes(store: LabelStore) -> None:
-    check_present(store, image_path)
-    check_one_per_class(store, LABELS)
 
 
 def test_one_missing_map(folder: Path, store: LabelStore) -> None:
@@ -174,16 +152,6 @@ def test_a_whole_class_folder_is_missing(folder: Path, store: LabelStore) -> Non
     (folder / "n02").rmdir()
     with pytest.raises(UserError, match=r"2 of 5 .*n02/b\.JPEG.*n02/b\.pt \(the whole folder is missing"):
         check_present(store, image_path)
-
-
-def test_the_name_is_the_stem_before_the_last_dot(folder: Path, store: LabelStore) -> None:
-    (folder / "n01" / "name.with.dots.pt").rename(folder / "n01" / "name.with.pt")
-    with pytest.raises(UserError, match=r"1 of 5 .*name\.with\.dots\.JPEG.*name\.with\.dots\.pt"):
-        check_present(store, image_path)
-
-
-def test_keys_in_any_order_are_found(folder: Path) -> None:
-    check_present(open_folder(folder, [KEYS[i] for i in (4, 0, 2, 1, 3)]), image_path)
 
 
 def test_the_maps_of_a_folder_can_be_listed(folder: Path) -> None:
@@ -212,12 +180,6 @@ def test_one_shape_per_folder(folder: Path, store: LabelStore) -> None:
         store.read(3)
     with pytest.raises(UserError, match=expected):
         pickle.loads(pickle.dumps(store)).read(3)  # a worker knows the shape too
-
-
-def test_one_shape_is_checked_over_classes(folder: Path, store: LabelStore) -> None:
-    write_label_map(folder, "n03/d", random_map(1, k=2))
-    with pytest.raises(UserError, match=r"n03/d\.pt: found .*\[2, 4, 6\]; expected \[3, 4, 6\]"):
-        check_one_per_class(store, LABELS)
 
 
 def changed(plane: int, value: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -337,11 +299,6 @@ def test_written_files_have_the_released_form(tmp_path: Path) -> None:
     np.testing.assert_array_equal(planes[1], label_map.classes)
 
 
-def test_half_precision_stays_half(tmp_path: Path) -> None:
-    path = write_label_map(tmp_path, "a", random_map(3, dtype=np.float16))
-    assert torch.load(path, weights_only=True).dtype == torch.float16
-
-
 def test_writing_leaves_one_file_and_the_same_bytes(tmp_path: Path) -> None:
     path = write_label_map(tmp_path, "n01/a", random_map(3))
     first = path.read_bytes()
@@ -407,7 +364,7 @@ def test_ids_are_translated_by_the_names_of_the_manifest(folder: Path) -> None:
     store = open_label_store(folder, np.array(KEYS, dtype=np.bytes_), wanted)
     original, read = random_map(3).to_dense(K, fill=-9), store.read(3).to_dense(3, fill=-9)
     np.testing.assert_array_equal(read, original[[7, 29, 0]])
-    with pytest.raises(UserError, match=r"does not know 1 of the data's 2 classes, the first: 'zebra'.*its own 30"):
+    with pytest.raises(UserError, match=r"lack 1 of the data's 2 classes, the first: 'zebra'.*their own 30"):
         open_label_store(folder, np.array(KEYS, dtype=np.bytes_), ["class1", "zebra"])
 
 
