@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -278,7 +278,7 @@ class Trainer:
         for network in networks.values():
             broadcast_buffers(network)
         for name, score in self.evaluate(networks).items():
-            self._record("validation", epoch=self.epoch, weights=name, **score.as_record())
+            self._record("validation", epoch=self.epoch, weights=name, **asdict(score))
             self._print(
                 f"epoch {self.epoch}/{self.recipe.epochs}  validation{' of the EMA' * (name == 'ema')}  {score}"
             )

@@ -63,34 +63,15 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Correct predictions among n images; the loss is the mean cross-entropy to the folders' labels."""
+    """Accuracy on a test set, against the folders' labels; the loss is the mean cross-entropy."""
 
-    top1: int
-    top5: int
-    images: int
+    top1_percent: float
+    top5_percent: float
     loss: float
-
-    @property
-    def top1_percent(self) -> float:
-        """Percentage of images whose label has the largest logit."""
-        return 100.0 * self.top1 / self.images
-
-    @property
-    def top5_percent(self) -> float:
-        """Percentage of images whose label is among the five largest logits."""
-        return 100.0 * self.top5 / self.images
+    images: int
 
     def __str__(self) -> str:
         return f"top-1 {self.top1_percent:.2f} %  top-5 {self.top5_percent:.2f} %  n = {self.images:,}"
-
-    def as_record(self) -> dict[str, float]:
-        """Values for the run's metrics, with units in their names."""
-        return {
-            "top1_percent": self.top1_percent,
-            "top5_percent": self.top5_percent,
-            "loss": self.loss,
-            "images": self.images,
-        }
 
 
 class _Table:
@@ -169,11 +150,7 @@ def predict_classes(
 
 
 def evaluate(
-    models: Mapping[str, nn.Module],
-    images: ImageList,
-    batches: Iterable[Batch],
-    precision: Precision,
-    process: Process,
+    models: Mapping[str, nn.Module], images: ImageList, batches: Iterable[Batch], precision: Precision, process: Process
 ) -> dict[str, Score]:
     """Return name -> Score, the same on every process. Arguments and errors as of `predict_classes`.
 
@@ -188,5 +165,6 @@ def evaluate(
 
 def _score(found: Predictions) -> Score:
     assert found.losses is not None
-    in_top5 = (found.top5 == found.labels[:, None]).any(axis=1)
-    return Score(int(found.right.sum()), int(in_top5.sum()), len(found), float(found.losses.mean(dtype=np.float64)))
+    top1, top5 = found.right.sum(), (found.top5 == found.labels[:, None]).sum()
+    loss = float(found.losses.mean(dtype=np.float64))
+    return Score(float(100 * top1 / len(found)), float(100 * top5 / len(found)), loss, len(found))

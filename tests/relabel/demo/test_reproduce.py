@@ -13,15 +13,16 @@ from models.build import create_model, load_weights
 from relabel.data.dataset import CenterCrop, ImageDataset
 from relabel.data.images import list_images
 from relabel.data.loader import Loader, TestBatches
-from relabel.demo.reproduce import DIGITS, PHOTOS, SHIPPED_ANNOTATOR, reproduce
+from relabel.demo.reproduce import DIGITS, PHOTOS, SHIPPED_TEACHER, reproduce
 from relabel.demo.results import Student, gains
 from relabel.demo.scenes import write_scenes
-from relabel.demo.small_pictures import Digits
+from relabel.demo.small_images import DigitImages
 from relabel.training.validation import evaluate
 from tests.conftest import ROOT, environment
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 from utils.precision import Precision
+from utils.processes.distributed import Process
 
 CPU = torch.device("cpu")
 
@@ -85,7 +86,7 @@ def test_the_annotator_can_be_made_from_scratch(tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     assert made.returncode == 0, made.stderr
-    fresh, shipped = load_checkpoint(tmp_path / "a.pth"), load_checkpoint(SHIPPED_ANNOTATOR)
+    fresh, shipped = load_checkpoint(tmp_path / "a.pth"), load_checkpoint(SHIPPED_TEACHER)
     assert fresh.keys() == shipped.keys() and fresh["class_names"] == shipped["class_names"]
     assert (tmp_path / "a.pth").stat().st_size < 1_200_000
     shapes = [{name: tensor.shape for name, tensor in state["state_dict"].items()} for state in (fresh, shipped)]
@@ -93,11 +94,12 @@ def test_the_annotator_can_be_made_from_scratch(tmp_path: Path) -> None:
 
 
 def test_the_shipped_annotator_knows_scenes_that_nobody_trained_on(tmp_path: Path) -> None:
-    write_scenes(Digits(), tmp_path / "scenes", seed=2, train=10, val=300)
+    write_scenes(DigitImages(), tmp_path / "scenes", seed=2, train=10, val=300)
     images = list_images(tmp_path / "scenes" / "val")
-    state = load_checkpoint(SHIPPED_ANNOTATOR)
+    state = load_checkpoint(SHIPPED_TEACHER)
     model = create_model(state["arch"], len(state["class_names"]))
     load_weights(model, state["state_dict"])
     loader = Loader(ImageDataset(images, CenterCrop(64, None)), TestBatches(300, 100, 0, 1), 0, CPU)
-    assert evaluate(model, loader, Precision("O0", CPU)).top1_percent > 80
+    score = evaluate({"": model}, images, loader, Precision("O0", CPU), Process(0, 1, 0, 1, CPU))[""]
+    assert score.top1_percent > 80
     assert state["class_names"] == images.class_names
