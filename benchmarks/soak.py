@@ -27,7 +27,7 @@ from benchmarks.label_store import random_map, write_packed
 from benchmarks.result import Figure, arguments, report
 from relabel.data.images import list_images
 from relabel.demo.scenes import write_scenes
-from relabel.demo.small_pictures import Digits
+from relabel.demo.small_images import DigitImages
 from relabel.figures.panels import DPI, INK, PALETTE, plain_axes, save
 from utils.checkpoint import LAST
 from utils.errors import EXIT_PREEMPTED
@@ -90,7 +90,7 @@ def minutes_option() -> argparse.ArgumentParser:
 
 def write_data(folder: Path, train: int) -> None:
     """scenes/ and labels/: digit scenes, and label maps that say anything, which costs as much as the truth."""
-    write_scenes(Digits(), folder / "scenes", train=train, val=min(train, VAL))
+    write_scenes(DigitImages(), folder / "scenes", train=train, val=min(train, VAL))
     images = list_images(folder / "scenes" / "train")
     rng = np.random.default_rng(0)
     maps = [random_map(rng, num_classes=20) for _ in range(8)]

@@ -1,4 +1,4 @@
-"""The tools for scenes of small pictures: make them, train their annotator, run the paper's comparison on them."""
+"""The commands for scenes of small images: write them, train their teacher, run the paper's comparison on them."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +7,7 @@ from pydantic import Field
 
 from utils.config.value_types import Count, ExistingFolder, NewFile, NewFolder, Positive
 
-# Each command imports what it needs itself: a wrong command line is told before torch is loaded.
+# Each command has its own imports, so that a wrong command line is reported before torch is loaded.
 
 Scenes = Annotated[int, Field(ge=10)]
 
@@ -21,14 +21,14 @@ def reproduce(
     train: Scenes = 6000,
     val: Scenes = 1500,
 ) -> None:
-    """Run the paper's comparison on scenes: annotate, train each kind of supervision, compare.
+    """Run the paper's comparison on scenes: annotate, train with each kind of supervision, compare.
 
-    Ends with a table and pictures, and says where they are. The same command continues an interrupted one, and more
-    rows or seeds are added to what is there.
+    Ends with a table and figures and prints where they are. The same command continues an interrupted one; more rows or
+    seeds are added to what is there.
 
     Args:
-        out: folder for data, label maps, runs and pictures. none: runs/digits, or runs/photos with --pictures.
-        pictures: folder with train/CLASS/IMAGE and val/CLASS/IMAGE that the scenes show. none: the embedded digits.
+        out: folder for data, label maps, runs and figures. none: runs/digits, or runs/photos with --pictures.
+        pictures: folder with train/CLASS/IMAGE and val/CLASS/IMAGE to make scenes of. none: the embedded digits.
         rows: kinds of supervision, from the first: original labels, ReLabel, ... none: all.
         seeds: trainings of each kind; the table shows their mean.
         train: training scenes; with fewer it is a rehearsal, not a comparison.
@@ -42,8 +42,8 @@ def reproduce(
 def digits(*, out: NewFolder, seed: Count = 0, train: Scenes = 6000, val: Scenes = 1500) -> None:
     """Write the embedded data: scenes of handwritten digits as JPEG files in ImageNet's layout.
 
-    A scene shows two to four digits; the first gives its label. OUT gets train/ and val/ with a folder per
-    class, which share no digit image, and train.json and val.json with every scene's labels and boxes.
+    A scene shows two to four digits; the first gives its label. OUT gets train/ and val/ with a folder per class, which
+    share no digit image, and train.json and val.json with the labels and boxes of every scene.
 
     Args:
         out: folder to make; may exist if it is empty or holds these very scenes.
@@ -52,16 +52,16 @@ def digits(*, out: NewFolder, seed: Count = 0, train: Scenes = 6000, val: Scenes
         val: scenes in val/.
     """
     from relabel.demo.scenes import write_scenes
-    from relabel.demo.small_pictures import Digits
+    from relabel.demo.small_images import DigitImages
 
-    write_scenes(Digits(), out, seed, train, val)
+    write_scenes(DigitImages(), out, seed, train, val)
     print(f"{train:,} training and {val:,} validation scenes: {out}", flush=True)
 
 
 def scenes(
     pictures: ExistingFolder, *, out: NewFolder, seed: Count = 0, train: Scenes = 6000, val: Scenes = 1500
 ) -> None:
-    """Write scenes of any labelled small pictures, put together as those of `digits` and twice as large.
+    """Write scenes of any small labelled images, composed like those of `digits` and twice as large.
 
     Args:
         pictures: folder with train/CLASS/IMAGE, which training scenes show, and val/CLASS/IMAGE.
@@ -71,9 +71,9 @@ def scenes(
         val: scenes in val/.
     """
     from relabel.demo.scenes import write_scenes
-    from relabel.demo.small_pictures import PictureFolder
+    from relabel.demo.small_images import FolderImages
 
-    write_scenes(PictureFolder(pictures), out, seed, train, val)
+    write_scenes(FolderImages(pictures), out, seed, train, val)
     print(f"{train:,} training and {val:,} validation scenes: {out}", flush=True)
 
 
@@ -84,7 +84,7 @@ def digits_annotator(
     train: Scenes = 16000,
     val: Scenes = 1500,
 ) -> None:
-    """Train the machine annotator of the digit scenes from scratch, on scenes that its students never see.
+    """Train the teacher of the digit scenes from scratch, on scenes that its students never see.
 
     Args:
         out: the checkpoint to write.
@@ -92,6 +92,6 @@ def digits_annotator(
         train: training scenes.
         val: validation scenes.
     """
-    from relabel.demo.reproduce import make_digits_annotator
+    from relabel.demo.reproduce import make_digits_teacher
 
-    make_digits_annotator(out, work, train, val)
+    make_digits_teacher(out, work, train, val)

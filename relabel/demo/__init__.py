@@ -1,1 +1,1 @@
-"""Show the method on a laptop: scenes of small images, and the paper's comparison trained on them."""
+"""The method on a laptop: scenes of small images, and the paper's comparison trained on them."""

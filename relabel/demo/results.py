@@ -1,8 +1,9 @@
-"""What the students of a reproduction achieved: measured, as a table, as JSON, as pictures."""
+"""The results of a reproduction: each student evaluated; a table, JSON and figures of all."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,13 +26,13 @@ from utils.precision import Precision
 from utils.processes.distributed import Process
 from utils.run_log import CONFIG, environment, read_metrics
 
-FIGURES = {"top-1 %": "top1_percent", "multi-label %": "top1_in_set_percent", "mAP %": "map_percent"}
-CURVES = 2  # rows whose curves are drawn; more hide each other
+METRICS = {"top-1 %": "top1_percent", "multi-label %": "top1_in_set_percent", "mAP %": "map_percent"}
+CURVES = 2  # rows whose curves are drawn; more would hide each other
 
 
 @dataclass(frozen=True, slots=True)
 class Student:
-    """How one did on the validation scenes: percentages, the run's folder, and the seconds it trained."""
+    """A trained student: its values on the validation scenes in percent, seconds of training, and run folder."""
 
     row: str
     seed: int
@@ -43,7 +44,7 @@ class Student:
 
 
 def measure(folder: Path, scenes: Path, row: str, seed: int) -> Student:
-    """Evaluate the last weights of a run on the validation scenes, with the true labels of every picture in them."""
+    """Evaluate the last weights of a run on the validation scenes, with the true labels of every image in them."""
     config = load_config(str(folder / CONFIG), {})
     process = Process(0, 1, 0, 1, torch.device("cpu"))
     images = list_split(config, "val")
@@ -55,90 +56,73 @@ def measure(folder: Path, scenes: Path, row: str, seed: int) -> Student:
     found = predict_classes({title: model}, images, batches, precision, process, title=title, keep_probabilities=True)
     truth, _ = read_true_labels(scenes / "val.json", images)
     results = [*accuracy_results(VAL, found[title], ""), *truth.results(found[title])]
-    values = {result.metric: result.value for result in results}
-    figures = {name: values[name] for name in FIGURES.values()}
-    return Student(row, seed, **figures, seconds=read_metrics(folder)[-1]["elapsed_s"], run=folder.name)
+    values = {result.metric: result.value for result in results if result.metric in METRICS.values()}
+    return Student(row, seed, **values, seconds=read_metrics(folder)[-1]["elapsed_s"], run=folder.name)
 
 
 def by_row(students: Sequence[Student]) -> dict[str, list[Student]]:
-    """Row -> its students."""
-    rows: dict[str, list[Student]] = {}
-    for student in students:
-        rows.setdefault(student.row, []).append(student)
-    return rows
+    """Group students by row, in order."""
+    return {row: [s for s in students if s.row == row] for row in dict.fromkeys(s.row for s in students)}
 
 
 def gains(students: Sequence[Student]) -> dict[str, np.ndarray]:
-    """Row -> float [seeds]; its top-1 minus that of the first row with the same seed, percentage points."""
+    """Return for each row float [seeds]: top-1 minus that of the first row with the same seed, percentage points."""
     rows = by_row(students)
     first = {student.seed: student.top1_percent for student in next(iter(rows.values()))}
-    return {row: np.array([s.top1_percent - first[s.seed] for s in mine]) for row, mine in rows.items()}
+    return {row: np.array([s.top1_percent - first[s.seed] for s in members]) for row, members in rows.items()}
 
 
 def show_results(students: Sequence[Student], out: Path, root: Path) -> None:
-    """Write results.json, rows.png and curves.png, print the table and where everything is.
+    """Write results.json, rows.png and curves.png; print the table and the paths.
 
     Args:
         students: every row with the same seeds; the first row is what the others are compared with.
         out: folder of the reproduction.
-        root: paths below it are printed short.
+        root: paths below it are printed relative to it.
     """
-    rows = by_row(students)
-    runs = [asdict(student) for student in students]
+    rows, summary = by_row(students), _summary(students)
     threads = None if torch.cuda.is_available() else 1
-    content = {"runs": runs, "rows": _summary(students), "environment": environment(), "threads_per_training": threads}
-    write_json(out / "results.json", content)
-    draw_results(out / "rows.png", {row: [student.top1_percent for student in mine] for row, mine in rows.items()})
-    curves = {row: read_metrics(out / mine[0].run) for row, mine in rows.items()}
-    draw_curves(out / "curves.png", dict(list(curves.items())[:CURVES]))
-    _print_table(students)
-    names = {"pictures": "scenes.png", "": "curves.png", " ": "rows.png", "numbers": "results.json", "runs": "*-seed*"}
-    for what, name in names.items():
-        print(f"{what:<10}{str(out / name).removeprefix(f'{root}/')}")
+    content = {"runs": [asdict(student) for student in students], "rows": summary}
+    write_json(out / "results.json", content | {"environment": environment(), "threads_per_training": threads})
+    draw_results(out / "rows.png", {row: [student.top1_percent for student in rows[row]] for row in rows})
+    draw_curves(out / "curves.png", {row: read_metrics(out / rows[row][0].run) for row in list(rows)[:CURVES]})
+    _print_table(summary)
+    for name in ("scenes.png", "curves.png", "rows.png", "results.json", "*-seed*"):
+        print(str(out / name).removeprefix(f"{root}/"))
 
 
-def _summary(students: Sequence[Student]) -> list[dict[str, object]]:
-    """Per row: mean and standard deviation of each figure, and the paired difference to the first row."""
-    summary: list[dict[str, object]] = []
-    rows = by_row(students)
+def _summary(students: Sequence[Student]) -> list[dict[str, Any]]:
+    """Return for each row the mean and standard deviation of each metric, and the gain over the first row."""
+    summary = []
     for row, gain in gains(students).items():
-        entry: dict[str, object] = {"row": row, "seeds": len(gain)}
-        for name in FIGURES.values():
-            values = [getattr(student, name) for student in rows[row]]
-            entry[name] = {"mean": float(np.mean(values)), "sd": _deviation(values)}
-        difference = Estimate.mean(gain)
-        entry["top1_gain_points"] = asdict(difference) if difference else {"value": float(gain.mean())}
+        entry: dict[str, Any] = {"row": row, "seeds": len(gain)}
+        for name in METRICS.values():
+            values = [getattr(student, name) for student in by_row(students)[row]]
+            deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+            entry[name] = {"mean": float(np.mean(values)), "sd": deviation}
+        interval = Estimate.mean(gain)
+        entry["top1_gain_points"] = asdict(interval) if interval else {"value": float(gain.mean())}
         summary.append(entry)
     return summary
 
 
-def _print_table(students: Sequence[Student]) -> None:
-    rows, seeds = by_row(students), len({student.seed for student in students})
+def _print_table(summary: Sequence[dict[str, Any]]) -> None:
+    seeds = summary[0]["seeds"]
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, title_justify="left", caption_justify="left")
-    table.title = f"\nlast weights on the validation scenes, {seeds} seed{'s' if seeds > 1 else ''}"
-    table.caption = f"gain: of top-1 over {students[0].row} with the same seed, in points"
-    if seeds > 1:
-        table.title += ", mean ± standard deviation"
-        table.caption += "; mean ± half of its 95 % interval"
-    table.add_column("supervision", no_wrap=True)
-    for title in (*FIGURES, "gain"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for row, gain in gains(students).items():
-        figures = [_mean_and_deviation([getattr(s, name) for s in rows[row]]) for name in FIGURES.values()]
-        table.add_row(row, *figures, "" if row == students[0].row else _gain(gain))
+    table.title = f"\nlast weights on the validation scenes, {seeds} seed" + "s, mean ± standard deviation" * (
+        seeds > 1
+    )
+    table.caption = f"gain: of top-1 over {summary[0]['row']} with the same seed, in points"
+    table.caption += "; mean ± half of its 95 % interval" * (seeds > 1)
+    for title in ("supervision", *METRICS, "gain"):
+        table.add_column(title, justify="left" if title == "supervision" else "right", no_wrap=True)
+    for entry in summary:
+        cells = [_cell(entry[name]["mean"], entry[name]["sd"]) for name in METRICS.values()]
+        gain = entry["top1_gain_points"]
+        half = gain["high95"] - gain["value"] if seeds > 1 else None
+        table.add_row(entry["row"], *cells, "" if entry is summary[0] else _cell(gain["value"], half, "+"))
     Console().print(table)
 
 
-def _gain(gain: np.ndarray) -> str:
-    """+9.8 ± 1.2: the mean over seeds, with half of its 95 % interval where there are several."""
-    difference = Estimate.mean(gain)
-    return f"{gain.mean():+.1f}" + (f" ± {difference.high95 - difference.value:.1f}" if difference else "")
-
-
-def _mean_and_deviation(values: Sequence[float]) -> str:
-    deviation = _deviation(values)
-    return f"{np.mean(values):.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
-
-
-def _deviation(values: Sequence[float]) -> float | None:
-    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+def _cell(value: float, spread: float | None, sign: str = "") -> str:
+    return f"{value:{sign}.1f}" if spread is None else f"{value:{sign}.1f} ± {spread:.1f}"

@@ -1,20 +1,18 @@
-"""Scenes of several small pictures, one of which is large and gives the label: digits, or photos from any folder.
+"""Scenes of several small images, one of which is large and gives the label: digits, or images from any folder.
 
-A small model of what ReLabel is about: an image has one label and several objects, and a random crop often shows
-another object than the labelled one. The scenes are not square, so that swapped axes show.
+A small model of ReLabel's problem: an image has one label and several objects, and a random crop often shows another
+object than the labelled one. The scenes are not square, so that exchanged axes show.
 
     out/train/digit_3/train_00012.JPEG   scenes, one folder per label
-    out/val/digit_3/val_00007.JPEG       made of pictures that no training scene shows
+    out/val/digit_3/val_00007.JPEG       made of images that no training scene shows
     out/train.json, out/val.json         the truth: {"digit_3/train_00012.JPEG": {"labels": [3, 8], "boxes": [...]}}
     out/scenes.json                      what the folder was made from
 
 Labels are positions of the class folders, sorted; the first of a scene is its own. Boxes are [left, top, right, bottom]
-as fractions of the image and hold the picture's whole square, which is a little wider than a digit's ink.
+as fractions of the scene and hold the whole square of an image, which is a little wider than a digit's ink.
 """
 
 import json
-import os
-import shutil
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -24,29 +22,29 @@ import numpy as np
 from PIL import Image
 
 from relabel.crop_box import CropBox
-from relabel.demo.small_pictures import SPLITS, SmallPictures
+from relabel.demo.small_images import SPLITS, SmallImages
 from utils.errors import UserError
-from utils.files import read_json
+from utils.files import new_folder, read_json
 from utils.progress import JobProgress
 
-# Pixels, of digit scenes; pictures with another scale multiply them.
+# Pixels, of digit scenes; images with another scale multiply them.
 HEIGHT, WIDTH = 56, 72  # the area of a 64x64 image
-LABEL_SIZES = (24, 33)  # sides of the picture that gives the label, both ends included
-OTHER_SIZES = (18, 27)  # the sides overlap: size is a strong hint, not a giveaway
-PICTURE_COUNTS = (2, 4)
-PLACE_TRIES = 30  # for one picture
+LABEL_SIZES = (24, 33)  # sides of the image that gives the label, both ends included
+OTHER_SIZES = (18, 27)  # the sides overlap: size is a strong hint, not proof
+IMAGE_COUNTS = (2, 4)
+TRIES = 30  # to find room for one image
 NOISE = 0.08  # standard deviation of the background, in units where white is 1
 JPEG_QUALITY = 92
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One image and what it shows.
+    """A scene and what it shows.
 
-    Attributes:
+    Fields:
         pixels: uint8 [H, W, 3], RGB, row 0 at the top.
-        labels: the classes 0..K-1 in it; the first one is the scene's label and has the largest range of sizes.
-        boxes: the square of each picture, in the order of labels.
+        labels: the classes 0..K-1 in it; the first is the scene's label, drawn from the larger range of sizes.
+        boxes: the square of each image, in the order of labels.
     """
 
     pixels: np.ndarray
@@ -54,139 +52,117 @@ class Scene:
     boxes: tuple[CropBox, ...]
 
 
-def draw_scene(pictures: SmallPictures, seed: int, split: str, number: int) -> Scene:
-    """Draw scene `number` of a split; the pictures and (seed, split, number) alone decide every pixel."""
+def draw_scene(images: SmallImages, seed: int, split: str, number: int) -> Scene:
+    """Draw scene `number` of a split; every pixel depends on the images and on (seed, split, number) alone."""
     rng = np.random.default_rng((seed, SPLITS.index(split), number))
-    labels, scale = pictures.labels(split), pictures.scale
-    height, width = HEIGHT * scale, WIDTH * scale
-    layout = _draw_layout(rng, scale)
-    chosen = rng.integers(len(labels), size=len(layout))
+    labels = images.labels(split)
+    height, width = HEIGHT * images.scale, WIDTH * images.scale
+    squares = _draw_squares(rng, images.scale)
+    chosen = rng.integers(len(labels), size=len(squares))
     # Scene n shows class n % K: the classes are balanced, and none is empty in a small set.
-    chosen[0] = rng.choice(np.flatnonzero(labels == number % len(pictures.class_names)))
+    chosen[0] = rng.choice(np.flatnonzero(labels == number % len(images.class_names)))
     pixels = rng.uniform(0, 0.5, 3) + NOISE * rng.standard_normal((height, width, 3))
-    for index, (left, top, side) in zip(chosen, layout, strict=True):
-        pictures.put(pixels[top : top + side, left : left + side], split, int(index), rng)
+    for index, (left, top, side) in zip(chosen, squares, strict=True):
+        images.draw(pixels[top : top + side, left : left + side], split, int(index), rng)
     return Scene(
         pixels=(pixels.clip(0, 1) * 255).round().astype(np.uint8),
         labels=tuple(int(labels[index]) for index in chosen),
-        boxes=tuple(CropBox.from_pixels(x, y, x + side, y + side, width, height) for x, y, side in layout),
+        boxes=tuple(CropBox.from_pixels(x, y, x + side, y + side, width, height) for x, y, side in squares),
     )
 
 
-def write_scenes(pictures: SmallPictures, out: Path, seed: int = 0, train: int = 6000, val: int = 1500) -> None:
+def write_scenes(images: SmallImages, out: Path, seed: int = 0, train: int = 6000, val: int = 1500) -> None:
     """Write scenes as JPEG files in ImageNet's layout, with their truth (see the top of this file).
 
-    Two seeds give different scenes but the same division of the pictures: scenes for a machine annotator, which the
-    student never sees, are another seed's, and no annotator has met a picture of the validation scenes.
+    Two seeds give different scenes but divide the images in the same way: the teacher's scenes are those of another
+    seed, which the student never sees, and no teacher has seen an image of the validation scenes.
 
-    The folder is whole or absent: it is written under another name beside `out` and renamed. Where `out` already
-    holds exactly these scenes, nothing happens. The bytes depend on the arguments and Pillow's JPEG encoder alone.
+    Nothing happens if `out` already holds exactly these scenes; otherwise it appears as a whole or not at all. The
+    bytes depend on the arguments and Pillow's JPEG encoder alone.
 
     Args:
-        pictures: what the scenes show.
-        out: the folder to make; may exist if empty.
+        images: what the scenes show.
+        out: the folder to make; may exist if it is empty.
         seed: of the scenes.
-        train: training scenes, at least one of each class.
-        val: validation scenes, at least as many.
+        train, val: scenes of each split, at least one of each class.
 
     Raises:
-        UserError: a number is out of range, `out` holds something else or cannot be written, or a picture cannot be
-            read.
+        UserError: a number is out of range, `out` holds something else or cannot be written, or an image is unreadable.
     """
-    made_from = _made_from(pictures, seed, train, val)
-    out = out.resolve()
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    try:
-        if _holds(out, made_from):
-            return
-        with JobProgress("scenes", train + val, "scenes") as progress:
-            for split, count in (("train", train), ("val", val)):
-                _write_split(pictures, partial, split, seed, count, progress)
-        _write_json(partial / "scenes.json", made_from)
-        partial.rename(out)
-    except OSError as error:
-        raise UserError(
-            f"scenes cannot be written to {out}: {error.strerror}. Make room, or name another folder with --out."
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    description = _describe(images, seed, train, val)
+    if _holds(out, description):
+        return
+    with new_folder(out) as folder, JobProgress("scenes", train + val, "scenes") as progress:
+        for split, count in (("train", train), ("val", val)):
+            _write_split(images, folder, split, seed, count, progress)
+        _write_json(folder / "scenes.json", description)
 
 
-def _draw_layout(rng: np.random.Generator, scale: int) -> list[tuple[int, int, int]]:
+def _draw_squares(rng: np.random.Generator, scale: int) -> list[tuple[int, int, int]]:
     """Draw (left, top, side) in pixels of two to four squares without overlap, the label's first.
 
-    A picture that finds no room is left out as long as two remain: drawing again until all fit would favour small ones.
+    One that finds no room is left out as long as two remain: drawing again until all fit would favour small ones.
     """
-    count = int(rng.integers(PICTURE_COUNTS[0], PICTURE_COUNTS[1], endpoint=True))
-    layout: list[tuple[int, int, int]] = []
-    while len(layout) < PICTURE_COUNTS[0]:
-        layout = []
+    count = int(rng.integers(*IMAGE_COUNTS, endpoint=True))
+    squares: list[tuple[int, int, int]] = []
+    while len(squares) < IMAGE_COUNTS[0]:
+        squares = []
         for low, high in [LABEL_SIZES] + [OTHER_SIZES] * (count - 1):
             side = int(rng.integers(low * scale, high * scale, endpoint=True))
-            place = _draw_place(rng, side, layout, scale)
-            layout += [place] if place else []
-    return layout
+            lefts = rng.integers(WIDTH * scale - side, size=TRIES, endpoint=True)
+            tops = rng.integers(HEIGHT * scale - side, size=TRIES, endpoint=True)
+            free = np.ones(TRIES, dtype=bool)
+            for left, top, other in squares:
+                free &= (lefts >= left + other) | (lefts + side <= left) | (tops >= top + other) | (tops + side <= top)
+            if free.any():
+                first = free.argmax()
+                squares.append((int(lefts[first]), int(tops[first]), side))
+    return squares
 
 
-def _draw_place(
-    rng: np.random.Generator, side: int, taken: list[tuple[int, int, int]], scale: int
-) -> tuple[int, int, int] | None:
-    """Draw where a square of that side overlaps none of the others; None if all tries overlap."""
-    lefts = rng.integers(WIDTH * scale - side, size=PLACE_TRIES, endpoint=True)
-    tops = rng.integers(HEIGHT * scale - side, size=PLACE_TRIES, endpoint=True)
-    free = np.ones(PLACE_TRIES, dtype=bool)
-    for left, top, other in taken:
-        free &= (lefts >= left + other) | (lefts + side <= left) | (tops >= top + other) | (tops + side <= top)
-    if not free.any():
-        return None
-    first = int(free.argmax())
-    return int(lefts[first]), int(tops[first]), side
-
-
-def _made_from(pictures: SmallPictures, seed: int, train: int, val: int) -> dict[str, Any]:
-    classes = len(pictures.class_names)
+def _describe(images: SmallImages, seed: int, train: int, val: int) -> dict[str, Any]:
+    """Return what scenes.json records."""
+    classes = len(images.class_names)
     if seed < 0 or min(train, val) < classes:
         raise UserError(
             f"scenes: found seed {seed}, train {train}, val {val}; expected a seed of 0 or more and at least "
             f"{classes} scenes in each split, one of each class. Give other numbers."
         )
     return {
-        "pictures": pictures.source,
+        "pictures": images.source,
         "seed": seed,
         "train": train,
         "val": val,
-        "height": HEIGHT * pictures.scale,
-        "width": WIDTH * pictures.scale,
+        "height": HEIGHT * images.scale,
+        "width": WIDTH * images.scale,
         "boxes": "left, top, right, bottom; fractions of the image",
         "format": 2,
     }
 
 
-def _holds(out: Path, made_from: dict[str, Any]) -> bool:
-    """Whether `out` holds the scenes of `made_from`; False if it is absent or empty; UserError for all else."""
+def _holds(out: Path, description: dict[str, Any]) -> bool:
+    """Return whether `out` holds these scenes; False if it is absent or empty; UserError for anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
-        found = read_json(out / "scenes.json", "expected what scenes were made from")
+        found = read_json(out / "scenes.json", "expected the description of scenes")
     except UserError:
         found = "something else"
-    if found == made_from:
-        return True
-    raise UserError(
-        f"{out} is taken.\n  found:    {found}\n  expected: nothing, or the scenes {made_from}\n"
-        "Name another folder with --out, or remove this one."
-    )
+    if found != description:
+        raise UserError(
+            f"{out} is taken.\n  found:    {found}\n  expected: nothing, or the scenes {description}\n"
+            "Name another folder with --out, or remove this one."
+        )
+    return True
 
 
-def _write_split(
-    pictures: SmallPictures, folder: Path, split: str, seed: int, count: int, progress: JobProgress
-) -> None:
+def _write_split(images: SmallImages, folder: Path, split: str, seed: int, count: int, progress: JobProgress) -> None:
     truth = {}
-    for name in pictures.class_names:
+    for name in images.class_names:
         (folder / split / name).mkdir(parents=True)
     for number in range(count):
-        scene = draw_scene(pictures, seed, split, number)
-        name = f"{pictures.class_names[scene.labels[0]]}/{split}_{number:05d}.JPEG"
+        scene = draw_scene(images, seed, split, number)
+        name = f"{images.class_names[scene.labels[0]]}/{split}_{number:05d}.JPEG"
         (folder / split / name).write_bytes(_jpeg(scene.pixels))
         boxes = [[round(side, 6) for side in (box.left, box.top, box.right, box.bottom)] for box in scene.boxes]
         truth[name] = {"labels": list(scene.labels), "boxes": boxes}
@@ -197,12 +173,12 @@ def _write_split(
 def _jpeg(pixels: np.ndarray) -> bytes:
     # Through memory: given a file, Pillow does not notice that a full disk took only half of it.
     encoded = BytesIO()
-    # No chroma subsampling: in scenes this small it would smear one picture's colour over the next.
+    # No chroma subsampling: in scenes this small it would smear the colour of one image over the next.
     Image.fromarray(pixels).save(encoded, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
     return encoded.getvalue()
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON object with one key a line."""
+    """Write a JSON object with one key per line."""
     lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")

@@ -14,11 +14,11 @@ from PIL import Image
 
 from relabel.checks.object_boxes import read_truth
 from relabel.demo.scenes import HEIGHT, LABEL_SIZES, NOISE, OTHER_SIZES, WIDTH, Scene, draw_scene, write_scenes
-from relabel.demo.small_pictures import Digits, PictureFolder
+from relabel.demo.small_images import DigitImages, FolderImages
 from tests.conftest import make_photos
 from utils.errors import UserError
 
-DIGITS = Digits()
+DIGITS = DigitImages()
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def picture_folder(tmp_path: Path) -> Path:
 
 
 def test_scenes_of_any_pictures_are_those_of_digits_twice_as_large(picture_folder: Path) -> None:
-    pictures = PictureFolder(picture_folder)
+    pictures = FolderImages(picture_folder)
     for number in range(30):
         scene = draw_scene(pictures, 0, "train", number)
         assert scene.pixels.shape == (2 * HEIGHT, 2 * WIDTH, 3) and scene.labels[0] == number % 3
@@ -175,15 +175,15 @@ def test_scenes_of_any_pictures_are_those_of_digits_twice_as_large(picture_folde
 
 
 def test_scenes_of_a_folder_name_its_classes(picture_folder: Path, tmp_path: Path) -> None:
-    write_scenes(PictureFolder(picture_folder), tmp_path / "scenes", train=6, val=3)
+    write_scenes(FolderImages(picture_folder), tmp_path / "scenes", train=6, val=3)
     names = [path.name for path in sorted((tmp_path / "scenes" / "train").iterdir())]
     assert names == ["ant", "bee", "cow"]
     (picture_folder / "train" / "ant" / "ant.00.JPEG").rename(picture_folder / "train" / "ant" / "other.JPEG")
     with pytest.raises(UserError, match="is taken"):  # other pictures would make other scenes
-        write_scenes(PictureFolder(picture_folder), tmp_path / "scenes", train=6, val=3)
+        write_scenes(FolderImages(picture_folder), tmp_path / "scenes", train=6, val=3)
 
 
 def test_a_folder_whose_splits_have_different_classes_is_refused(picture_folder: Path) -> None:
     (picture_folder / "val" / "cow").rename(picture_folder / "val" / "dog")
     with pytest.raises(UserError, match="different class folders, the first: cow"):
-        PictureFolder(picture_folder)
+        FolderImages(picture_folder)
