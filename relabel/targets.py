@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from relabel.crop_box import WHOLE_IMAGE, CropBox
 from relabel.label_pooling import pool_scores
 
 SUPERVISIONS = ("localized_multi", "localized_single", "global_multi", "global_single")
@@ -21,7 +20,7 @@ def original_target(labels: Tensor, num_classes: int) -> Tensor:
 def relabel_target(
     scores: Tensor,
     classes: Tensor,
-    boxes: Tensor,
+    boxes: Tensor | None,
     num_classes: int,
     *,
     labels: Tensor | None = None,
@@ -37,7 +36,7 @@ def relabel_target(
 
     Args:
         scores, classes: float and integer [B, k, h, w]; the label maps.
-        boxes: float [B, 4]; left, top, right, bottom of each crop as fractions of the image.
+        boxes: float [B, 4]; left, top, right, bottom of each crop as fractions of the image; None: the whole image.
         num_classes: K.
         labels: integer [B]; the folders' labels, -1 for an image without one; needed for a ground_truth_weight only.
         fill: logit of the classes that a cell does not store.
@@ -56,8 +55,12 @@ def relabel_target(
     """
     assert supervision in SUPERVISIONS and box_axes in BOX_AXES, (supervision, box_axes)
     region, form = supervision.split("_")
-    pooled_boxes = _pooled_boxes(boxes, whole_image=region == "global", swap_axes=box_axes == "yx")
-    logits = pool_scores(scores, classes, pooled_boxes, num_classes, fill)
+    if boxes is None or region == "global":
+        boxes = torch.zeros(len(scores), 4, device=scores.device)
+        boxes[:, 2:] = 1
+    elif box_axes == "yx":
+        boxes = boxes.unflatten(1, (2, 2)).flip(2).flatten(1)
+    logits = pool_scores(scores, classes, boxes, num_classes, fill)
     if form == "single":
         target = original_target(logits.argmax(dim=1), num_classes)
     else:
@@ -68,12 +71,6 @@ def relabel_target(
         weights = ground_truth_weight * (labels >= 0)[:, None]
         target = target.lerp(original_target(labels.clamp(min=0), num_classes), weights)
     return target
-
-
-def whole_image_target(scores: Tensor, classes: Tensor, num_classes: int, fill: float, temperature: float) -> Tensor:
-    """Return ReLabel's target of the whole image, float32 [B, K]. Arguments as in `relabel_target`."""
-    boxes = CropBox.stack([WHOLE_IMAGE]).to(scores.device).expand(len(scores), 4)
-    return relabel_target(scores, classes, boxes, num_classes, fill=fill, temperature=temperature)
 
 
 def smooth(target: Tensor, smoothing: float) -> Tensor:
@@ -105,7 +102,6 @@ class TargetMaker:
         """Return targets, float32 [B, K]; arguments as in `relabel_target`. Without label maps, they are one-hot."""
         if scores is None or classes is None:
             return smooth(original_target(labels, self.num_classes), self.smoothing)
-        assert boxes is not None, "label maps are pooled over boxes"
         target = relabel_target(
             scores,
             classes,
@@ -119,12 +115,3 @@ class TargetMaker:
             box_axes=self.box_axes,
         )
         return smooth(target, self.smoothing)
-
-
-def _pooled_boxes(boxes: Tensor, whole_image: bool, swap_axes: bool) -> Tensor:
-    """Return the boxes [B, 4] to pool: the crops, the crops with x and y exchanged, or the whole image."""
-    if whole_image:
-        corners = torch.zeros_like(boxes)
-        corners[:, 2:] = 1
-        return corners
-    return boxes.unflatten(1, (2, 2)).flip(2).flatten(1) if swap_axes else boxes

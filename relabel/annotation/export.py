@@ -15,7 +15,7 @@ import numpy as np
 from relabel.annotation.label_set import LabelSet
 from relabel.data.images import write_keep_list
 from relabel.label_map import LabelMap
-from relabel.targets import whole_image_target
+from relabel.targets import relabel_target
 from utils.errors import UserError
 from utils.files import replacing
 from utils.progress import JobProgress
@@ -117,7 +117,9 @@ def _targets(labels: LabelSet, fill: float, temperature: float, title: str) -> I
     with JobProgress(title, len(rows), "label maps") as progress:
         for start in range(0, len(rows), BATCH):
             maps = [labels.store.read(row) for row in rows[start : start + BATCH]]
-            targets = whole_image_target(*LabelMap.stack(maps), len(labels.class_names), fill, temperature)
+            targets = relabel_target(
+                *LabelMap.stack(maps), None, len(labels.class_names), fill=fill, temperature=temperature
+            )
             yield from zip(rows[start : start + BATCH], targets.numpy(), strict=True)
             progress.advance(len(maps))
 

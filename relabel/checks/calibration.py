@@ -13,7 +13,7 @@ from torch import Tensor
 
 from relabel.checks.sample import MapSample
 from relabel.checks.suggestion import Suggestion, suggest
-from relabel.targets import whole_image_target
+from relabel.targets import relabel_target
 from utils.estimates import Estimate
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
@@ -126,7 +126,7 @@ def calibrate(
     for part in sample.batches():
         scores, classes = sample.scores[part].float(), sample.classes[part]
         cells.append(cell_leak(scores, classes, num_classes, fill, temperature).mean((1, 2)))
-        target = whole_image_target(scores, classes, num_classes, fill, temperature)
+        target = relabel_target(scores, classes, None, num_classes, fill=fill, temperature=temperature)
         targets.append(_measure_targets(target, classes, None if mine is None else mine[part]))
     leak, several, rank, loss = (torch.cat(parts).numpy() for parts in zip(*targets, strict=True))
     known = mine is not None

@@ -1,7 +1,7 @@
 """Samples of a list of images: every random choice depends on (seed, epoch, index) alone."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -46,12 +46,7 @@ class Crop:
     augmentation: Augmentation | None = None
 
 
-class Transform(Protocol):
-    """Turns an image file into a crop."""
-
-    def __call__(self, file: ImageFile, epoch: int, index: int) -> Crop:
-        """Return the crop of image number `index` in that epoch."""
-        ...
+Transform = Callable[[ImageFile, int, int], Crop]  # of an image file in an epoch, with the image's index
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ from relabel.targets import (
     original_target,
     relabel_target,
     smooth,
-    whole_image_target,
 )
 from tests.conftest import ROOT
 from tests.strategies import map_batches
@@ -113,7 +112,7 @@ def test_global_pools_the_whole_image_whatever_the_box() -> None:
     whole = torch.tensor([[0.0, 0, 1, 1]]).expand_as(boxes)
     expected = relabel_target(scores, classes, whole, K)
     assert torch.equal(relabel_target(scores, classes, boxes, K, supervision="global_multi"), expected)
-    assert torch.equal(whole_image_target(scores, classes, K, fill=0.0, temperature=1.0), expected)
+    assert torch.equal(relabel_target(scores, classes, None, K), expected)
     assert not torch.equal(relabel_target(scores, classes, boxes, K), expected)
 
 

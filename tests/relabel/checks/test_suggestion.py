@@ -8,7 +8,7 @@ from relabel.checks.calibration import calibrate
 from relabel.checks.sample import MapSample
 from relabel.checks.suggestion import _pool, suggest
 from relabel.label_map import LabelMap
-from relabel.targets import whole_image_target
+from relabel.targets import relabel_target
 from tests.memory_store import uniform_map
 from tests.relabel.checks.test_calibration import of, sample_of
 
@@ -74,7 +74,7 @@ def test_a_leak_that_no_fill_cures_is_said_to_be_so() -> None:
 def test_pooling_once_serves_every_fill(fill: float, temperature: float) -> None:
     rng = np.random.default_rng(1)
     sample = sample_of(*(LabelMap.from_dense(rng.normal(2, 4, (K, 3, 5)).astype(np.float32), 2) for _ in range(9)))
-    expected = whole_image_target(sample.scores, sample.classes, K, fill, temperature)
+    expected = relabel_target(sample.scores, sample.classes, None, K, fill=fill, temperature=temperature)
     found = _pool(sample, None, K).log_target(fill, temperature).exp()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
