@@ -24,7 +24,6 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from models.cell_head import CellFeatures, CellHead, Layout, Map, Tokens, as_convolution, is_linear
-from utils.device_errors import is_device_error
 from utils.errors import UserError
 
 LINEAR_HEAD = "linear after average pooling"
@@ -150,9 +149,9 @@ def _attempt(module: nn.Module, features: Tensor) -> Tensor | None:
     """Apply a module to features; None if they do not fit it."""
     try:
         output: Tensor = module(features)
-    except MISFITS as error:
-        if is_device_error(error):
-            raise
+    except (torch.OutOfMemoryError, torch.AcceleratorError):  # RuntimeErrors, but not about the features
+        raise
+    except MISFITS:
         return None
     return output
 
