@@ -1,12 +1,12 @@
-"""The upper rows of a JPEG file, pixel for pixel what Pillow decodes, without the work below them.
+"""Decode the upper rows of a JPEG file: the same pixels as Pillow's, without the work for the rows below.
 
-A JPEG can only be read from the top, and undoing its entropy code is about two thirds of the cost. So the height in the
-frame header is lowered to the last row that is wanted, and the decoder stops there, as any that goes by the header.
+A JPEG can only be decoded from the top, and entropy decoding is about two thirds of the cost. So the height in the
+frame header is lowered to the last row that is needed, and the decoder stops there.
 
-That hides what is below, damage included. So only a file with a single scan takes this way, and only when nothing but
-entropy code lies between its scan header and its end mark: damage that Pillow would notice is a marker in there. What
-it would not notice, a decoder that runs out of data and fills up with grey, is refused in the rows that are decoded. To
-look at all rows is the caller's choice.
+That hides damage below this row. So only files with a single scan are cut, with nothing but entropy code between the
+scan header and the end-of-image marker: the damage that Pillow reports is a marker in there. Damage that Pillow does
+not report, where the decoder runs out of data and fills up with grey, is refused within the decoded rows; the caller
+chooses whether to decode all.
 """
 
 import re
@@ -21,32 +21,32 @@ SEQUENTIAL_FRAMES, PROGRESSIVE_FRAME = (0xC0, 0xC1), 0xC2
 FRAMES = (*SEQUENTIAL_FRAMES, PROGRESSIVE_FRAME)
 SCAN, END_MARK, RESTART_INTERVAL = 0xDA, 0xD9, 0xDD
 TABLES = (0xC4, 0xDB, RESTART_INTERVAL)
-REMARKS = (0xFE, *range(0xE0, 0xF0))  # comments, the segments of applications
+REMARKS = (0xFE, *range(0xE0, 0xF0))  # comments and application segments
 ALONE = (0x01, *range(0xD0, 0xD9))  # markers without a segment
-# Two applications' segments tell how colours are written; the first stands here without what libjpeg may warn of.
+# Two application segments give the colour space. This JFIF segment replaces the file's, of which libjpeg may warn.
 JFIF, ADOBE = b"\xff\xe0\x00\x10JFIF\0\x01\x02\0\0\x01\0\x01\0\0", b"\xff\xee\x00\x0eAdobe"
-# In entropy code a zero follows each 255; restart marks may stand between.
+# In entropy code a zero follows each 255; restart markers are allowed.
 MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7]")
-# What libjpeg warns of and goes on from with wrong pixels.
+# Warnings of libjpeg after which it continues with wrong pixels.
 DAMAGE = re.compile("premature end|bad Huffman code|instead of RST|inconsistent progression|extraneous", re.IGNORECASE)
-# Some cameras fill up with a few bytes before the end mark. More are entropy code that nobody needed: damage.
+# Some cameras pad with a few bytes before the end marker. More bytes are unused entropy code: damage.
 LEFT_AT_END = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
 MOST_PADDING = 16
-# Larger images are Pillow's, which refuses those that would fill the memory.
+# Larger images go to Pillow, which refuses those that would fill the memory.
 MOST_PIXELS = 2**26
-# Chroma is stored coarser than luma; the row below the last one shares in its colours.
+# Chroma is subsampled: the last row's colours also depend on the row below.
 MARGIN_ROWS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class JpegFrame:
-    """What the frame header says.
+    """The frame header of a JPEG file.
 
     Fields:
         width, height: pixels.
         channels: 1 or 3.
-        in_one_piece: only to be decoded whole: in many scans, each of which holds some of every row; or with restart
-            marks, where bytes that are left over cannot be told from damage.
+        in_one_piece: whether all rows must be decoded: a progressive file has some of every row in each scan; with
+            restart markers, bytes left over look like damage.
     """
 
     width: int
@@ -56,9 +56,9 @@ class JpegFrame:
 
 
 def read_frame(data: bytes) -> JpegFrame | None:
-    """The frame of a grey or three-channel JPEG of 8 bits in Huffman code, whole to its end mark; None for all others.
+    """Return the frame of a Huffman-coded 8-bit JPEG of one or three channels; None for any other file.
 
-    A file without the end mark is cut short, or somebody appended to it: libjpeg would fill up with grey and only warn.
+    Also None without the end marker at the end: such a file is truncated, or something was appended to it.
     """
     if not (data.startswith(START) and data.endswith(END)):
         return None
@@ -68,7 +68,7 @@ def read_frame(data: bytes) -> JpegFrame | None:
             return None
         expected = end
         if marker == SCAN:
-            return frame if frame and (frame.in_one_piece or _is_only_scan(data, start, frame)) else None
+            return frame if frame and (frame.in_one_piece or _is_only_scan(data, start, frame.channels)) else None
         if frame is None and marker in FRAMES:
             frame = _frame(data, start + 4, restarts or marker == PROGRESSIVE_FRAME)
         elif marker == RESTART_INTERVAL:
@@ -80,7 +80,7 @@ def read_frame(data: bytes) -> JpegFrame | None:
 
 
 def _segments(data: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
-    """Marker, first byte and the byte behind of each segment up to the scan header, whatever lies between them."""
+    """Yield marker, start and end of each segment up to the scan header, skipping whatever lies between them."""
     at = 2
     while (at := data.find(b"\xff", at)) >= 0 and at + 10 <= len(data) and (marker := data[at + 1]) != END_MARK:
         if marker in (0x00, 0xFF):
@@ -96,19 +96,17 @@ def _segments(data: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
 
 
 def _frame(data: bytes, at: int, in_one_piece: bool) -> JpegFrame | None:
-    """The frame header whose precision, height, width and number of channels begin at `at`."""
+    """Parse the frame header whose precision, height, width and number of channels begin at `at`."""
     precision, channels = data[at], data[at + 5]
     height, width = int.from_bytes(data[at + 1 : at + 3]), int.from_bytes(data[at + 3 : at + 5])
     supported = precision == 8 and channels in (1, 3) and 0 < height * width <= MOST_PIXELS
     return JpegFrame(width, height, channels, in_one_piece) if supported else None
 
 
-def _is_only_scan(data: bytes, at: int, frame: JpegFrame) -> bool:
-    """Does the scan whose marker stands at `at` hold all channels, and reach to the end mark without another marker?"""
-    if data[at + 4] != frame.channels:
-        return False
+def _is_only_scan(data: bytes, at: int, channels: int) -> bool:
+    """Whether the scan at `at` has all channels and extends to the end marker without another marker."""
     found = MARKER_IN_SCAN.search(data, at + 2)
-    return found is not None and found.start() == len(data) - len(END)
+    return data[at + 4] == channels and found is not None and found.start() == len(data) - len(END)
 
 
 def decode_rows(data: bytes, frame: JpegFrame, rows: int) -> np.ndarray | None:
@@ -120,7 +118,7 @@ def decode_rows(data: bytes, frame: JpegFrame, rows: int) -> np.ndarray | None:
         rows: 1..height.
 
     Returns:
-        uint8 [rows, width, 3]; RGB, EXIF rotation ignored. None where the decoder refuses the file or warns of it.
+        uint8 [rows, width, 3]; RGB, EXIF rotation ignored. None if the decoder fails or warns of damage.
     """
     assert 1 <= rows <= frame.height, (rows, frame)
     height = frame.height if frame.in_one_piece else min(rows + MARGIN_ROWS, frame.height)
@@ -131,18 +129,18 @@ def decode_rows(data: bytes, frame: JpegFrame, rows: int) -> np.ndarray | None:
     try:
         simplejpeg.decode_jpeg(shortened, "RGB", buffer=pixels)
     except ValueError as error:
-        left = LEFT_AT_END.match(str(error))  # after the last row that is wanted, anything may be
+        left = LEFT_AT_END.match(str(error))  # below the last row to be decoded, of course
         if not left or (height == frame.height and int(left[1]) > MOST_PADDING):
             return None
     return pixels[:rows]
 
 
 def damage_in(data: bytes) -> str:
-    """What libjpeg warns of in a whole JPEG file whose pixels are wrong for it; '' where it sees nothing.
+    """Return libjpeg's warning about damage in a whole JPEG file, which Pillow does not pass on; '' if there is none.
 
-    Pillow does not pass these warnings on. A JPEG has no checksum, so damage that decodes as something is not found.
+    A JPEG has no checksum, so damage that decodes without a warning is not found.
     """
-    try:  # small and grey: the image is not looked at
+    try:  # small and grey, as the pixels are not used
         plain = without_remarks(data, colours=False)
         simplejpeg.decode_jpeg(plain, "GRAY", fastdct=True, min_height=1, min_width=1)
     except ValueError as error:
@@ -153,19 +151,19 @@ def damage_in(data: bytes) -> str:
 
 
 def without_remarks(data: bytes, colours: bool) -> bytes:
-    """A JPEG file without what tells nothing of its pixels.
+    """Return a JPEG file without the header segments that do not affect its pixels.
 
-    Of all that libjpeg warns of, simplejpeg passes on the first: an odd remark in the header would hide the damage.
+    simplejpeg reports only libjpeg's first warning, so a warning about such a segment would hide damage.
 
     Args:
         data: the file.
-        colours: keep what tells how they are written.
+        colours: keep the segments that give the colour space.
     """
     kept, sequential, end = [data[:2]], False, 2
     for marker, start, end in _segments(data):
         segment = data[start:end]
         if marker == SCAN and sequential:
-            segment = segment[:-3] + b"\0\x3f\0"  # all coefficients, which goes without saying, and some say wrongly
+            segment = segment[:-3] + b"\0\x3f\0"  # all coefficients, the only valid value, which some files get wrong
         sequential = sequential or marker in SEQUENTIAL_FRAMES
         if marker not in REMARKS or (colours and segment.startswith(ADOBE)):
             kept.append(segment)
