@@ -1,7 +1,7 @@
-"""The tools for label maps: make, check, show, pack and export them."""
+"""The commands for label maps: make, check, show, convert and export them."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -20,10 +20,7 @@ from utils.config.value_types import (
 from utils.errors import UserError
 from utils.processes.torchrun import refuse_broken_torchrun
 
-if TYPE_CHECKING:
-    from relabel.annotation.teacher import Teacher
-
-# Each command imports what it needs itself: a wrong command line is told before torch is loaded.
+# Each command imports what it needs itself: a wrong command line is reported before torch is loaded.
 
 Weights = Annotated[str, Field(min_length=1, title="FILE", description="pretrained, random or a checkpoint")]
 Classes = Annotated[str, Field(min_length=1, title="FILE", description="imagenet or a text file")]
@@ -64,10 +61,10 @@ def annotate(
     unlabelled: bool = False,
     on_error: Literal["stop", "skip"] = "stop",
 ) -> None:
-    """Write the label map of every image: what a strong classifier, the teacher, says about each of its cells.
+    """Make the label map of every image: the scores that a strong classifier, the teacher, gives each of its cells.
 
     Train with the maps as --data.relabel.path OUT. The same command continues an interrupted one; started by
-    torchrun, several processes share the work. Both end with the same bytes as one undisturbed process.
+    torchrun, several processes share the work. Either way ends with the same bytes as one undisturbed process.
 
     Args:
         images: folder with a folder of images per class, such as DATA/train, or with images only.
@@ -75,24 +72,22 @@ def annotate(
         arch: the teacher: a torchvision or timm classifier ("timm/NAME" forces timm), or digit_net. none: the one that
             the checkpoint names.
         weights: pretrained: those that the library publishes; random: meaningless, for trying things out only; or a
-            checkpoint, bare or as the training writes it. The teacher must know all classes of IMAGES by name.
-        size: what each whole image is squashed to. none: the teacher's own size.
+            checkpoint, bare or as training writes it. The teacher must know all classes of IMAGES by name.
+        size: size that each whole image is squashed to. none: the teacher's own size.
         top_k: classes kept per cell, those with the highest scores. none: 5 as in the paper, or all if there are fewer.
         mean: subtracted from the pixels, which are in 0..1; red, green, blue. none: the teacher's own.
-        std: what the difference is divided by. none: the teacher's own.
-        interpolation: how the image is resized; always antialiased. none: the teacher's own.
-        flip: average each map with that of the mirrored image; twice the work.
+        std: divisor of the difference. none: the teacher's own.
+        interpolation: how images are resized; always antialiased. none: the teacher's own.
+        flip: average each map with that of the mirrored image; takes twice as long.
         format: packed: a few files, float16; pt: a file per image, float32, as released in 2021.
         opt_level: O1: float16 on a GPU, float32 without one; O0: float32; bf16: bfloat16.
-        batch_size: images in one pass of the teacher; less memory with fewer.
-        num_workers: processes that read images ahead, at most one per core; 0 reads between the passes.
-        unlabelled: the folders of IMAGES name no classes that the teacher must know: for data.extra.path.
-        on_error: what an image that cannot be read does: stop: it is an error, told when all others are done; skip:
-            it gets no label map, and is listed.
+        batch_size: images per forward pass; lower it if memory runs out.
+        num_workers: processes that read images ahead, at most one per core; 0: read between forward passes.
+        unlabelled: the teacher need not know the folders of IMAGES as classes: for data.extra.path.
+        on_error: if images cannot be read: stop: annotate the others, then fail; skip: leave them out and list them.
     """
     refuse_broken_torchrun()
-    from relabel.annotation.annotator import TOP_K, Settings
-    from relabel.annotation.annotator import annotate as write_maps
+    from relabel.annotation import annotator
     from relabel.annotation.teacher import load_teacher
     from relabel.data.images import list_any_images
     from utils.processes.distributed import cores_of
@@ -101,22 +96,24 @@ def annotate(
     with shared_job() as process:
         keep_apart(out, "OUT", {"IMAGES": images})
         found = list_any_images(images)
-        teacher = load_teacher(
-            arch,
-            weights,
-            None if unlabelled else found.class_names or None,
-            input_size=size,
-            mean=mean,
-            std=std,
-            interpolation=interpolation,
-        )
+        classes = None if unlabelled else found.class_names or None
+        teacher = load_teacher(arch, weights, classes, input_size=size, mean=mean, std=std, interpolation=interpolation)
         if process.is_main:
-            print(describe(teacher, len(found), len(found.class_names), process.device.type), flush=True)
-        write_maps(
+            about, (rows, columns) = teacher.description, teacher.input_size
+            of_classes = f" of {len(found.class_names):,} classes" if found.class_names else ""
+            print(f"{len(found):,} images{of_classes}, squashed to {rows} x {columns} pixels")
+            print(
+                f"teacher: {about['arch']} ({about['weights']}), {teacher.num_classes:,} classes, on "
+                f"{process.device.type}; head: {about['head']}",
+                flush=True,
+            )
+            if not about["mean_is_logits"]:
+                print("the mean of a map is not the teacher's answer for the whole image: `check` measures the targets")
+        annotator.annotate(
             found,
             out,
             teacher,
-            Settings(top_k or min(TOP_K, teacher.num_classes), flip, opt_level, batch_size),
+            annotator.Settings(top_k or min(annotator.TOP_K, teacher.num_classes), flip, opt_level, batch_size),
             form=format,
             skip_unreadable=on_error == "skip",
             num_workers=min(num_workers, cores_of(process)),
@@ -140,23 +137,23 @@ def check(
     maps: Positive = 10_000,
     json: NewFile | None = None,
 ) -> None:
-    """Say whether label maps are whole, make good targets, and lie the right way round; status 1 if not.
+    """Check that label maps are complete, undamaged, correctly oriented and give good targets; exit status 1 if not.
 
     Reads every map and the header of every image, then measures targets on a sample.
 
     Args:
         labels: a packed store or a folder of .pt files.
         images: folder of the images that the maps are for. none: only the maps themselves are checked.
-        boxes: where the objects are: a folder of Pascal-VOC XML files, CLASS/STEM.xml, or the JSON file that
-            `digits` writes. For the quality of crops and the test of the axes.
+        boxes: boxes of the objects, for the quality of crops and the test of the axes: a folder of Pascal-VOC XML
+            files, CLASS/STEM.xml, or the JSON file that `digits` writes.
         teacher_accuracy: known top-1 accuracy of the maps' teacher, percent; maps far below it are wrong.
-        classifier: a torchvision or timm classifier that looks at crops, for the test of the axes without boxes.
+        classifier: a torchvision or timm classifier to apply to crops, for the test of the axes without boxes.
         classifier_weights: pretrained, random, or its checkpoint.
         fill: as data.relabel.fill in training.
         temperature: as data.relabel.temperature in training.
         box_axes: as data.relabel.box_axes in training.
-        maps: label maps to measure; all are read in any case.
-        json: file to write the report to as well.
+        maps: number of label maps to measure; all are read in any case.
+        json: also write the report to this file.
     """
     from relabel.annotation.label_set import open_label_set
     from relabel.checks.axes import classifier_named
@@ -197,36 +194,26 @@ def show(
     temperature: Temperature = 1.0,
     seed: Count = 0,
 ) -> None:
-    """Draw label maps: over their images, with random crops and their targets.
+    """Draw label maps over their images, with random crops and their targets.
 
     Args:
-        image: path of an image, or CLASS/FILE or CLASS/STEM of one; without any, some are drawn at random.
+        image: path, CLASS/FILE or CLASS/STEM of an image; none: random ones.
         labels: a packed store or a folder of .pt files.
         images: folder of the images.
-        out: the picture to write.
-        figure: rows: image, map, crops and targets of each; sheet: many images with their likeliest classes; axes: why
-            the order of a crop's sides matters, on the first image.
-        count: images drawn at random.
-        crops: random crops of each image, in rows.
+        out: the PNG file to write.
+        figure: rows: image, map, crops and targets of each; sheet: many images with their most likely classes; axes:
+            why the order of a crop's sides matters, on the first image.
+        count: number of random images.
+        crops: random crops per image in `rows`.
         fill: as data.relabel.fill in training.
         temperature: as data.relabel.temperature in training.
         seed: of the random images and crops.
     """
-    from relabel.figures.gallery import draw_figure
+    from relabel.figures.label_maps import draw_figure
 
     keep_apart(out, "--out", {"--labels": labels, "--images": images})
-    draw_figure(
-        image,
-        labels,
-        images,
-        out,
-        figure,
-        count=count,
-        crops=crops,
-        seed=seed,
-        fill=fill,
-        temperature=temperature,
-    )
+    options = {"fill": fill, "temperature": temperature}
+    draw_figure(image, labels, images, out, figure, count=count, crops=crops, seed=seed, **options)
     print(f"picture: {out}", flush=True)
 
 
@@ -238,37 +225,36 @@ def pack(
     classes: Classes | None = None,
     on_error: Literal["stop", "skip"] = "stop",
 ) -> None:
-    """Put label maps from a folder of .pt files into a packed store: a few files, less than half the room, fast.
+    """Convert a folder of .pt files to a packed store: a few files, less than half the size, fast to read.
 
-    Scores become float16; how much that changes the targets of random crops is measured and printed. A partial download
-    can be packed. The same command continues an interrupted one.
+    Scores become float16; what that changes in the targets of random crops is measured and printed. An incomplete
+    download can be packed. The same command continues an interrupted one.
 
     Args:
         labels: folder of CLASS/STEM.pt files, such as those released in 2021.
         out: folder of the store.
-        images: folder of the images that the maps are for; says which of them have no map.
-        classes: what the class ids in the files stand for: imagenet, or a text file with a class folder's name a line.
-            none: the class folders of --images, or else those of LABELS, sorted.
-        on_error: what a map that cannot be read does: stop: it is an error, told when all others are done; skip: it is
-            left out and listed.
+        images: folder of the images that the maps are for, to list those without a map.
+        classes: the classes of the ids in the files: imagenet, or a text file with the name of a class folder per line.
+            none: the class folders of --images, else those of LABELS, sorted.
+        on_error: if maps cannot be read: stop: convert the others, then fail; skip: leave them out and list them.
     """
-    from relabel.annotation.convert import pack as pack_files
+    from relabel.annotation import convert
 
     keep_apart(out, "OUT", {"LABELS": labels, "--images": images})
-    pack_files(labels, out, images, classes, skip_damaged=on_error == "skip")
+    convert.pack(labels, out, images, classes, skip_damaged=on_error == "skip")
 
 
 def unpack(labels: ExistingFolder, out: NewFolder) -> None:
-    """Write each map of a packed store as a .pt file, in the form that was released in 2021.
+    """Convert a packed store to .pt files as released in 2021.
 
     Args:
         labels: the packed store.
         out: folder of the files.
     """
-    from relabel.annotation.convert import unpack as write_files
+    from relabel.annotation import convert
 
     keep_apart(out, "OUT", {"LABELS": labels})
-    write_files(labels, out)
+    convert.unpack(labels, out)
 
 
 def export_labels(
@@ -281,43 +267,27 @@ def export_labels(
     fill: Fill = 0.0,
     temperature: Temperature = 1.0,
 ) -> None:
-    """Write the labels of whole images, or the list of images whose label map agrees with their folder.
+    """Write labels of whole images, or a list of the images whose label map agrees with their folder.
 
     Args:
         labels: a packed store or a folder of .pt files.
-        out: the file to write; for multi-hot and soft labels JSON if it ends in .json, else TSV.
+        out: the file to write; labels are JSON if it ends in .json, else TSV.
         images: folder of the images.
         form: multi-hot: the classes of each image; soft: with their probabilities; agreeing: the images whose map
-            names the folder's class, for training as --data.keep_list OUT; disagreeing: the others.
-        threshold: smallest probability of a label; the likeliest class is one in any case.
+            contains the folder's class, for training with --data.keep_list OUT; disagreeing: the others.
+        threshold: smallest probability of a label; the most likely class always is one.
         fill: as data.relabel.fill in training.
         temperature: as data.relabel.temperature in training.
     """
-    from relabel.annotation.export import export_cleaning
-    from relabel.annotation.export import export_labels as write_labels
+    from relabel.annotation import export
     from relabel.annotation.label_set import open_label_set
 
     keep_apart(out, "OUT", {"LABELS": labels, "--images": images})
     found = open_label_set(labels, images)
     options = {"threshold": threshold, "fill": fill, "temperature": temperature}
     if form in ("agreeing", "disagreeing"):
-        count = export_cleaning(found, out, agreeing=form == "agreeing", **options)
+        count = export.export_cleaning(found, out, agreeing=form == "agreeing", **options)
         print(f"{count:,} of {len(found):,} images: {out}", flush=True)
     else:
-        count = write_labels(found, out, soft=form == "soft", **options)
+        count = export.export_labels(found, out, soft=form == "soft", **options)
         print(f"{count:,} labels of {len(found):,} images: {out}", flush=True)
-
-
-def describe(teacher: "Teacher", images: int, classes: int, device: str) -> str:
-    """What is about to be annotated, by whom."""
-    rows, columns = teacher.input_size
-    about = teacher.description
-    lines = [
-        f"{images:,} images{f' of {classes:,} classes' if classes else ''}, squashed to {rows} x {columns} pixels",
-        f"teacher: {about['arch']} ({about['weights']}), {teacher.num_classes:,} classes, on {device}; {about['head']}",
-    ]
-    if not about["mean_is_logits"]:
-        lines.append(
-            "its maps do not average to what it says of the whole image: see what `check` says of their targets"
-        )
-    return "\n".join(lines)

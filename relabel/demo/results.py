@@ -15,8 +15,7 @@ from models.build import load_weights
 from relabel.config.load import load_config
 from relabel.evaluation.results import VAL, accuracy_results
 from relabel.evaluation.true_labels import read_true_labels
-from relabel.figures.curves import draw_results
-from relabel.figures.label_maps import draw_curves
+from relabel.figures.curves import draw_curves, draw_results
 from relabel.training.build import build_model, list_split, test_loader
 from relabel.training.validation import predict_classes
 from utils.checkpoint import LAST, load_checkpoint

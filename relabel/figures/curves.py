@@ -1,10 +1,13 @@
-"""The rows of a comparison as a picture: each seed a dot, their mean, and the interval that holds the true mean."""
+"""Figures of trainings: top-1 by epoch, and the rows of a comparison with each seed, their mean and its interval."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from relabel.figures.panels import DPI, INK, OTHER_COLOUR, PALETTE, plain_axes, save
 from utils.estimates import Estimate
@@ -12,8 +15,45 @@ from utils.estimates import Estimate
 ROW_INCHES, MARGIN_INCHES, WIDTH_INCHES = 0.42, 0.95, 7.2
 
 
+def draw_curves(out: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Draw the top-1 accuracy by epoch of several runs.
+
+    Args:
+        out: the PNG to write; its folder must exist.
+        runs: name of the run -> its records, the lines of metrics.jsonl. Those of the event `validation` are drawn;
+            where an epoch has two, the second one's: of the averaged weights.
+    """
+    figure = Figure(figsize=(WIDTH_INCHES, 4.4), layout="constrained", dpi=DPI)
+    axes = figure.subplots()
+    ends = []
+    for (name, records), colour in zip(runs.items(), PALETTE, strict=False):
+        points = {r["epoch"]: r["top1_percent"] for r in records if r["event"] == "validation"}
+        if points:
+            epochs, accuracies = list(points), list(points.values())
+            axes.plot(epochs, accuracies, color=colour, linewidth=2.4, marker="o", markersize=4.5)
+            ends.append((accuracies[-1], epochs[-1], name, colour))
+    _name_ends(axes, ends)
+    axes.set_xlabel("epoch", fontsize=11, color=INK)
+    axes.set_title("validation top-1 (%)", fontsize=12, color=INK, loc="left")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    plain_axes(axes, "y")
+    save(figure, out)
+
+
+def _name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write each run's name and last value at the end of its curve, pushed apart where curves end together."""
+    low, high = axes.get_ylim()
+    at = -np.inf
+    for accuracy, epoch, name, colour in sorted(ends):
+        at = max(accuracy, at + 0.075 * (high - low))
+        axes.annotate(
+            f"{name}\n{accuracy:.1f} %", (epoch, at), xytext=(9, 0), textcoords="offset points",
+            fontsize=11, color=colour, va="center", annotation_clip=False,
+        )  # fmt: skip
+
+
 def draw_results(out: Path, rows: Mapping[str, Sequence[float]]) -> None:
-    """Write top-1 accuracies as dots, one line a row, the first row's mean as a line through all.
+    """Draw top-1 accuracies as dots, one line a row, the first row's mean as a line through all.
 
     Args:
         out: the PNG to write; its folder must exist.
@@ -31,9 +71,7 @@ def draw_results(out: Path, rows: Mapping[str, Sequence[float]]) -> None:
             axes.plot(ends, [line, line], color=colour, linewidth=5, alpha=0.3, zorder=2)
         axes.plot(values, [line] * len(values), "o", color=colour, markersize=5, alpha=0.75, zorder=3)
         axes.plot([mean, mean], [line - 0.3, line + 0.3], color=colour, linewidth=2.4, zorder=4)
-        axes.annotate(
-            f"{mean:.1f}", (mean, line - 0.32), ha="center", va="bottom", fontsize=9, color=INK, annotation_clip=False
-        )
+        axes.text(mean, line - 0.32, f"{mean:.1f}", ha="center", va="bottom", fontsize=9, color=INK)
     axes.set_yticks(range(len(rows)), list(rows), fontsize=10, color=INK)
     axes.set_ylim(len(rows) - 0.4, -0.75)
     axes.set_title("validation top-1 (%): seeds, mean and its 95 % interval", fontsize=11, color=INK, loc="left")

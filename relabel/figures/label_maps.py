@@ -1,97 +1,188 @@
-"""Pictures: images with their label map, random crops and pooled targets; a contact sheet of many; the curves of runs.
+"""Figures of label maps: which images, with their random crops and the targets of these; in rows or as a sheet."""
 
-Everything here takes arrays and plain values and writes one PNG.
-"""
-
+import difflib
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from PIL import Image
+from matplotlib.gridspec import GridSpec
+from scipy.special import softmax
 
-from relabel.crop_box import WHOLE_IMAGE, CropBox
-from relabel.figures.panels import (
-    DPI,
-    INK,
-    MUTED,
-    OTHER_COLOUR,
-    PALETTE,
-    SMALL,
-    TEXT,
-    add_panel,
-    badge_in_corner,
-    cell_probabilities,
-    class_colours,
-    draw_badge,
-    draw_bars,
-    draw_boxes,
-    draw_image,
-    draw_map,
-    fitted,
-    name_regions,
-    percent,
-    plain_axes,
-    save,
-    text_width,
-    write,
-)
+from relabel.annotation.label_set import LabelSet, open_label_set
+from relabel.crop_box import MIN_AREA, WHOLE_IMAGE, CropBox, random_crop_box
+from relabel.data.class_names import class_labels
+from relabel.data.decode import ImageFile
+from relabel.data.images import ImageList
+from relabel.figures import panels
+from relabel.figures.axes import draw_axes_figure
+from relabel.figures.panels import GAP, INK, LINE, MARGIN, MUTED, OTHER_COLOUR, SMALL, TEXT, WARNING, WIDER_GAP
 from relabel.label_map import LabelMap
 from relabel.targets import relabel_target
+from utils.errors import UserError
+from utils.random import SAMPLE, keyed_rng
 
-MARGIN, GAP = 0.12, 0.1  # inches; around a sheet, between panels that belong together
-WIDER_GAP = 0.22  # between a row's groups, and between tiles
+LONGEST_SIDE = 900  # pixels of an image in a figure
 ROW_INCHES = 1.65  # height of a row whose image is 4:3
 BARS_WIDTH = 1.1  # of the bars beside a crop, in units of the crop's
-CROP_SIDE = 224  # pixels; a crop is shown squashed to a square, as the network sees it
 ASPECTS = (0.4, 2.6)  # width / height of a panel; images beyond are shown smaller in it
 HEADING, CAPTION = 0.34, 0.36  # inches; above the first row, under each
-TILE_INCHES, LINE_INCHES = 2.05, 0.175  # of the contact sheet: width of a tile, height of a line under it
+TILE_INCHES, COLUMNS = 2.05, 6  # of the sheet: width of a tile, tiles side by side
 TILE_NAMES = 3  # classes under a tile
 TILE_SHARE = 0.05  # from which a second or third class is worth a line
-WARNING = "#c62828"
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """An image and what is known about it.
+    """An image and what its label map says.
 
-    Attributes:
+    Fields:
         image: uint8 [H, W, 3], RGB.
-        label: the class the data set gives the image, 0..K-1; None where it gives none.
-        label_map: what the annotator says.
-        crops: n boxes; every example of a sheet has as many, a contact sheet needs none.
+        label: the class of the image's folder, 0..K-1; None where there are no class folders.
+        cells: float [K, h, w]; the class probabilities of each cell.
+        crops: n boxes; in rows, every example has as many.
         targets: float [n, K]; the target of each crop.
     """
 
     image: np.ndarray
     label: int | None
-    label_map: LabelMap
-    crops: Sequence[CropBox] = ()
-    targets: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    cells: np.ndarray
+    crops: Sequence[CropBox]
+    targets: np.ndarray
 
-    @property
-    def aspect(self) -> float:
-        """Width / height of the image."""
-        return float(self.image.shape[1] / self.image.shape[0])
+    def label_text(self, names: Sequence[str]) -> str:
+        """The name of the folder's class."""
+        return "none" if self.label is None else names[self.label]
 
-    def label_text(self, class_labels: Sequence[str]) -> str:
-        """What to call the folder's class."""
-        return "none" if self.label is None else class_labels[self.label]
+    def shares(self) -> np.ndarray:
+        """How much of each class there is to see, on the map or in a target: float [K]."""
+        return np.concatenate([self.cells.mean((1, 2))[None], self.targets]).max(0)
 
 
-def draw_examples(
+def make_example(
+    image: np.ndarray, label: int | None, label_map: LabelMap, crops: Sequence[CropBox], num_classes: int,
+    fill: float = 0.0, temperature: float = 1.0,
+) -> Example:  # fmt: skip
+    """Pool the targets of an image's crops.
+
+    Args:
+        image, label, crops: as in Example.
+        label_map: of the image.
+        num_classes: K.
+        fill, temperature: as in `relabel_target`.
+    """
+    cells = softmax(label_map.to_dense(num_classes, fill) / temperature, axis=0)
+    maps = LabelMap.stack([label_map] * len(crops))
+    targets = relabel_target(*maps, CropBox.stack(crops), num_classes, fill=fill, temperature=temperature)
+    return Example(image, label, cells, crops, targets.numpy())
+
+
+def draw_figure(
+    words: Sequence[str],
+    labels: Path,
+    images: Path,
     out: Path,
-    examples: Sequence[Example],
-    class_labels: Sequence[str],
-    fill: float = 0.0,
-    temperature: float = 1.0,
+    figure: str,
+    *,
+    count: int,
+    crops: int,
+    seed: int,
+    fill: float,
+    temperature: float,
 ) -> None:
-    """Write a sheet: a row per example with the image and its crops' boxes, the label map, each crop and its target.
+    """Draw label maps of a data set.
+
+    Args:
+        words: the images to show, see `named_rows`; without any, some are drawn at random.
+        labels, images: as in `open_label_set`.
+        out: the PNG to write.
+        figure: rows (a row per image), sheet (many images) or axes (the first image).
+        count: images drawn at random.
+        crops: random crops of each image, in rows: those of its first epochs in a training with this seed.
+        seed: of the random images and crops.
+        fill, temperature: as in `relabel_target`.
+
+    Raises:
+        UserError: there is no such image, or it or its map cannot be read.
+    """
+    found = open_label_set(labels, images)
+    assert found.images is not None
+    names = class_labels(found.class_names)
+    rows = named_rows(found.images, words) if words else random_rows(found, count, seed)
+    shown = []
+    for row in rows[:1] if figure == "axes" else rows:
+        file, label_map = ImageFile(found.images.path(row)), found.store.read(row)
+        boxes = _boxes(figure, file, row, crops, seed)
+        label = None if found.labels is None else int(found.labels[row])
+        shown.append(make_example(shown_pixels(file), label, label_map, boxes, len(names), fill, temperature))
+    if figure == "axes":
+        draw_axes_figure(
+            out, shown[0].image, shown[0].cells, boxes[0], shown[0].targets, names, file.width, file.height
+        )
+    else:
+        draw = draw_rows if figure == "rows" else draw_sheet
+        draw(out, shown, names)
+
+
+def _boxes(figure: str, file: ImageFile, row: int, crops: int, seed: int) -> list[CropBox]:
+    """The boxes to pool for a figure."""
+    if figure == "sheet":
+        return [WHOLE_IMAGE]
+    rngs = [keyed_rng(seed, SAMPLE, epoch, row) for epoch in range(crops)]
+    drawn = [random_crop_box(rng, file.width, file.height, MIN_AREA) for rng in rngs]
+    return drawn if figure == "rows" else [drawn[0], drawn[0].mirrored()]
+
+
+def named_rows(images: ImageList, words: Sequence[str]) -> list[int]:
+    """The rows of images that are named by their path, as CLASS/FILE or as CLASS/STEM.
+
+    Raises:
+        UserError: there is no such image.
+    """
+    rows = {name: row for row, name in enumerate(map(os.fsdecode, images.names.tolist()))}
+    rows |= {name.rpartition(".")[0]: row for name, row in rows.items()}
+    found = []
+    for word in words:
+        path = Path(word).parent.resolve() / Path(word).name  # a link stays the link that it is
+        name = word if word in rows else os.path.relpath(path, images.root.resolve())
+        if name not in rows:
+            near = difflib.get_close_matches(word, rows, n=1)
+            raise UserError(
+                f"found no image {word!r} in {images.root}; expected the path of one, or its CLASS/FILE or CLASS/STEM"
+                f"{f'; did you mean {near[0]}?' if near else '.'}"
+            )
+        found.append(rows[name])
+    return found
+
+
+def random_rows(labels: LabelSet, count: int, seed: int) -> list[int]:
+    """Some images that have a label map, in their order.
+
+    Raises:
+        UserError: none has one.
+    """
+    present = np.setdiff1d(np.arange(len(labels)), labels.store.missing())
+    if not len(present):
+        raise UserError(
+            f"{labels.path} has a label map for none of the {len(labels):,} images; expected maps with their names. "
+            f"Compare the names: the maps have {os.fsdecode(labels.store_keys[0])!r}, the images {labels.key(0)!r}"
+        )
+    return np.sort(keyed_rng(seed, SAMPLE, 0).permutation(present)[:count]).tolist()
+
+
+def shown_pixels(file: ImageFile) -> np.ndarray:
+    """The image as uint8 [H, W, 3], made smaller where it is large."""
+    scale = min(1.0, LONGEST_SIDE / max(file.width, file.height))
+    height, width = (max(1, round(side * scale)) for side in (file.height, file.width))
+    return file.resized_crop(WHOLE_IMAGE, height, width).transpose(1, 2, 0)
+
+
+@panels.styled
+def draw_rows(out: Path, examples: Sequence[Example], names: Sequence[str]) -> None:
+    """Draw a row per example: the image with its crops' boxes, the label map, each crop and its target.
 
     A cell of the map has the colour of its likeliest class, the stronger the likelier. All rows are of one width, so
     a row with an upright image is a little higher than one with a wide image.
@@ -99,121 +190,30 @@ def draw_examples(
     Args:
         out: the PNG to write; its folder must exist.
         examples: at least one.
-        class_labels: what to call each of the K classes.
-        fill: logit of the classes that a cell does not store.
-        temperature: the map's logits are divided by it before the softmax.
+        names: what to call each of the K classes.
     """
-    maps = [cell_probabilities(example.label_map, len(class_labels), fill, temperature) for example in examples]
-    colours = class_colours(np.stack([_shares(*both) for both in zip(examples, maps, strict=True)]))
     num_crops = len(examples[0].crops)
     gaps = GAP + num_crops * (WIDER_GAP + GAP)
     width = ROW_INCHES * _units(4 / 3, num_crops) + gaps
-    heights = [(width - gaps) / _units(_panel_aspect(example), num_crops) for example in examples]
-    figure = Figure(figsize=(width + 2 * MARGIN, HEADING + sum(heights) + CAPTION * len(examples) + MARGIN), dpi=DPI)
+    aspects = [float(np.clip(e.image.shape[1] / e.image.shape[0], *ASPECTS)) for e in examples]
+    heights = [(width - gaps) / _units(aspect, num_crops) for aspect in aspects]
+    down = HEADING + sum(heights) + CAPTION * len(examples)
+    figure, sides = panels.page(width + 2 * MARGIN, down)
+    colours = panels.class_colours(np.stack([example.shares() for example in examples]))
     top = HEADING
-    for example, probabilities, height in zip(examples, maps, heights, strict=True):
-        _draw_row(figure, top, height, example, probabilities, class_labels, colours, headings=top == HEADING)
-        top += height + CAPTION
-    save(figure, out)
-
-
-def draw_contact_sheet(
-    out: Path,
-    examples: Sequence[Example],
-    class_labels: Sequence[str],
-    *,
-    columns: int = 6,
-    fill: float = 0.0,
-    temperature: float = 1.0,
-) -> None:
-    """Write many images at once: each under its label map, the folder's label, and the target of the whole image.
-
-    Where the target's largest class is not the label, the tile has a red frame and its label a red "≠".
-
-    Args:
-        out: the PNG to write; its folder must exist.
-        examples: at least one; their crops and targets are not used.
-        class_labels: what to call each of the K classes.
-        columns: tiles in a row.
-        fill: logit of the classes that a cell does not store.
-        temperature: the logits are divided by it before the softmax.
-    """
-    targets = [pooled_target(e.label_map, WHOLE_IMAGE, len(class_labels), fill, temperature) for e in examples]
-    maps = [cell_probabilities(example.label_map, len(class_labels), fill, temperature) for example in examples]
-    shares = [np.maximum(target, map_.mean((1, 2))) for target, map_ in zip(targets, maps, strict=True)]
-    colours = class_colours(np.stack(shares))
-    shown = [_strongest(target) for target in targets]
-    columns = min(columns, len(examples))
-    mat = TILE_INCHES / float(np.clip(np.median([example.aspect for example in examples]), 0.8, 1.6))
-    lines = [1 + max(map(len, shown[start : start + columns])) for start in range(0, len(examples), columns)]
-    tops = HEADING + np.cumsum([0.0, *(mat + count * LINE_INCHES + 0.27 for count in lines)])
-    width = columns * (TILE_INCHES + WIDER_GAP) - WIDER_GAP + 2 * MARGIN
-    figure = Figure(figsize=(width, float(tops[-1])), dpi=DPI)
-    wrong = sum(example.label not in (None, classes[0]) for classes, example in zip(shown, examples, strict=True))
-    labelled = sum(example.label is not None for example in examples)
-    summary = f"{wrong} of {labelled} targets disagree with the label (≠)" if labelled else f"{len(examples)} images"
-    write(figure, MARGIN, 0.22, fitted(summary, width - 2 * MARGIN, 11), 11)
-    for number, example in enumerate(examples):
-        left, top = MARGIN + number % columns * (TILE_INCHES + WIDER_GAP), float(tops[number // columns])
-        agrees = example.label in (None, shown[number][0])
-        _draw_tile(figure, (left, top), mat, example, maps[number], colours, agrees)
-        label = example.label_text(class_labels) if agrees else f"≠ {example.label_text(class_labels)}"
-        write(
-            figure, left, top + mat + 0.19, fitted(label, TILE_INCHES, TEXT, "bold"),
-            weight="bold", color=INK if agrees else WARNING,
+    for example, height, aspect in zip(examples, heights, aspects, strict=True):
+        widths = [aspect * height, GAP, aspect * height, *[WIDER_GAP, height, GAP, BARS_WIDTH * height] * num_crops]
+        grid = figure.add_gridspec(
+            2, len(widths), **sides, top=1 - top / down, bottom=1 - (top + height + CAPTION) / down,
+            width_ratios=widths, height_ratios=[height, CAPTION], wspace=0, hspace=0,
         )  # fmt: skip
-        for line, index in enumerate(shown[number], 1):
-            baseline = top + mat + 0.19 + line * LINE_INCHES
-            _write_share(figure, left, baseline, class_labels[index], float(targets[number][index]), colours.get(index))
-    save(figure, out)
-
-
-def draw_curves(out: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Write the top-1 accuracy by epoch of several runs.
-
-    Args:
-        out: the PNG to write; its folder must exist.
-        runs: name of the run -> its records, the lines of metrics.jsonl. Those of the event `validation` are drawn;
-            where an epoch has two, the second one's: of the averaged weights.
-    """
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained", dpi=DPI)
-    axes = figure.subplots()
-    ends = []
-    for number, (name, records) in enumerate(runs.items()):
-        points = {r["epoch"]: r["top1_percent"] for r in records if r["event"] == "validation"}
-        if points:
-            epochs, accuracies = list(points), list(points.values())
-            colour = PALETTE[number % len(PALETTE)]
-            axes.plot(epochs, accuracies, color=colour, linewidth=2.4, marker="o", markersize=4.5)
-            ends.append((accuracies[-1], epochs[-1], name, colour))
-    _name_ends(axes, ends)
-    axes.set_xlabel("epoch", fontsize=11, color=INK)
-    axes.set_title("validation top-1 (%)", fontsize=12, color=INK, loc="left")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    plain_axes(axes, "y")
-    save(figure, out)
-
-
-def squashed_crop(image: np.ndarray, box: CropBox) -> np.ndarray:
-    """uint8 [CROP_SIDE, CROP_SIDE, 3]; the part of the image in a box, as the network sees it."""
-    height, width = image.shape[:2]
-    crop = Image.fromarray(image).crop(box.pixels(width, height))  # resize(box=...) would let its surroundings in
-    return np.asarray(crop.resize((CROP_SIDE, CROP_SIDE), Image.Resampling.BILINEAR))
-
-
-def pooled_target(
-    label_map: LabelMap, box: CropBox, num_classes: int, fill: float, temperature: float, box_axes: str = "xy"
-) -> np.ndarray:
-    """float [K]; ReLabel's target of one crop."""
-    target = relabel_target(
-        *LabelMap.stack([label_map]),
-        CropBox.stack([box]),
-        num_classes,
-        fill=fill,
-        temperature=temperature,
-        box_axes=box_axes,
-    )
-    return target[0].numpy()
+        _draw_row(figure, grid, example, names, colours)
+        _write_caption(panels.text_area(figure, grid[1, :]), sum(widths[:3]), example, names)
+        top += height + CAPTION
+    headings = ["image", "label map", *(text for n in range(num_crops) for text in (f"crop {n + 1}", "target"))]
+    for axes, heading in zip(figure.axes, headings, strict=False):
+        axes.set_title(heading)
+    panels.save(figure, out)
 
 
 def _units(aspect: float, num_crops: int) -> float:
@@ -221,111 +221,69 @@ def _units(aspect: float, num_crops: int) -> float:
     return 2 * aspect + num_crops * (1 + BARS_WIDTH)
 
 
-def _panel_aspect(example: Example) -> float:
-    return float(np.clip(example.aspect, *ASPECTS))
-
-
-def _shares(example: Example, probabilities: np.ndarray) -> np.ndarray:
-    """float [K]; how much of each class a row shows, on its map or in one of its targets."""
-    return np.concatenate([probabilities.mean((1, 2))[None], example.targets.reshape(-1, len(probabilities))]).max(0)
-
-
 def _draw_row(
-    figure: Figure,
-    top: float,
-    height: float,
-    example: Example,
-    probabilities: np.ndarray,
-    class_labels: Sequence[str],
-    colours: Mapping[int, str],
-    headings: bool,
+    figure: Figure, grid: GridSpec, example: Example, names: Sequence[str], colours: Mapping[int, str]
 ) -> None:
-    """Draw an example from left to right; `top` and `height` in inches."""
-    num_crops = len(example.crops)
-    width = height * _panel_aspect(example)
-    widths = np.array([width, width] + [height, BARS_WIDTH * height] * num_crops)
-    lefts = MARGIN + np.cumsum([0, GAP] + [WIDER_GAP, GAP] * num_crops) + np.cumsum(widths) - widths
-    if headings:
-        crops = [heading for number in range(1, num_crops + 1) for heading in (f"crop {number}", "target")]
-        for middle, heading in zip(lefts + widths / 2, ["image", "label map", *crops], strict=True):
-            write(figure, middle, top - 0.1, heading, 11, ha="center")
-    image_panel, map_panel = (fitted_panel(figure, left, width, top, height, example.aspect) for left in lefts[:2])
-    draw_image(image_panel, example.image)
-    draw_boxes(image_panel, example.crops)
-    draw_map(map_panel, example.image, probabilities, colours)
-    name_regions(map_panel, probabilities, class_labels, colours)
+    """Draw an example from left to right, into every second column of a grid."""
+    image, label_map = panels.image_panel(figure, grid[0, 0]), panels.image_panel(figure, grid[0, 2])
+    panels.draw_image(image, example.image)
+    panels.draw_boxes(image, example.crops)
+    panels.draw_map(label_map, example.image, example.cells, colours)
+    panels.name_regions(label_map, example.cells, names, colours)
     for number, (box, target) in enumerate(zip(example.crops, example.targets, strict=True)):
-        crop_left, bars_left = lefts[2 + 2 * number : 4 + 2 * number]
-        panel = add_panel(figure, crop_left, top, height, height)
-        draw_image(panel, squashed_crop(example.image, box))
-        draw_badge(panel, badge_in_corner(panel), str(number + 1))
-        bars = add_panel(figure, bars_left, top, BARS_WIDTH * height, height)
-        draw_bars(bars, target, class_labels, colours, example.label)
-    _caption_row(figure, top + height + 0.17, 2 * width + GAP, example.label_text(class_labels), probabilities)
+        panels.draw_crop(panels.image_panel(figure, grid[0, 4 + 4 * number]), example.image, box, number + 1)
+        panels.draw_bars(panels.text_area(figure, grid[0, 6 + 4 * number]), target, names, colours, example.label)
 
 
-def _caption_row(figure: Figure, baseline: float, inches: float, label: str, probabilities: np.ndarray) -> None:
-    """Under image and map: the folder's label, and how fine and how sure the map is."""
-    rows, columns = probabilities.shape[1:]
-    facts = f"{rows}x{columns} cells, surest {percent(float(probabilities.max()))}"
-    room = figure.get_size_inches()[0] - 2 * MARGIN - text_width(f"label: {facts}") - 0.2
-    label = fitted(label, room, TEXT, "bold")
-    write(figure, MARGIN, baseline, "label: ", color=MUTED)
-    write(figure, MARGIN + text_width("label: "), baseline, label, weight="bold")
-    end = text_width("label: ") + text_width(label, TEXT, "bold")
+def _write_caption(area: Axes, inches: float, example: Example, names: Sequence[str]) -> None:
+    """Write under image and map, together that wide, the folder's label, and how fine and how sure the map is."""
+    rows, columns = example.cells.shape[1:]
+    facts = f"{rows}x{columns} cells, surest {panels.percent(float(example.cells.max()))}"
+    start = panels.text_width("label: ")
+    label = panels.fitted(
+        example.label_text(names), area.get_xlim()[1] - start - panels.text_width(facts) - 0.2, TEXT, "bold"
+    )
     # Under a narrow image both texts go on below the crops, where there is room.
-    write(figure, MARGIN + max(end + 0.2, inches - text_width(facts)), baseline, facts, color=MUTED)
+    end = max(start + panels.text_width(label, TEXT, "bold") + 0.2, inches - panels.text_width(facts))
+    area.text(0, 0.17, "label: ", color=MUTED)
+    area.text(start, 0.17, label, weight="bold")
+    area.text(end, 0.17, facts, color=MUTED)
 
 
-def fitted_panel(figure: Figure, left: float, width: float, top: float, height: float, aspect: float) -> Axes:
-    """The largest panel of an aspect ratio in the middle of a place."""
-    across, down = min(width, height * aspect), min(height, width / aspect)
-    return add_panel(figure, left + (width - across) / 2, top + (height - down) / 2, across, down)
+@panels.styled
+def draw_sheet(out: Path, examples: Sequence[Example], names: Sequence[str]) -> None:
+    """Draw many images at once: each under its label map, the folder's label, and the classes of its first target.
+
+    Where the target's largest class is not the label, the tile has a red frame and its label a red "≠".
+
+    Args:
+        out: the PNG to write; its folder must exist.
+        examples: at least one; the first crop of each is the whole image.
+        names: what to call each of the K classes.
+    """
+    colours = panels.class_colours(np.stack([example.shares() for example in examples]))
+    shown = [_strongest(example.targets[0]) for example in examples]
+    wrong = [example.label not in (None, best[0]) for example, best in zip(examples, shown, strict=True)]
+    figure, heading, tiles = panels.tiles(
+        [example.image for example in examples], COLUMNS, TILE_INCHES, 1 + max(map(len, shown)), HEADING
+    )
+    is_labelled = examples[0].label is not None
+    disagree = f"{sum(wrong)} of {len(examples)} targets disagree with the label (≠)"
+    panels.write_line(heading, 0.22, disagree if is_labelled else f"{len(examples)} images", size=11)
+    for (panel, area), example, best, is_wrong in zip(tiles, examples, shown, wrong, strict=True):
+        panels.draw_map(panel, example.image, example.cells, colours)
+        if is_wrong:
+            panel.spines[:].set(edgecolor=WARNING, linewidth=2.5)
+        label = "≠ " * is_wrong + example.label_text(names)
+        panels.write_line(area, LINE, label, weight="bold", color=WARNING if is_wrong else INK)
+        for line, index in enumerate(best, 2):
+            share = panels.percent(float(example.targets[0][index]))
+            panels.write_line(area, line * LINE, names[index], share, 0.16, SMALL)
+            area.plot(0.05, line * LINE - 0.05, "s", markersize=7.2, color=colours.get(index, OTHER_COLOUR), mew=0)
+    panels.save(figure, out)
 
 
 def _strongest(target: np.ndarray) -> list[int]:
     """The largest class of a target [K], and the next ones if they are worth a line."""
     order = [int(index) for index in np.argsort(-target, kind="stable")[:TILE_NAMES]]
     return [index for index in order if index == order[0] or target[index] >= TILE_SHARE]
-
-
-def _draw_tile(
-    figure: Figure,
-    place: tuple[float, float],
-    height: float,
-    example: Example,
-    probabilities: np.ndarray,
-    colours: Mapping[int, str],
-    agrees: bool,
-) -> None:
-    """An image under its map, on a mat that makes all tiles alike."""
-    mat = add_panel(figure, *place, TILE_INCHES, height)
-    mat.set_facecolor("0.955")
-    mat.spines[:].set_visible(False)
-    panel = fitted_panel(figure, place[0], TILE_INCHES, place[1], height, example.aspect)
-    draw_map(panel, example.image, probabilities, colours)
-    if not agrees:
-        panel.spines[:].set(edgecolor=WARNING, linewidth=2.5)
-
-
-def _write_share(figure: Figure, left: float, baseline: float, name: str, share: float, colour: str | None) -> None:
-    """A line under a tile: the class's colour, its name, its share of the target."""
-    swatch = add_panel(figure, left, baseline - 0.1, 0.1, 0.1)
-    swatch.set_facecolor(colour or OTHER_COLOUR)
-    swatch.spines[:].set_visible(False)
-    value = percent(share)
-    room = TILE_INCHES - 0.16 - text_width(value, SMALL) - 0.08
-    write(figure, left + 0.16, baseline, fitted(name, room, SMALL), SMALL)
-    write(figure, left + TILE_INCHES, baseline, value, SMALL, ha="right", color=MUTED)
-
-
-def _name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Write each run's name and last value at the end of its curve, pushed apart where curves end together."""
-    low, high = axes.get_ylim()
-    at = -np.inf
-    for accuracy, epoch, name, colour in sorted(ends):
-        at = max(accuracy, at + 0.075 * (high - low))
-        axes.annotate(
-            f"{name}\n{accuracy:.1f} %", (epoch, at), xytext=(9, 0), textcoords="offset points",
-            fontsize=11, color=colour, va="center", annotation_clip=False,
-        )  # fmt: skip

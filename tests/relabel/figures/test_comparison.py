@@ -10,7 +10,7 @@ from PIL import Image
 from relabel.evaluation.compare import SavedPredictions, read_predictions
 from relabel.figures.comparison import draw_comparison_sheet
 from tests.relabel.evaluation.test_compare import FIRST, SECOND, save
-from tests.relabel.figures.test_label_maps import check_texts_have_room, texts
+from tests.relabel.figures.test_label_maps import check_texts_have_room, texts, written
 from utils.errors import UserError
 
 SIZES = {"a": (40, 60), "b": (60, 40), "c": (20, 90), "d": (90, 25), "e": (50, 50)}  # width and height
@@ -32,7 +32,8 @@ def test_the_images_that_differ_most_come_first(tmp_path: Path, images: Path, dr
     draw_comparison_sheet(tmp_path / "sheet.png", *both(tmp_path), images, count=3)
     (figure,) = drawn
     check_texts_have_room(figure)
-    shown = texts(figure)[3:]  # after the heading
+    shown = texts(figure)
+    shown = shown[shown.index("c") :]  # after the heading
     assert shown[:6] == ["c", "1st", "≠ a", "50 %", "2nd", "c"]
     assert [text for text in shown if text.startswith("of the label")] == [
         "of the label: 10 % → 90 %", "of the label: 60 % → 10 %", "of the label: 20 % → 40 %",
@@ -43,7 +44,7 @@ def test_a_wrong_answer_is_red_and_a_right_one_is_not(tmp_path: Path, images: Pa
     draw_comparison_sheet(tmp_path / "sheet.png", *both(tmp_path), images, count=12)
     (figure,) = drawn
     check_texts_have_room(figure)
-    coloured = {text.get_text(): str(text.get_color()) for text in figure.texts}
+    coloured = {text.get_text(): str(text.get_color()) for text in written(figure)}
     assert coloured["≠ a"] == coloured["≠ c"] == "#c62828" and coloured["e"] != "#c62828"
     with Image.open(tmp_path / "sheet.png") as image:
         assert image.format == "PNG" and np.asarray(image).std() > 0

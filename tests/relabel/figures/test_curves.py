@@ -1,11 +1,13 @@
-"""The picture of a comparison."""
+"""Figures of trainings."""
 
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from relabel.figures.curves import draw_results
+from relabel.figures.curves import draw_curves, draw_results
+from relabel.figures.panels import PALETTE
+from tests.relabel.figures.test_label_maps import pixels_of
 
 
 def test_each_row_takes_its_room_and_one_seed_is_enough(tmp_path: Path) -> None:
@@ -14,3 +16,18 @@ def test_each_row_takes_its_room_and_one_seed_is_enough(tmp_path: Path) -> None:
     heights = [Image.open(tmp_path / name).height for name in ("two.png", "nine.png")]
     assert heights[1] > 2 * heights[0]
     assert np.asarray(Image.open(tmp_path / "nine.png").convert("L")).std() > 5
+
+
+def records(accuracies: list[float]) -> list[dict[str, object]]:
+    made: list[dict[str, object]] = [{"event": "train", "epoch": 1, "top1_percent": 100.0}]
+    for epoch, accuracy in enumerate(accuracies, 1):
+        made.append({"event": "validation", "epoch": epoch, "weights": "model", "top1_percent": accuracy})
+    return made
+
+
+def test_the_better_run_ends_higher_and_only_validation_counts(tmp_path: Path) -> None:
+    runs = {"worse": records([20, 50, 70]), "better": records([30, 60, 80]), "just begun": []}
+    draw_curves(tmp_path / "curves.png", runs)
+    worse, better, begun = (pixels_of(tmp_path / "curves.png", PALETTE[number]) for number in range(3))
+    assert len(worse) > 500 and len(better) > 500 and not len(begun)
+    assert better[:, 0].min() < worse[:, 0].min() and better[:, 0].max() < worse[:, 0].max()

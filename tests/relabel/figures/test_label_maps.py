@@ -1,4 +1,4 @@
-"""Whole pictures: they say the right thing, every text has its room, and nothing runs out of the page."""
+"""Figures of label maps: which images they show, that they are right, and that every text has its room."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -12,18 +12,24 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
+from relabel.annotation.label_set import LabelSet, open_label_set
 from relabel.crop_box import WHOLE_IMAGE, CropBox
+from relabel.data.images import list_images
 from relabel.figures.label_maps import (
-    WARNING,
     Example,
-    draw_contact_sheet,
-    draw_curves,
-    draw_examples,
-    pooled_target,
-    squashed_crop,
+    draw_figure,
+    draw_rows,
+    draw_sheet,
+    make_example,
+    named_rows,
+    random_rows,
 )
-from relabel.figures.panels import PALETTE
+from relabel.figures.panels import PALETTE, WARNING
 from relabel.label_map import LabelMap
+from relabel.stores.manifest import Manifest
+from relabel.stores.pt_folder import write_label_map
+from tests.memory_store import left_right_map
+from utils.errors import UserError
 
 NAMES = [f"class_{index}" for index in range(7)]
 LONG_NAMES = [
@@ -33,26 +39,31 @@ LONG_NAMES = [
 ]
 CROPS = (CropBox(0, 0, 0.5, 0.5), CropBox(0, 0.5, 1, 1))
 SIZES = ((40, 60), (60, 40), (20, 90), (90, 25))  # rows and columns
+OPTIONS = {"count": 2, "crops": 2, "seed": 0, "fill": 0.0, "temperature": 1.0}
 
 
-def left_right_map(num_classes: int = 7, logit: float = 12.0) -> LabelMap:
-    """4x6 cells: class 0 on the left half, class 1 on the right."""
-    dense = np.zeros((num_classes, 4, 6), dtype=np.float32)
-    dense[0, :, :3] = dense[1, :, 3:] = logit
-    return LabelMap.from_dense(dense, k=2)
-
-
-def example(size: tuple[int, int] = (40, 60), label: int = 0, num_classes: int = 7, logit: float = 12.0) -> Example:
-    """A grey image, the upper left quarter red; one crop is that quarter, one the lower half."""
+def example(
+    size: tuple[int, int] = (40, 60),
+    label: int = 0,
+    num_classes: int = 7,
+    logit: float = 12.0,
+    crops: Sequence[CropBox] = CROPS,
+    **settings: float,
+) -> Example:
+    """A grey image; 4 x 6 cells of class 0 on the left, class 1 on the right; crops of a quarter and the lower half."""
     image = np.full((*size, 3), 128, dtype=np.uint8)
-    image[: size[0] // 2, : size[1] // 2] = (255, 0, 0)
-    label_map = left_right_map(num_classes, logit)
-    targets = np.stack([pooled_target(label_map, box, num_classes, 0.0, 1.0) for box in CROPS])
-    return Example(image, label, label_map, CROPS, targets)
+    return make_example(image, label, left_right_map(logit), crops, num_classes, **settings)
+
+
+def mixed(num_classes: int, count: int) -> list[Example]:
+    """Examples of all shapes and degrees of certainty."""
+    logits = (12.0, 3.0, 0.1)
+    return [example(SIZES[n % 4], n % 2, num_classes, logits[n % 3], (WHOLE_IMAGE, *CROPS)) for n in range(count)]
 
 
 def written(figure: Figure) -> list[Text]:
-    return [*figure.texts, *(text for axes in figure.axes for text in axes.texts)]
+    found = [*figure.texts, *(text for axes in figure.axes for text in (*axes.texts, axes.title))]
+    return [text for text in found if text.get_text()]
 
 
 def texts(figure: Figure) -> list[str]:
@@ -61,9 +72,10 @@ def texts(figure: Figure) -> list[str]:
 
 def check_texts_have_room(figure: Figure) -> None:
     """No text leaves the page, and no two touch."""
-    renderer = FigureCanvasAgg(figure).get_renderer()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # moves the titles to their places
     width, height = figure.get_size_inches() * figure.dpi
-    boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in written(figure)]
+    boxes = [(text.get_text(), text.get_window_extent(canvas.get_renderer())) for text in written(figure)]
     for text, box in boxes:
         assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, text
     for (text, box), (other, place) in combinations(boxes, 2):
@@ -79,116 +91,127 @@ def pixels_of(path: Path, colour: str) -> np.ndarray:
     return np.argwhere(np.abs(pixels - np.round(255 * np.array(to_rgb(colour)))).max(axis=2) <= 1)
 
 
-def mixed(num_classes: int, count: int) -> Sequence[Example]:
-    """Images of all shapes, with sure and unsure maps."""
-    return [example(SIZES[n % 4], n % 2, num_classes, logit=(12.0, 3.0, 0.1)[n % 3]) for n in range(count)]
-
-
 @pytest.mark.parametrize(("num_classes", "names"), [(7, NAMES), (1000, LONG_NAMES)])
-def test_a_sheet_of_mixed_shapes_has_room_for_every_text(
+def test_figures_of_mixed_shapes_have_room_for_every_text(
     tmp_path: Path, drawn: list[Figure], num_classes: int, names: list[str]
 ) -> None:
-    draw_examples(tmp_path / "sheet.png", mixed(num_classes, 4), names)
-    check_texts_have_room(drawn[0])
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        assert 1000 < sheet.width < 4000 and 900 < sheet.height < 4000
+    draw_rows(tmp_path / "rows.png", mixed(num_classes, 4), names)
+    for count in (1, 8):
+        draw_sheet(tmp_path / "sheet.png", mixed(num_classes, count), names)
+    for figure in drawn:
+        check_texts_have_room(figure)
+    assert any(text.endswith("…") for text in texts(drawn[-1])) == (names is LONG_NAMES)
+    with Image.open(tmp_path / "rows.png") as image:
+        assert 1000 < image.width < 4000 and 900 < image.height < 4000
 
 
 def test_rows_are_of_one_width_whatever_the_shape_of_the_image(tmp_path: Path, drawn: list[Figure]) -> None:
-    draw_examples(tmp_path / "sheet.png", [example(size) for size in SIZES], NAMES)
+    draw_rows(tmp_path / "rows.png", [example(size) for size in SIZES], NAMES)
     panels = [axes.get_position() for axes in drawn[0].axes]
-    rows = [panels[start : start + 6] for start in range(0, len(panels), 6)]
+    rows = [panels[start : start + 6] for start in range(0, len(panels), 7)]  # the seventh is the caption
     ends = [max(place.x1 for place in row) for row in rows]
     assert len(rows) == len(SIZES) and max(ends) - min(ends) < 1e-6
     heights = [row[2].height for row in rows]  # of the crops
-    assert heights[2] < heights[0] < heights[1] < 2 * heights[2] + heights[0]
+    assert heights[2] < heights[0] < heights[1]
 
 
-def test_a_row_says_label_map_and_targets(tmp_path: Path, drawn: list[Figure]) -> None:
-    draw_examples(tmp_path / "sheet.png", [example(label=1)], ["ant", "bee", *NAMES[2:]])
-    said = texts(drawn[0])
-    assert "4x6 cells, surest 100 %" in said and said.count("bee") >= 2
-    assert said[said.index("100 %") - 1] == "ant"  # the first crop is in the left half
-    assert said.count("50 %") == 2  # the second one shows as much of both
+def test_a_row_names_label_map_and_targets(tmp_path: Path, drawn: list[Figure]) -> None:
+    draw_rows(tmp_path / "rows.png", [example(label=1)], ["ant", "bee", *NAMES[2:]])
+    shown = texts(drawn[0])
+    assert "4x6 cells, surest 100 %" in shown and shown.count("bee") >= 2
+    assert shown[shown.index("100 %") - 1] == "ant"  # the first crop is in the left half
+    assert shown.count("50 %") == 2  # the second one shows as much of both
 
 
 def test_fill_and_temperature_reach_the_map(tmp_path: Path, drawn: list[Figure]) -> None:
-    for fill, temperature in ((0.0, 4.0), (-50.0, 4.0)):
-        draw_examples(tmp_path / "sheet.png", [example()], NAMES, fill, temperature)
-    # One class at logit 12, one stored and five filled ones: e^3 / (e^3 + 6), and e^3 / (e^3 + 1).
-    assert "4x6 cells, surest 77 %" in texts(drawn[0]) and "4x6 cells, surest 95 %" in texts(drawn[1])
+    for fill in (0.0, -50.0):
+        draw_rows(tmp_path / "rows.png", [example(fill=fill, temperature=4.0)], NAMES)
+    # One class at logit 12 and six filled ones: e^3 / (e^3 + 6), and all of it.
+    assert "4x6 cells, surest 77 %" in texts(drawn[0]) and "4x6 cells, surest 100 %" in texts(drawn[1])
 
 
-def test_a_class_has_one_colour_all_over_the_sheet(tmp_path: Path) -> None:
-    examples = [example(num_classes=1000), example((60, 40), num_classes=1000)]
-    draw_examples(tmp_path / "sheet.png", examples, LONG_NAMES)
-    found = [len(pixels_of(tmp_path / "sheet.png", colour)) for colour in PALETTE]
+def test_a_class_has_one_colour_in_the_whole_figure(tmp_path: Path) -> None:
+    draw_rows(tmp_path / "rows.png", [example(num_classes=1000), example((60, 40), num_classes=1000)], LONG_NAMES)
+    found = [len(pixels_of(tmp_path / "rows.png", colour)) for colour in PALETTE]
     assert sorted(found)[-2] > 1000 and sorted(found)[-3] == 0  # the bars of two classes
 
 
-def test_a_crop_shows_its_part_of_the_image() -> None:
-    shown = squashed_crop(example().image, CROPS[0])
-    assert shown.shape[0] == shown.shape[1] and (shown == (255, 0, 0)).all()
-    assert (squashed_crop(example().image, CROPS[1]) == 128).all()
-
-
-def test_a_pooled_target_is_of_the_region_that_the_axes_mean() -> None:
-    left, upper = CropBox(0, 0, 0.5, 1), CropBox(0, 0, 1, 0.5)
-    for box, axes in ((left, "xy"), (upper, "yx")):
-        assert pooled_target(left_right_map(), box, 7, 0.0, 1.0, axes).argmax() == 0
-    even = pooled_target(left_right_map(), upper, 7, 0.0, 1.0)
-    assert even[0] == pytest.approx(even[1]) and even.sum() == pytest.approx(1)
-
-
-def test_a_contact_sheet_marks_where_target_and_label_disagree(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_a_sheet_marks_where_target_and_label_disagree(tmp_path: Path, drawn: list[Figure]) -> None:
     dense = np.zeros((7, 3, 5), dtype=np.float32)
     dense[2], dense[5] = 9, 7.5
-    image = example().image
-    examples = [Example(image, label, LabelMap.from_dense(dense, k=2)) for label in (2, 5)]
-    draw_contact_sheet(tmp_path / "agree.png", examples[:1], NAMES)
-    draw_contact_sheet(tmp_path / "both.png", examples, NAMES)
+    grey, label_map = np.full((40, 60, 3), 128, np.uint8), LabelMap.from_dense(dense, k=2)
+    examples = [make_example(grey, label, label_map, [WHOLE_IMAGE], 7) for label in (2, 5)]
+    draw_sheet(tmp_path / "agree.png", examples[:1], NAMES)
+    draw_sheet(tmp_path / "both.png", examples, NAMES)
     assert not len(pixels_of(tmp_path / "agree.png", WARNING))
     red = pixels_of(tmp_path / "both.png", WARNING)
     with Image.open(tmp_path / "both.png") as sheet:
         assert len(red) > 1000 and red[:, 1].min() > sheet.width / 2 - 10  # about the second tile only
-    said = texts(drawn[1])
-    assert "≠ class_5" in said and "class_2" in said and said[0].startswith("1 of 2")
-    target = pooled_target(examples[0].label_map, WHOLE_IMAGE, 7, 0.0, 1.0)
-    assert said.count(f"{100 * target[2]:.0f} %") == said.count(f"{100 * target[5]:.0f} %") == 2
-
-
-@pytest.mark.parametrize("count", [1, 8])
-def test_a_contact_sheet_has_room_for_every_text(tmp_path: Path, drawn: list[Figure], count: int) -> None:
-    draw_contact_sheet(tmp_path / "sheet.png", mixed(1000, count), LONG_NAMES, columns=3)
-    check_texts_have_room(drawn[0])
-    assert any(text.endswith("…") for text in texts(drawn[0]))
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.format == "PNG" and min(sheet.size) > 250
+    shown = texts(drawn[1])
+    assert "≠ class_5" in shown and "class_2" in shown and any(text.startswith("1 of 2") for text in shown)
+    target = examples[0].targets[0]
+    assert shown.count(f"{100 * target[2]:.0f} %") == shown.count(f"{100 * target[5]:.0f} %") == 2
 
 
 def test_a_tile_shows_its_map_over_the_image(tmp_path: Path) -> None:
-    draw_contact_sheet(tmp_path / "sheet.png", [example()], NAMES)
+    draw_sheet(tmp_path / "sheet.png", [example()], NAMES)
     with Image.open(tmp_path / "sheet.png") as sheet:
-        pixels = np.asarray(sheet.convert("RGB")).astype(float)
-    shown = pixels[60:240]  # the tile's upper part
+        shown = np.asarray(sheet.convert("RGB")).astype(float)[60:240]  # the tile's upper part
     blue = np.argwhere(shown[..., 2] - shown[..., 0] > 60)[:, 1]
     orange = np.argwhere(shown[..., 0] - shown[..., 2] > 60)[:, 1]
     assert len(blue) > 3000 and len(orange) > 3000 and blue.max() <= orange.min()
 
 
-def test_the_better_run_ends_higher_and_only_validation_counts(tmp_path: Path) -> None:
-    def records(accuracies: list[float]) -> list[dict[str, object]]:
-        made: list[dict[str, object]] = [{"event": "train", "epoch": 1, "top1_percent": 100.0}]
-        for epoch, accuracy in enumerate(accuracies, 1):
-            made.append({"event": "validation", "epoch": epoch, "weights": "model", "top1_percent": accuracy})
-        return made
-
-    draw_curves(tmp_path / "curves.png", {"worse": records([20, 50, 70]), "better": records([30, 60, 80])})
-    worse, better = (pixels_of(tmp_path / "curves.png", PALETTE[number]) for number in (0, 1))
-    assert len(worse) > 500 and len(better) > 500
-    assert better[:, 0].min() < worse[:, 0].min() and better[:, 0].max() < worse[:, 0].max()
+@pytest.fixture
+def labels(tmp_path: Path) -> LabelSet:
+    """Three images of two classes, one without a map; one is large."""
+    for name, size in (("ant/a.b.jpg", (60, 40)), ("ant/c.jpg", (40, 60)), ("bee/d.png", (2000, 1000))):
+        (tmp_path / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, (200, 90, 30)).save(tmp_path / "train" / name)
+    for key in ("ant/a.b", "bee/d"):
+        write_label_map(tmp_path / "labels", key, left_right_map())
+    return open_label_set(tmp_path / "labels", tmp_path / "train")
 
 
-def test_a_run_without_an_epoch_is_left_out(tmp_path: Path) -> None:
-    draw_curves(tmp_path / "curves.png", {"just begun": []})
-    assert not len(pixels_of(tmp_path / "curves.png", PALETTE[0]))
+def draw(tmp_path: Path, words: Sequence[str], figure: str, maps: str = "labels", images: str = "train") -> Path:
+    out = tmp_path / "figure.png"
+    draw_figure(words, tmp_path / maps, tmp_path / images, out, figure, **OPTIONS)  # type: ignore[arg-type]
+    return out
+
+
+def test_images_are_found_by_path_name_and_key(
+    labels: LabelSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = list_images(tmp_path / "train")
+    monkeypatch.chdir(tmp_path)
+    words = [str(tmp_path / "train" / "bee" / "d.png"), "train/ant/c.jpg", "ant/a.b.jpg", "ant/a.b"]
+    assert named_rows(images, words) == [2, 1, 0, 0]
+    with pytest.raises(UserError, match=r"found no image 'ant/a\.jpg' in .*did you mean ant/a\.b\.jpg\?"):
+        named_rows(images, ["ant/a.jpg"])
+    for word in ("/etc/hostname", "x" * 5000):
+        with pytest.raises(UserError, match=f"found no image '{word}'"):
+            named_rows(images, [word])
+
+
+@pytest.mark.parametrize("figure", ["rows", "sheet", "axes"])
+def test_every_figure_is_drawn_of_images_that_have_a_map(labels: LabelSet, tmp_path: Path, figure: str) -> None:
+    assert random_rows(labels, 9, seed=3) == [0, 2]
+    for words in ([], ["bee/d"]):
+        with Image.open(draw(tmp_path, words, figure)) as image:
+            assert image.format == "PNG" and min(image.size) > 200
+
+
+def test_flat_images_are_drawn_without_a_label(tmp_path: Path, labels: LabelSet) -> None:
+    (tmp_path / "flat").mkdir()
+    Image.new("RGB", (60, 40)).save(tmp_path / "flat" / "photo.jpg")
+    write_label_map(tmp_path / "maps", "photo", labels.store.read(0))
+    manifest = Manifest(form="pt", maps=1, k=1, h=4, w=6, class_names=["ant", "bee"], made_by={})
+    manifest.write(tmp_path / "maps" / "manifest.json")
+    for figure in ("rows", "sheet"):
+        assert draw(tmp_path, [], figure, "maps", "flat").stat().st_size > 5000
+
+
+def test_an_image_without_a_map_is_reported(labels: LabelSet, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"found no label map at .*ant/c\.pt"):
+        draw(tmp_path, ["ant/c"], "rows")
+    assert not (tmp_path / "figure.png").exists()
