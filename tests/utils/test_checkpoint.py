@@ -1,7 +1,7 @@
-"""Checkpoints are whole or absent, checked when read, and run nothing."""
+"""Checkpoints are whole or absent, checked when read, and execute nothing."""
 
+import os
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,11 @@ import torch
 
 from tests.traps import hostile_files
 from utils.checkpoint import (
+    BEST,
     LAST,
     PREVIOUS,
     DamagedCheckpoint,
+    link_checkpoint,
     load_checkpoint,
     load_latest,
     named_classes,
@@ -22,8 +24,8 @@ from utils.checkpoint import (
 )
 from utils.errors import UserError
 
-STATE = {"step": 7, "state_dict": {"w": torch.arange(6.0).reshape(2, 3)}, "class_names": ["ant", "bee"]}
-STATE |= {"optimizer": {"state": {}}, "meters": torch.zeros(1, 3)}
+WEIGHTS = {"w": torch.arange(6.0).reshape(2, 3)}
+STATE = {"step": 7, "state_dict": WEIGHTS, "class_names": ["ant", "bee"], "optimizer": {}, "meters": torch.zeros(1, 3)}
 
 
 def save_twice(folder: Path) -> None:
@@ -32,25 +34,34 @@ def save_twice(folder: Path) -> None:
         save_checkpoint({**STATE, "step": step}, folder / LAST, keep_old_as=folder / PREVIOUS)
 
 
-def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
-    save_checkpoint(STATE, tmp_path / LAST)
+def steps(folder: Path) -> dict[str, int]:
+    """Step of each file; none is temporary."""
+    return {path.name: load_checkpoint(path)["step"] for path in folder.iterdir()}
+
+
+def test_what_is_saved_is_loaded_and_the_replaced_checkpoint_is_kept(tmp_path: Path) -> None:
+    save_twice(tmp_path)
+    assert steps(tmp_path) == {LAST: 8, PREVIOUS: 7}
     state = load_checkpoint(tmp_path / LAST)
-    assert state["step"] == 7 and state["class_names"] == ["ant", "bee"]
-    assert torch.equal(state["state_dict"]["w"], STATE["state_dict"]["w"])  # type: ignore[index]
-    assert [path.name for path in tmp_path.iterdir()] == [LAST]
-
-
-def test_the_replaced_checkpoint_is_kept(tmp_path: Path) -> None:
-    save_twice(tmp_path)
-    assert load_checkpoint(tmp_path / LAST)["step"] == 8
-    assert load_checkpoint(tmp_path / PREVIOUS)["step"] == 7
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    save_twice(tmp_path)
+    assert state["class_names"] == ["ant", "bee"] and torch.equal(state["state_dict"]["w"], WEIGHTS["w"])
     with pytest.raises(Exception, match="pickle"):
         save_checkpoint({"step": lambda: 9}, tmp_path / LAST, keep_old_as=tmp_path / PREVIOUS)
-    assert load_checkpoint(tmp_path / LAST)["step"] == 8
+    assert steps(tmp_path) == {LAST: 8, PREVIOUS: 7}
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_second_name_costs_no_second_file_and_outlives_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool
+) -> None:
+    if not has_links:
+        monkeypatch.setattr(os, "link", lambda *paths: (tmp_path / "no such file").stat())
+    save_twice(tmp_path)
+    save_checkpoint({**STATE, "step": 9}, tmp_path / BEST)
+    link_checkpoint(tmp_path / BEST, tmp_path / LAST, keep_old_as=tmp_path / PREVIOUS)
+    assert steps(tmp_path) == {BEST: 9, LAST: 9, PREVIOUS: 8}
+    assert (tmp_path / BEST).samefile(tmp_path / LAST) == has_links
+    save_checkpoint({**STATE, "step": 10}, tmp_path / LAST)
+    assert steps(tmp_path) == {BEST: 9, LAST: 10, PREVIOUS: 8}
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -76,61 +87,61 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> Non
 
 
 def test_flipped_bits_are_found(tmp_path: Path) -> None:
-    big = {"state_dict": {"w": torch.zeros(100_000)}}
-    save_checkpoint(big, tmp_path / LAST)
+    save_checkpoint({"state_dict": {"w": torch.zeros(100_000)}}, tmp_path / LAST)
     data = bytearray((tmp_path / LAST).read_bytes())
-    data[len(data) // 2] ^= 4  # among the zeros: torch would load it without a word
+    data[len(data) // 2] ^= 4  # among the zeros: torch would load it silently
     (tmp_path / LAST).write_bytes(data)
-    with pytest.raises(DamagedCheckpoint, match="damaged"):
+    with pytest.raises(DamagedCheckpoint, match="checksum"):
         load_checkpoint(tmp_path / LAST)
 
 
-def test_a_damaged_last_checkpoint_falls_back_to_the_previous(tmp_path: Path) -> None:
+def test_a_run_continues_from_the_last_intact_checkpoint(tmp_path: Path) -> None:
+    """The previous one if the last is cut short or not of a run; it starts anew only if there is none at all."""
+    assert load_latest(tmp_path) == (None, None, "")
     save_twice(tmp_path)
-    data = (tmp_path / LAST).read_bytes()
-    (tmp_path / LAST).write_bytes(data[: len(data) // 2])
-    state, note = load_latest(tmp_path)
-    assert state is not None and state["step"] == 7
-    assert LAST in note and PREVIOUS in note
-
-
-def test_a_run_without_checkpoint_starts_anew_but_not_over_damaged_ones(tmp_path: Path) -> None:
-    assert load_latest(tmp_path) == (None, "")
-    (tmp_path / LAST).write_bytes(b"broken")
-    with pytest.raises(UserError, match="No whole checkpoint is left"):
+    state, path, note = load_latest(tmp_path)
+    assert state is not None and (state["step"], path, note) == (8, tmp_path / LAST, "")
+    contents: list[Any] = [WEIGHTS, [STATE], STATE | {"step": "7"}, {k: v for k, v in STATE.items() if k != "meters"}]
+    for content in [*contents, None]:
+        if content is None:
+            (tmp_path / LAST).write_bytes((tmp_path / PREVIOUS).read_bytes()[:500])
+        else:
+            torch.save(content, tmp_path / LAST)
+        state, path, note = load_latest(tmp_path)
+        assert state is not None and (state["step"], path) == (7, tmp_path / PREVIOUS)
+        assert LAST in note and PREVIOUS in note
+    (tmp_path / PREVIOUS).write_bytes(b"broken")
+    with pytest.raises(UserError, match="No intact checkpoint is left"):
         load_latest(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "content", [STATE["state_dict"], [STATE], STATE | {"step": "7"}, {k: v for k, v in STATE.items() if k != "meters"}]
-)
-def test_a_run_does_not_continue_from_what_is_no_checkpoint_of_one(tmp_path: Path, content: Any) -> None:
-    save_twice(tmp_path)
-    torch.save(content, tmp_path / LAST)
-    state, note = load_latest(tmp_path)
-    assert state is not None and state["step"] == 7
-    assert f"{LAST} is none from which a run can be continued: it lacks " in note
+def test_an_archive_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    """torch.save never compresses."""
+    torch.save({"w": torch.zeros(1_000_000)}, tmp_path / "w.pth")
+    with zipfile.ZipFile(tmp_path / "w.pth") as whole, zipfile.ZipFile(tmp_path / "bomb.pth", "w", 8) as bomb:
+        for name in whole.namelist():
+            bomb.writestr(name, whole.read(name))
+    with pytest.raises(DamagedCheckpoint, match=r"bomb\.pth.*bytes that would be 4,0.* when unpacked"):
+        load_checkpoint(tmp_path / "bomb.pth")
 
 
-def sparse(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to_sparse()
+def test_weights_are_found_bare_and_wrapped() -> None:
+    for content in (WEIGHTS, STATE, {"model": WEIGHTS}):
+        assert split_weights(content, Path("w.pth")) == {"model": WEIGHTS}
+    assert list(split_weights({**STATE, "state_dict_ema": {"w": torch.zeros(1)}}, Path("w.pth"))) == ["model", "ema"]
 
 
-def quantized(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)
+QUANTIZED = torch.quantize_per_tensor(torch.ones(2, 3), 0.1, 0, torch.qint8)
+NO_WEIGHTS: list[Any] = [5, torch.ones(2), {"w": 3}, {1: torch.ones(2)}, [torch.ones(1)]]
+NO_WEIGHTS += [{"w": tensor} for tensor in (torch.ones(2, 3).to_sparse(), torch.ones(2).to("meta"), QUANTIZED)]
 
 
-def meta(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to("meta")
-
-
-@pytest.mark.parametrize("change", [sparse, quantized, meta])
-def test_weights_that_are_no_plain_numbers_are_refused(
-    tmp_path: Path, change: Callable[[torch.Tensor], torch.Tensor]
-) -> None:
-    torch.save({"state_dict": {"w": change(torch.ones(2, 3))}}, tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"w\.pth holds no weights: expected a dict of plain tensors"):
-        split_weights(load_checkpoint(tmp_path / "w.pth"), tmp_path / "w.pth")
+@pytest.mark.parametrize("content", [{"optimizer": {}}, {"state_dict": {}}, {"weights": WEIGHTS}, *NO_WEIGHTS])
+def test_a_file_without_plain_weights_is_refused(content: Any) -> None:
+    expected = "holds no weights: expected a dict of plain tensors, or one with the key 'state_dict' or 'model'"
+    for wrapped in (content, {"state_dict": content}, {**STATE, "state_dict_ema": content}):
+        with pytest.raises(UserError, match=expected):
+            split_weights(wrapped, Path("w.pth"))
 
 
 def test_averaged_weights_that_hold_themselves_are_refused() -> None:
@@ -140,51 +151,7 @@ def test_averaged_weights_that_hold_themselves_are_refused() -> None:
         split_weights(content, Path("w.pth"))
 
 
-def test_an_archive_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
-    """torch.save never compresses."""
-    torch.save({"w": torch.zeros(1_000_000)}, tmp_path / "w.pth")
-    with zipfile.ZipFile(tmp_path / "w.pth") as whole, zipfile.ZipFile(tmp_path / "bomb.pth", "w", 8) as bomb:
-        for name in whole.namelist():
-            bomb.writestr(name, whole.read(name))
-    with pytest.raises(DamagedCheckpoint, match=r"bomb\.pth cannot be read.*bytes that would be 4,0.* when unpacked"):
-        load_checkpoint(tmp_path / "bomb.pth")
-
-
-@pytest.mark.parametrize("content", [STATE["state_dict"], STATE])
-def test_weights_are_found_bare_and_wrapped(content: Any) -> None:
-    assert list(split_weights(content, Path("w.pth"))) == ["model"]
-
-
-def test_averaged_weights_are_found() -> None:
-    weights = split_weights({**STATE, "state_dict_ema": {"w": torch.zeros(1)}}, Path("w.pth"))
-    assert list(weights) == ["model", "ema"]
-
-
-@pytest.mark.parametrize(
-    "content", [torch.ones(2), {"optimizer": {}}, {}, {"state_dict": {"w": 3}}, {1: torch.ones(2)}]
-)
-def test_a_file_without_weights_is_refused(content: Any) -> None:
-    with pytest.raises(UserError, match="holds no weights"):
-        split_weights(content, Path("w.pth"))
-
-
-@pytest.mark.parametrize("averaged", [5, torch.ones(2), {"w": 3}, {1: torch.ones(2)}, [torch.ones(1)]])
-def test_averaged_weights_that_are_none_are_refused(averaged: Any) -> None:
-    with pytest.raises(UserError, match="holds no weights"):
-        split_weights({**STATE, "state_dict_ema": averaged}, Path("w.pth"))
-
-
 @pytest.mark.parametrize("names", [5, "ant", ["ant", 3], {"ant": 0}, torch.ones(2)])
-def test_class_names_that_are_none_are_refused(names: Any) -> None:
-    with pytest.raises(UserError, match=r"w\.pth: found class_names that are no list of texts"):
+def test_class_names_that_are_no_list_of_strings_are_refused(names: Any) -> None:
+    with pytest.raises(UserError, match=r"w\.pth: class_names is not a list of strings"):
         named_classes({**STATE, "class_names": names}, Path("w.pth"))
-
-
-def test_weights_under_either_name_are_found(tmp_path: Path) -> None:
-    weights = {"fc.bias": torch.ones(3)}
-    for content in (weights, {"state_dict": weights, "epoch": 3}, {"model": weights}):
-        assert split_weights(content, tmp_path) == {"model": weights}
-    with pytest.raises(
-        UserError, match=r"expected a dict of plain tensors, or one with the key 'state_dict' or 'model'; found"
-    ):
-        split_weights({"weights": weights}, tmp_path)

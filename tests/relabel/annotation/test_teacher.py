@@ -372,5 +372,5 @@ def test_a_classifier_can_stay_what_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("names", [3, "abc", ["a", 2], {"a": 1}])
 def test_class_names_that_are_none_are_refused(tmp_path: Path, names: Any) -> None:
     checkpoint(tmp_path / "a.pth", "resnet18", 3, class_names=names)
-    with pytest.raises(UserError, match=r"a\.pth: found class_names that are no list of texts"):
+    with pytest.raises(UserError, match=r"a\.pth: class_names is not a list of strings"):
         load_teacher("resnet18", str(tmp_path / "a.pth"), None)
