@@ -29,8 +29,7 @@ from relabel.stores.manifest import Form, Manifest
 from relabel.stores.packed_writer import PackedWriter
 from relabel.stores.pt_folder import FolderWriter
 from relabel.stores.store import exclusive_folder
-from utils.device_errors import is_device_error, out_of_memory_reported
-from utils.errors import SharedError, UserError, listed
+from utils.errors import SharedError, UserError, listed, out_of_memory_reported
 from utils.precision import Precision
 from utils.processes.distributed import Process, from_main, gather_objects
 from utils.processes.workers import read_batches
@@ -205,12 +204,12 @@ class _Annotator:
             )
         self.teacher, self.device = teacher, device
         self.precision = Precision(settings.opt_level, device)
-        self._network = teacher.network.eval().to(device).to(memory_format=torch.channels_last)
+        self.shape = (settings.k, *_map_size(teacher))
+        self._network = teacher.network.to(device).to(memory_format=torch.channels_last)
         self._mean = torch.tensor(teacher.mean, device=device).view(3, 1, 1) * 255
         self._std = torch.tensor(teacher.std, device=device).view(3, 1, 1) * 255
         self._flip = settings.flip
         self._id_dtype = torch.from_numpy(np.empty(0, class_dtype(teacher.num_classes))).dtype
-        self.shape = (settings.k, *self._try_size(*teacher.input_size))
 
     @torch.inference_mode()
     def queue(self, batch: _ImageBatch) -> _QueuedMaps:
@@ -226,21 +225,6 @@ class _Annotator:
         copied = torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None
         return _QueuedMaps(batch, scores, classes, finite, absent, copied)
 
-    @torch.inference_mode()
-    def _try_size(self, rows: int, columns: int) -> tuple[int, int]:
-        """Return (h, w) of the map of an image of this size."""
-        try:
-            maps = self._logits(torch.zeros(1, 3, rows, columns, dtype=torch.uint8, device=self.device))
-        except (RuntimeError, ValueError, AssertionError) as error:  # timm asserts the size
-            if is_device_error(error):
-                raise
-            raise UserError(
-                f"the teacher cannot take images of {rows} x {columns} pixels (rows x columns): {error}. "
-                "Give the input size that it was made for"
-            ) from error
-        assert maps.ndim == 4 and maps.shape[1] == self.teacher.num_classes, maps.shape
-        return maps.shape[2], maps.shape[3]
-
     def _logits(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, rows, columns] -> float32 [B, K, h, w]."""
         inputs = ((images.float() - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
@@ -250,6 +234,21 @@ class _Annotator:
                 return logits.float()
             mirrored: Tensor = self._network(inputs.flip(3))
         return (logits.float() + mirrored.float().flip(3)) / 2
+
+
+@torch.inference_mode()
+def _map_size(teacher: Teacher) -> tuple[int, int]:
+    """Return (h, w) of the teacher's maps, tried on the CPU: there, no error is that of a GPU."""
+    rows, columns = teacher.input_size
+    try:
+        maps = teacher.network.cpu().eval()(torch.zeros(1, 3, rows, columns))
+    except (RuntimeError, ValueError, AssertionError) as error:  # timm asserts the size
+        raise UserError(
+            f"the teacher cannot take images of {rows} x {columns} pixels (rows x columns): {error}. "
+            "Give the input size that it was made for"
+        ) from error
+    assert maps.ndim == 4 and maps.shape[1] == teacher.num_classes, maps.shape
+    return maps.shape[2], maps.shape[3]
 
 
 def _annotate_share(

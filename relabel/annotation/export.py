@@ -1,6 +1,6 @@
-"""Label maps as labels of whole images: multi-hot or soft, for other programs; and the list for label cleaning.
+"""Labels of whole images from label maps, multi-hot or soft, for other programs; and the keep list for label cleaning.
 
-An image's label is the target pooled over all of it. TSV has a line per image and class; JSON an object per image:
+An image's label is the target pooled over all of it. TSV has a line per image and class, JSON an entry per image:
 
     image   class   probability         {"n01440764/a.JPEG": {"n01440764": 0.93, "n02102040": 0.05}}    soft
     image   class                       {"n01440764/a.JPEG": ["n01440764"]}                             multi-hot
@@ -24,58 +24,46 @@ BATCH = 256
 DIGITS = 4  # of a probability
 
 
-def export_labels(
-    labels: LabelSet,
-    out: Path,
-    *,
-    soft: bool,
-    threshold: float,
-    fill: float,
-    temperature: float,
-) -> int:
-    """Write the labels of every image; returns how many labels.
+def export_labels(labels: LabelSet, out: Path, *, soft: bool, threshold: float, fill: float, temperature: float) -> int:
+    """Write the labels of every image; return their number.
 
     Args:
         labels: with images.
-        out: the file to write; one that ends in .json becomes JSON, any other TSV.
+        out: the file to write; JSON if it ends in .json, else TSV.
         soft: with probabilities.
-        threshold: smallest probability of a label; the likeliest class is one in any case.
+        threshold: smallest probability of a label; the most likely class always is one.
         fill, temperature: as in `relabel_target`.
 
     Raises:
         UserError: a label map cannot be read, or the file cannot be written.
     """
-    count, images = 0, labels.images
-    assert images is not None
-    as_json = out.suffix == ".json"
+    assert labels.images is not None
+    as_json, count = out.suffix == ".json", 0
     with (
         replacing(out) as temporary,
         temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
-        file.write("{\n" if as_json else "image\tclass\tprobability\n" if soft else "image\tclass\n")
+        separator = "{\n"
+        if not as_json:
+            file.write("image\tclass\tprobability\n" if soft else "image\tclass\n")
         for row, target in _targets(labels, fill, temperature, "export"):
-            found = [(labels.class_names[index], round(p, DIGITS)) for index, p in _likely(target, threshold)]
-            count += len(found)
-            name = images.name(row)
-            file.write(
-                _json_entry(name, found, soft, count == len(found)) if as_json else _tsv_lines(name, found, soft)
-            )
+            found = {labels.class_names[index]: round(p, DIGITS) for index, p in _likely(target, threshold)}
+            name, count = labels.images.name(row), count + len(found)
+            if as_json:
+                file.write(f"{separator}{json.dumps(name)}: {json.dumps(found if soft else list(found))}")
+                separator = ",\n"
+            else:
+                file.write(_tsv_lines(name, found, soft))
         file.write("\n}\n" if as_json else "")
     return count
 
 
 def export_cleaning(
-    labels: LabelSet,
-    out: Path,
-    *,
-    agreeing: bool,
-    threshold: float,
-    fill: float,
-    temperature: float,
+    labels: LabelSet, out: Path, *, agreeing: bool, threshold: float, fill: float, temperature: float
 ) -> int:
-    """Write the images whose label map agrees with their folder, or those whose map does not; returns how many.
+    """Write the images whose label map agrees with their folder, or those whose map does not; return their number.
 
-    A map agrees if the folder's class is the likeliest one of the whole image, or has at least `threshold`.
+    A map agrees if the folder's class is the most likely one of the whole image or reaches the threshold.
 
     Args:
         labels: with images.
@@ -89,29 +77,29 @@ def export_cleaning(
     """
     images, folders = labels.images, labels.labels
     if images is None or folders is None:
-        raise UserError("these images have no class folders that label maps could agree with. Give a folder of folders")
+        raise UserError("these images have no class folders to compare label maps with. Name a folder of class folders")
     chosen = []
     for row, target in _targets(labels, fill, temperature, "compare"):
         label = int(folders[row])
         agrees = bool(target[label] >= threshold or target.argmax() == label)
         if agrees == agreeing:
             chosen.append(images.name(row))
-    verb = "agrees" if agreeing else "disagrees"
+    verb, be, either = ("agrees", "is", "or") if agreeing else ("disagrees", "is neither", "nor")
     remark = (
         f"{len(chosen):,} of {len(images):,} images of {images.root} whose label map {verb} with their folder:\n"
-        f"its class {'is' if agreeing else 'is neither'} the likeliest one of the whole image "
-        f"{'or' if agreeing else 'nor'} has a probability of {threshold:g} (fill {fill:g}, temperature {temperature:g})"
+        f"its class {be} the most likely one of the whole image {either} has a probability of at least {threshold:g} "
+        f"(fill {fill:g}, temperature {temperature:g})"
     )
     write_keep_list(out, chosen, remark)
     return len(chosen)
 
 
 def _targets(labels: LabelSet, fill: float, temperature: float, title: str) -> Iterator[tuple[int, np.ndarray]]:
-    """(row, target of the whole image float32 [K]) of every image that has a map."""
+    """Yield (row, target of the whole image float32 [K]) for every image with a map."""
     missing = labels.store.missing()
     rows = np.setdiff1d(np.arange(len(labels)), missing).tolist()
     if not rows:
-        raise UserError(f"{labels.path} has no label map of any of the {len(labels):,} images; expected some")
+        raise UserError(f"{labels.path} has no label map for any of the {len(labels):,} images; expected some")
     if len(missing):
         print(f"{len(missing):,} of {len(labels):,} images have no label map and are left out", flush=True)
     with JobProgress(title, len(rows), "label maps") as progress:
@@ -125,18 +113,13 @@ def _targets(labels: LabelSet, fill: float, temperature: float, title: str) -> I
 
 
 def _likely(target: np.ndarray, threshold: float) -> list[tuple[int, float]]:
-    """(class, probability) of the labels of an image, likeliest first; at least one."""
+    """Return (class, probability) of the labels of an image, most likely first; at least one."""
     order = np.argsort(-target, kind="stable")
     count = max(1, int((target >= threshold).sum()))
     return [(int(index), float(target[index])) for index in order[:count]]
 
 
-def _tsv_lines(name: str, labels: list[tuple[str, float]], soft: bool) -> str:
-    if broken := next((text for text in (name, *dict(labels)) if any(sign in text for sign in "\t\r\n")), None):
-        raise UserError(f"found the name {broken!r}, which a table with a line a label cannot hold. Write .json")
-    return "".join(f"{name}\t{label}\t{p:g}\n" if soft else f"{name}\t{label}\n" for label, p in labels)
-
-
-def _json_entry(name: str, labels: list[tuple[str, float]], soft: bool, first: bool) -> str:
-    value = dict(labels) if soft else [label for label, _ in labels]
-    return f"{'' if first else ',' + chr(10)}{json.dumps(name)}: {json.dumps(value)}"
+def _tsv_lines(name: str, labels: dict[str, float], soft: bool) -> str:
+    if broken := next((text for text in (name, *labels) if any(sign in text for sign in "\t\r\n")), None):
+        raise UserError(f"found the name {broken!r}, which a table with a line per label cannot hold. Write .json")
+    return "".join(f"{name}\t{label}\t{p:g}\n" if soft else f"{name}\t{label}\n" for label, p in labels.items())

@@ -1,4 +1,4 @@
-"""Label maps together with the images that they belong to, as the tools look at them."""
+"""Label maps together with the images that they belong to, as the tools use them."""
 
 import os
 from collections.abc import Callable
@@ -15,16 +15,16 @@ from utils.errors import UserError
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelSet:
-    """Label maps and what they belong to.
+    """Label maps and their images.
 
     Fields:
-        path: where the maps are.
+        path: of the maps.
         store: row i is the map of key i.
-        keys: bytes [N], "CLASS/STEM" of every image; the store's own where there are no images.
-        store_keys: bytes [M], sorted; the keys of all maps that there are.
-        class_names: K texts.
-        images: the images, in the order of keys; None: they are not at hand.
-        manifest: what the maps say about themselves; None: files of 2021.
+        keys: bytes [N], "CLASS/STEM" of every image; the store's own if there are no images.
+        store_keys: bytes [M], sorted; the keys of all existing maps.
+        class_names: of the K classes.
+        images: in the order of keys; None: not at hand.
+        manifest: of the maps; None: files of 2021.
     """
 
     path: Path
@@ -41,31 +41,30 @@ class LabelSet:
 
     @property
     def labels(self) -> np.ndarray | None:
-        """int32 [N]; the class folder of every image; None where there are no images, or no class folders."""
+        """The class of every image, int32 [N]; None without images or class folders."""
         return self.images.labels if self.images and self.images.class_names else None
 
     @property
     def image_path(self) -> Callable[[int], Path] | None:
-        """Gives the image of a row; None where there are no images."""
+        """Function that returns the image of a row; None without images."""
         return self.images.path if self.images else None
 
     def key(self, row: int) -> str:
-        """The key of a row."""
+        """Return the key of a row."""
         return os.fsdecode(self.keys[row])
 
 
 def open_label_set(labels: Path, images: Path | None) -> LabelSet:
-    """Label maps of either form, for the images of a folder or as they are.
+    """Open label maps of either form, for the images of a folder or on their own.
 
-    The classes are those of the images' folders; without them those that the maps name themselves, or else the class
-    folders of the maps.
+    The classes are those of the images' folders, else those of the maps' manifest, else the class folders of the maps.
 
     Args:
         labels: a packed store, or a folder of .pt files.
         images: folder of IMAGES/CLASS/IMAGE or of IMAGES/IMAGE; None: only the maps are at hand.
 
     Raises:
-        UserError: no such folder, no maps in it, maps of other classes, or nobody says the classes.
+        UserError: the folder does not exist or has no maps, or their classes are others or unknown.
     """
     found = list_any_images(images) if images else None
     store_keys = keys_of(labels)
@@ -78,8 +77,8 @@ def open_label_set(labels: Path, images: Path | None) -> LabelSet:
     names = (found.class_names if found else []) or own_names
     if not names:
         raise UserError(
-            f"{labels}: nobody says which classes these maps speak of; expected a manifest, or class folders. Pack "
-            "them with --classes first: python -m relabel pack --help"
+            f"{labels}: the label maps do not name their classes; expected a manifest, or class folders. Pack them "
+            "with --classes first: python -m relabel pack --help"
         )
     keys = found.keys() if found else store_keys
     return LabelSet(labels, open_label_store(labels, keys, names), keys, store_keys, names, found, manifest)

@@ -1,4 +1,4 @@
-"""From one form of label maps into the other: the same maps, the same targets, and what is missing is said."""
+"""From one form of label maps into the other: the same maps, the same targets, and a list of what is missing."""
 
 import os
 import tempfile
@@ -11,8 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from relabel.annotation.convert import pack, unpack
-from relabel.annotation.target_change import compare_targets
+from relabel.annotation.convert import compare_targets, pack, unpack
 from relabel.label_map import LabelMap
 from relabel.stores.pt_folder import write_label_map
 from relabel.stores.store import open_label_store, sorted_keys
@@ -41,7 +40,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_half_precision_is_packed_without_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pack(write_maps(tmp_path / "pt", np.float16), tmp_path / "packed", None, None, skip_damaged=False)
     out = capsys.readouterr().out
-    assert "2 among 3 classes in 4 x 6 cells" in out and "48 random crops are the same, to the last bit" in out
+    assert "2 of 3 classes per cell, 4 x 6 cells" in out and "48 random crops are identical" in out
     store = open_label_store(tmp_path / "packed", sorted_keys(KEYS), CLASSES)
     for row, key in enumerate(sorted(KEYS)):
         expected = random_map(KEYS.index(key), np.float16)
@@ -54,10 +53,9 @@ def test_rounding_of_float32_scores_is_measured(tmp_path: Path, capsys: pytest.C
     assert "rounded to float16" in capsys.readouterr().out
     keys = sorted_keys(KEYS)
     files, packed = (open_label_store(tmp_path / name, keys, CLASSES) for name in ("pt", "packed"))
-    change = compare_targets(files, packed, np.arange(12), 3)
-    assert 0 < change.mean_moved <= change.largest < 5e-4  # logits of a few units
-    same = compare_targets(packed, packed, np.arange(12), 3)
-    assert (same.largest, same.mean_moved, same.crops) == (0, 0, 48)
+    largest, moved = compare_targets(files, packed, np.arange(12), 3)
+    assert 0 < moved <= largest < 5e-4  # logits of a few units
+    assert compare_targets(packed, packed, np.arange(12), 3) == (0, 0)
 
 
 def test_both_forms_give_the_same_targets(tmp_path: Path) -> None:
@@ -109,7 +107,7 @@ def test_maps_under_any_names_come_back_from_a_store(keys: list[str], k: int, h:
                 np.testing.assert_array_equal(store.read(row).classes, written[key].classes)
 
 
-def test_a_partial_download_is_packed_and_says_what_is_missing(
+def test_a_partial_download_is_packed_and_the_missing_maps_are_listed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for key in KEYS:
@@ -123,7 +121,7 @@ def test_a_partial_download_is_packed_and_says_what_is_missing(
     assert store.missing().tolist() == [7, 8, 9, 10, 11]
 
 
-def test_damaged_maps_are_told_together_or_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_maps_are_listed_together_or_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_maps(tmp_path / "pt")
     for key in KEYS[5:7]:
         (tmp_path / "pt" / f"{key}.pt").write_bytes(b"PK cut short")
@@ -145,28 +143,28 @@ def test_one_odd_file_does_not_decide_the_shape(tmp_path: Path) -> None:
     store = open_label_store(tmp_path / "packed", sorted_keys(KEYS), CLASSES)
     assert store.missing().tolist() == [0] and store.read(1).shape == (2, 4, 6)
     unpack(tmp_path / "packed", tmp_path / "files")
-    assert "ant/image.0" in (tmp_path / "files" / "manifest.json").read_text()  # why it is missing is not forgotten
+    assert "ant/image.0" in (tmp_path / "files" / "manifest.json").read_text()  # with the reason
 
 
-def test_a_form_taken_for_the_other_is_told(tmp_path: Path) -> None:
+def test_a_form_taken_for_the_other_is_refused(tmp_path: Path) -> None:
     pack(write_maps(tmp_path / "pt"), tmp_path / "packed", None, None, skip_damaged=False)
     with pytest.raises(UserError, match=r"packed is a packed store; expected a folder of \.pt files"):
         pack(tmp_path / "packed", tmp_path / "other", None, None, skip_damaged=False)
     unpack(tmp_path / "packed", tmp_path / "files")
     with pytest.raises(UserError, match=r"files holds \.pt files; expected a packed store"):
         unpack(tmp_path / "files", tmp_path / "other")
-    with pytest.raises(UserError, match=r"made otherwise(.|\n)*form: \"pt\", not \"packed\""):
+    with pytest.raises(UserError, match=r"settings other than(.|\n)*form: \"pt\", not \"packed\""):
         pack(tmp_path / "files", tmp_path / "files", None, None, skip_damaged=False)
 
 
 def test_classes_that_are_not_those_of_the_images_are_refused(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("ant\nwasp\ncow\n")
-    with pytest.raises(UserError, match=r"1 class folders that are none of the 3 classes.*first: 'bee'"):
+    with pytest.raises(UserError, match=r"1 class folders that are not among the 3 classes.*first: 'bee'"):
         pack(write_maps(tmp_path / "pt"), tmp_path / "packed", None, str(tmp_path / "names.txt"), skip_damaged=False)
 
 
-def test_the_classes_can_be_said(tmp_path: Path) -> None:
-    """Two class folders of a download for three classes: nobody but the person knows the third."""
+def test_the_classes_can_be_named(tmp_path: Path) -> None:
+    """Two class folders of a download for three classes: only the user knows the third."""
     write_maps(tmp_path / "pt", keys=KEYS[:8])
     with pytest.raises(UserError, match=r"the class id 2 in the cell.*name theirs: `python -m relabel pack --help`"):
         pack(tmp_path / "pt", tmp_path / "packed", None, None, skip_damaged=False)
@@ -177,7 +175,7 @@ def test_the_classes_can_be_said(tmp_path: Path) -> None:
     np.testing.assert_allclose(store.read(0).to_dense(2, fill=-5), expected, atol=1e-3)
 
 
-def test_imagenets_classes_are_known(tmp_path: Path) -> None:
+def test_imagenets_classes_are_built_in(tmp_path: Path) -> None:
     write_label_map(tmp_path / "pt", "n01440764/a", LabelMap(np.ones((1, 2, 3), np.float32), np.full((1, 2, 3), 999)))
     pack(tmp_path / "pt", tmp_path / "packed", None, "imagenet", skip_damaged=False)
     store = open_label_store(tmp_path / "packed", sorted_keys(["n01440764/a"]), ["n15075141", "n01440764"])
@@ -188,7 +186,7 @@ def test_imagenets_classes_are_known(tmp_path: Path) -> None:
     ("text", "message"),
     [("", "found no name"), ("ant\nbee\nant\n", "found a name twice"), (None, "cannot be read from .*names.txt")],
 )
-def test_a_list_of_classes_that_is_none_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
+def test_an_invalid_list_of_classes_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
     if text is not None:
         (tmp_path / "names.txt").write_text(text)
     with pytest.raises(UserError, match=message):
@@ -206,5 +204,5 @@ def test_classes_other_than_those_of_the_manifest_are_refused(tmp_path: Path, ph
     pack(photos / "labels", tmp_path / "packed", None, None, skip_damaged=False)
     unpack(tmp_path / "packed", tmp_path / "files")
     (tmp_path / "names.txt").write_text("bee\nant\ncow\n")
-    with pytest.raises(UserError, match=r"--classes are not the classes that its manifest\.json names"):
+    with pytest.raises(UserError, match=r"--classes are not the classes in its manifest\.json"):
         pack(tmp_path / "files", tmp_path / "again", None, str(tmp_path / "names.txt"), skip_damaged=False)

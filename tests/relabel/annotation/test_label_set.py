@@ -1,4 +1,4 @@
-"""Label maps with their images: whose classes count, and what happens when nobody says them."""
+"""Label maps with their images: where the classes come from, and what happens when they are unknown."""
 
 from pathlib import Path
 
@@ -53,8 +53,8 @@ def test_flat_images_have_no_labels(tmp_path: Path) -> None:
     assert len(found.store.missing()) == 0
 
 
-def test_maps_whose_classes_nobody_says(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nobody says which classes.*pack --help"):
+def test_maps_of_unknown_classes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"do not name their classes.*pack --help"):
         open_label_set(write_maps(tmp_path / "labels", "a"), None)
 
 
