@@ -10,7 +10,7 @@ from torchvision.transforms import RandomResizedCrop
 from relabel.crop_box import RATIO_RANGE, WHOLE_IMAGE, CropBox, random_crop_box
 from tests.strategies import FRACTIONS, SEEDS
 
-SIZES = [(500, 375), (375, 500), (64, 48), (333, 500), (1200, 90), (90, 1200), (7, 5), (1, 3), (1, 1)]
+SIZES = [(500, 375), (333, 500), (1200, 90), (90, 1200), (7, 5), (1, 3), (1, 1)]
 Pixels = tuple[int, int, int, int]
 
 
@@ -50,51 +50,16 @@ def test_same_draws_give_torchvisions_box(width: int, height: int, min_area: flo
         assert ours(width, height, min_area) == expected, seed
 
 
-def test_distribution_is_torchvisions() -> None:
-    width, height, count = 500, 375, 3000
-    rng = np.random.default_rng(0)
-    torch.manual_seed(0)
-    a = np.array([random_crop_box(rng, width, height, 0.08).pixels(width, height) for _ in range(count)], dtype=float)
-    b = np.array([torchvisions(width, height, 0.08) for _ in range(count)], dtype=float)
-    for measure in (_area, _ratio, _left, _top):
-        x, y = measure(a), measure(b)
-        points = np.concatenate([x, y])
-        gap = np.abs((x[:, None] <= points).mean(axis=0) - (y[:, None] <= points).mean(axis=0)).max()
-        assert gap < 1.63 * np.sqrt(2 / count), measure  # Kolmogorov-Smirnov at 1 %
-
-
-def _area(p: np.ndarray) -> np.ndarray:
-    return (p[:, 2] - p[:, 0]) * (p[:, 3] - p[:, 1])
-
-
-def _ratio(p: np.ndarray) -> np.ndarray:
-    return (p[:, 2] - p[:, 0]) / (p[:, 3] - p[:, 1])
-
-
-def _left(p: np.ndarray) -> np.ndarray:
-    return p[:, 0]
-
-
-def _top(p: np.ndarray) -> np.ndarray:
-    return p[:, 1]
-
-
 @pytest.mark.parametrize(
     ("width", "height", "expected"),
     [
         (400, 100, (133, 0, 266, 100)),  # too wide for any crop of 90 %: 4:3 of the height, in the middle
         (100, 400, (0, 133, 100, 266)),  # too tall: 3:4
-        (30, 30, None),
     ],
 )
-def test_central_box_when_nothing_fits(width: int, height: int, expected: Pixels | None) -> None:
+def test_central_box_when_nothing_fits(width: int, height: int, expected: Pixels) -> None:
     box = random_crop_box(np.random.default_rng(1), width, height, 0.9).pixels(width, height)
-    assert expected is None or box == expected
-
-
-def test_the_same_generator_state_gives_the_same_box() -> None:
-    first, again, other = (random_crop_box(np.random.default_rng(seed), 500, 375, 0.08) for seed in (3, 3, 4))
-    assert first == again != other
+    assert box == expected
 
 
 LENGTHS = st.integers(1, 5000) | st.sampled_from([65_535, 10**6])  # a JPEG's longest side; a panorama's
@@ -134,16 +99,13 @@ def test_pixels_undoes_from_pixels(data: st.DataObject, width: int, height: int)
 def test_fractions_by_eye() -> None:
     box = CropBox.from_pixels(100, 30, 300, 60, width=400, height=120)
     assert box == CropBox(0.25, 0.25, 0.75, 0.5)
-    assert box.area == 0.125
-    assert WHOLE_IMAGE.pixels(400, 120) == (0, 0, 400, 120)
-
-
-def test_iou_by_eye() -> None:
+    assert box.area == 0.125 and box.mirrored() == CropBox(0.25, 0.25, 0.5, 0.75)
+    stacked = CropBox.stack([box, WHOLE_IMAGE])
+    assert stacked.dtype == torch.float32 and stacked.tolist() == [[0.25, 0.25, 0.75, 0.5], [0, 0, 1, 1]]
     left_half, top_half = CropBox(0, 0, 0.5, 1), CropBox(0, 0, 1, 0.5)
-    assert left_half.iou(left_half) == 1
-    assert left_half.iou(top_half) == top_half.iou(left_half) == pytest.approx(1 / 3)  # quarter shared, 3/4 covered
+    assert left_half.iou(top_half) == pytest.approx(1 / 3)  # a quarter shared, three covered
     assert left_half.iou(CropBox(0.5, 0, 1, 1)) == 0
-    assert CropBox(0, 0, 0.2, 0.2).iou(CropBox(0.7, 0.7, 1, 1)) == 0
+    assert WHOLE_IMAGE.pixels(400, 120) == (0, 0, 400, 120)
 
 
 @pytest.mark.parametrize("sides", [(0.5, 0, 0.5, 1), (0, 0.6, 1, 0.5), (-0.1, 0, 1, 1), (0, 0, 1, 1.01)])
