@@ -1,13 +1,13 @@
-"""A trained classifier in the forms that others load: timm's folder, the backbone of torchvision's detectors, ONNX.
+"""Export a trained classifier as timm's folder, as the backbone of torchvision's detectors, or as ONNX.
 
-Each is loaded again and compared before it gets its name. Networks come in evaluation mode, on the CPU.
+Each is loaded again and compared before it appears under its name. Networks are in evaluation mode, on the CPU.
 """
 
 import json
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -25,24 +25,23 @@ from models.build import FORCE_TIMM, load_weights
 from utils.errors import UserError
 from utils.files import new_folder, replacing
 
-# What timm says of a network in general; the rest of its words are about the weights that it publishes.
+# Entries of timm's configuration about the architecture; the others are about the weights that timm publishes.
 TIMM_FACTS = ("architecture", "first_conv", "classifier", "fixed_input_size")
-INTERPOLATION = "bilinear"
-OTHER_FORM = "Give --form onnx, which takes any network, or train timm's own, timm/NAME"
+OTHER_FORM = "Choose the form onnx, which takes any network, or train timm's own, timm/NAME"
 ONNX_PACKAGES = ("onnx", "onnxscript")
-ONNX_CLOSE = 1e-4  # of the largest logit, or of 1
+ONNX_TOLERANCE = 1e-4  # relative to the largest logit, or to 1
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """How a test makes images ready for a network, and what its logits stand for.
+    """How images are prepared for a network in tests, and what its logits stand for.
 
     Fields:
         num_classes: K.
         class_names: K texts; None = unknown.
         size: S, side of the crop, pixels.
-        crop_ratio: shorter side to ceil(S / crop_ratio) first; None squashes the whole image.
-        mean, std: what its input is normalised with, per RGB channel, for pixels in [0, 1].
+        crop_ratio: the shorter side is resized to ceil(S / crop_ratio); None squashes the whole image.
+        mean, std: normalisation of the input, per RGB channel, for pixels in [0, 1].
     """
 
     num_classes: int
@@ -53,46 +52,55 @@ class Use:
     std: tuple[float, float, float]
 
     def images(self, count: int) -> Tensor:
-        """float [count, 3, S, S]; noise to try a network on."""
+        """Noise to try a network on, float [count, 3, S, S]."""
         return torch.randn(count, 3, self.size, self.size, generator=torch.Generator().manual_seed(0))
 
 
-# ---- timm's folder, which is also that of a model on the Hugging Face Hub
+# timm's folder, which is also that of a model on the Hugging Face Hub
 
 
 def write_timm_folder(out: Path, model: nn.Module, arch: str, use: Use) -> None:
-    """config.json and model.safetensors, which `timm.create_model("local-dir:OUT", pretrained=True)` reloads.
+    """Write config.json and model.safetensors for `timm.create_model("local-dir:OUT", pretrained=True)`.
 
-    timm's own transforms of that config see an image as our test does, to 2 of 255: timm resizes with Pillow.
+    timm's own transforms for that config agree with our test's to 2 of 255: timm resizes with Pillow.
 
     Args:
         out: folder to make; may exist if it is empty.
-        model: of timm, or of torchvision where timm has the same network with the same names of tensors.
+        model: of timm, or of torchvision if timm has the same network with the same names of tensors.
         arch: its name, as for models.build.create_model.
         use: goes into config.json.
 
     Raises:
-        UserError: timm has no such network, or its one gives other logits in as much as a bit; OUT cannot be written.
+        UserError: timm does not have this network, its logits differ in a bit, or OUT cannot be written.
     """
     import timm
 
     twin, arguments = _timm_twin(model, arch, use.num_classes)
-    twin.pretrained_cfg = _timm_config(twin, use)
+    facts = {name: twin.pretrained_cfg[name] for name in TIMM_FACTS if name in twin.pretrained_cfg}
+    twin.pretrained_cfg = facts | {
+        "num_classes": use.num_classes,
+        "input_size": (3, use.size, use.size),
+        "mean": use.mean,
+        "std": use.std,
+        "interpolation": "bilinear",
+        **_timm_crop(use.size, use.crop_ratio),
+    }
     labels = {"label_names": list(use.class_names)} if use.class_names else {}
     with new_folder(out) as folder:
         try:
             timm.models.save_for_hf(twin, str(folder), labels, arguments, safe_serialization=True)
         except safetensors.SafetensorError as error:  # a full disk
             raise UserError(f"{out} cannot be written: {error}. Make room, or allow writing.") from error
-        mode = (folder / "config.json").stat().st_mode  # safetensors lets nobody else read its file
+        mode = (folder / "config.json").stat().st_mode  # safetensors makes its file unreadable for others
         (folder / "model.safetensors").chmod(mode)
         again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-        if not torch.equal(_logits(again, use), _logits(model, use)):
-            raise _timm_refusal(arch, "it gives other logits with the same weights")
+        with torch.inference_mode():
+            if not torch.equal(again(use.images(2)), model(use.images(2))):
+                raise _timm_refusal(arch, "its logits differ with the same weights")
 
 
 def _timm_twin(model: nn.Module, arch: str, num_classes: int) -> tuple[Any, dict[str, Any]]:
-    """timm's network of the same name with the same weights, and what timm must be told to build it."""
+    """timm's network of the same name with the same weights, and the arguments that build it."""
     import timm
 
     name, eps = arch.removeprefix(FORCE_TIMM), _batch_norm_eps(model)
@@ -101,12 +109,15 @@ def _timm_twin(model: nn.Module, arch: str, num_classes: int) -> tuple[Any, dict
     arguments: dict[str, Any] = {}
     twin = timm.create_model(name, num_classes=num_classes)
     if _batch_norm_eps(twin) != eps and len(eps) == 1:
-        arguments = {"bn_eps": float(next(iter(eps)))}
-        with suppress(TypeError):  # of most networks, which cannot be told
+        arguments = {"bn_eps": next(iter(eps))}
+        with suppress(TypeError):  # of most networks, which have no such argument
             twin = timm.create_model(name, num_classes=num_classes, **arguments)
     if (own := _batch_norm_eps(twin)) != eps:
-        reason = f"its batch norm adds {_listed(own)} to the variance and this training {_listed(eps)} "
-        raise _timm_refusal(arch, reason + "(optim.bn.eps; none keeps its own)")
+        raise _timm_refusal(
+            arch,
+            f"its batch norm adds {_listed(own)} to the variance and this training {_listed(eps)} "
+            "(optim.bn.eps; none keeps its own)",
+        )
     if other := sorted(twin.state_dict().keys() - model.state_dict().keys()):
         raise _timm_refusal(arch, f"{len(other)} of its tensors have names that this one lacks, such as {other[0]}")
     load_weights(twin, model.state_dict())
@@ -115,20 +126,6 @@ def _timm_twin(model: nn.Module, arch: str, num_classes: int) -> tuple[Any, dict
 
 def _timm_refusal(arch: str, reason: str) -> UserError:
     return UserError(f"timm's {arch.removeprefix(FORCE_TIMM)} is not this network: {reason}. {OTHER_FORM}")
-
-
-def _timm_config(twin: Any, use: Use) -> dict[str, Any]:
-    """What timm calls pretrained_cfg."""
-    published: dict[str, Any] = twin.pretrained_cfg
-    return {
-        **{name: published[name] for name in TIMM_FACTS if name in published},
-        "num_classes": use.num_classes,
-        "input_size": (3, use.size, use.size),
-        "mean": use.mean,
-        "std": use.std,
-        "interpolation": INTERPOLATION,
-        **_timm_crop(use.size, use.crop_ratio),
-    }
 
 
 def _timm_crop(size: int, crop_ratio: float | None) -> dict[str, Any]:
@@ -140,11 +137,11 @@ def _timm_crop(size: int, crop_ratio: float | None) -> dict[str, Any]:
     return {"crop_mode": "center", "crop_pct": fraction if size // fraction == shorter else math.nextafter(fraction, 0)}
 
 
-# ---- the backbone of a detector
+# The backbone of a detector
 
 
 def write_backbone(out: Path, model: nn.Module, arch: str) -> None:
-    """The state_dict of a ResNet without its head, as torchvision's detectors have it in `backbone.body`.
+    """Write the state_dict of a ResNet without its head, for `backbone.body` of torchvision's detectors.
 
         backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=3)
         backbone.body.load_state_dict(torch.load(OUT, weights_only=True))
@@ -156,20 +153,21 @@ def write_backbone(out: Path, model: nn.Module, arch: str) -> None:
         arch: its name.
 
     Raises:
-        UserError: torchvision has no detector on such a network, or OUT cannot be written.
+        UserError: torchvision has no detector with such a backbone, or OUT cannot be written.
     """
-    name = arch.removeprefix(FORCE_TIMM)
-    if name not in _resnets():
+    name, zoo = arch.removeprefix(FORCE_TIMM), torchvision.models
+    resnets = [n for n in zoo.list_models(module=zoo) if zoo.get_model_builder(n).__module__ == zoo.resnet.__name__]
+    if name not in resnets:
         raise UserError(
-            f"torchvision's detectors do not stand on {arch}; expected one of {', '.join(_resnets())}. Give --form "
-            "timm or onnx"
+            f"torchvision's detectors cannot have {arch} as backbone; expected one of {', '.join(resnets)}. Choose the "
+            "form timm or onnx"
         )
     body = resnet_fpn_backbone(backbone_name=name, weights=None).body
     eps = {layer.eps for layer in body.modules() if isinstance(layer, FrozenBatchNorm2d)}
     if _batch_norm_eps(model) != eps:
         raise UserError(
-            f"this training's batch norm adds {_listed(_batch_norm_eps(model))} to the variance (optim.bn.eps), and "
-            f"that of torchvision's detectors {_listed(eps)}: another network of the same weights. Train with theirs"
+            f"this training adds {_listed(_batch_norm_eps(model))} to the variance in batch norm (optim.bn.eps) and "
+            f"torchvision's detectors add {_listed(eps)}: the same weights give other features. Train with theirs"
         )
     weights = {
         key: tensor
@@ -177,28 +175,22 @@ def write_backbone(out: Path, model: nn.Module, arch: str) -> None:
         if not key.startswith("fc.") and not key.endswith("num_batches_tracked")
     }
     load_weights(body, weights)
-    content = BytesIO()  # given a file, torch turns a full disk into an error of its own kind
+    content = BytesIO()  # torch.save raises an error of its own kind for a full disk
     torch.save(weights, content)
     with replacing(out) as temporary:
         temporary.write_bytes(content.getbuffer())
 
 
-def _resnets() -> list[str]:
-    """torchvision's names of networks that its detectors take as a backbone."""
-    here, names = torchvision.models, torchvision.models.list_models(module=torchvision.models)
-    return [name for name in names if here.get_model_builder(name).__module__ == here.resnet.__name__]
-
-
-# ---- ONNX
+# ONNX
 
 
 def write_onnx(out: Path, model: nn.Module, use: Use) -> bool:
-    """An ONNX file: `images` float32 [batch, 3, S, S], normalised -> `logits` [batch, K]; any batch size.
+    """Write an ONNX file: `images` float32 [batch, 3, S, S], normalised -> `logits` [batch, K]; any batch size.
 
-    Its metadata hold, as JSON: class_names, mean, std, size, crop_ratio.
+    Its metadata hold the fields of Use as JSON.
 
     Returns:
-        whether its logits were compared (to 1e-4) in onnxruntime; False where that is not installed.
+        whether its logits were compared (to 1e-4) in onnxruntime; False if that is not installed.
 
     Raises:
         UserError: the packages for it are not installed, the network cannot be exported, or OUT cannot be written.
@@ -206,7 +198,7 @@ def write_onnx(out: Path, model: nn.Module, use: Use) -> bool:
     missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
     if missing:
         raise UserError(
-            f"--form onnx needs packages that are not installed: {', '.join(missing)}. Install them: "
+            f"the form onnx needs packages that are not installed: {', '.join(missing)}. Install them: "
             "pip install onnx onnxscript onnxruntime"
         )
     try:
@@ -220,35 +212,30 @@ def write_onnx(out: Path, model: nn.Module, use: Use) -> bool:
             verbose=False,
         )
     except torch.onnx.OnnxExporterError as error:
-        raise UserError(f"this network cannot be exported to ONNX: {_cause(error)}") from error
+        raise UserError(f"this network cannot be exported to ONNX: {_root_cause(error)}") from error
     assert program is not None
-    facts = {name: getattr(use, name) for name in ("class_names", "mean", "std", "size", "crop_ratio")}
-    program.model.metadata_props.update({name: json.dumps(value) for name, value in facts.items()})
+    program.model.metadata_props.update({name: json.dumps(value) for name, value in asdict(use).items()})
     with replacing(out) as temporary:
         program.save(temporary, external_data=False)
-        return _agrees_in_onnxruntime(temporary, model, use)
-
-
-def _agrees_in_onnxruntime(file: Path, model: nn.Module, use: Use) -> bool:
-    if find_spec("onnxruntime") is None:
-        return False
-    import onnxruntime
-
-    images = use.images(3)
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
-    with torch.inference_mode():
-        expected = model(images)
-    off = float((found - expected).abs().max())
-    if off > ONNX_CLOSE * max(1.0, float(expected.abs().max())):
-        raise UserError(
-            f"the ONNX file gives logits that are {off:.2g} off. Try other versions of torch and onnxscript"
-        )
+        if find_spec("onnxruntime") is None:
+            return False
+        _check_in_onnxruntime(temporary, model, use.images(3))
     return True
 
 
-def _cause(error: BaseException) -> str:
-    """The first line of the error at the root."""
+@torch.inference_mode()
+def _check_in_onnxruntime(file: Path, model: nn.Module, images: Tensor) -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    found, expected = torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), model(images)
+    error = float((found - expected).abs().max())
+    if error > ONNX_TOLERANCE * max(1.0, float(expected.abs().max())):
+        raise UserError(f"the logits of the ONNX file are {error:.2g} off. Try other versions of torch and onnxscript")
+
+
+def _root_cause(error: BaseException) -> str:
+    """The first line of the error that caused all others."""
     while error.__cause__:
         error = error.__cause__
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
@@ -260,9 +247,3 @@ def _listed(numbers: Iterable[float]) -> str:
 
 def _batch_norm_eps(model: nn.Module) -> set[float]:
     return {layer.eps for layer in model.modules() if isinstance(layer, _BatchNorm)}
-
-
-@torch.inference_mode()
-def _logits(model: nn.Module, use: Use) -> Tensor:
-    logits: Tensor = model(use.images(2))
-    return logits

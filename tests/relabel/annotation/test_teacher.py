@@ -331,7 +331,7 @@ Fixture = Callable[[], Path]
 def test_no_cache_and_no_network(arch: str, cache: str, reason: str, request: pytest.FixtureRequest) -> None:
     request.getfixturevalue(cache)
     expected = (
-        rf"the published weights of {arch} .*cannot be fetched.*\({reason}: .*Give --weights FILE.*--weights random"
+        rf"the published weights of {arch} .*cannot be fetched.*\({reason}: .*give a checkpoint of.*random weights"
     )
     with pytest.raises(UserError, match=expected) as error:
         load_teacher(arch, "pretrained", None)
