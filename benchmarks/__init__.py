@@ -2,5 +2,5 @@
 
     python -m benchmarks.NAME [--json FILE] [--tiny]
 
-`--tiny` runs a program in seconds, to see that it runs; its figures mean nothing.
+`--tiny` runs a program in seconds to show that it works; its values mean nothing.
 """

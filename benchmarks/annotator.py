@@ -1,6 +1,6 @@
-"""Annotating against the teacher's bare forward pass: same network, batch, precision. Target on a GPU: at least 90 %.
+"""`annotate` against the bare forward pass of its teacher: same network, batch, precision. Target on a GPU: 90 %.
 
-Photos are made here, 500 x 375 pixels and about 110 kB as ImageNet's are, and read by a worker per core.
+The images are generated, 500 x 375 pixels and about 110 kB like ImageNet's, and read by one worker per core.
 """
 
 import os
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks.peers.photos import write_photos
-from benchmarks.result import Figure, arguments, report, synchronize
+from benchmarks.result import Figure, arguments, report, synchronize, with_progress
 from relabel.annotation.annotator import Settings, annotate
 from relabel.annotation.teacher import Teacher, load_teacher
 from relabel.data.images import list_any_images
@@ -21,7 +21,7 @@ from utils.processes.distributed import Process
 
 
 def main() -> None:
-    """For each teacher, whole jobs and bare passes in turn."""
+    """Time whole jobs and bare passes of each teacher in turn."""
     options = arguments(__doc__ or "")
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
@@ -36,7 +36,7 @@ def main() -> None:
         for arch in archs:
             teacher = load_teacher(arch, "random", None, input_size=(64, 64) if options.tiny else None)
             whole, bare = [], []
-            for number in range(rounds):
+            for number in with_progress(range(rounds), arch):
                 whole.append(whole_job(Path(folder), teacher, number, batch, device))
                 bare.append(bare_pass(teacher, count, batch, device))
             figures += [
@@ -49,12 +49,12 @@ def main() -> None:
 
 
 def workers() -> int:
-    """Processes that read images."""
+    """Return the number of worker processes."""
     return len(os.sched_getaffinity(0))
 
 
 def whole_job(folder: Path, teacher: Teacher, number: int, batch: int, device: torch.device) -> float:
-    """Images per second from files to a finished store."""
+    """Return images per second from files to a finished store."""
     images = list_any_images(folder / "photos")
     out = folder / f"{teacher.description['arch']}-{number}".replace("/", "-")
     start = time.perf_counter()
@@ -73,7 +73,7 @@ def whole_job(folder: Path, teacher: Teacher, number: int, batch: int, device: t
 
 @torch.inference_mode()
 def bare_pass(teacher: Teacher, count: int, batch: int, device: torch.device) -> float:
-    """Images per second of the network alone, on random input that lies on the device."""
+    """Return images per second of the network alone, on random input that is already on the device."""
     precision = Precision("O1", device)
     network = teacher.network.to(device).to(memory_format=torch.channels_last)
     images = torch.randn(batch, 3, *teacher.input_size, device=device).contiguous(memory_format=torch.channels_last)

@@ -1,6 +1,6 @@
-"""CIFAR-10's photos from one .npz file into class folders, for scenes of photos: train/CLASS/IMAGE, val/CLASS/IMAGE.
+"""Write CIFAR-10's images from one .npz file into class folders, for scenes: train/CLASS/IMAGE, val/CLASS/IMAGE.
 
-    python -m benchmarks.cifar10_folder ../shared/data/cifar10_jpeg.npz runs/cifar10
+    python -m benchmarks.cifar10_folder cifar10.npz runs/cifar10
     python -m relabel reproduce --pictures runs/cifar10 --out runs/photos --seeds 2
 
 The file holds bytes (uint8, all JPEG files one after the other), offsets (int64 [N + 1], where each begins), labels
@@ -19,21 +19,21 @@ EXPECTED = f"expected the arrays {', '.join(ARRAYS)}. Fetch the file again."
 
 
 def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="CIFAR-10's photos from one .npz file into class folders")
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description="write CIFAR-10's images from one .npz file into class folders")
     parser.add_argument("npz", type=Path)
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
     with exit_on_user_error():
         count = write_folder(options.npz, options.out)
-    print(f"{count:,} photos: {options.out}")
+    print(f"{count:,} images: {options.out}")
 
 
 def write_folder(npz: Path, out: Path) -> int:
-    """Write every photo as it is; returns how many.
+    """Write every image unchanged; return their number.
 
     Raises:
-        UserError: these are no such arrays, or a class cannot be the name of a folder.
+        UserError: the arrays are not as expected, or a class cannot be the name of a folder.
     """
     try:
         with np.load(npz, allow_pickle=False) as arrays:
@@ -49,7 +49,9 @@ def write_folder(npz: Path, out: Path) -> int:
             raise UserError(f"{npz}: found the class {str(name)!r}; expected a folder's name. Fetch the file again.")
     for folder in (out / split / str(name) for split in ("train", "val") for name in classes):
         if folder.is_symlink():
-            raise UserError(f"{folder} is a link, which leads photos elsewhere; expected a folder. Remove it.")
+            raise UserError(
+                f"{folder} is a link, through which images would be written elsewhere; expected a folder. Remove it."
+            )
         folder.mkdir(parents=True, exist_ok=True)
     for number, (label, in_val) in enumerate(zip(labels, is_test, strict=True)):
         path = out / ("val" if in_val else "train") / str(classes[label]) / f"{number:05d}.jpg"

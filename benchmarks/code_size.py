@@ -1,6 +1,6 @@
-"""Count lines of code: what is left of each folder without docstrings, comments and blank lines.
+"""Count the lines of code of each folder, without docstrings, comments and blank lines.
 
-python -m benchmarks.code_size [--files true]
+python -m benchmarks.code_size [--files]
 """
 
 import ast

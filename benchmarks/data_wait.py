@@ -1,10 +1,10 @@
 """Training from files: images/s, the share of the time spent waiting for data, and where the time of an image goes.
 
-Whole runs, as main.py makes them, on links to JPEG photos: with label maps (packed store) and with the folders' labels
-in turn. Rates and waiting are what the trainer's own meter writes into metrics.jsonl, in the second half of each run,
-when the workers have started and their queues are as full as they stay. On a GPU not all waiting is lost: it may still
-be busy with the backward pass; the rate from memory tells. Then every stage of the way alone, in one process, on the
-same photos; handing batches from workers to the training process is not among them.
+Whole runs of main.py on links to JPEG files: with label maps (packed store) and with the folders' labels in turn.
+Rates and waiting come from metrics.jsonl, from the second half of each run, when the workers' queues have filled. On a
+GPU not all waiting is lost, because it may still be busy with the backward pass; the rate from memory shows the
+difference. Then every stage is timed alone, in one process, on the same files; passing batches from workers to the
+training process is not among the stages.
 """
 
 import io
@@ -21,7 +21,7 @@ from PIL import Image
 
 from benchmarks.label_store import random_map, read_all, write_packed
 from benchmarks.peers.photos import images_option, link_photos, mean_size
-from benchmarks.result import Figure, arguments, report
+from benchmarks.result import Figure, arguments, report, with_progress
 from benchmarks.train_step import augment_batch, batch_targets, memory_trainer, time_parts
 from relabel.augment import draw_augmentation
 from relabel.config.load import load_config
@@ -31,7 +31,7 @@ from relabel.data.decode import ImageFile, resolve_decoder
 from relabel.data.images import list_images
 from relabel.data.jpeg_rows import decode_rows, read_frame
 from relabel.data.loader import Batch, collate
-from relabel.training.build import checked_label_store, list_split
+from relabel.training.build import open_training_data
 from relabel.training.run import train
 from relabel.training.trainer import Trainer
 from utils.config.frozen_munch import FrozenMunch
@@ -73,7 +73,7 @@ class Size:
 
 
 def main() -> None:
-    """Runs of both kinds in turn, then the stages."""
+    """Time runs of both kinds in turn, then the stages."""
     options = arguments(__doc__ or "", images_option())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = Size("resnet18", 224, 32, steps=32, report_every=4, runs=2, rounds=10, classes=1000)
@@ -86,9 +86,9 @@ def main() -> None:
         remark = write_data(folder, options.images, size)
         write_maps(folder, size.classes)
         records: dict[str, list[dict[str, float]]] = {ORIGINAL: [], RELABEL: []}
-        for number in range(size.runs):
-            for labels in records:
-                records[labels] += run(folder, labels, number, size, device)
+        runs = [(number, labels) for number in range(size.runs) for labels in records]
+        for number, labels in with_progress(runs, "training from files", "runs"):
+            records[labels] += run(folder, labels, number, size, device)
         stages = stage_seconds(folder, size, device)
     figures = [*run_figures(records), *stage_figures(stages)]
     remarks = [
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def write_data(folder: Path, photos_in: Path | None, size: Size) -> str:
-    """train/ with as many links as a run reads, in turn over classes and photos; val/ with one. Says what is read."""
+    """Write train/ with as many links as a run reads, over classes and files in turn, and val/; describe them."""
     (folder / "sources").mkdir()
     photos = link_photos(photos_in, folder / "sources", min(PHOTOS, size.steps * size.batch))
     files = [photos.path(index).resolve() for index in range(len(photos))]
@@ -113,18 +113,18 @@ def write_data(folder: Path, photos_in: Path | None, size: Size) -> str:
 
 
 def link(path: Path, target: Path) -> None:
-    """A symbolic link, with the folders it lies in."""
+    """Make a symbolic link and its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to(target)
 
 
 def class_name(label: int) -> str:
-    """Of a class folder."""
+    """Return the name of a class folder."""
     return f"n{label:08d}"
 
 
 def write_maps(folder: Path, classes: int) -> None:
-    """labels/: a packed store with a map for each training image; few different ones."""
+    """Write labels/: a packed store with a map for each training image, few of them different."""
     rng = np.random.default_rng(0)
     label_maps = [random_map(rng, classes) for _ in range(MAPS)]
     keys = list_images(folder / "train").keys()
@@ -132,7 +132,7 @@ def write_maps(folder: Path, classes: int) -> None:
 
 
 def run_config(folder: Path, labels: str, run_dir: Path, size: Size) -> FrozenMunch:
-    """base.yaml for one epoch over train/, all cores as workers; a low rate, so that no loss can leave the numbers."""
+    """Return base.yaml for one epoch over train/, one worker per core; a low rate keeps the loss finite."""
     flags = {
         "model.arch": size.arch,
         "data.data_path": str(folder),
@@ -151,7 +151,7 @@ def run_config(folder: Path, labels: str, run_dir: Path, size: Size) -> FrozenMu
 
 
 def run(folder: Path, labels: str, number: int, size: Size, device: torch.device) -> list[dict[str, float]]:
-    """A whole run; the trainer's records of its second half."""
+    """Train a whole run; return the trainer's records of its second half."""
     run_dir = folder / f"{labels}-{number}"
     with redirect_stdout(io.StringIO()):
         train(Process(0, 1, 0, 1, device), run_config(folder, labels, run_dir, size))
@@ -161,14 +161,13 @@ def run(folder: Path, labels: str, number: int, size: Size, device: torch.device
 
 
 def stage_seconds(folder: Path, size: Size, device: torch.device) -> dict[str, dict[str, np.ndarray]]:
-    """Seconds per image of each stage, [rounds]: in a worker, and in the training process."""
+    """Return seconds per image of each stage, [rounds]: in a worker, and in the training process."""
     config = run_config(folder, RELABEL, folder / "stages", size)
-    images, data = list_split(config, "train"), config.data
+    data, opened = config.data, open_training_data(config)
     view = RandomResizedCrop(
         data.image_size, data.rrc_minimum, data.flip_prob, data.color_jitter, data.lighting, seed=0
     )
-    store = checked_label_store(config, images)
-    dataset = ImageDataset(images, view, store, resolve_decoder(data.decoder))
+    dataset = ImageDataset(opened.images, view, opened.store, resolve_decoder(data.decoder))
     (folder / "memory").mkdir()
     trainer = memory_trainer(folder / "memory", size.arch, size.crop, size.batch, device)
     batch = collate([dataset[0, index] for index in range(size.batch)])
@@ -179,7 +178,7 @@ def stage_seconds(folder: Path, size: Size, device: torch.device) -> dict[str, d
 
 
 def worker_seconds(dataset: ImageDataset, view: RandomResizedCrop, size: Size) -> dict[str, np.ndarray]:
-    """Of what a worker does, in one thread as there; see `stage_seconds`."""
+    """Time the stages of a worker, in one thread as there; see `stage_seconds`."""
     indices = list(range(size.batch))
     samples = [dataset[0, index] for index in indices]
     paths = [dataset.images.path(index) for index in indices]
@@ -208,21 +207,21 @@ def worker_seconds(dataset: ImageDataset, view: RandomResizedCrop, size: Size) -
 
 
 def draw(view: RandomResizedCrop, file: ImageFile, index: int) -> None:
-    """The random numbers of a sample, as the view draws them."""
+    """Draw the random numbers of a sample, as the transform does."""
     rng = keyed_rng(view.seed, SAMPLE, 0, index)
     random_crop_box(rng, file.width, file.height, view.min_area)
     draw_augmentation(rng, view.flip_prob, view.color_jitter, view.lighting)
 
 
 def decode(content: bytes, rows: int) -> object:
-    """The pixels that a crop is cut from: the upper rows, or all, by Pillow, of a file that the fast way refuses."""
+    """Decode what a crop is cut from: the upper rows, or with Pillow a whole file that the fast decoder refuses."""
     frame = read_frame(content)
     pixels = decode_rows(content, frame, rows) if frame else None
     return Image.open(io.BytesIO(content)).convert("RGB") if pixels is None else pixels
 
 
 def process_seconds(trainer: Trainer, batch: Batch, rounds: int) -> dict[str, np.ndarray]:
-    """Of what the training process and its device do with a batch from the loader; see `stage_seconds`."""
+    """Time what the training process and its device do with a batch from the loader; see `stage_seconds`."""
     device = trainer.process.device
     there = batch.to(device)
     parts: dict[str, tuple[Callable[[], object], int]] = {
@@ -237,12 +236,12 @@ def process_seconds(trainer: Trainer, batch: Batch, rounds: int) -> dict[str, np
 
 
 def move(batch: Batch, device: torch.device) -> Batch:
-    """To the device, on a GPU through page-locked memory, as the loader does it."""
+    """Move a batch to the device, to a GPU through page-locked memory, as the loader does."""
     return (batch.pin_memory() if device.type == "cuda" else batch).to(device)
 
 
 def run_figures(records: dict[str, list[dict[str, float]]]) -> list[Figure]:
-    """Rate and waiting of each kind of labels."""
+    """Return rate and waiting for each kind of labels."""
     return [
         Figure.of(f"{labels}: {what}", unit, [record[name] for record in kept])
         for labels, kept in records.items()
@@ -254,7 +253,7 @@ def run_figures(records: dict[str, list[dict[str, float]]]) -> list[Figure]:
 
 
 def stage_figures(stages: dict[str, dict[str, np.ndarray]]) -> list[Figure]:
-    """Milliseconds per image of each stage, and the rate of the training process when nothing is read."""
+    """Return milliseconds per image of each stage, and the rate of the training process when nothing is read."""
     figures = [
         Figure.of(f"{where}: {name}", "ms/image", 1e3 * values)
         for where, seconds in stages.items()
@@ -266,7 +265,7 @@ def stage_figures(stages: dict[str, dict[str, np.ndarray]]) -> list[Figure]:
 
 
 def bottleneck(stages: dict[str, dict[str, np.ndarray]], device: torch.device) -> list[str]:
-    """Where an image spends most time, on either side; and which is the slower side, where they share no cores."""
+    """Report where an image spends most time on either side, and the slower side if they do not share cores."""
     worker, process = ({name: 1e3 * np.median(s) for name, s in seconds.items()} for seconds in stages.values())
     whole, cores = worker.pop(SAMPLE_WHOLE) + worker["collating"], available_cores()
     process.pop(COPY)  # beside the step before

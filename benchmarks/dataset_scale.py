@@ -1,6 +1,6 @@
-"""A data set of ImageNet's size in one process: memory held, time until it is ready, into a worker, through an epoch.
+"""A data set of ImageNet's size in one process: memory, time until it is ready, time into a worker and for an epoch.
 
-Targets: at most 100 MB a process, ready in 2 s once the file list is known, pickled to a worker in 0.1 s. Images and
+Targets: at most 100 MB per process, ready in 2 s once the file list is known, pickled to a worker in 0.1 s. Images and
 maps are simulated: names, classes and keys are as many and as long as ImageNet's, records are small (all stay on disk).
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.result import Figure, arguments, report
+from benchmarks.result import Figure, arguments, report, with_progress
 from relabel.data.dataset import ImageDataset, RandomResizedCrop
 from relabel.data.images import ImageList
 from relabel.data.loader import TrainBatches
@@ -28,13 +28,14 @@ IMAGES, CLASSES, BATCH = 1_281_167, 1000, 256
 
 
 def main() -> None:
-    """Several fresh processes, each of which opens the same simulated data set."""
+    """Open the same simulated data set in several fresh processes."""
     options = arguments(__doc__ or "")
     count, repeats = (20_000, 2) if options.tiny else (IMAGES, 7)
     with tempfile.TemporaryDirectory() as folder:
         write_store(Path(folder), simulated_images(count))
         command = [sys.executable, "-c", f"from benchmarks.dataset_scale import measure; measure({folder!r}, {count})"]
-        lines = [subprocess.run(command, check=True, capture_output=True, text=True).stdout for _ in range(repeats)]
+        rounds = with_progress(range(repeats), "opening the data set")
+        lines = [subprocess.run(command, check=True, capture_output=True, text=True).stdout for _ in rounds]
     values = np.array([[float(number) for number in line.split()] for line in lines])
     figures = [
         Figure.of("ready: keys, rows of the store, presence, one map of each class", "s", values[:, 0]),
@@ -52,7 +53,7 @@ def main() -> None:
 
 
 def simulated_images(count: int) -> ImageList:
-    """Names as ImageNet's: n01440764/n01440764_10026.JPEG."""
+    """Return a list of images with names like ImageNet's: n01440764/n01440764_10026.JPEG."""
     per_class = -(-count // CLASSES)
     numbers = sorted(f"{13 * i + 2}.JPEG" for i in range(per_class))
     folders = [f"n{1_440_764 + 9_973 * c:08d}" for c in range(CLASSES)]
@@ -62,7 +63,7 @@ def simulated_images(count: int) -> ImageList:
 
 
 def write_store(folder: Path, images: ImageList) -> None:
-    """A packed store for the images, one sound record for the first image of each class."""
+    """Write a packed store for the images, with a valid record for the first image of each class."""
     keys = images.keys()
     manifest = Manifest(form="packed", maps=len(keys), k=1, h=1, w=1, class_names=images.class_names, made_by={})
     writer = PackedWriter(folder, keys, manifest)
@@ -98,7 +99,7 @@ def measure(folder: str, count: int) -> None:
 
 
 def resident_mb() -> float:
-    """Memory of this process that is in RAM."""
+    """Return the resident memory of this process."""
     gc.collect()
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 

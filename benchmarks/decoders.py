@@ -1,7 +1,7 @@
-"""JPEG decoders on real photos: whole images, then crops resized to 224; how fast, and how near to Pillow's pixels.
+"""JPEG decoders on photos: whole images, then crops resized to 224; their speed, and how close they are to Pillow.
 
-Whole images are decoded from files in memory, crops are read from files in a warm cache, by one thread and by two of
-one process. The boxes are those that training draws. Ours and DALI's slice decoder stop where the crop ends, the others
+Whole images are decoded from memory, crops are read from files in a warm cache, by one thread and by two of one
+process. The boxes are those that training draws. Ours and DALI's slice decoder stop where the crop ends, the others
 decode the whole image. Quality is measured against Pillow's decoder and antialiased bilinear filter, as in the paper.
 Targets for ours: PSNR of 38 dB on average and 36 dB at the 5th percentile, and no shift.
 """
@@ -51,7 +51,7 @@ NO_DIFFERENCE = 0.5 / (3 * SIZE * SIZE)  # stands for a mean square of 0: half o
 
 
 def main() -> None:
-    """Whole images and crops in turn, several times; then the crops' pixels."""
+    """Time whole images and crops in turn, several times; then compare the crops' pixels."""
     options = arguments(__doc__ or "", images_option())
     count, rounds = (8, 1) if options.tiny else (CROPS, 7)
     torch.set_num_threads(1)
@@ -75,13 +75,13 @@ def main() -> None:
 
 
 def random_box(photos: ImageList, index: int) -> CropBox:
-    """The box that training with seed 0 draws of a photo in its first epoch."""
+    """Return the box that training with seed 0 draws for an image in its first epoch."""
     with Image.open(photos.path(index)) as image:
         return random_crop_box(keyed_rng(0, SAMPLE, 0, index), *image.size, MIN_AREA)
 
 
 def crop_makers(crops: Sequence[Crop]) -> dict[str, tuple[str, Callable[[], Callable[[int], CropAll]]]]:
-    """Name -> what to install, and what makes a function: number of threads -> function that reads all crops."""
+    """Return, by name, what to install and a maker of functions: number of threads -> function that reads all crops."""
 
     def by_opencv(decoder: Callable[[], Decode]) -> Callable[[int], CropAll]:
         return partial(over_threads, resize_by_opencv(decoder(), SIZE), crops)
@@ -101,18 +101,18 @@ def crop_makers(crops: Sequence[Crop]) -> dict[str, tuple[str, Callable[[], Call
 
 
 def our_crop(decoder: str, path: Path, box: CropBox) -> np.ndarray:
-    """As training reads it, seen as uint8 [S, S, 3]."""
+    """Read a crop as training does; uint8 [S, S, 3]."""
     return ImageFile(path, decoder).resized_crop(box, SIZE, SIZE).transpose(1, 2, 0)
 
 
 def pillow_crop(path: Path, box: CropBox) -> np.ndarray:
-    """The reference, uint8 [S, S, 3]: Pillow decodes, cuts out and resizes by its antialiased bilinear filter."""
+    """Read the reference, uint8 [S, S, 3]: Pillow decodes, crops and resizes by its antialiased bilinear filter."""
     image = Image.open(path).convert("RGB")
     return np.asarray(image.crop(box.pixels(*image.size)).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
 
 
 def over_threads(function: Callable[..., T], items: Sequence[Any], threads: int) -> Callable[[], list[T]]:
-    """A function that calls another for each tuple of arguments, in that many threads."""
+    """Return a function that calls another for each tuple of arguments, in that many threads."""
     if threads == 1:
         return lambda: [function(*item) for item in items]
     pool = ThreadPoolExecutor(threads)
@@ -122,7 +122,7 @@ def over_threads(function: Callable[..., T], items: Sequence[Any], threads: int)
 def timed_jobs(
     decoders: dict[str, Decode], croppers: dict[str, Callable[[int], CropAll]], crops: Sequence[Crop]
 ) -> dict[str, Callable[[], object]]:
-    """All that is timed: each goes through all photos once."""
+    """Return everything that is timed; each job goes through all images once."""
     files = [(path.read_bytes(),) for path, _ in crops]
     jobs: dict[str, Callable[[], object]] = {}
     for threads, ending in THREADS.items():
@@ -135,7 +135,7 @@ def timed_jobs(
 
 
 def decode_to_bottom(path: Path, box: CropBox) -> None:
-    """What the fast decoder does before it resizes, reading the file included."""
+    """Read and decode as the fast decoder does before it resizes."""
     data = path.read_bytes()
     frame = read_frame(data)
     assert frame is not None
@@ -143,12 +143,12 @@ def decode_to_bottom(path: Path, box: CropBox) -> None:
 
 
 def decode_only(decode: Decode, data: bytes) -> None:
-    """Decode and forget: 400 whole images are not kept."""
+    """Decode an image and discard it: 400 whole images would take too much memory."""
     decode(data)
 
 
 def speed_figures(jobs: dict[str, Callable[[], object]], count: int, rounds: int) -> list[Figure]:
-    """Of one thread the time per image, of two the images per second; and what the fast decoder saves."""
+    """Return time per image for one thread, images per second for two, and what the fast decoder saves."""
     seconds = {name: np.array(v) for name, v in time_interleaved(jobs, dict.fromkeys(jobs, 1), rounds).items()}
     one, two = THREADS.values()
     figures = [Figure.of(name, "ms/image", 1e3 * v / count) for name, v in seconds.items() if name.endswith(one)]
@@ -158,7 +158,7 @@ def speed_figures(jobs: dict[str, Callable[[], object]], count: int, rounds: int
 
 
 def quality_figures(name: str, crops: Sequence[np.ndarray], references: Sequence[np.ndarray]) -> list[Figure]:
-    """How near the crops are to the reference; both uint8 [S, S, 3] each."""
+    """Compare crops with their references, all uint8 [S, S, 3]."""
     pairs = list(zip(crops, references, strict=True))
     differences = [np.abs(crop.astype(np.float32) - reference) for crop, reference in pairs]
     squares = np.array([np.square(difference).mean() for difference in differences])
@@ -180,12 +180,12 @@ def quality_figures(name: str, crops: Sequence[np.ndarray], references: Sequence
 
 
 def grey(crop: np.ndarray) -> np.ndarray:
-    """float32 [S, S]; the luma of uint8 [S, S, 3]."""
+    """Return the luma float32 [S, S] of uint8 [S, S, 3]."""
     return crop @ np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def correlations(crop: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """float [3, 3]; of two grey images where the crop is shifted by -1, 0, 1 rows and columns; a flat one gives 0."""
+    """Correlate two grey images with the crop shifted by -1, 0, 1 rows and columns, float [3, 3]; 0 for a flat one."""
     inner = reference[1:-1, 1:-1].ravel()
     height, width = reference.shape
     found = np.zeros((3, 3))
@@ -197,9 +197,9 @@ def correlations(crop: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def peaks(found: Sequence[np.ndarray]) -> np.ndarray:
-    """float [N, 2]; pixels down and across to the top of the parabola through the middle column and the middle row.
+    """Return float [N, 2]: pixels down and across to the peak of the parabola through the middle column and middle row.
 
-    The content at a crop's border moves it a little, even for an image against itself.
+    The content at a crop's border moves it a little, even when an image is compared with itself.
     """
     values = np.array([(c[:, 1], c[1]) for c in found])
     before, middle, after = np.moveaxis(values, 2, 0)

@@ -1,8 +1,8 @@
 """The training step on a GPU against timm's: ResNet-50, 224 px, batch 256, float16 autocast, batches on the device.
 
 Targets: at least 1.0x timm's images/s; the augmentation of a batch in at most 2 ms. Ours is the trainer's whole step.
-timm's is what its training script does with a batch, made of its own parts: the prefetcher's normalisation of bytes on
-a side stream, channels_last, autocast, CrossEntropyLoss of integer labels, NativeScaler, SGD from its optimizer
+timm's is what its training script does with a batch, assembled from its parts: the prefetcher's normalisation of bytes
+on a side stream, channels_last, autocast, CrossEntropyLoss of integer labels, NativeScaler, SGD from its optimizer
 factory. Left out, in its favour: the script's loss.item(), its meters and its schedule. timm flips and jitters in its
 workers, ours in the step; so ours is also measured on batches that it only normalises, which is the same work.
 """
@@ -57,18 +57,18 @@ class Size:
 
 
 def main() -> None:
-    """Bursts of steps of each contender in turn; then what our step does before the network."""
+    """Time bursts of steps of each contender in turn; then what our step does before the network."""
     options = arguments(__doc__ or "")
     with exit_on_user_error():
         on_gpu = torch.cuda.is_available()
         if not (on_gpu or options.tiny):
-            raise UserError("this benchmark needs a GPU and found none; --tiny runs it on the CPU, to see that it runs")
+            raise UserError("found no GPU; this benchmark needs one. --tiny runs it on the CPU to show that it works")
         size = Size("resnet18", 32, 4, 1, 1, 1) if options.tiny else Size("resnet50", 224, 256, 10, 20, 20)
         measure(torch.device("cuda" if on_gpu else "cpu"), size, options.json)
 
 
 def measure(device: torch.device, size: Size, json_file: Path | None) -> None:
-    """Time whole steps, and parts of ours, on one batch that lies on the device; report."""
+    """Time whole steps, and parts of ours, on one batch on the device; report."""
     relabelled = random_batch(size.batch, size.crop).to(device)
     original = replace(relabelled, scores=None, classes=None)
     normalised = replace(original, flips=None, jitter_orders=None, jitter_factors=None, lighting=None)
@@ -86,7 +86,7 @@ def measure(device: torch.device, size: Size, json_file: Path | None) -> None:
 
 
 def step_figures(trainer: Trainer, batches: dict[str, Batch], size: Size) -> list[Figure]:
-    """Images per second of timm's step and of ours on each batch, and their ratios."""
+    """Return images per second of timm's step and of ours on each batch, and their ratios."""
     timm_trainer = TimmTrainer(next(iter(batches.values())), size)
     bursts: dict[str, tuple[Callable[[], object], int]] = {TIMM: (timm_trainer.run, 1)}
     for name, batch in batches.items():
@@ -97,7 +97,7 @@ def step_figures(trainer: Trainer, batches: dict[str, Batch], size: Size) -> lis
 
 
 def part_figures(trainer: Trainer, batches: dict[str, Batch], size: Size) -> list[Figure]:
-    """Milliseconds of what our step does before the network."""
+    """Return milliseconds of what our step does before the network."""
     normalised, original, relabelled = batches.values()
     assert relabelled.scores is not None and relabelled.classes is not None
     functions: dict[str, Callable[[], object]] = {
@@ -113,10 +113,10 @@ def part_figures(trainer: Trainer, batches: dict[str, Batch], size: Size) -> lis
 
 
 class TimmTrainer:
-    """timm's training step for a batch that lies on the device as bytes."""
+    """timm's training step for a batch of bytes on the device."""
 
     def __init__(self, batch: Batch, size: Size) -> None:
-        """Network, optimizer and scaler as timm's script makes them for `--amp --channels-last --opt sgd`."""
+        """Make network, optimizer and scaler as timm's script does for `--amp --channels-last --opt sgd`."""
         self.device = batch.images.device
         self.amp = self.device.type == "cuda"
         model: nn.Module = timm.create_model(size.arch, num_classes=K)
@@ -131,12 +131,12 @@ class TimmTrainer:
         self.batches = PrefetchLoader(burst, device=self.device)  # one for all bursts: it keeps its stream's memory
 
     def run(self) -> None:
-        """A burst of updates; returns before the GPU has done them."""
+        """Start a burst of updates; return before the GPU has finished them."""
         for images, labels in self.batches:
             self.step(images, labels)
 
     def step(self, images: Tensor, labels: Tensor) -> None:
-        """One update.
+        """Make one update.
 
         Args:
             images: float32 [B, 3, S, S]; normalised.

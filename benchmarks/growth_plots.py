@@ -1,4 +1,4 @@
-"""Draws how cost grows from the results of the benchmarks, as written by their --json; measures nothing itself.
+"""Draw how cost grows, from the JSON results of the benchmarks.
 
     python -m benchmarks.growth_plots [--results FOLDER] [--out PNG]
 
@@ -108,7 +108,7 @@ PANELS = (
 
 
 def main() -> None:
-    """Draw what there are results for."""
+    """Draw the panels for which there are results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder of JSON files")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "growth.png", help="the PNG to write")
@@ -117,11 +117,11 @@ def main() -> None:
 
 
 def draw_growth(results: Path, out: Path) -> None:
-    """Write the panels that there are results for, two in a row; print a line for each that is left out.
+    """Write the panels for which there are results, two in a row; print a line for each that is left out.
 
     Args:
         results: folder of PROGRAM.json.
-        out: the PNG to write; its folder must exist. Not written where there is no panel.
+        out: the PNG to write; its folder must exist. Not written without any panel.
     """
     drawn = []
     for panel in PANELS:
@@ -144,7 +144,7 @@ def draw_growth(results: Path, out: Path) -> None:
 
 
 def points(figures: Sequence[dict[str, Any]], pattern: str) -> np.ndarray:
-    """The figures of a curve, float [n, 4]: number in the name, lower quartile, median, upper quartile; times in s."""
+    """Return a curve, float [n, 4]: number in the name, lower quartile, median, upper quartile; times in s."""
     found = []
     for figure in figures:
         if match := re.fullmatch(pattern, figure["what"]):
@@ -183,7 +183,7 @@ def draw_panel(axes: Axes, panel: Panel, curves: Sequence[np.ndarray]) -> None:
 
 
 def short(number: float) -> str:
-    """1000 as 1k, 1281167 as 1.28M."""
+    """Format 1000 as 1k and 1281167 as 1.28M."""
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.3g}{letter}"

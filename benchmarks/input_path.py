@@ -2,7 +2,7 @@
 
 On two cores, with two worker processes or threads for each contender, in batches of 256 and from a warm cache: file,
 decode, random resized crop to 224, uint8, unless its name says otherwise. Ours also draws the numbers of flip, jitter
-and lighting, which are applied to the whole batch on the device. What each peer does is told in benchmarks/peers/.
+and lighting, which are applied to the whole batch on the device. benchmarks/peers/ describes what each peer does.
 Targets: with label maps 4 times the 2021 procedure; without 2 times timm, and DALI and FFCV at least matched (1.2 times
 if it can be had). Then ours with 1, 2, 4, ... workers on all cores.
 """
@@ -25,7 +25,7 @@ import torch
 from benchmarks.label_store import K, write_both
 from benchmarks.peers import SIZE, Job, Reader, installed
 from benchmarks.peers.photos import images_option, link_photos, mean_size
-from benchmarks.result import Figure, arguments, report
+from benchmarks.result import Figure, arguments, report, with_progress
 from relabel.augment import augment
 from relabel.crop_box import MIN_AREA
 from relabel.data.dataset import ImageDataset, RandomResizedCrop
@@ -118,7 +118,7 @@ def main() -> None:
 
 @contextmanager
 def on_cores(count: int) -> Iterator[None]:
-    """Keep this process, and all processes and threads that it starts meanwhile, to its first cores."""
+    """Restrict this process, and all processes and threads that it starts meanwhile, to its first cores."""
     cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
     os.sched_setaffinity(0, sorted(cores)[:count])
     torch.set_num_threads(min(count, threads))
@@ -130,27 +130,27 @@ def on_cores(count: int) -> Iterator[None]:
 
 
 def make_job(images: Path | None, scratch: Path, count: int, batch: int) -> Job:
-    """Photos, and their label maps in both forms: PT as in 2021, PACKED as ours."""
+    """Link the images and write their label maps in both forms: PT as in 2021, PACKED as ours."""
     photos = link_photos(images, scratch, count)
     write_both(scratch / PT, scratch / PACKED, np.sort(photos.keys()), CLASS_NAMES, np.random.default_rng(0))
     return Job(photos, scratch / PT, batch, WORKERS, scratch)
 
 
 def peer_readers(job: Job) -> tuple[dict[str, Reader], list[str]]:
-    """The readers of the peers that are installed, and a remark on each that is not."""
+    """Return the readers of the peers that are installed, and a remark on each that is not."""
     makers = {module: (packages, partial(readers_of, module, job)) for module, packages in PEERS.items()}
     made, absent = installed(makers)
     return {name: reader for readers in made.values() for name, reader in readers.items()}, absent
 
 
 def readers_of(module: str, job: Job) -> dict[str, Reader]:
-    """The readers of a module of benchmarks/peers."""
+    """Return the readers of a module of benchmarks/peers."""
     readers: dict[str, Reader] = import_module(f"benchmarks.peers.{module}").readers(job)
     return readers
 
 
 def our_readers(job: Job) -> dict[str, Reader]:
-    """Ours without and with label maps, and with all that the 2021 procedure does."""
+    """Return our readers: without and with label maps, and with everything that the 2021 procedure does."""
     store = open_label_store(job.scratch / PACKED, job.photos.keys(), CLASS_NAMES)
     return {
         OURS: partial(read_ours, job, None, job.workers),
@@ -160,7 +160,7 @@ def our_readers(job: Job) -> dict[str, Reader]:
 
 
 def read_ours(job: Job, store: LabelStore | None, workers: int) -> Iterator[int]:
-    """Epochs without end."""
+    """Read epochs without end."""
     for batch in our_batches(job, store, workers):
         assert batch.images.dtype == torch.uint8 and batch.images.shape[1:] == (3, SIZE, SIZE)
         assert (batch.scores is None) == (store is None)
@@ -168,7 +168,7 @@ def read_ours(job: Job, store: LabelStore | None, workers: int) -> Iterator[int]
 
 
 def read_whole(job: Job, store: LabelStore) -> Iterator[int]:
-    """The same with what training leaves to the device: augmented floats and soft targets, made here on the CPU."""
+    """Read the same and do on the CPU what training leaves to the device: augmented floats and soft targets."""
     for batch in our_batches(job, store, job.workers):
         images = augment(batch.images, batch.flips, batch.jitter_orders, batch.jitter_factors, batch.lighting)
         assert batch.scores is not None and batch.classes is not None
@@ -178,7 +178,7 @@ def read_whole(job: Job, store: LabelStore) -> Iterator[int]:
 
 
 def our_batches(job: Job, store: LabelStore | None, workers: int) -> Iterator[Batch]:
-    """What training reads with the paper's settings."""
+    """Return the batches that training reads with the paper's settings."""
     view = RandomResizedCrop(SIZE, MIN_AREA, flip_prob=0.5, color_jitter=0.4, lighting=0.1, seed=0)
     sampler = TrainBatches(
         num_images=len(job.photos),
@@ -194,16 +194,16 @@ def our_batches(job: Job, store: LabelStore | None, workers: int) -> Iterator[Ba
 
 
 def measure(contenders: Sequence[Contender], amount: Amount) -> dict[str, list[float]]:
-    """Images per second of each, in rounds that take all of them in turn."""
+    """Return images per second of each, in rounds that take all of them in turn."""
     rates: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-    for _ in range(amount.rounds):
+    for _ in with_progress(range(amount.rounds), f"{len(contenders)} contenders"):
         for contender in contenders:
             rates[contender.name].append(images_per_s(contender, amount))
     return rates
 
 
 def images_per_s(contender: Contender, amount: Amount) -> float:
-    """Once all workers are busy. Workers finish their batches nearly together, so whole turns of them are timed."""
+    """Measure once all workers are busy. They finish batches nearly together, so whole turns of them are timed."""
     counts = contender.read()
     sum(islice(counts, amount.dropped(contender.workers)))
     start = time.perf_counter()
@@ -214,7 +214,7 @@ def images_per_s(contender: Contender, amount: Amount) -> float:
 
 
 def describe(job: Job) -> list[str]:
-    """What was read, how, and what to expect."""
+    """Describe what was read and how, and the targets."""
     different = len({job.photos.path(index).resolve() for index in range(len(job.photos))})
     return [
         f"{len(job.photos):,} JPEG files of {mean_size(job.photos) / 1000:.0f} kB, {different:,} different ones, warm "

@@ -3,7 +3,7 @@
 The dense way is the procedure of 2021, with the box axes as they should be: scatter the sparse maps into float32
 [B, K, h, w], then RoIAlign. Its maps are float32 and int64 beforehand; pool_scores takes them as a training step has
 them, float16 and int64. Boxes are random crops of 500 x 375 images. A second target: no memory that grows with
-K x h x w; what torch's allocator gave out in one call is counted.
+K x h x w; the allocations that torch makes in one call are counted.
 """
 
 import os
@@ -46,16 +46,16 @@ class Maps:
     num_classes: int
 
     def pool(self) -> Tensor:
-        """Our way, float32 [B, K]."""
+        """Pool our way, float32 [B, K]."""
         return pool_scores(self.scores, self.classes, self.boxes, self.num_classes)
 
     def target(self) -> Tensor:
-        """The whole target, float32 [B, K]: our way, then the softmax."""
+        """Make the whole target, float32 [B, K]: pooling our way, then the softmax."""
         return relabel_target(self.scores, self.classes, self.boxes, self.num_classes)
 
 
 def main() -> None:
-    """Speed and growth in interleaved rounds, then memory."""
+    """Measure speed and growth in interleaved rounds, then memory."""
     options = arguments(__doc__ or "")
     torch.set_num_threads(1)
     batch, rounds, calls = (16, 2, 1) if options.tiny else (256, 40, 20)
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def measure_speed(batch: int, rounds: int, calls: int) -> list[Figure]:
-    """Microseconds per image of each way, for growing K and k; and how many times faster ours is."""
+    """Return microseconds per image of each way, for growing K and k, and how many times faster ours is."""
     functions: dict[str, Callable[[], object]] = {}
     for num_classes in DENSE_K:
         maps = random_maps(batch, num_classes)
@@ -97,7 +97,7 @@ def measure_speed(batch: int, rounds: int, calls: int) -> list[Figure]:
 
 
 def measure_difference(batch: int) -> Figure:
-    """How far the two ways are apart at most; AssertionError where that is more than rounding."""
+    """Return the largest difference between the two ways; AssertionError if it is more than rounding."""
     differences = []
     for num_classes in DENSE_K:
         maps = random_maps(batch, num_classes)
@@ -108,7 +108,7 @@ def measure_difference(batch: int) -> Figure:
 
 
 def measure_memory(batch: int) -> list[Figure]:
-    """MB allocated in a call, for few and many classes and cells; ours must hold no more than its input or result."""
+    """Return MB allocated in a call, for few and many classes and cells; ours must not exceed its input or result."""
     figures = []
     for num_classes, cells in ((K, CELLS), (MANY, CELLS), (K, 2 * CELLS)):
         sizes = allocations(random_maps(batch, num_classes, cells=cells).pool)
@@ -120,7 +120,7 @@ def measure_memory(batch: int) -> list[Figure]:
 
 
 def memory_figures(name: str, sizes: list[int]) -> list[Figure]:
-    """Of the allocations of one call, bytes each."""
+    """Return the largest and the sum of the allocations of one call, given in bytes."""
     return [
         Figure.of(f"memory, {name}: largest", "MB", [max(sizes) / 1e6]),
         Figure.of(f"memory, {name}: all", "MB", [sum(sizes) / 1e6]),
@@ -128,17 +128,17 @@ def memory_figures(name: str, sizes: list[int]) -> list[Figure]:
 
 
 def pool_name(num_classes: int, top: int) -> str:
-    """What the figure of our way is called."""
+    """Return the name of our way's value."""
     return f"pool_scores, K = {num_classes:,}, k = {top}"
 
 
 def dense_name(num_classes: int) -> str:
-    """What the figure of the dense way is called."""
+    """Return the name of the dense way's value."""
     return f"dense tensor + roi_align, K = {num_classes:,}, k = {TOP}"
 
 
 def random_maps(batch: int, num_classes: int, top: int = TOP, cells: int = CELLS) -> Maps:
-    """Logits around 8, classes anywhere in 0..K-1 but never twice in a cell, and random crops of 500 x 375 images."""
+    """Draw logits around 8, classes in 0..K-1 but never twice in a cell, and random crops of 500 x 375 images."""
     generator = torch.Generator().manual_seed(0)
     scores = 8 + 3 * torch.randn(batch, top, cells, cells, generator=generator)
     first = torch.randint(num_classes, (batch, 1, cells, cells), generator=generator)
@@ -149,18 +149,18 @@ def random_maps(batch: int, num_classes: int, top: int = TOP, cells: int = CELLS
 
 
 def pool_dense(scores: Tensor, classes: Tensor, boxes: Tensor, num_classes: int) -> Tensor:
-    """The dense way, float32 [B, K]; arguments as of pool_scores, but float32 scores and int64 classes."""
+    """Pool the dense way, float32 [B, K]; arguments as of pool_scores, but float32 scores and int64 classes."""
     return align_dense(make_dense(scores, classes, num_classes), boxes)
 
 
 def make_dense(scores: Tensor, classes: Tensor, num_classes: int) -> Tensor:
-    """The dense maps, float32 [B, K, h, w]; 0 where a cell does not store a class."""
+    """Make dense maps, float32 [B, K, h, w]; 0 where a cell does not store a class."""
     batch, _, h, w = scores.shape
     return torch.zeros(batch, num_classes, h, w).scatter_(1, classes, scores)
 
 
 def align_dense(dense: Tensor, boxes: Tensor) -> Tensor:
-    """RoIAlign of dense maps [B, K, h, w], each at its own box (fractions of the image); float32 [B, K]."""
+    """Apply RoIAlign to dense maps [B, K, h, w], each at its own box (fractions of the image); float32 [B, K]."""
     h, w = dense.shape[2:]
     cells = boxes * boxes.new_tensor([w, h, w, h]) - 0.5
     numbers = torch.arange(len(dense), device=dense.device)
@@ -169,7 +169,7 @@ def align_dense(dense: Tensor, boxes: Tensor) -> Tensor:
 
 
 def allocations(function: Callable[[], object]) -> list[int]:
-    """Bytes of each allocation that torch makes on the CPU in one call, those inside operations included."""
+    """Return the bytes of each allocation that torch makes on the CPU in one call, inside operations too."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler writes about GPUs that it misses
     with profile(profile_memory=True) as profiler:
         function()

@@ -1,6 +1,6 @@
-"""Reading label maps: packed store against torch.load of a .pt file, and packed stores of up to ImageNet's size.
+"""Reading label maps: packed store against torch.load of a .pt file, and packed stores up to ImageNet's size.
 
-Target: a read of the packed store at least 50 times faster. The largest store takes 5.8 GB, and minutes to write.
+Target: a read of the packed store at least 50 times faster. The largest store takes 5.8 GB and minutes to write.
 """
 
 import shutil
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from benchmarks.dataset_scale import IMAGES, resident_mb, simulated_images
-from benchmarks.result import Figure, arguments, report, time_interleaved
+from benchmarks.result import Figure, arguments, report, time_interleaved, with_progress
 from relabel.label_map import LabelMap
 from relabel.stores.manifest import Manifest
 from relabel.stores.packed import read_whole_manifest, record_type
@@ -32,7 +32,7 @@ DIFFERENT = 100  # maps, of which a store of the growth is made
 
 
 def main() -> None:
-    """The two forms against each other, then the growth of one of them; warm cache, one core."""
+    """Compare the two forms, then measure packed stores of growing size; warm cache, one core."""
     options = arguments(__doc__ or "")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -71,7 +71,7 @@ def compare_forms(folder: Path, maps: int, rounds: int) -> list[Figure]:
 
 
 def write_stores(folder: Path, sizes: Iterable[int]) -> tuple[dict[int, Path], list[str]]:
-    """Packed stores of these many records each, for which there is room twice over; and a remark for each left out."""
+    """Write packed stores of these sizes if there is room twice over; return them, and a remark for each left out."""
     rng = np.random.default_rng(0)
     label_maps = [random_map(rng) for _ in range(DIFFERENT)]
     stores, remarks = {}, []
@@ -89,7 +89,7 @@ def write_stores(folder: Path, sizes: Iterable[int]) -> tuple[dict[int, Path], l
 
 
 def measure_reads(stores: dict[int, Path], reads: int, rounds: int) -> list[Figure]:
-    """One read of a random row, mean of many; the stores in turn. All rows were read before: no disk is waited for."""
+    """Time one read of a random row, mean of many; the stores in turn. All rows were read before: no disk access."""
     rng = np.random.default_rng(0)
     functions: dict[str, Callable[[], object]] = {}
     for size, folder in stores.items():
@@ -102,9 +102,9 @@ def measure_reads(stores: dict[int, Path], reads: int, rounds: int) -> list[Figu
 
 
 def measure_opening(stores: dict[int, Path], rounds: int) -> list[Figure]:
-    """Time to open each store, and memory it then holds, in fresh processes; the stores in turn."""
+    """Measure the time to open each store and the memory it then holds, in fresh processes; the stores in turn."""
     values: dict[int, list[list[float]]] = {size: [] for size in stores}
-    for _ in range(rounds):
+    for _ in with_progress(range(rounds), "opening stores"):
         for size, folder in stores.items():
             code = f"from benchmarks.label_store import print_opening; print_opening({str(folder)!r})"
             done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
@@ -120,7 +120,7 @@ def measure_opening(stores: dict[int, Path], rounds: int) -> list[Figure]:
 
 
 def print_opening(folder: str) -> None:
-    """Print milliseconds until the record of every key of a store is known, and MB of memory held from then on."""
+    """Print milliseconds until the record of every key is known, and MB of memory held from then on."""
     keys, names = keys_of(folder), read_whole_manifest(Path(folder)).class_names
     resident = resident_mb()
     start = time.perf_counter()
@@ -131,17 +131,17 @@ def print_opening(folder: str) -> None:
 
 
 def store_name(size: int) -> str:
-    """What the figures of a store of so many records begin with."""
+    """Return how the names of a store's values begin."""
     return f"packed store, {size:,} records"
 
 
 def read_all(read: Callable[[int], object], rows: list[int]) -> None:
-    """Read maps one after the other, and keep none."""
+    """Read maps one after the other and keep none."""
     deque(map(read, rows), maxlen=0)
 
 
 def write_both(pt: Path, packed: Path, keys: np.ndarray, names: list[str], rng: np.random.Generator) -> None:
-    """Random maps as .pt files and as a packed store."""
+    """Write random maps as .pt files and as a packed store."""
     label_maps = [random_map(rng) for _ in range(len(keys))]
     write_packed(packed, keys, names, label_maps)
     for key, label_map in zip(keys.tolist(), label_maps, strict=True):
@@ -149,7 +149,7 @@ def write_both(pt: Path, packed: Path, keys: np.ndarray, names: list[str], rng: 
 
 
 def random_map(rng: np.random.Generator, num_classes: int = K) -> LabelMap:
-    """The best 5 of 20 classes in each cell, with logits as a strong teacher's, in the types of a packed store."""
+    """Draw 5 of 20 classes in each cell, with logits like a strong teacher's, in the types of a packed store."""
     k, h, w = SHAPE
     some = rng.choice(num_classes, 20, replace=False).astype(np.int16)
     kept = rng.permuted(np.tile(some, (h * w, 1)), axis=1)[:, :k].T.reshape(SHAPE)
@@ -157,13 +157,14 @@ def random_map(rng: np.random.Generator, num_classes: int = K) -> LabelMap:
 
 
 def write_packed(folder: Path, keys: np.ndarray, names: list[str], label_maps: list[LabelMap]) -> None:
-    """A packed store of a map for each key; the maps come again where they are fewer than the keys."""
+    """Write a packed store with a map for each key; the maps repeat if they are fewer than the keys."""
     k, h, w = SHAPE
     folder.mkdir()
     manifest = Manifest(form="packed", maps=len(keys), k=k, h=h, w=w, class_names=names, made_by={})
     writer = PackedWriter(folder, keys, manifest)
     writer.begin()
-    for row, label_map in zip(range(len(keys)), cycle(label_maps), strict=False):
+    rows = with_progress(range(len(keys)), "writing a store", "label maps")
+    for row, label_map in zip(rows, cycle(label_maps), strict=False):
         writer.write(row, label_map)
     writer.commit({})
 

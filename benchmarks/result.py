@@ -1,15 +1,16 @@
-"""What every benchmark needs: its command line, repeated timing, and a result that says where it comes from."""
+"""What every benchmark needs: its command line, progress, repeated timing, and a result with its provenance."""
 
 import argparse
 import json
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from utils.processes.startup import keep_freed_memory
+from utils.progress import JobProgress
 
+T = TypeVar("T")
+PROGRESS_EVERY_S = 10.0
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg")
 
 
@@ -33,13 +37,13 @@ class Figure:
 
     @classmethod
     def of(cls, what: str, unit: str, values: Sequence[float] | np.ndarray) -> "Figure":
-        """Of at least one value."""
+        """Return the median and quartiles of at least one value."""
         low, middle, high = (float(v) for v in np.quantile(values, (0.25, 0.5, 0.75)))
         return cls(what, unit, len(values), middle, (low, high))
 
 
 def arguments(about: str, *more: argparse.ArgumentParser) -> argparse.Namespace:
-    """The command line of a program: json (Path or None), tiny (bool), and the options of more parsers."""
+    """Parse the command line of a program: json (Path or None), tiny (bool), and the options of more parsers."""
     keep_freed_memory()
     parser = argparse.ArgumentParser(description=about, parents=more)
     parser.add_argument("--json", type=Path, help="write the result to this file")
@@ -47,20 +51,34 @@ def arguments(about: str, *more: argparse.ArgumentParser) -> argparse.Namespace:
     return parser.parse_args()
 
 
+def with_progress(items: Sequence[T], title: str, unit: str = "rounds") -> Iterator[T]:
+    """Iterate over items; between them, print a line with rate and time left now and then.
+
+    Not a live bar: its thread would take time from what is measured.
+    """
+    progress, last_line = JobProgress(title, len(items), unit, enabled=False), time.monotonic()
+    for item in items:
+        yield item
+        progress.advance(1)
+        if time.monotonic() - last_line > PROGRESS_EVERY_S:
+            last_line = time.monotonic()
+            progress.print_line(f"{title}  {progress.done:,} of {len(items):,} {unit}  {progress.pace()}")
+
+
 def time_interleaved(
     functions: dict[str, Callable[[], object]], calls: dict[str, int], rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds per call of each function; a round times all of them in turn, so that the machine treats them alike.
+    """Return seconds per call of each function; each round times all of them in turn, under the same conditions.
 
     Args:
-        functions: by name; each is called once before.
-        calls: how often each is called in a round.
+        functions: by name; each is first called once without timing.
+        calls: number of calls of each in a round.
         rounds: values per function.
     """
     for function in functions.values():
         function()
     seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds):
+    for _ in with_progress(range(rounds), "timing"):
         for name, function in functions.items():
             start = time.perf_counter()
             for _ in range(calls[name]):
@@ -70,13 +88,13 @@ def time_interleaved(
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has done what it was given."""
+    """Wait until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def report(title: str, figures: Sequence[Figure], remarks: Sequence[str], json_file: Path | None) -> None:
-    """Print the table; write the JSON if asked."""
+    """Print the table; write the JSON file if one is named."""
     table = Table(title=title)
     for heading in ("what", "median", "quartiles", "unit", "n"):
         table.add_column(heading, justify="left" if heading in ("what", "unit") else "right")

@@ -1,11 +1,11 @@
-"""A long training, watched from outside: do memory, open files, threads or shared memory grow?
+"""A long training, observed from outside: do memory, open files, threads or shared memory grow?
 
     nice -n 19 python -m benchmarks.soak [--minutes N] [--json FILE]
 
 main.py trains the demo's network on digit scenes with label maps, CutMix and averaged weights, on two workers. It
-writes a checkpoint after every update and validates, with workers of its own, after every twelve, until SIGTERM asks it
-to stop. Meanwhile all its processes are looked at through /proc. What matters is the second half: there the growth of a
-quantity is the slope of a line through the medians of ten equal spans. With --json, a picture stands beside the file.
+writes a checkpoint after every update and validates, with workers of its own, after every twelve, until it gets
+SIGTERM. Meanwhile all its processes are sampled through /proc. Growth is measured in the second half, as the slope of
+a line through the medians of ten equal spans. With --json, a figure is written beside the file.
 """
 
 import argparse
@@ -51,12 +51,12 @@ WATCHED = {
     "threads": "threads",
     "processes": "processes",
 }
-# Of the picture: title -> which of them stand there.
+# Of the figure: title -> indices of what is drawn.
 PANELS = {"memory, MB": (0, 2), "shared memory, MB": (3, 4), "open files": (5,), "threads and processes": (6, 7)}
 
 
 def main() -> None:
-    """Train for so many minutes, and tell what grew."""
+    """Train for some minutes and report what grew."""
     options = arguments(__doc__ or "", minutes_option())
     minutes, train = (TINY_MINUTES, BATCH) if options.tiny else (options.minutes, TRAIN)
     with tempfile.TemporaryDirectory() as name:
@@ -99,7 +99,7 @@ def write_data(folder: Path, train: int) -> None:
 
 @contextmanager
 def training(folder: Path) -> Iterator[int]:
-    """main.py at work, from its first checkpoint on; yields its process id, by which it leads a session of its own."""
+    """Run main.py and yield its process id, which is also its session's, once it has written a checkpoint."""
     flags = {
         "data.data_path": folder / "scenes",
         "data.relabel.path": folder / "labels",
@@ -131,28 +131,34 @@ def training(folder: Path) -> Iterator[int]:
 
 
 def watch(leader: int, minutes: float) -> tuple[np.ndarray, np.ndarray]:
-    """Look at a training until the time is over.
+    """Sample a training until the time is over.
 
     Args:
         leader: process id; of the session too.
-        minutes: how long.
+        minutes: duration.
 
     Returns:
-        Hours since the first look [n], and what was seen [n, len(WATCHED)].
+        Hours since the first sample [n], and the samples [n, len(WATCHED)].
     """
     seconds: list[float] = []
     samples: list[list[float]] = []
     start = time.monotonic()
     pause = min(1.0, 60 * minutes / 50)
+    next_line = 60.0
     while len(seconds) < 2 * SPANS or seconds[-1] < 60 * minutes:
         samples.append(look(leader))
         seconds.append(time.monotonic() - start)
+        if seconds[-1] > next_line:
+            next_line += 60
+            print(
+                f"soak  {seconds[-1] / 60:.0f} of {minutes:g} minutes  {samples[-1][0]:,.0f} MB of memory", flush=True
+            )
         time.sleep(pause)
     return np.array(seconds) / 3600, np.array(samples)
 
 
 def look(leader: int) -> list[float]:
-    """Each of WATCHED, now."""
+    """Return each of WATCHED, now."""
     found = {pid: seen for pid in processes_of(leader) if (seen := look_at(pid)) is not None}
     rss, pss, shared, files, threads = np.array(list(found.values())).sum(axis=0)
     disk = os.statvfs("/dev/shm")
@@ -161,7 +167,7 @@ def look(leader: int) -> list[float]:
 
 
 def processes_of(leader: int) -> list[int]:
-    """The processes of a session."""
+    """Return the processes of a session."""
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         with suppress(ProcessLookupError):
@@ -171,7 +177,7 @@ def processes_of(leader: int) -> list[int]:
 
 
 def look_at(pid: int) -> tuple[float, float, float, int, int] | None:
-    """MB of RSS, PSS and shared memory in PSS, open files, threads; None of a process that has just ended."""
+    """Return MB of RSS, PSS and shared memory in PSS, open files, threads; None for a process that has just ended."""
     place = Path("/proc", str(pid))
     try:
         lines = (place / "smaps_rollup").read_text().splitlines()[1:]
@@ -183,9 +189,9 @@ def look_at(pid: int) -> tuple[float, float, float, int, int] | None:
 
 
 def growth(hours: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
-    """Growth an hour, with the 95 % interval of Student's t, of the line through the medians of equal spans.
+    """Fit a line through the medians of equal spans; return its slope per hour with the 95 % interval of Student's t.
 
-    Single looks would not do: those that follow each other are alike, which makes any line look sure.
+    Consecutive samples are correlated, so a line through all of them would look more certain than it is.
 
     Args:
         hours: float [n], rising.
@@ -204,14 +210,14 @@ def growth(hours: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
 
 
 def growth_in_words(name: str, slope: tuple[float, float, float], level: float) -> str:
-    """Of one of WATCHED: its growth, and whether it surely grows by more than the target."""
+    """Describe the growth of one of WATCHED, and whether it significantly exceeds the target."""
     grows = slope[1] > 0 and slope[0] > TARGET / 100 * level
     interval = f"{slope[0]:+.3g} {WATCHED[name]} an hour, 95 % interval {slope[1]:+.3g} to {slope[2]:+.3g}"
     return f"{name}: {interval}{f'; GROWS by more than {TARGET:g} %' if grows else ''}"
 
 
 def draw(hours: np.ndarray, samples: np.ndarray, out: Path) -> None:
-    """The figures over time, every look a point.
+    """Draw the values over time, one point per sample.
 
     Args:
         hours: float [n].

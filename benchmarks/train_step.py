@@ -1,7 +1,7 @@
 """ReLabel training against original labels: the whole update, from batches in memory. Target: at most 0.5 % more.
 
 One trainer takes both: the same images with label maps and without. So both train the same network, and what changes
-with time (clocks, memory, other programs) meets both alike; which of a pair goes first is drawn by lot.
+over time (clocks, memory, other programs) affects both; the order within a pair is random.
 """
 
 import tempfile
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.label_pooling import align_dense, make_dense
 from benchmarks.label_store import SHAPE, K, random_map
-from benchmarks.result import Figure, arguments, report, synchronize, time_interleaved
+from benchmarks.result import Figure, arguments, report, synchronize, time_interleaved, with_progress
 from relabel.augment import augment, draw_augmentation
 from relabel.config.load import load_config
 from relabel.crop_box import MIN_AREA, random_crop_box
@@ -55,7 +55,7 @@ class Size:
 
 
 def main() -> None:
-    """Pairs of whole steps, then the parts of a step."""
+    """Time pairs of whole steps, then the parts of a step."""
     options = arguments(__doc__ or "")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # ResNet-18 is the paper's smallest network, so the targets weigh most in it. Many short steps give a narrower
@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def random_batch(count: int, crop: int) -> Batch:
-    """A training batch of the paper's kind on the CPU: random pixels, boxes, label maps, flips, jitter, lighting."""
+    """Make a training batch on the CPU: random pixels, boxes, label maps, flips, jitter and lighting."""
     rng = np.random.default_rng(0)
     samples = []
     for index in range(count):
@@ -104,10 +104,10 @@ def random_batch(count: int, crop: int) -> Batch:
 
 
 def memory_trainer(folder: Path, arch: str, crop: int, batch: int, device: torch.device) -> Trainer:
-    """The trainer that main.py builds of base.yaml for ImageNet, ready for `train_step`; nothing is ever read.
+    """Make the trainer that main.py builds from base.yaml for ImageNet, ready for `train_step`; nothing is read.
 
     Args:
-        folder: an empty one, which serves as data and run folder.
+        folder: empty; used as data and run folder.
         arch: the network.
         crop: side of the images, pixels.
         batch: images per update.
@@ -131,16 +131,16 @@ def memory_trainer(folder: Path, arch: str, crop: int, batch: int, device: torch
 
 
 def paired_seconds(trainer: Trainer, arms: Sequence[Batch], pairs: int, steps: int) -> np.ndarray:
-    """Seconds per update, float64 [pairs, arms]; the arms of a pair in random order, one right after the other."""
+    """Return seconds per update, float64 [pairs, arms]; the arms of a pair in random order, one after the other."""
     for batch in arms:
         run_steps(trainer, batch, WARM_UP)
     rng = np.random.default_rng(0)
     seconds = np.empty((pairs, len(arms)))
-    for pair in seconds:
+    for pair in with_progress(range(pairs), "pairs of steps", "pairs"):
         for arm in rng.permutation(len(arms)).tolist():
             start = time.perf_counter()
             run_steps(trainer, arms[arm], steps)
-            pair[arm] = (time.perf_counter() - start) / steps
+            seconds[pair, arm] = (time.perf_counter() - start) / steps
     return seconds
 
 
@@ -176,12 +176,12 @@ def part_seconds(
 def time_parts(
     parts: dict[str, tuple[Callable[[], object], int]], rounds: int, device: torch.device
 ) -> dict[str, np.ndarray]:
-    """Seconds per call of each function, [rounds]; a round calls each so many times and then waits for the device.
+    """Return seconds per call of each function, [rounds]; each round calls it repeatedly, then waits for the device.
 
     Args:
-        parts: by name: a function, and how often it is called in a row.
+        parts: by name: a function, and its number of calls in a row.
         rounds: each times all of them in turn.
-        device: that does the work.
+        device: the device that does the work.
     """
 
     def burst(function: Callable[[], object], calls: int) -> None:
@@ -195,24 +195,24 @@ def time_parts(
 
 
 def batch_targets(trainer: Trainer, batch: Batch) -> Tensor:
-    """The targets [B, K] as the trainer makes them."""
+    """Make the targets [B, K] as the trainer does."""
     return trainer.recipe.targets(batch.labels, batch.boxes, batch.scores, batch.classes)
 
 
 def augment_batch(batch: Batch) -> Tensor:
-    """The augmentation that the step makes of a batch."""
+    """Augment a batch as the step does."""
     return augment(batch.images, batch.flips, batch.jitter_orders, batch.jitter_factors, batch.lighting)
 
 
 def dense_target(batch: Batch, device: torch.device) -> Tensor:
-    """ReLabel's target as the 2021 procedure made it in every step, from a batch on the CPU: float32 [B, K]."""
+    """Make ReLabel's target as the 2021 procedure did in every step, from a batch on the CPU: float32 [B, K]."""
     assert batch.scores is not None and batch.classes is not None
     dense = make_dense(batch.scores.float(), batch.classes.long(), K)
     return align_dense(dense.to(device), batch.boxes.to(device)).softmax(dim=1)
 
 
 def part_figures(parts: dict[str, np.ndarray]) -> list[Figure]:
-    """Where the step goes, and what the two ways of making ReLabel's target add to a step of original labels."""
+    """Return the parts of the step, and what either way of making ReLabel's target adds to one of original labels."""
     step, target = parts["step"], parts["original target"]
     rest = step - parts["augmentation"] - target
     added = {name: parts[f"{name} target"] - target for name in ("ReLabel", "2021")}
@@ -228,14 +228,14 @@ def part_figures(parts: dict[str, np.ndarray]) -> list[Figure]:
 
 
 def median_interval(values: np.ndarray) -> tuple[float, float]:
-    """An interval that holds the true median with a chance of at least 95 %, whatever the distribution.
+    """Return an interval that holds the true median with a chance of at least 95 %, whatever the distribution.
 
     Args:
         values: [n], n >= 6, independent.
 
     Returns:
-        The j-th smallest and the j-th largest value, with the largest j that keeps the promise: of n tosses of a coin,
-        fewer than j are heads with a chance of at most 2.5 %.
+        The j-th smallest and the j-th largest value, for the largest j such that among n coin tosses fewer than j are
+        heads with a chance of at most 2.5 %.
     """
     n, ways, j = len(values), 1, 0
     assert n >= 6, n

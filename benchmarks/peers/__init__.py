@@ -1,7 +1,7 @@
-"""What the programs of benchmarks/ measure against, and the photos that all of them read; no programs themselves.
+"""What the programs of benchmarks/ compare with, and the images that all of them read.
 
 Each module of readers has `readers(job) -> {name: Reader}` and imports the package that it needs at its top, so it is
-imported only where it is asked for (`benchmarks/input_path.py`); benchmarks/requirements.txt says what to install.
+imported only by `benchmarks/input_path.py` and if installed; benchmarks/requirements.txt lists the packages.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,20 +17,20 @@ T = TypeVar("T")
 SIZE = 224  # side of the crops, pixels
 RATIOS = (3 / 4, 4 / 3)  # of their sides
 
-# Begins to read and gives, for each batch, the number of its images once they lie decoded in this process's memory.
+# Starts to read and yields, for each batch, the number of its images once they are decoded in this process's memory.
 Reader = Callable[[], Iterator[int]]
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What every contender reads, and with how much.
+    """What every contender reads, and with how many workers.
 
     Fields:
         photos: JPEG files in class folders; enough for one measurement, as most peers read an epoch and stop.
         labels: folder of their label maps as .pt files.
         batch: images in a batch.
         workers: processes, or threads where the contender uses those.
-        scratch: folder for files of a contender's own.
+        scratch: folder for a contender's own files.
     """
 
     photos: ImageList
@@ -41,7 +41,7 @@ class Job:
 
 
 def installed(makers: Mapping[str, tuple[str, Callable[[], T]]]) -> tuple[dict[str, T], list[str]]:
-    """What can be made here, and remarks: on each thing that cannot, and with the versions of the packages.
+    """Make what is installed; return it with remarks: one for each that is not, and the versions of the packages.
 
     Args:
         makers: by name; the packages to install, and a function that imports them.

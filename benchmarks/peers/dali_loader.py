@@ -1,8 +1,8 @@
-"""DALI on the CPU, in threads: a decoder that goes only as far as the crop needs, and a resize to uint8 [S, S, 3].
+"""DALI on the CPU, in threads: a decoder that stops where the crop ends, and a resize to uint8 [S, S, 3].
 
-No flip and no label maps; the fused decoder does not tell which box it drew, so label maps could not be used with it
-(an operator that draws the box beforehand exists). Antialiasing, which all others but FFCV do by a filter as wide as
-the reduction, is an option here and is measured with and without.
+No flip and no label maps: the fused decoder does not return the box it drew (an operator that draws the box beforehand
+exists). Antialiasing, which all others but FFCV do with a filter as wide as the reduction, is optional in DALI and is
+measured with and without.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ from relabel.crop_box import MIN_AREA, CropBox
 
 
 def readers(job: Job) -> dict[str, Reader]:
-    """With antialiasing, as ours, and without."""
+    """Return readers with antialiasing, as ours, and without."""
     return {
         "DALI on CPU, fused crop, antialiased": partial(_read, job, antialias=True),
         "DALI on CPU, fused crop, not antialiased": partial(_read, job, antialias=False),
@@ -26,7 +26,7 @@ def readers(job: Job) -> dict[str, Reader]:
 
 
 def _read(job: Job, antialias: bool) -> Iterator[int]:
-    """Epochs without end, through a pipeline of its own."""
+    """Read epochs without end, through a pipeline of its own."""
     files = [str(job.photos.path(index)) for index in range(len(job.photos))]
     pipeline = _random_crops(
         files, job.photos.labels.tolist(), antialias, batch_size=job.batch, num_threads=job.workers, device_id=None
@@ -55,9 +55,9 @@ def _random_crops(files: Sequence[str], labels: Sequence[int], antialias: bool) 
 
 
 def box_reader(paths: Sequence[Path], boxes: Sequence[CropBox], threads: int) -> Callable[[], list[np.ndarray]]:
-    """A function that reads the box of each file, by the decoder that goes only as far as the box needs; antialiased.
+    """Return a function that reads the box of each file with the decoder that stops where the box ends; antialiased.
 
-    All files are one batch, made when the function is called and not ahead. It gives N crops, uint8 [S, S, 3].
+    All files are one batch, read when the function is called and not ahead. It returns N crops, uint8 [S, S, 3].
     """
     starts = [np.array([box.left, box.top], np.float32) for box in boxes]
     ends = [np.array([box.right, box.bottom], np.float32) for box in boxes]

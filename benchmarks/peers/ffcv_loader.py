@@ -1,9 +1,9 @@
 """FFCV in threads: whole images decoded, then cropped and resized; uint8 [S, S, 3], no flip, no label maps.
 
-Its own writer would decode each image and encode it again. So that the work is the same, the field here puts the bytes
-of the original JPEG files into FFCV's file; reading them back is all FFCV's. It decodes with libjpeg-turbo's fast and
-less exact transform and resizes by OpenCV's area method. It need not open a file per image; writing its one file
-beforehand and compiling the loader are not measured.
+Its own writer would decode and re-encode each image. For equal work, the field here stores the bytes of the original
+JPEG files in FFCV's file; FFCV reads them back unchanged. It decodes with libjpeg-turbo's fast, less exact transform
+and resizes by OpenCV's area method. It does not open a file per image; writing its one file beforehand and compiling
+the loader are not measured.
 """
 
 import io
@@ -27,7 +27,7 @@ from relabel.data.images import ImageList
 
 
 def readers(job: Job) -> dict[str, Reader]:
-    """Write FFCV's file; one loader serves all measurements, because making it compiles code."""
+    """Write FFCV's file and return a reader; all measurements share one loader, because making it compiles code."""
     file = str(job.scratch / "photos.beton")
     fields = {"image": OriginalJpeg(), "label": IntField()}
     DatasetWriter(file, fields, num_workers=job.workers).from_indexed_dataset(JpegBytes(job.photos))
@@ -44,7 +44,7 @@ def readers(job: Job) -> dict[str, Reader]:
 
 
 def _read(loader: Loader) -> Iterator[int]:
-    """One epoch; its thread is waited for, so that it does not work beside the next contender."""
+    """Read one epoch; wait for its thread, so that it does not run beside the next contender."""
     epoch = iter(loader)
     try:
         for images, _ in epoch:
@@ -57,24 +57,24 @@ def _read(loader: Loader) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class JpegBytes:
-    """What FFCV's writer reads: the bytes of each file, and its class."""
+    """The input of FFCV's writer: the bytes of each file, and its class."""
 
     photos: ImageList
 
     def __len__(self) -> int:
-        """N."""
+        """Return the number of images."""
         return len(self.photos)
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
-        """Of the index-th photo."""
+        """Return the bytes and the class of an image."""
         return self.photos.path(index).read_bytes(), int(self.photos.labels[index])
 
 
 class OriginalJpeg(RGBImageField):
-    """FFCV's image field, of which it reads size, mode and bytes; writing takes a JPEG file's bytes as they are."""
+    """FFCV's image field, which reads size, mode and bytes; this one writes the bytes of a JPEG file unchanged."""
 
     def encode(self, destination: Any, image: bytes, malloc: Callable[[int], Any]) -> None:
-        """Put the bytes into FFCV's file."""
+        """Write the bytes into FFCV's file."""
         destination["mode"] = IMAGE_MODES["jpg"]
         destination["width"], destination["height"] = Image.open(io.BytesIO(image)).size
         destination["data_ptr"], room = malloc(len(image))

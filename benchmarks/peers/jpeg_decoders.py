@@ -1,7 +1,7 @@
-"""Packaged JPEG decoders, each made by one function that imports it: the bytes of a file -> RGB uint8, all of it.
+"""Packaged JPEG decoders, each made by one function that imports it: the bytes of a file -> the whole image, RGB uint8.
 
-Arrays or tensors, [H, W, 3] or [3, H, W], as each makes them. All stand on a libjpeg-turbo, their own or the system's,
-and let other threads run meanwhile.
+Arrays or tensors, [H, W, 3] or [3, H, W], depending on the decoder. All use a libjpeg-turbo, their own or the system's,
+and release the GIL.
 """
 
 import io
@@ -23,14 +23,14 @@ def pillow() -> Decode:
 
 
 def simplejpeg() -> Decode:
-    """simplejpeg, a thin layer over libjpeg-turbo; our fast decoder stands on it."""
+    """simplejpeg, a thin layer over libjpeg-turbo, which our fast decoder uses."""
     import simplejpeg
 
     return lambda data: simplejpeg.decode_jpeg(data, "RGB")
 
 
 def opencv() -> Decode:
-    """OpenCV, one thread per call; told not to turn images by their EXIF data."""
+    """OpenCV, one thread per call, without EXIF rotation."""
     import cv2
 
     cv2.setNumThreads(1)
@@ -43,12 +43,12 @@ def torchvision() -> Decode:
     import torch
     from torchvision.io import ImageReadMode, decode_jpeg
 
-    # Through a bytearray, because torch warns of bytes that cannot be written to.
+    # Through a bytearray, because torch warns about read-only bytes.
     return lambda data: decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
 
 
 def torchcodec() -> Decode:
-    """torchcodec; it turns images by their EXIF data, which nothing switches off: label maps would not fit."""
+    """torchcodec; it always applies EXIF rotation, so label maps would not fit."""
     from torchcodec.decoders import decode_jpeg
 
     return lambda data: decode_jpeg(data, mode="RGB")
@@ -63,9 +63,9 @@ def pyturbojpeg() -> Decode:
 
 
 def resize_by_opencv(decode: Decode, size: int) -> Callable[[Path, CropBox], np.ndarray]:
-    """A decoder of whole images, made one of crops uint8 [size, size, 3]: area method to shrink, bilinear to enlarge.
+    """Make a reader of crops uint8 [size, size, 3] from a decoder: OpenCV's area method to shrink, else bilinear.
 
-    Where a crop shrinks one way and is enlarged the other, OpenCV's area method falls back to bilinear by itself.
+    Where a crop shrinks along one side and grows along the other, OpenCV's area method falls back to bilinear itself.
     """
     import cv2
 

@@ -1,4 +1,4 @@
-"""The JPEG photos that programs read: real ones where there are any, else photo-like ones made here."""
+"""The JPEG files that programs read: a folder of them, or generated ones that resemble photos."""
 
 import argparse
 from pathlib import Path
@@ -10,47 +10,44 @@ from relabel.data.images import ImageList, list_any_images, list_images
 from relabel.data.jpeg_rows import read_frame
 from utils.errors import UserError
 
-REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "imagenet_sample"
-PHOTOS = 32  # different ones are made; the rest are links to them
+PHOTOS = 32  # different ones are generated; the rest are links to them
 QUALITY = 98
 
 
 def images_option() -> argparse.ArgumentParser:
-    """The option --images, for `benchmarks.result.arguments`."""
+    """Make the option --images for `benchmarks.result.arguments`."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument(
         "--images",
         type=Path,
-        default=REAL if REAL.is_dir() else None,
-        help="folder of JPEG files, in class folders or without (default: %(default)s; None: such files are made)",
+        help="folder of JPEG files, with or without class folders (default: generate such files)",
     )
     return parser
 
 
 def link_photos(images: Path | None, scratch: Path, count: int) -> ImageList:
-    """Exactly `count` JPEG files in class folders: links to those of a folder, under several names if they are few.
+    """Link exactly `count` JPEG files into class folders, under several names if there are fewer.
 
-    Every file is read once, so that the system's cache holds it.
-
-    Others than whole JPEG files of one or three channels, which some readers refuse, are passed over.
+    Every file is read once, so that the system's cache holds it. Files other than whole JPEG files of one or three
+    channels, which some readers refuse, are skipped.
 
     Args:
-        images: folder of JPEG files; None makes some.
+        images: folder of JPEG files; None generates some.
         scratch: existing folder, to which `photos/` is added.
-        count: of links; of more files, as many are taken at equal distances.
+        count: number of links; if there are more files, equally spaced ones are taken.
 
     Raises:
-        UserError: no such folder, or no such file in it.
+        UserError: the folder does not exist or holds no such file.
     """
     if images is not None and not images.is_dir():
-        raise UserError(f"{images} is no folder. Name one of JPEG files with --images.")
+        raise UserError(f"--images {images} is not a folder; expected one of JPEG files")
     if images is None:
         images = scratch / "made"
         write_photos(images, PHOTOS)
     found = list_any_images(images)
     files = [path for path in map(found.path, range(len(found))) if read_frame(path.read_bytes())]
     if not files:
-        raise UserError(f"{images}: found no JPEG file that every reader takes. Name another folder with --images.")
+        raise UserError(f"--images {images}: found no JPEG file that every reader accepts. Name another folder")
     for number in range(count):
         copy, file = divmod(number, len(files)) if count > len(files) else (0, number * len(files) // count)
         path = files[file]
@@ -62,12 +59,12 @@ def link_photos(images: Path | None, scratch: Path, count: int) -> ImageList:
 
 
 def mean_size(photos: ImageList) -> float:
-    """Bytes per file."""
+    """Return the mean size of a file in bytes."""
     return float(np.mean([photos.path(index).stat().st_size for index in range(len(photos))]))
 
 
 def write_photos(folder: Path, count: int) -> float:
-    """Photo-like JPEG files, 500 x 375 pixels and as large as ImageNet's; returns their mean size in bytes."""
+    """Write JPEG files that resemble photos, 500 x 375 pixels and as large as ImageNet's; return their mean size."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for number in range(min(PHOTOS, count)):

@@ -1,9 +1,9 @@
-"""The input path of 2021 as published, written anew and plainly: from files to normalised floats and soft targets.
+"""The input path of the 2021 code, reimplemented plainly: from files to normalised floats and soft targets.
 
-In worker processes, an image at a time: Pillow decodes, random resized crop (bilinear, antialiased), flip, colour
-jitter, floats, PCA lighting, normalisation, and torch.load of the label map. In the main process, a batch at a time:
+In worker processes, one image at a time: Pillow decodes, random resized crop (bilinear, antialiased), flip, colour
+jitter, floats, PCA lighting, normalisation, and torch.load of the label map. In the main process, one batch at a time:
 the dense label maps [B, K, h, w], torchvision's roi_align of them, softmax. Boxes are in the right order here, left
-before top; in 2021 they were not, which costs the same.
+before top; in 2021 they were not, at the same cost.
 """
 
 import random
@@ -28,12 +28,12 @@ FLIP, JITTER, LIGHTING = 0.5, 0.4, 0.1
 
 
 def readers(job: Job) -> dict[str, Reader]:
-    """The whole procedure."""
+    """Return a reader of the whole procedure."""
     return {"2021 procedure, whole": partial(_read, job)}
 
 
 def _read(job: Job) -> Iterator[int]:
-    """One epoch."""
+    """Read one epoch."""
     dataset = LabelledCrops(job.photos, job.labels)
     for images, label_maps, boxes in DataLoader(dataset, job.batch, shuffle=True, num_workers=job.workers):
         targets = dense_target(label_maps[:, 0], label_maps[:, 1].long(), boxes)
@@ -42,7 +42,7 @@ def _read(job: Job) -> Iterator[int]:
 
 
 def dense_target(scores: Tensor, classes: Tensor, boxes: Tensor) -> Tensor:
-    """Softmax of the dense label map pooled over the crop.
+    """Return the softmax of the dense label map pooled over the crop.
 
     Args:
         scores, classes: float and int64 [B, k, h, w].
@@ -55,20 +55,20 @@ def dense_target(scores: Tensor, classes: Tensor, boxes: Tensor) -> Tensor:
 
 
 class LabelledCrops(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """Image float32 [3, S, S], label map float32 [2, k, h, w] (scores; class ids), box float32 [4]."""
+    """Samples: image float32 [3, S, S], label map float32 [2, k, h, w] (scores; class ids), box float32 [4]."""
 
     def __init__(self, photos: ImageList, labels: Path) -> None:
-        """Of photos and the .pt files of their label maps."""
+        """Take images and the folder of their label maps."""
         self.photos = photos
         self.labels = labels
         self.jitter = transforms.ColorJitter(JITTER, JITTER, JITTER)
 
     def __len__(self) -> int:
-        """N."""
+        """Return the number of images."""
         return len(self.photos)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """A random crop of the index-th photo."""
+        """Read a random crop of an image."""
         image = Image.open(self.photos.path(index)).convert("RGB")
         left, top, width, height = self._box(image)
         crop = F.resized_crop(image, top, left, height, width, [SIZE, SIZE])
@@ -82,6 +82,6 @@ class LabelledCrops(Dataset[tuple[Tensor, Tensor, Tensor]]):
         return F.normalize(pixels, MEAN, STD), torch.load(path, weights_only=True), box
 
     def _box(self, image: Image.Image) -> tuple[int, int, int, int]:
-        """Left, top, width, height in pixels."""
+        """Draw left, top, width and height in pixels."""
         top, left, height, width = transforms.RandomResizedCrop.get_params(image, (MIN_AREA, 1.0), RATIOS)
         return left, top, width, height

@@ -1,7 +1,7 @@
 """timm's loader: Pillow in worker processes, random resized crop (bilinear, antialiased) and flip, no label maps.
 
-timm has two endings. Its default leaves the workers' batches uint8, and a prefetcher normalises them on the GPU: this
-is what compares with ours. Without a GPU people switch the prefetcher off, and the workers make normalised floats.
+By default timm's workers return uint8 batches, and a prefetcher normalises them on the GPU, comparable to ours. Without
+a GPU the prefetcher is usually switched off, and the workers return normalised floats.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ NAME = "timm, crop + flip"
 
 
 def readers(job: Job) -> dict[str, Reader]:
-    """Both endings."""
+    """Return readers of both kinds."""
     return {
         f"{NAME}, uint8": partial(_read, job, prefetcher=True),
         f"{NAME} + normalise, float": partial(_read, job, prefetcher=False),
@@ -25,7 +25,7 @@ def readers(job: Job) -> dict[str, Reader]:
 
 
 def _read(job: Job, prefetcher: bool) -> Iterator[int]:
-    """Of the prefetcher only the loader inside it is read: the batches as they leave the workers."""
+    """Read batches as they leave the workers: of the prefetcher, only the loader inside it is read."""
     loader = create_loader(
         create_dataset("", root=str(job.photos.root), is_training=True),
         (3, SIZE, SIZE),

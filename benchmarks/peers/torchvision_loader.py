@@ -20,7 +20,7 @@ from relabel.crop_box import MIN_AREA
 
 
 def readers(job: Job) -> dict[str, Reader]:
-    """Both decoders."""
+    """Return readers with either decoder."""
     return {
         "torchvision + Pillow, crop + flip": partial(_read, job, pil_loader),
         "torchvision.io, crop + flip": partial(_read, job, _decode),
@@ -28,12 +28,12 @@ def readers(job: Job) -> dict[str, Reader]:
 
 
 def _decode(path: str) -> torch.Tensor:
-    """uint8 [3, H, W]."""
+    """Decode to uint8 [3, H, W]."""
     return decode_jpeg(read_file(path), mode=ImageReadMode.RGB)
 
 
 def _read(job: Job, decode: Callable[[str], Any]) -> Iterator[int]:
-    """One epoch."""
+    """Read one epoch."""
     transform = v2.Compose(
         [
             v2.RandomResizedCrop(SIZE, (MIN_AREA, 1.0), RATIOS, antialias=True),
