@@ -127,7 +127,7 @@ def read_yaml(path: Path) -> None:
     """The whole tree, and back; what is wrong in the file is told without reading base.yaml for each case."""
     _, problems = read_config_file(path, path.name, SCHEMA)
     if problems:
-        raise UserError(report(problems))
+        raise UserError(report(problems, ""))
     to_yaml(read_config(str(path), {}).toDict())
 
 

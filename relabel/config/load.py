@@ -4,25 +4,26 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from relabel.config.rules import DISK_RULES, RULES, warnings
+from relabel.config.rules import DISABLED, DISK_RULES, RULES
 from relabel.config.schema import FILE_FLAG, SCHEMA
 from utils.config.command_line import HELP_FLAGS, parse_command_line
 from utils.config.frozen_munch import FrozenMunch
 from utils.config.merge import Merged, annotated, merge
 from utils.config.problems import Setting, report
-from utils.config.rules import broken_rules
-from utils.config.schema import nest
+from utils.config.rules import broken_rules, without_effect
 from utils.errors import UserError
 from utils.processes.torchrun import first_of_node, torchrun_problems
 
 BASE_FILE = Path(__file__).resolve().parents[2] / "configs" / "base.yaml"
+_HELP = "Every key with its default and meaning: python main.py --help"
 _USAGE = """\
 usage: python main.py --config-file-path FILE [--section.key VALUE ...]
 
-Trains and evaluates, or with --util.test_only True only evaluates. FILE is a recipe such as
-configs/relabel_train_resnet50.yaml; flags come last and win. Hyphens and underscores are the same,
-so are `--section.key VALUE` and `--section.key=VALUE`. --util.print_config True shows what a command
-line resolves to. The label-map tools: python -m relabel --help
+Trains and evaluates, or with --util.test_only True only evaluates. FILE is a
+recipe such as configs/relabel_train_resnet50.yaml; flags come last and win.
+Hyphens and underscores are the same, and so are `--section.key VALUE` and
+`--section.key=VALUE`. --util.print_config True shows what a command line
+resolves to. The label-map tools: python -m relabel --help
 
 Every key with its default:
 """
@@ -31,14 +32,14 @@ Every key with its default:
 def fire_arguments(argv: Sequence[str]) -> list[str]:
     """Check a command line and return it in the one form that fire cannot misread: `--key=text`.
 
-    fire calls the function first and complains afterwards, keeps the last of two equal flags, and makes True of a flag
-    without value.
+    fire would call the function first and complain afterwards, keep the last of two equal flags, and make True of a
+    flag without a value.
 
     Args:
         argv: the words after the program's name.
 
     Raises:
-        UserError: stray words, flags without value or given twice; with them all that else can be found wrong.
+        UserError: stray words, flags without value or given twice; with them everything else that is wrong.
         SystemExit: status 0, after `--help` or `-h` was answered with the usage and base.yaml itself.
     """
     if any(word in HELP_FLAGS for word in argv):
@@ -50,7 +51,7 @@ def fire_arguments(argv: Sequence[str]) -> list[str]:
     if line.problems:
         flags = {key: text for key, text in line.texts.items() if key != FILE_FLAG}
         more = _resolve(line.texts.get(FILE_FLAG, ""), flags, line.spoiled).problems
-        raise UserError(report([*line.problems, *more]))
+        raise UserError(report([*line.problems, *more], _HELP))
     return [f"--{key}={text}" for key, text in line.texts.items()]
 
 
@@ -69,16 +70,16 @@ def load_config(config_file_path: str, flags: dict[str, str]) -> FrozenMunch:
     """
     merged = _resolve(config_file_path, flags)
     if merged.problems:
-        raise UserError(report(merged.problems))
-    if first_of_node():
-        for warning in warnings(merged.settings, merged.defaults):
+        raise UserError(report(merged.problems, _HELP))
+    config = merged.tree()
+    if first_of_node() and not config.util.test_only:
+        for warning in without_effect(DISABLED, merged.settings, merged.defaults):
             print(f"warning: {warning}", file=sys.stderr)
-    tree = nest({key: setting.value for key, setting in merged.settings.items()})
-    if tree["util"]["print_config"]:
+    if config.util.print_config:
         if first_of_node():
-            print("\n".join(annotated(tree, merged.settings)))
+            print("\n".join(annotated(config, merged.settings)))
         sys.exit(0)
-    return FrozenMunch(tree)
+    return config
 
 
 def read_config(config_file_path: str, flags: dict[str, str]) -> FrozenMunch:
@@ -89,8 +90,8 @@ def read_config(config_file_path: str, flags: dict[str, str]) -> FrozenMunch:
     """
     merged = _resolve(config_file_path, flags, needs_folders=False)
     if merged.problems:
-        raise UserError(report(merged.problems))
-    return FrozenMunch(nest({key: setting.value for key, setting in merged.settings.items()}))
+        raise UserError(report(merged.problems, _HELP))
+    return merged.tree()
 
 
 def _resolve(
@@ -99,7 +100,7 @@ def _resolve(
     """Merge and check the rules; `spoiled` keys were mentioned in a broken way and break no rule."""
     merged = merge(SCHEMA, BASE_FILE, config_file, flags)
     settings, problems = merged.settings, merged.problems
-    bad_keys = merged.bad_keys.union(spoiled)
+    bad_keys = {key for problem in problems for key in problem.keys}.union(spoiled)
     if FILE_FLAG in bad_keys:
         bad_keys.update(SCHEMA.types)
     if "util.run_dir" in settings and settings["util.run_dir"].value == "":

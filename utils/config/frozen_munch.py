@@ -1,4 +1,4 @@
-"""A munch tree that cannot be changed: a misspelt key raises instead of reading or adding something else."""
+"""A Munch that cannot be changed: a misspelt key raises instead of reading or adding something else."""
 
 from typing import Any, NoReturn
 

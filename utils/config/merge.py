@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from utils.config.frozen_munch import FrozenMunch
 from utils.config.problems import COMMAND_LINE, Problem, Setting
-from utils.config.schema import Schema
+from utils.config.schema import Schema, nest
 from utils.config.yaml_file import read_config_file, to_yaml, unknown_key
 
 _COMMENT_COLUMN = 48
@@ -24,10 +25,9 @@ class Merged:
     defaults: dict[str, Any]
     problems: list[Problem]
 
-    @property
-    def bad_keys(self) -> set[str]:
-        """The keys whose value is unknown because of a problem."""
-        return {key for problem in self.problems for key in problem.keys}
+    def tree(self) -> FrozenMunch:
+        """Return the values as a tree."""
+        return FrozenMunch(nest({key: setting.value for key, setting in self.settings.items()}))
 
 
 def merge(schema: Schema, base_file: Path, config_file: str, flags: dict[str, str]) -> Merged:
@@ -45,16 +45,19 @@ def merge(schema: Schema, base_file: Path, config_file: str, flags: dict[str, st
         from_file, file_problems = read_config_file(Path(config_file), Path(config_file).name, schema)
         settings |= from_file
         problems += file_problems
-    known = {key: text for key, text in flags.items() if key in schema.types}
-    settings |= {key: Setting(schema.types[key].read(text), COMMAND_LINE, COMMAND_LINE) for key, text in known.items()}
+    for key, text in flags.items():
+        if key in schema.types:
+            settings[key] = Setting(schema.types[key].read(text), COMMAND_LINE, COMMAND_LINE)
+        else:
+            problems.append(unknown_key(key, COMMAND_LINE, schema, prefix="--"))
     values, wrong_keys = schema.validate({key: setting.value for key, setting in settings.items()})
-    problems += [unknown_key(key, COMMAND_LINE, schema, prefix="--") for key in flags if key not in known]
     reported = {key for problem in problems for key in problem.keys}
     for key in wrong_keys:
         if key in settings:
             problems.append(_wrong_value(key, schema, settings[key], base.get(key)))
         elif key not in reported:
-            problems.append(Problem(key, str(base_file), "base.yaml must hold every key; restore this one", (key,)))
+            text = f"{base_file.name} must hold every key; restore this one"
+            problems.append(Problem(key, str(base_file), text, (key,)))
     settings = {key: replace(setting, value=values[key]) for key, setting in settings.items()}
     return Merged(settings, {key: setting.value for key, setting in base.items()}, problems)
 
@@ -70,7 +73,7 @@ def _wrong_value(key: str, schema: Schema, setting: Setting, default: Setting | 
 
 
 def annotated(tree: dict[str, Any], settings: dict[str, Setting], prefix: str = "") -> Iterator[str]:
-    """The tree as lines of YAML, each value followed by a comment that says where it comes from."""
+    """Yield the tree as lines of YAML, each value followed by a comment with its source."""
     indent = "  " * prefix.count(".")
     for name, value in tree.items():
         if isinstance(value, dict):

@@ -1,11 +1,10 @@
-"""What is wrong with a configuration, told all at once: where it came from, what was expected, what to do."""
+"""Mistakes in a configuration or command line, reported all at once: where, what was expected, what to do."""
 
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 COMMAND_LINE = "command line"
-_HELP = "Every key with its default and meaning: python main.py --help"
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +13,7 @@ class Problem:
 
     Attributes:
         subject: what is wrong, as the user wrote it: a dotted key, `key = value`, or a word of the command line.
-        where: where it stands: a file with its line, or "command line".
+        where: a file with the line, or "command line".
         text: what was expected and what to do.
         keys: dotted keys whose value is unknown because of it; no further rule is checked on them.
     """
@@ -30,9 +29,9 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """The value of one key, with where it stands (file and line) and its short source (base, file name, command line).
+    """The value of one key, where it is set (file and line) and its short source (base, file name, command line).
 
-    `value` is None, a bool, int, float or str; in an unchecked setting also the list or mapping that a file holds.
+    `value` is None, a bool, int, float or str.
     """
 
     value: object
@@ -41,15 +40,15 @@ class Setting:
 
 
 def normal_key(name: str) -> str:
-    """The spelling of base.yaml: hyphens and underscores are the same in keys."""
+    """Return a key with underscores: hyphens and underscores are the same in keys."""
     return name.replace("-", "_")
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """At most three known names that the user may have meant, best first.
+    """Find at most three known names that the user may have meant, best first.
 
-    A key with the right last part (`--batch_size`, `--optim.print_freq`) was put in the wrong section, or in none;
-    otherwise it is taken for a misspelling, or for the start of the only name that starts so.
+    A name whose last part is right (after the last dot) was put in the wrong section, or in none; any other is taken
+    for a misspelling, or for the start of the only name that starts so.
     """
     lower = {key.lower(): key for key in known}
     if name.lower() in lower:
@@ -64,11 +63,11 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
 
 
 def did_you_mean(names: Sequence[str], prefix: str = "") -> str:
-    """`; did you mean a or b?`, or nothing when there is no candidate."""
+    """Return `; did you mean a or b?`, or '' when there is no candidate."""
     return f"; did you mean {' or '.join(prefix + name for name in names)}?" if names else ""
 
 
-def report(problems: Sequence[Problem], advice: str = _HELP) -> str:
-    """The text of one UserError that lists every problem, then where to read more."""
+def report(problems: Sequence[Problem], advice: str) -> str:
+    """Write the message of one UserError: every problem, then where to read more."""
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     return "\n".join([f"{count}; nothing was started.", *(f"  - {problem}" for problem in problems), advice])

@@ -8,49 +8,54 @@ from typing import Any
 
 from utils.config.frozen_munch import FrozenMunch
 from utils.config.problems import Problem, Setting
-from utils.config.schema import Schema, flatten
+from utils.config.schema import Schema, flatten, nest
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """`broken` gets the values of `keys` in their order; the first key is the one that the message names.
+    """What must not hold of a configuration.
 
-    In `text`, {0} {1} ... are those values.
+    Attributes:
+        key: the key that the message names.
+        is_broken: called with the tree of all keys that hold a valid value, as in `c.optim.epochs`.
+        text: what was expected and what to do; {c.optim.epochs} is replaced by the value.
     """
 
-    keys: tuple[str, ...]
-    broken: Callable[..., bool]
+    key: str
+    is_broken: Callable[[Any], bool]
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Disabled:
-    """`when`, called with the values of `by`, says that `keys` change nothing; {0} {1} ... in `reason` are they."""
+    """Keys that change nothing when a condition on the tree holds; `reason` is written as in Rule."""
 
     keys: tuple[str, ...]
-    by: tuple[str, ...]
-    when: Callable[..., bool]
+    when: Callable[[Any], bool]
     reason: str
 
 
 def broken_rules(rules: Sequence[Rule], settings: dict[str, Setting], spoiled: set[str]) -> Iterator[Problem]:
-    """Check the rules whose keys all hold a valid value; `spoiled` keys do not."""
+    """Check the rules, but not those that read one of the `spoiled` keys, which hold no valid value."""
+    valid = {key: setting.value for key, setting in settings.items() if key not in spoiled}
+    tree = FrozenMunch(nest(valid))
     for rule in rules:
-        if spoiled.isdisjoint(rule.keys):
-            values = [settings[key].value for key in rule.keys]
-            if rule.broken(*values):
-                subject = f"{rule.keys[0]} = {values[0]!r}"
-                yield Problem(subject, settings[rule.keys[0]].where, rule.text.format(*values), keys=rule.keys)
+        try:
+            if rule.key in valid and rule.is_broken(tree):
+                where = settings[rule.key].where
+                yield Problem(f"{rule.key} = {valid[rule.key]!r}", where, rule.text.format(c=tree), keys=(rule.key,))
+        except (AttributeError, KeyError):  # the rule reads a spoiled key
+            continue
 
 
 def without_effect(table: Sequence[Disabled], settings: dict[str, Setting], defaults: dict[str, Any]) -> Iterator[str]:
     """Name the settings that have no effect; only those that differ from their default."""
+    tree = FrozenMunch(nest({key: setting.value for key, setting in settings.items()}))
     for entry in table:
-        by = [settings[key].value for key in entry.by]
         for key in entry.keys:
-            value = settings[key].value
-            if value != defaults[key] and entry.when(*by):
-                yield f"{key} = {value!r} ({settings[key].where}) has no effect: {entry.reason.format(*by)}"
+            if settings[key].value != defaults[key] and entry.when(tree):
+                found = f"{key} = {settings[key].value!r} ({settings[key].where})"
+                yield f"{found} has no effect: {entry.reason.format(c=tree)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +64,10 @@ class ResumeRules:
 
     Attributes:
         schema: the keys that there are.
-        free: keys that may change: speed and reports, not weights.
+        free: keys that may change: they concern speed and reports, not weights.
         warned: keys that may change with a warning: the last bits of the weights may differ.
-        before: key -> the value with which a run behaves as it did before the key existed. A run of an earlier version
-            that lacks the key counts as having this value, so it continues.
+        before: key -> the value with which a run behaves as it did before the key existed. A run of an earlier version,
+            whose config lacks the key, counts as having this value, so it continues.
         seed: the key of the seed; -1 means the seed of the run in the folder, or a new one.
     """
 
@@ -73,7 +78,7 @@ class ResumeRules:
     seed: str
 
     def fingerprint(self, config: FrozenMunch) -> str:
-        """sha256 of every setting that must stay as it is, the seed apart: it tells which run a checkpoint is of."""
+        """Return the sha256 of every setting that must not change, the seed apart: it identifies a checkpoint's run."""
         apart = self.free | self.warned | {self.seed}
         fixed = {
             key: value
