@@ -48,132 +48,63 @@ def random_pixels(rng: np.random.Generator, width: int, height: int) -> tuple[in
     return left, top, int(rng.integers(left + 1, width + 1)), int(rng.integers(top + 1, height + 1))
 
 
-def assert_crops_equal_torchvision(path: Path) -> None:
-    """resized_crop of random boxes, and of the whole image, to the pixel; enlarging and reducing, never square."""
+@pytest.fixture(params=["made", "photos"])
+def jpegs(request: pytest.FixtureRequest, tmp_path: Path) -> list[Path]:
+    """JPEG files of different sizes, none square: one made here, or a few of ImageNet where they are at hand."""
+    if request.param == "photos":
+        return sample_paths()
+    photo_like(151, 94).save(tmp_path / "made.jpg", quality=92)
+    return [tmp_path / "made.jpg"]
+
+
+def test_a_crop_equals_torchvisions_to_the_pixel(jpegs: list[Path]) -> None:
+    """Random boxes and the whole image, enlarged and reduced."""
     rng = np.random.default_rng(1)
-    file, image = ImageFile(path), Image.open(path).convert("RGB")
-    width, height = image.size
-    for left, top, right, bottom in [(0, 0, width, height)] + [random_pixels(rng, width, height) for _ in range(12)]:
-        box = CropBox.from_pixels(left, top, right, bottom, width, height)
-        expected = functional.resized_crop(image, top, left, bottom - top, right - left, [37, 52])
-        np.testing.assert_array_equal(file.resized_crop(box, 37, 52), planes(expected))
+    for path in jpegs:
+        file, image = ImageFile(path), Image.open(path).convert("RGB")
+        width, height = image.size
+        boxes = [(0, 0, width, height)] + [random_pixels(rng, width, height) for _ in range(12)]
+        for left, top, right, bottom in boxes:
+            box = CropBox.from_pixels(left, top, right, bottom, width, height)
+            expected = functional.resized_crop(image, top, left, bottom - top, right - left, [37, 52])
+            np.testing.assert_array_equal(file.resized_crop(box, 37, 52), planes(expected))
 
 
-def test_a_crop_equals_torchvisions_to_the_pixel(tmp_path: Path) -> None:
-    photo_like(151, 94).save(tmp_path / "made.jpg", quality=92)
-    assert_crops_equal_torchvision(tmp_path / "made.jpg")
-
-
-def test_a_crop_of_an_imagenet_photo_equals_torchvisions_to_the_pixel() -> None:
-    for path in sample_paths():
-        assert_crops_equal_torchvision(path)
-
-
-def fast_and_reference(path: Path) -> tuple[ImageFile, ImageFile]:
-    """The same file by both decoders; the sizes agree."""
-    fast, reference = ImageFile(path, "simplejpeg"), ImageFile(path, "pillow")
-    assert (fast.width, fast.height) == (reference.width, reference.height)
-    return fast, reference
-
-
-def assert_fast_crops_are_the_reference(path: Path) -> None:
-    """Random boxes: no value is more than 2 of 255 off, on average far less than 1; a shift by a pixel would show."""
+def test_a_crop_by_the_fast_decoder_is_the_reference(jpegs: list[Path]) -> None:
+    """No value is more than 2 of 255 off, on average far less than 1; a shift by a pixel would show."""
     rng = np.random.default_rng(2)
-    fast, reference = fast_and_reference(path)
-    for _ in range(12):
-        box = CropBox.from_pixels(*random_pixels(rng, fast.width, fast.height), fast.width, fast.height)
-        difference = fast.resized_crop(box, 52, 37).astype(int) - reference.resized_crop(box, 52, 37)
-        assert abs(difference).max() <= 2 and (difference**2).mean() < 0.5
-    difference = fast.centre_crop(48, 0.875).astype(int) - reference.centre_crop(48, 0.875)
-    assert abs(difference).max() <= 2 and (difference**2).mean() < 0.5
+    for path in jpegs:
+        fast, reference = ImageFile(path, "simplejpeg"), ImageFile(path, "pillow")
+        size = fast.width, fast.height
+        assert size == (reference.width, reference.height)
+        boxes = [CropBox.from_pixels(*random_pixels(rng, *size), *size) for _ in range(12)]
+        pairs = [(fast.resized_crop(box, 52, 37), reference.resized_crop(box, 52, 37)) for box in boxes]
+        for ours, theirs in [*pairs, (fast.centre_crop(48, 0.875), reference.centre_crop(48, 0.875))]:
+            difference = ours.astype(int) - theirs
+            assert abs(difference).max() <= 2 and (difference**2).mean() < 0.5
 
 
-def test_a_crop_by_the_fast_decoder_is_the_reference(tmp_path: Path) -> None:
-    photo_like(151, 94).save(tmp_path / "made.jpg", quality=92)
-    assert_fast_crops_are_the_reference(tmp_path / "made.jpg")
-
-
-def test_a_crop_of_an_imagenet_photo_by_the_fast_decoder_is_the_reference() -> None:
-    for path in sample_paths():
-        assert_fast_crops_are_the_reference(path)
-
-
-def test_pixels_the_fast_decoder_does_not_resize_are_exact(tmp_path: Path) -> None:
-    """A crop of the size it has: decoding alone, equal to Pillow's."""
-    photo_like(151, 94).save(tmp_path / "made.jpg", quality=92)
-    fast, reference = fast_and_reference(tmp_path / "made.jpg")
-    box = CropBox.from_pixels(20, 11, 80, 51, 151, 94)
-    np.testing.assert_array_equal(fast.resized_crop(box, 40, 60), reference.resized_crop(box, 40, 60))
-
-
-@pytest.mark.parametrize(
-    ("mode", "name"), [("RGB", "photo.png"), ("CMYK", "print.jpg"), ("RGB", "png_named.JPEG"), ("P", "palette.png")]
-)
-def test_what_the_fast_decoder_does_not_take_goes_through_pillow(tmp_path: Path, mode: str, name: str) -> None:
-    photo_like(60, 41).convert(mode).save(tmp_path / name, "PNG" if "png" in name else None)
-    fast, reference = fast_and_reference(tmp_path / name)
-    box = CropBox(0.1, 0.2, 0.6, 0.9)
-    np.testing.assert_array_equal(fast.resized_crop(box, 9, 11), reference.resized_crop(box, 9, 11))
-
-
-def test_bytes_after_the_end_of_a_jpeg_do_no_harm(tmp_path: Path) -> None:
-    photo_like(60, 41).save(tmp_path / "long.jpg")
-    with (tmp_path / "long.jpg").open("ab") as file:
-        file.write(b"appended by a camera")
-    fast, reference = fast_and_reference(tmp_path / "long.jpg")
-    np.testing.assert_array_equal(fast.centre_crop(16, 0.9), reference.centre_crop(16, 0.9))
-
-
-WAYS_OF_WRITING: list[dict[str, Any]] = [{}, {"restart_marker_rows": 1}, {"progressive": True}]
-
-
-@pytest.mark.parametrize("options", WAYS_OF_WRITING, ids=["baseline", "restart marks", "progressive"])
-@pytest.mark.parametrize("kind", ["cut short", "cut short, end mark kept", "noise", "a marker", "cut out"])
+@pytest.mark.parametrize("options", [{}, {"restart_marker_rows": 1}, {"progressive": True}])
+@pytest.mark.parametrize("kind", ["noise", "a marker"])
 def test_the_fast_decoder_refuses_what_pillow_refuses(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
     """Damage anywhere, also below the crop: the same files fail in the same words, the others look alike.
 
     Except where data runs out below the crop: that only a decoder of the whole file meets.
     """
-    rng = np.random.default_rng(4)
-    photo_like(300, 201).save(tmp_path / "whole.jpg", quality=90, **options)
-    whole, undamaged = (tmp_path / "whole.jpg").read_bytes(), outcome(tmp_path / "whole.jpg", "simplejpeg")
-    refused = 0
-    for _ in range(40):
-        (tmp_path / "damaged.jpg").write_bytes(damaged(whole, kind, rng))
-        fast, reference = (outcome(tmp_path / "damaged.jpg", decoder) for decoder in ("simplejpeg", "pillow"))
-        refused += isinstance(reference, str)
+    rng, path = np.random.default_rng(4), tmp_path / "damaged.jpg"
+    photo_like(300, 201).save(path, quality=90, **options)
+    whole = path.read_bytes()
+    for _ in range(25):
+        at = int(rng.integers(2, len(whole) - 600))
+        new = rng.bytes(512) if kind == "noise" else b"\xff" + bytes([int(rng.integers(0xC0, 0xFF))])
+        path.write_bytes(whole[:at] + new + whole[at + len(new) :])
+        fast, reference = (outcome(path, decoder) for decoder in ("simplejpeg", "pillow"))
         if isinstance(fast, str):
             assert fast == reference
         elif isinstance(reference, str):
             assert "Corrupt JPEG data" in reference
         else:
             assert abs(fast - reference).max() <= 2
-        if kind == "cut short, end mark kept" and not isinstance(fast, str):
-            np.testing.assert_array_equal(fast, undamaged)
-    assert refused or kind in ("noise", "cut out")
-
-
-def damaged(whole: bytes, kind: str, rng: np.random.Generator) -> bytes:
-    """A file with one kind of damage at a random place; the end mark stays unless it is cut short."""
-    at = int(rng.integers(2, len(whole) - 600))
-    if kind.startswith("cut short"):
-        return whole[:at] + whole[-2:] * kind.endswith("kept")
-    if kind == "cut out":
-        return whole[:at] + whole[at + 40 :]
-    new = rng.bytes(512) if kind == "noise" else b"\xff" + bytes([int(rng.integers(0xC0, 0xFF))])
-    return whole[:at] + new + whole[at + len(new) :]
-
-
-@pytest.mark.parametrize("options", WAYS_OF_WRITING, ids=["baseline", "restart marks", "progressive"])
-def test_markers_below_the_crop_are_found(tmp_path: Path, options: dict[str, Any]) -> None:
-    """The decoder would stop above them; which crop an epoch draws must not decide whether a damaged file is met."""
-    photo_like(300, 201).save(tmp_path / "whole.jpg", quality=90, **options)
-    whole = (tmp_path / "whole.jpg").read_bytes()
-    at = len(whole) * 9 // 10
-    for marker in (b"\xff\xc0", b"\xff\xd8", b"\xff\xda", b"\xff\xc4"):
-        (tmp_path / "damaged.jpg").write_bytes(whole[:at] + marker + whole[at + 2 :])
-        reference = outcome(tmp_path / "damaged.jpg", "pillow")
-        assert isinstance(reference, str) and outcome(tmp_path / "damaged.jpg", "simplejpeg") == reference
 
 
 def outcome(path: Path, decoder: str) -> np.ndarray | str:
@@ -186,35 +117,18 @@ def outcome(path: Path, decoder: str) -> np.ndarray | str:
             return str(error)
 
 
-def assert_test_crop_equals_torchvision(path: Path, size: int, crop_ratio: float) -> None:
-    """centre_crop against Resize and CenterCrop on the Pillow image."""
-    reference = transforms.Compose(
-        [transforms.Resize(math.ceil(size / crop_ratio)), transforms.CenterCrop(size)],
-    )
-    expected = planes(reference(Image.open(path).convert("RGB")))
-    np.testing.assert_array_equal(ImageFile(path).centre_crop(size, crop_ratio), expected)
-
-
-@pytest.mark.parametrize("crop_ratio", [0.875, 0.7, 1.0])
-@pytest.mark.parametrize("size", [32, 45])
+@pytest.mark.parametrize(("size", "crop_ratio"), [(32, 0.875), (45, 0.7), (45, 1.0), (224, 0.875)])
 @pytest.mark.parametrize(("width", "height"), [(151, 94), (94, 151), (31, 30), (64, 64), (200, 41)])
-def test_the_test_crop_equals_torchvisions_to_the_pixel(
+def test_the_central_crop_equals_torchvisions_to_the_pixel(
     tmp_path: Path, width: int, height: int, size: int, crop_ratio: float
 ) -> None:
-    photo_like(width, height).save(tmp_path / "made.png")
-    assert_test_crop_equals_torchvision(tmp_path / "made.png", size, crop_ratio)
-
-
-def test_the_test_crop_of_an_imagenet_photo_equals_torchvisions_to_the_pixel() -> None:
-    for path in sample_paths():
-        assert_test_crop_equals_torchvision(path, 224, 0.875)
-
-
-def test_without_a_crop_ratio_the_whole_image_is_squashed(tmp_path: Path) -> None:
-    photo_like(50, 31).save(tmp_path / "made.png")
+    image = photo_like(width, height)
+    image.save(tmp_path / "made.png")
     file = ImageFile(tmp_path / "made.png")
-    np.testing.assert_array_equal(file.centre_crop(24, None), file.resized_crop(WHOLE_IMAGE, 24, 24))
-    assert file.centre_box(24, None) == WHOLE_IMAGE
+    reference = transforms.Compose([transforms.Resize(math.ceil(size / crop_ratio)), transforms.CenterCrop(size)])
+    np.testing.assert_array_equal(file.centre_crop(size, crop_ratio), planes(reference(image)))
+    np.testing.assert_array_equal(file.centre_crop(size, None), file.resized_crop(WHOLE_IMAGE, size, size))
+    assert file.centre_box(size, None) == WHOLE_IMAGE
 
 
 def test_the_centre_box_is_where_the_test_crop_lies(tmp_path: Path) -> None:
@@ -265,20 +179,15 @@ def test_interpolation_goes_by_name(tmp_path: Path, interpolation: str) -> None:
         ("RGB", "photo.webp"),
         ("RGB", "photo.tif"),
         ("RGB", "photo.bmp"),
+        ("RGB", "n02105855_2933.JPEG"),
     ],
 )
-def test_every_mode_reads_as_pillow_converts_it(tmp_path: Path, mode: str, name: str) -> None:
-    photo_like(33, 20).convert(mode).save(tmp_path / name)
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_every_mode_reads_as_pillow_converts_it(tmp_path: Path, mode: str, name: str, decoder: str) -> None:
+    """Also by way of the fast decoder, which takes only JPEG; a PNG may be named JPEG, as one of ImageNet is."""
+    photo_like(33, 20).convert(mode).save(tmp_path / name, "PNG" if "_" in name else None)
     expected = planes(Image.open(tmp_path / name))
-    np.testing.assert_array_equal(ImageFile(tmp_path / name).resized_crop(WHOLE_IMAGE, 20, 33), expected)
-
-
-def test_a_png_named_jpeg_is_read(tmp_path: Path) -> None:
-    image = photo_like(33, 20)
-    image.save(tmp_path / "n02105855_2933.JPEG", format="PNG")
-    np.testing.assert_array_equal(
-        ImageFile(tmp_path / "n02105855_2933.JPEG").resized_crop(WHOLE_IMAGE, 20, 33), planes(image)
-    )
+    np.testing.assert_array_equal(ImageFile(tmp_path / name, decoder).resized_crop(WHOLE_IMAGE, 20, 33), expected)
 
 
 def test_a_palette_with_transparency_keeps_its_colours_without_a_warning(tmp_path: Path) -> None:
@@ -327,20 +236,19 @@ def test_a_tiff_is_turned_with_its_width_and_height(tmp_path: Path) -> None:
     np.testing.assert_array_equal(crop, planes(image.transpose(Image.Transpose.ROTATE_270)))
 
 
-@pytest.mark.parametrize("name", ["tiny.png", "tiny.jpg"])
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 9), (500, 1), (2, 3)])
-def test_the_smallest_images_are_read(tmp_path: Path, width: int, height: int, decoder: str, name: str) -> None:
-    Image.new("RGB", (width, height), (10, 200, 30)).save(tmp_path / name, quality=100)
-    file = ImageFile(tmp_path / name, decoder)
+def test_the_smallest_images_are_read(tmp_path: Path, width: int, height: int, decoder: str) -> None:
+    Image.new("RGB", (width, height), (10, 200, 30)).save(tmp_path / "tiny.jpg", quality=100)
+    file = ImageFile(tmp_path / "tiny.jpg", decoder)
     for crop in (file.resized_crop(WHOLE_IMAGE, 7, 5), file.centre_crop(8, 0.875), file.centre_crop(8, None)):
-        assert abs(crop - np.array([10, 200, 30])[:, None, None]).max() <= (2 if name == "tiny.jpg" else 0)
+        assert abs(crop - np.array([10, 200, 30])[:, None, None]).max() <= 2
         assert crop.flags.writeable
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_only_the_header_is_read_before_a_crop(tmp_path: Path, decoder: str) -> None:
-    """A truncated file still tells its size; the damage shows when it is decoded."""
+    """A truncated file still has its size; the damage shows when it is decoded."""
     photo_like(300, 201).save(tmp_path / "whole.jpg", quality=95)
     whole = (tmp_path / "whole.jpg").read_bytes()
     (tmp_path / "half.jpg").write_bytes(whole[: len(whole) // 2])
@@ -348,45 +256,3 @@ def test_only_the_header_is_read_before_a_crop(tmp_path: Path, decoder: str) -> 
     assert (file.width, file.height) == (300, 201)
     with pytest.raises(UserError, match=r"half\.jpg: cannot be read as an image \(.*truncated.*Replace the file"):
         file.resized_crop(WHOLE_IMAGE, 10, 10)
-    with pytest.raises(UserError, match=r"half\.jpg.*truncated"):
-        file.centre_crop(10, 0.875)
-
-
-def test_a_truncated_png_is_refused(tmp_path: Path) -> None:
-    photo_like(90, 61).save(tmp_path / "whole.png")
-    whole = (tmp_path / "whole.png").read_bytes()
-    (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"half\.png: cannot be read"):
-        ImageFile(tmp_path / "half.png").resized_crop(WHOLE_IMAGE, 10, 10)
-
-
-@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\xff\xd8\xff"])
-def test_what_is_no_image_is_refused_with_path_and_reason(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "odd.JPEG").write_bytes(content)
-    with pytest.raises(UserError, match=r"odd\.JPEG: cannot be read as an image \(it is empty, or in no image format"):
-        ImageFile(tmp_path / "odd.JPEG")
-
-
-def test_a_missing_file_is_refused_with_path_and_reason(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"gone\.jpg: cannot be read as an image \(No such file"):
-        ImageFile(tmp_path / "gone.jpg")
-
-
-@pytest.mark.parametrize("decoder", DECODERS)
-def test_damage_anywhere_ends_in_an_image_or_a_user_error(tmp_path: Path, decoder: str) -> None:
-    """Bytes overwritten at random: whatever Pillow raises, nothing but UserError comes out."""
-    rng = np.random.default_rng(3)
-    for name in ("whole.jpg", "whole.png", "whole.tif", "whole.webp", "whole.bmp"):
-        photo_like(40, 27).save(tmp_path / name)
-        whole = np.frombuffer((tmp_path / name).read_bytes(), dtype=np.uint8)
-        for _ in range(25):
-            damaged = whole.copy()
-            damaged[rng.integers(len(whole), size=6)] = rng.integers(256, size=6)
-            (tmp_path / "damaged").write_bytes(damaged.tobytes())
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                try:
-                    crop = ImageFile(tmp_path / "damaged", decoder).resized_crop(WHOLE_IMAGE, 5, 6)
-                    assert crop.shape == (3, 5, 6)
-                except UserError as error:
-                    assert "damaged: cannot be read" in str(error)
