@@ -1,12 +1,18 @@
-"""The tools for trained networks: compare two of them, write one in a form that others load."""
+"""Commands for trained networks: compare two of them, export one."""
 
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from relabel.cli.arguments import Name, Pictures, keep_apart
 from utils.config.value_types import ExistingFile, ExistingFolder, NewFile, NewFolder, NewPicture
 from utils.errors import UserError
 
-# Each command imports what it needs itself: a wrong command line is told before torch is loaded.
+if TYPE_CHECKING:
+    from torch import nn
+
+    from models.export import Use
+
+# Each command imports what it needs itself, so that a wrong command line is reported before torch is loaded.
 
 
 def compare(
@@ -18,19 +24,18 @@ def compare(
     count: Pictures = 12,
     json: NewFile | None = None,
 ) -> None:
-    """Say which of two checkpoints is better on the same images, and how sure that is; draw where they differ most.
+    """Compare two checkpoints on the same images: which is better and how certain that is; draw where they differ most.
 
-    The paired difference in top-1 accuracy (and by own true labels, where both files have them) comes with its 95 %
-    bootstrap interval over the images.
+    The paired difference in top-1 accuracy (and by own labels, if both files have them) comes with its 95 % bootstrap
+    interval over the images.
 
     Args:
-        first: what one checkpoint says of each image: the CSV file that an evaluation with --eval.predictions True
-            writes.
-        second: the other checkpoint's, of the same images.
+        first: predictions of one checkpoint: the CSV file that an evaluation with --eval.predictions True writes.
+        second: predictions of the other checkpoint for the same images.
         images: folder of the images, such as DATA/val; for the picture.
-        out: picture of the images whose label's probability differs most.
-        count: images in the picture.
-        json: file to write the figures to as well.
+        out: picture of the images on which the probability of the label differs most.
+        count: number of images in the picture.
+        json: file to write the results to as well.
     """
     from relabel.evaluation.compare import as_record, print_differences, read_predictions
     from relabel.evaluation.compare import compare as compare_predictions
@@ -51,7 +56,7 @@ def compare(
         write_json(json, as_record(first, second, differences))
     print_differences(first, second, differences)
     if (both[0].in_set is None) != (both[1].in_set is None):
-        print(f"not compared by true labels: {first if both[0].in_set is None else second} was made without them")
+        print(f"not compared by own labels: {first if both[0].in_set is None else second} was made without them")
     if out:
         print(f"picture: {out}", flush=True)
 
@@ -65,7 +70,7 @@ def export_model(
     config_file_path: ExistingFile | None = None,
     ema: bool = True,
 ) -> None:
-    """Write a trained network in a form that others load; its logits are those of --util.test_only.
+    """Export a trained network for other libraries; its logits are those of --util.test_only.
 
     timm: a folder, as on the Hugging Face Hub, that timm.create_model('local-dir:OUT', pretrained=True) reloads bit for
     bit. backbone: a file of a ResNet's weights for backbone.body of torchvision's Faster R-CNN and Mask R-CNN. onnx: a
@@ -74,12 +79,62 @@ def export_model(
     Args:
         weights: the checkpoint.
         out: the folder or file to write.
-        form: what to write.
+        form: format to write.
         arch: the network. none: the one that the checkpoint names.
-        config_file_path: config of its training, for batch norm and how tests see images. none: config.yaml beside the
-            checkpoint, or the defaults where there is none.
-        ema: take the averaged weights where the checkpoint has them.
+        config_file_path: config of its training, for batch norm and the transform of test images. none: config.yaml
+            beside the checkpoint, or the defaults if there is none.
+        ema: use the averaged weights if the checkpoint has them.
     """
-    from relabel.cli.model_export import export_model as write_model
+    from models.export import write_backbone, write_onnx, write_timm_folder
+    from relabel.config.load import BASE_FILE
+    from utils.run_log import CONFIG
 
-    write_model(weights, out, form, arch=arch, config=config_file_path, ema=ema)
+    if form != "timm" and (out.exists() or not out.parent.is_dir()):
+        found = "exists already" if out.exists() else "cannot be written: its folder does not exist"
+        raise UserError(f"OUT {out} {found}; expected a new file in a folder that exists. Give another OUT")
+    config = config_file_path
+    if config is None and weights.with_name(CONFIG).is_file():
+        config = weights.with_name(CONFIG)
+    model, arch, use, title = _load_network(weights, arch, config or BASE_FILE, ema)
+    source = f"as {config} says" if config else f"by default: no {CONFIG} beside it; --config_file_path names one"
+    view = f"{use.size} pixels, " + ("squashed" if use.crop_ratio is None else f"crop ratio {use.crop_ratio:g}")
+    print(f"{title}: {arch}, {use.num_classes:,} classes, tested at {view} ({source})", flush=True)
+    if form == "timm":
+        write_timm_folder(out, model, arch, use)
+        print(f"timm folder: {out}\ntimm.create_model('local-dir:{out}', pretrained=True) gives the same logits")
+    elif form == "backbone":
+        write_backbone(out, model, arch)
+        print(f"weights for backbone.body of a torchvision detector: {out}")
+    else:
+        compared = write_onnx(out, model, use)
+        print("its logits agree in onnxruntime" if compared else "not compared: onnxruntime is not installed")
+        print(f"ONNX file: {out}")
+
+
+def _load_network(weights: Path, arch: str | None, config_file: Path, ema: bool) -> "tuple[nn.Module, str, Use, str]":
+    """The network that an evaluation would build, on the CPU; its name, its use, and a title for its weights."""
+    import torch
+
+    from models.build import infer_num_classes
+    from models.export import Use
+    from relabel.augment import MEAN, STD
+    from relabel.config.load import read_config
+    from relabel.training.build import build_model, load_from, test_transform
+    from utils.checkpoint import load_checkpoint, named_classes, split_weights
+    from utils.precision import Precision
+
+    content = load_checkpoint(weights)
+    by_name = split_weights(content, weights)
+    chosen = "ema" if ema and "ema" in by_name else "model"
+    arch = arch or content.get("arch")
+    if not isinstance(arch, str):
+        raise UserError(f"{weights} does not name its network; give --arch, a name of torchvision's or timm's")
+    class_names = named_classes(content, weights)
+    num_classes = len(class_names) if class_names else infer_num_classes(arch, by_name[chosen])
+    config = read_config(str(config_file), {"model.arch": arch})
+    model = build_model(config, num_classes, Precision("O0", torch.device("cpu")))
+    load_from(weights, model, by_name[chosen], content.get("arch"), "--arch")
+    transform = test_transform(config)
+    use = Use(num_classes, class_names, transform.size, transform.crop_ratio, MEAN, STD)
+    title = f"{weights}{' (EMA)' * (chosen == 'ema')}"
+    return model.eval().to(memory_format=torch.contiguous_format), arch, use, title

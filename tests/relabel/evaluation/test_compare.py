@@ -158,12 +158,12 @@ def test_the_command_prints_a_table_of_80_columns_and_writes_json(
     assert record["first"] == str(tmp_path / "1.csv") and record["differences"][0]["only_second"] == 2
 
 
-def test_true_labels_in_one_file_alone_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_own_labels_in_only_one_file_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved(tmp_path)
     lines = (tmp_path / "2.csv").read_text().splitlines()
     (tmp_path / "2.csv").write_text("\n".join(line.rpartition(",")[0] for line in lines) + "\n")
     tools.main(["compare", f"{tmp_path}/1.csv", f"{tmp_path}/2.csv"])
-    assert f"not compared by true labels: {tmp_path}/2.csv was made without them" in capsys.readouterr().out
+    assert f"not compared by own labels: {tmp_path}/2.csv was made without them" in capsys.readouterr().out
 
 
 def test_a_file_to_compare_is_never_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,7 +175,7 @@ def test_a_file_to_compare_is_never_written_over(tmp_path: Path, capsys: pytest.
     assert (tmp_path / "1.csv").read_bytes() == before
 
 
-def test_half_a_wish_for_a_picture_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_picture_needs_images_and_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved(tmp_path)
     with pytest.raises(SystemExit) as caught:
         tools.main(["compare", str(tmp_path / "1.csv"), str(tmp_path / "2.csv"), "--images", str(tmp_path)])

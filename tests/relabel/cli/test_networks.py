@@ -1,4 +1,4 @@
-"""From a run folder to timm: the exported network says of every image what `--util.test_only True` says."""
+"""From a run folder to timm: the exported network predicts what `--util.test_only True` predicts."""
 
 import csv
 import re
@@ -55,22 +55,17 @@ def probabilities(model: torch.nn.Module, photos: Path) -> torch.Tensor:
 def test_what_is_exported_is_what_was_evaluated(
     run_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for ema, name in (
-        ("true", "predictions-checkpoint-last-ema-val.csv"),
-        ("false", "predictions-checkpoint-last-val.csv"),
-    ):
+    for ema, suffix in (("true", "-ema"), ("false", "")):
         out = tmp_path / f"exported-{ema}"
         capsys.readouterr()
         export(run_folder / "checkpoint-last.pth", out, "--form", "timm", "--ema", ema)
         printed = capsys.readouterr().out
-        assert (
-            f"{ARCH}, 3 classes, tested at 41 pixels, crop ratio 0.82 (as {run_folder / 'config.yaml'} says)" in printed
-        )
-        assert ("(EMA)" in printed) == (ema == "true")
+        used = f"{ARCH}, 3 classes, tested at 41 pixels, crop ratio 0.82 (as {run_folder / 'config.yaml'} says)"
+        assert used in printed and ("(EMA)" in printed) == (ema == "true")
         again: Any = timm.create_model(f"local-dir:{out}", pretrained=True)
         assert again.pretrained_cfg["label_names"] == list(CLASSES)
         found = probabilities(again, photos)
-        with (run_folder / name).open() as file:
+        with (run_folder / f"predictions-checkpoint-last{suffix}-val.csv").open() as file:
             for row, line in enumerate(csv.DictReader(file)):
                 assert CLASSES[int(found[row].argmax())] == line["top1"]
                 assert float(found[row].max()) == pytest.approx(float(line["top1_probability"]), abs=2e-6)
@@ -85,18 +80,13 @@ def test_batch_norm_and_the_tests_view_come_from_the_config(tmp_path: Path, caps
     assert "tested at 96 pixels, squashed (as " in capsys.readouterr().out
     (tmp_path / "config.yaml").write_text("optim: {bn: {eps: 1e-2}}\n")
     err = refused(capsys, tmp_path / "w.pth", tmp_path / "c", "--form", "timm")
-    assert (
-        "adds 1e-05 to the variance and this training 0.01 (optim.bn.eps; none keeps its own)" in err
-        and not (tmp_path / "c").exists()
-    )
-    (tmp_path / "config.yaml").write_text("optm: {}\n")
-    assert "optm" in refused(capsys, tmp_path / "w.pth", tmp_path / "c", "--form", "timm")
+    assert "this training 0.01 (optim.bn.eps; none keeps its own)" in err and not (tmp_path / "c").exists()
 
 
 def test_weights_of_2021_need_the_networks_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = {f"module.{name}": tensor for name, tensor in create_model("resnet18", 3).state_dict().items()}
     torch.save(weights, tmp_path / "w.pth")
-    assert "does not say which network it is of; give --arch" in refused(
+    assert "does not name its network; give --arch" in refused(
         capsys, tmp_path / "w.pth", tmp_path / "b.pth", "--form", "backbone"
     )
     export(tmp_path / "w.pth", tmp_path / "b.pth", "--form", "backbone", "--arch", "resnet18")
@@ -109,17 +99,15 @@ def test_weights_of_2021_need_the_networks_name(tmp_path: Path, capsys: pytest.C
     [
         (
             ["w.pth", "no/b.pth", "--form", "backbone"],
-            "OUT no/b.pth cannot be written: its folder is not there; expected a new file in a folder that",
+            "OUT no/b.pth cannot be written: its folder does not exist; expected a new file in a folder that",
         ),
-        (["w.pth", "w.pth", "--form", "backbone"], "OUT w.pth is there already"),
+        (["w.pth", "w.pth", "--form", "backbone"], "OUT w.pth exists already"),
         (
             ["w.pth", "out", "--form", "timm", "--arch", "resnet18"],
             r"w.pth: .*does not fit(.|\n)*set --arch timm/test_r",
         ),
-        (["w.pth", "out", "--form", "timm", "--arch", "resnet1"], r"found --arch 'resnet1'; expected .*resnet18"),
+        (["w.pth", "out", "--form", "timm", "--arch", "resnet1"], r"found arch 'resnet1'; expected .*resnet18"),
         (["text.pth", "out", "--form", "timm"], "text.pth "),
-        (["gone.pth", "out", "--form", "timm"], "WEIGHTS = 'gone.pth' .*expected a file that exists"),
-        (["w.pth", "out", "--form", "tim"], "--form = 'tim' .*did you mean timm"),
     ],
 )
 def test_bad_input_is_refused_and_leaves_nothing(
