@@ -30,7 +30,7 @@ IMAGES, CLASSES, BATCH = 1_281_167, 1000, 256
 def main() -> None:
     """Open the same simulated data set in several fresh processes."""
     options = arguments(__doc__ or "")
-    count, repeats = (20_000, 2) if options.tiny else (IMAGES, 7)
+    count, repeats = (20_000, 1) if options.tiny else (IMAGES, 7)
     with tempfile.TemporaryDirectory() as folder:
         write_store(Path(folder), simulated_images(count))
         command = [sys.executable, "-c", f"from benchmarks.dataset_scale import measure; measure({folder!r}, {count})"]

@@ -1,9 +1,8 @@
-"""Each benchmark program runs, in its tiny form; the figures of that form mean nothing and are not looked at."""
+"""Each benchmark program runs in its tiny form, whose values mean nothing."""
 
 import json
-import os
-import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -11,31 +10,38 @@ import pytest
 from PIL import Image
 
 from benchmarks.cifar10_folder import write_folder
+from benchmarks.code_size import code_lines
 from benchmarks.growth_plots import PANELS, draw_growth, points
 from benchmarks.label_pooling import dense_name, pool_name
 from benchmarks.result import Figure, report
 from benchmarks.soak import growth, growth_in_words
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
-MEASURE_NOTHING = ("__init__", "result", "growth_plots", "cifar10_folder")
+MEASURE_NOTHING = ("__init__", "result", "growth_plots", "cifar10_folder", "code_size")
 PROGRAMS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in MEASURE_NOTHING)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_handlers")
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_a_program_prints_a_table_and_writes_json(program: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", f"benchmarks.{program}", "--tiny", "--json", str(tmp_path / "result.json")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+def test_a_program_prints_a_table_and_writes_json(
+    program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [program, "--tiny", "--json", str(tmp_path / "result.json")])
+    import_module(f"benchmarks.{program}").main()
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result["title"] in " ".join(done.stdout.split()) and result["machine"]["torch"]
+    assert result["title"] in " ".join(capsys.readouterr().out.split()) and result["machine"]["torch"]
     for figure in result["figures"]:
         low, high = figure["quartiles"]
         assert figure["n"] >= 1 and low <= figure["median"] <= high and figure["unit"]
     for panel in PANELS:
         if panel.program == program:
             assert all(len(points(result["figures"], curve.figures)) for curve in panel.curves), panel.title
+
+
+def test_lines_of_code_are_counted_without_docstrings_comments_and_blanks() -> None:
+    source = '"""A module."""\n\n# a comment\ndef f() -> str:\n    """A\n    function."""\n    return """a\n\n# b"""\n'
+    assert code_lines(source) == 4
 
 
 def test_a_file_of_photos_becomes_class_folders(tmp_path: Path) -> None:
