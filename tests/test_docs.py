@@ -19,7 +19,7 @@ from relabel.label_map import LabelMap
 from relabel.stores.pt_folder import write_label_map
 from tests.conftest import ROOT
 from tests.promises import PROMISES
-from utils.config.tool_commands import Command, fire_words
+from utils.config.tool_commands import Command
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {path.name: path.read_text(encoding="utf-8") for path in PAGES}
@@ -78,7 +78,7 @@ def test_every_command_is_accepted_by_its_parser(line: str) -> None:
             load_config(file, {"data.data_path": "IMAGENET", "data.relabel.path": "LABELS"} | flags)
     elif "relabel" in words[1:]:
         name, *rest = words[words.index("relabel") + 1 :]
-        fire_words(TOOLS[name], rest, "python -m relabel")
+        TOOLS[name].parse(rest, "python -m relabel")
 
 
 @pytest.mark.parametrize("page", [page for page, text in TEXTS.items() if python_blocks(text)])

@@ -1,4 +1,4 @@
-"""The form of a command line, for main.py and the tools alike: flags with values, arguments, and what is neither."""
+"""The form of a command line: flags with values, arguments, and what is neither."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -10,16 +10,16 @@ HELP_FLAGS = ("--help", "-h")
 
 @dataclass(slots=True)
 class CommandLine:
-    """A command line as far as it was read.
+    """A command line, read from left to right.
 
     Attributes:
         known: the names of flags, with underscores.
         arguments: those of them that can be given by position, in their order.
-        takes_more: whether words beyond those are arguments too.
+        takes_more: whether any number of words may follow those.
         file_flag: the flag that names a config file, '' if there is none.
-        more: these words.
-        texts: raw text by name. Unknown names too: whoever knows what is near them refuses them.
-        problems: of form.
+        more: the words that followed.
+        texts: raw text by name; the caller refuses unknown names.
+        problems: mistakes of form.
     """
 
     known: Collection[str]
@@ -47,14 +47,11 @@ def parse_command_line(
     takes_more: bool = False,
     file_flag: str = "",
 ) -> CommandLine:
-    """Read flags as `--name value` or `--name=value`; whether values fit is not asked here.
+    """Read flags as `--name value` or `--name=value`; the values are not checked here.
 
     Args:
         argv: the words after the program's name, or its command's.
-        known: names of flags.
-        arguments: those of them that can be given by position, in their order.
-        takes_more: whether any number of words may follow these.
-        file_flag: the flag that names a config file, '' if there is none.
+        known, arguments, takes_more, file_flag: as in CommandLine.
     """
     line = CommandLine(known, arguments, takes_more, file_flag)
     words = list(argv)
@@ -70,7 +67,7 @@ def parse_command_line(
 
 
 def _read_flag(line: CommandLine, word: str, words: list[str]) -> None:
-    """Take a flag, with the next word as its value unless one is attached."""
+    """Read a flag, with the next word as its value unless one is attached."""
     flag, attached, text = word[2:].partition("=")
     has_value = bool(attached) or _value_follows(words)
     if has_value and not attached:
@@ -89,7 +86,7 @@ def _read_flag(line: CommandLine, word: str, words: list[str]) -> None:
 
 
 def _read_word(line: CommandLine, word: str, words: list[str]) -> None:
-    """Take a word as the next argument, or refuse it; a flag that lacks its hyphens takes its value out of `words`."""
+    """Read a word as the next argument, or refuse it; a flag without hyphens takes its value out of `words`."""
     name = normal_key(word.lstrip("-").partition("=")[0])
     looks_like_flag = word.startswith("-") or ("=" in word and name in line.known)
     free = [argument for argument in line.arguments if argument not in line.texts]

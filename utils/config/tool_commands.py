@@ -3,7 +3,7 @@
     python -m PROGRAM COMMAND [ARGUMENT ...] [--flag VALUE ...]
 
 A parameter without default that can be given by position is an argument, `*name` takes any number of them, every other
-one is a flag. Its annotation says type, range and choices (utils/config/value_types.py), and the function's `Args:`
+one is a flag. Its annotation gives type, range and choices (utils/config/value_types.py), and the function's `Args:`
 section explains it.
 """
 
@@ -16,17 +16,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
-import fire
 from pydantic import ValidationError
 
 from utils.config.command_line import HELP_FLAGS, parse_command_line
 from utils.config.problems import COMMAND_LINE, Problem, did_you_mean, nearest, normal_key, report
 from utils.config.value_types import ValueType
-from utils.errors import UserError, exit_on_user_error
+from utils.errors import EXIT_INTERRUPTED, UserError, exit_on_user_error
 from utils.processes.torchrun import first_of_node
 
-EXIT_INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
-_WIDTH, _COLUMN, _NARROW_COLUMN = 100, 26, 20  # of a help screen; where explanations of flags and commands start
+_WIDTH, _COLUMN, _NARROW_COLUMN = 80, 24, 20  # of a help screen; where explanations of flags and commands start
 _FORM = "Flags are --flag VALUE or --flag=VALUE; hyphens and underscores are the same in their names."
 
 
@@ -57,7 +55,7 @@ class Parameter:
 
     @property
     def subject(self) -> str:
-        """What messages call it: IMAGES or --top_k."""
+        """Its name in messages: IMAGES or --top_k."""
         return self.name.upper() if self.positional else f"--{self.name}"
 
     @property
@@ -67,28 +65,22 @@ class Parameter:
             return f"{self.subject} ..."
         return self.subject if self.positional else f"{self.subject} {self.type.word}"
 
-    def value(self, text: str) -> object:
-        """What a text means. ValidationError where it does not fit."""
-        return self.type.check(self.type.read(text))
-
-    def fits(self, text: str) -> bool:
-        """Whether a text means anything."""
-        try:
-            self.value(text)
-        except ValidationError:
-            return False
-        return True
-
-    def refusal(self, text: str) -> str:
-        """The advice on a text that does not fit."""
-        has_default = self.default is not inspect.Parameter.empty
-        return self.type.refusal(text) + (f"; the default is {self.shown_default()}" if has_default else "")
-
+    @property
     def shown_default(self) -> str:
         """The default as a person would type it."""
         if isinstance(self.default, tuple):
             return (self.type.separator or " ").join(f"{part:g}" for part in self.default)
         return str(self.default).lower() if isinstance(self.default, bool | None) else str(self.default)
+
+    def refusal(self, text: str) -> str:
+        """Advice on a text that does not fit."""
+        has_default = self.default is not inspect.Parameter.empty
+        return self.type.refusal(text) + (f"; the default is {self.shown_default}" if has_default else "")
+
+    def help_entry(self) -> str:
+        """Lines of a help screen: name, meaning, type and default."""
+        state = "any number" if self.repeated else "required" if self.required else f"default {self.shown_default}"
+        return _columns(self.written, f"{self.meaning} [{self.type.expected}; {state}]", _COLUMN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,42 +109,59 @@ class Command:
             parameters[name] = Parameter(name, kind, parameter.default, positional, repeated, meanings[name])
         return cls(function.__name__.replace("_", "-"), function, summary.replace("\n", " "), details, parameters)
 
-    @property
-    def repeated(self) -> Parameter | None:
-        """The argument that may be given any number of times, if there is one."""
-        return next((parameter for parameter in self.parameters.values() if parameter.repeated), None)
+    def parse(self, argv: Sequence[str], program: str) -> tuple[list[Any], dict[str, Any]]:
+        """Read the words after the command's name into the function's positional and keyword arguments.
 
-    @property
-    def single(self) -> list[str]:
-        """The names of all other parameters."""
-        return [name for name, parameter in self.parameters.items() if not parameter.repeated]
-
-    @fire.decorators.SetParseFn(str)
-    def call(self, *words: str, **texts: str) -> None:
-        """Call the function; raw texts in, as fire delivers them.
-
-        Args:
-            words: of the repeated argument.
-            texts: of the others, by name.
+        Raises:
+            UserError: lists all that is wrong with them: form, missing and unknown names, values that do not fit.
         """
-        more = [self.repeated.value(word) for word in words] if self.repeated else []
-        values = {name: self.parameters[name].value(text) for name, text in texts.items()}
-        first = [values.pop(name) for name in self.single if self.parameters[name].positional]
-        self.function(*first, *more, **values)
+        single = {name: parameter for name, parameter in self.parameters.items() if not parameter.repeated}
+        repeated = next((parameter for parameter in self.parameters.values() if parameter.repeated), None)
+        positional = [name for name in single if single[name].positional]
+        line = parse_command_line(argv, single, positional, takes_more=repeated is not None)
+        values: dict[str, Any] = {}
+        more: list[Any] = []
+        for text in line.more:
+            assert repeated
+            try:
+                more.append(repeated.type.parse(text))
+            except ValidationError:
+                line.refuse(text, repeated.refusal(text))
+        for name, text in line.texts.items():
+            if name not in single:
+                near = nearest(name, single)
+                line.refuse(f"--{name}", f"no such flag{did_you_mean(near, prefix='--')}", *near)
+                continue
+            try:
+                values[name] = single[name].type.parse(text)
+            except ValidationError:
+                line.refuse(f"{single[name].subject} = {text!r}", single[name].refusal(text), name)
+        for name, parameter in single.items():
+            if parameter.required and name not in {*line.texts, *line.spoiled}:
+                line.refuse(parameter.written, f"is missing; expected {parameter.type.expected}")
+        if line.problems:
+            raise UserError(report(line.problems, f"How it is written: {program} {self.name} --help"))
+        return [values.pop(name) for name in positional] + more, values
 
     def help_text(self, program: str) -> str:
-        """Usage, docstring, and every parameter with its meaning, type and default."""
-        parameters = "\n".join(_entry(parameter) for parameter in self.parameters.values())
-        sections = [_usage(self, program), _filled(self.summary), _filled(self.details), parameters, _FORM]
+        """Write usage, docstring, and every parameter with its meaning, type and default."""
+        entries = "\n".join(parameter.help_entry() for parameter in self.parameters.values())
+        sections = [self._usage(program), _filled(self.summary), _filled(self.details), entries, _filled(_FORM)]
         return "\n\n".join(section for section in sections if section) + "\n"
+
+    def _usage(self, program: str) -> str:
+        """Name every parameter, those with a default in brackets."""
+        parts = [p.written if p.required else f"[{p.written}]" for p in self.parameters.values()]
+        words = " ".join(part.replace(" ", "\0") for part in parts)  # a flag and its value stay on one line
+        return _wrapped(f"usage: {program} {self.name} {words}", " " * 7).replace("\0", " ")
 
 
 def run_commands(functions: Sequence[Callable[..., None]], argv: Sequence[str], program: str, about: str) -> None:
     """Run a command line (without the program's name), or answer `--help`.
 
     Args:
-        functions: the commands; `a_b` is typed a-b or a_b. They import what costs time themselves.
-        argv: the words after the program's name; none of them shows the commands.
+        functions: the commands; `a_b` is typed a-b or a_b. What takes time to import they import themselves.
+        argv: the words after the program's name; without any, the commands are listed.
         program: how the program is started, for the screens.
         about: what it is, for the first screen.
 
@@ -169,46 +178,18 @@ def run_commands(functions: Sequence[Callable[..., None]], argv: Sequence[str], 
         if any(word in HELP_FLAGS for word in argv):
             print(command.help_text(program), end="")
             sys.exit(0)
-        words = fire_words(command, argv[1:], program)
+        arguments, flags = command.parse(argv[1:], program)
         # Until here Ctrl-C may end the process at once; a command may have to clean up.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
-            fire.Fire(command.call, command=words, name=f"{program} {command.name}")
+            command.function(*arguments, **flags)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr, flush=True)
             sys.exit(EXIT_INTERRUPTED)
 
 
-def fire_words(command: Command, argv: Sequence[str], program: str) -> list[str]:
-    """Check the words after a command's name and hand them on in the one form that fire cannot misread.
-
-    Returns:
-        The repeated argument's words, then `--name=text` of every other parameter that was given.
-
-    Raises:
-        UserError: lists all that is wrong with them: form, missing and unknown names, values that do not fit.
-    """
-    parameters, flags, repeated = command.parameters, command.single, command.repeated
-    line = parse_command_line(argv, flags, [f for f in flags if parameters[f].positional], repeated is not None)
-    for text in line.more:
-        if repeated is not None and not repeated.fits(text):
-            line.refuse(text, repeated.refusal(text))
-    for name, text in line.texts.items():
-        if name not in flags:
-            near = nearest(name, flags)
-            line.refuse(f"--{name}", f"no such flag{did_you_mean(near, prefix='--')}", *near)
-        elif not parameters[name].fits(text):
-            line.refuse(f"{parameters[name].subject} = {text!r}", parameters[name].refusal(text), name)
-    for name, parameter in parameters.items():
-        if parameter.required and name not in {*line.texts, *line.spoiled}:
-            line.refuse(parameter.written, f"is missing; expected {parameter.type.expected}")
-    if line.problems:
-        raise UserError(report(line.problems, f"How it is written: {program} {command.name} --help"))
-    return [*line.more, *(f"--{name}={text}" for name, text in line.texts.items())]
-
-
 def _find_command(commands: Mapping[str, Command], argv: Sequence[str], program: str) -> Command:
-    """The command that a line names first."""
+    """Return the command that the first word names."""
     word = argv[0]
     if normal_key(word) in commands:
         return commands[normal_key(word)]
@@ -221,56 +202,33 @@ def _find_command(commands: Mapping[str, Command], argv: Sequence[str], program:
     raise UserError(report([Problem(word, COMMAND_LINE, advice)], f"What each does: {program} --help"))
 
 
-# ---- reading a function
-
-
 def _split_docstring(text: str) -> tuple[str, dict[str, str]]:
-    """What stands before the sections of a docstring, and the meaning of each name under `Args:`."""
+    """Return what a docstring says before its sections, and the meaning of each name under `Args:`."""
     description, _, args = text.partition("\nArgs:\n")
-    args = re.split(r"^\S", args, maxsplit=1, flags=re.MULTILINE)[0]  # the next section
-    meanings: dict[str, str] = {}
-    for name, meaning in re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", args, flags=re.MULTILINE):
-        meanings[name] = " ".join(meaning.split())
+    args = re.split(r"^\S", args, maxsplit=1, flags=re.MULTILINE)[0]  # up to the next section
+    entries = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", args, flags=re.MULTILINE)
     description = re.split(r"^(?:Raises|Returns):$", description, maxsplit=1, flags=re.MULTILINE)[0]
-    return description.strip(), meanings
-
-
-# ---- help
+    return description.strip(), {name: " ".join(meaning.split()) for name, meaning in entries}
 
 
 def _overview(commands: Mapping[str, Command], program: str, about: str) -> str:
-    """The first screen: usage, what the program is, each command in a line."""
+    """Write the first screen: usage, what the program is, each command in a line."""
     entries = "\n".join(_columns(command.name, command.summary, _NARROW_COLUMN) for command in commands.values())
     usage = f"usage: {program} COMMAND [ARGUMENT ...] [--flag VALUE ...]"
     return "\n\n".join([usage, _filled(about), entries, f"All of a command: {program} COMMAND --help"]) + "\n"
 
 
-def _entry(parameter: Parameter) -> str:
-    """A parameter's lines of a help screen."""
-    if parameter.repeated:
-        return _columns(parameter.written, f"{parameter.meaning} [{parameter.type.expected}; any number]", _COLUMN)
-    default = "required" if parameter.required else f"default {parameter.shown_default()}"
-    return _columns(parameter.written, f"{parameter.meaning} [{parameter.type.expected}; {default}]", _COLUMN)
-
-
 def _columns(left: str, text: str, column: int) -> str:
-    """A name, and its explanation beside it; below it where the name is too long."""
-    indent = " " * column
-    lines = textwrap.fill(text, _WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
-    start = f"  {left}"
+    """Put an explanation beside a name, or below it where the name is too long."""
+    indent, start = " " * column, f"  {left}"
+    lines = _wrapped(indent + text, indent)
     return start.ljust(column) + lines[column:] if len(start) < column - 1 else f"{start}\n{lines}"
 
 
 def _filled(text: str) -> str:
-    """The paragraphs of a docstring in lines of equal length."""
-    paragraphs = text.strip().split("\n\n") if text else []
-    return "\n\n".join(textwrap.fill(paragraph, _WIDTH, break_on_hyphens=False) for paragraph in paragraphs)
+    """Wrap the paragraphs of a docstring."""
+    return "\n\n".join(_wrapped(" ".join(paragraph.split())) for paragraph in text.strip().split("\n\n"))
 
 
-def _usage(command: Command, program: str) -> str:
-    """The line that names every parameter, those with a default in brackets."""
-    start = f"usage: {program} {command.name} "
-    parts = [p.written if p.required else f"[{p.written}]" for p in command.parameters.values()]
-    whole = start + " ".join(part.replace(" ", "\0") for part in parts)  # a flag and its value stay on one line
-    lines = textwrap.wrap(whole, _WIDTH, subsequent_indent=" " * len(start), break_on_hyphens=False)
-    return "\n".join(lines).replace("\0", " ")
+def _wrapped(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, _WIDTH, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)

@@ -1,4 +1,4 @@
-"""What a config key or a tool's parameter accepts: read from text by its annotation, checked, told in words."""
+"""What a config key or a tool's parameter accepts: read from text by its annotation, checked, described in words."""
 
 import math
 import os
@@ -19,12 +19,14 @@ _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 NULL_WORDS = ("none", "null")
 _INTEGER = re.compile(r"[-+]?[0-9]{1,18}")  # 18 digits fit into 64 bits
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_BOOLEANS = {"true": True, "false": False}
 _RANGE_SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
 def number(text: str) -> int | float | str:
-    """The number that a text is in YAML 1.2, else the text: 1e-3 is one, 010 is ten; 1_0, 0x1 and 1e400 are none."""
+    """Return the number that a text is in YAML 1.2, else the text.
+
+    1e-3 is a number, 010 is ten; 1_0, 0x1 and 1e400 are texts.
+    """
     if _INTEGER.fullmatch(text):
         return int(text)
     if _FLOAT.fullmatch(text) and math.isfinite(value := float(text)):
@@ -33,28 +35,18 @@ def number(text: str) -> int | float | str:
 
 
 def boolean(text: str) -> bool | str:
-    """true and false in any case; anything else stays the text that it is."""
-    return _BOOLEANS.get(text.lower(), text)
+    """Return a bool for true and false in any case, else the text."""
+    return {"true": True, "false": False}.get(text.lower(), text)
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """How a type is read from text: its word in a usage, what is expected, and the conversion.
-
-    A text that does not fit is left as it is; strict validation refuses it.
-    """
-
-    word: str
-    expected: str
-    read: Callable[[str], object]
-
-
-_KINDS: dict[object, Kind] = {
-    int: Kind("N", "a whole number", number),
-    float: Kind("X", "a number", number),
-    bool: Kind("true|false", "true or false", boolean),
-    str: Kind("TEXT", "text", str),
-    Path: Kind("PATH", "a path", lambda text: Path(text) if text else text),  # Path("") would be the current folder
+# Type -> its word in a usage, what is expected, and how it is read from text. A text that does not fit is left as it
+# is; strict validation refuses it.
+_KINDS: dict[object, tuple[str, str, Callable[[str], object]]] = {
+    int: ("N", "a whole number", number),
+    float: ("X", "a number", number),
+    bool: ("true|false", "true or false", boolean),
+    str: ("TEXT", "text", str),
+    Path: ("PATH", "a path", lambda text: Path(text) if text else text),  # Path("") would be the current folder
 }
 
 
@@ -81,25 +73,22 @@ def _path_that(test: Callable[[Path], bool]) -> AfterValidator:
 
 
 def _can_be_written(path: Path) -> bool:
-    """Whether a file can be put there, over an old one too: it is written beside it and renamed."""
+    """Whether a file can be put there, replacing an old one too: it is written beside it and renamed."""
     return not path.is_dir() and path.parent.is_dir() and os.access(path.parent, os.W_OK | os.X_OK)
 
 
-# Annotations: Field's title is the word in a usage; its description is what is expected, or a remark on choices.
+# Field's title is the word in a usage; its description is what is expected, or a remark on choices.
+_NEW = "in a folder that exists and can be written"
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 ExistingFile = Annotated[Path, _path_that(Path.is_file), Field(title="FILE", description="a file that exists")]
 ExistingFolder = Annotated[Path, _path_that(Path.is_dir), Field(title="DIR", description="a folder that exists")]
 ExistingPath = Annotated[Path, _path_that(Path.exists), Field(title="PATH", description="a path that exists")]
-NewFile = Annotated[
-    Path,
-    _path_that(_can_be_written),
-    Field(title="FILE", description="a file in a folder that exists and can be written"),
-]
+NewFile = Annotated[Path, _path_that(_can_be_written), Field(title="FILE", description=f"a file {_NEW}")]
 NewPicture = Annotated[
     Path,
     _path_that(lambda path: path.suffix.lower() == ".png" and _can_be_written(path)),
-    Field(title="FILE.png", description="a .png file in a folder that exists and can be written"),
+    Field(title="FILE.png", description=f"a .png file {_NEW}"),
 ]
 NewFolder = Annotated[Path, Field(title="DIR", description="a path")]
 Size = Annotated[
@@ -123,12 +112,11 @@ class ValueType:
 
     @classmethod
     def of(cls, annotation: Any) -> "ValueType":
-        """Of a type or a type `| None`."""
+        """Make one of a type or a type `| None`."""
         if get_origin(annotation) not in (Union, types.UnionType):
             return cls(annotation, optional=False)
-        kinds = [kind for kind in get_args(annotation) if kind is not types.NoneType]
-        assert len(kinds) == 1, f"a value has one type, or one and None; not {annotation}"
-        return cls(kinds[0], optional=True)
+        (kind,) = (kind for kind in get_args(annotation) if kind is not types.NoneType)
+        return cls(kind, optional=True)
 
     @property
     def base(self) -> Any:
@@ -138,7 +126,7 @@ class ValueType:
     @property
     def word(self) -> str:
         """What stands for a value in a usage: N, FILE."""
-        return self._field.title or self._kind.word
+        return self._field.title or self._kind[0]
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -153,13 +141,13 @@ class ValueType:
     @property
     def expected(self) -> str:
         """What is accepted, in words: type, range, choices, none."""
-        metadata, remark = self._field.metadata, self._field.description
+        (_, kind, _), metadata, remark = self._kind, self._field.metadata, self._field.description
         signs = [f"{_RANGE_SIGNS[n]} {getattr(m, n):g}" for m in metadata for n in _RANGE_SIGNS if hasattr(m, n)]
-        text = f"{self._kind.expected} ({remark})" if self.choices and remark else remark or self._kind.expected
+        text = f"{kind} ({remark})" if self.choices and remark else remark or kind
         return " ".join([text, " and ".join(signs)]).rstrip() + (", or none" if self.optional else "")
 
     def refusal(self, value: object) -> str:
-        """The advice on a value that does not fit."""
+        """Advice on a value that does not fit."""
         return f"expected {self.expected}" + did_you_mean(nearest(str(value), self.choices))
 
     def is_null(self, text: str) -> bool:
@@ -167,20 +155,24 @@ class ValueType:
         return self.optional and text.lower() in NULL_WORDS
 
     def read(self, text: str) -> object:
-        """The value of a text as typed; a text that does not fit is left as it is or made of wrong parts."""
+        """Return the value of a text as typed; a text that does not fit stays as it is or is made of wrong parts."""
         if self.is_null(text):
             return None
         if self.separator:
             return tuple(number(part) for part in text.split(self.separator))
-        return self._kind.read(text)
+        return self._kind[2](text)
 
     def check(self, value: object) -> object:
-        """A value in its declared type: 1 becomes 1.0 where a number is declared.
+        """Return a value in its declared type: 1 becomes 1.0 where a number is declared.
 
         Raises:
             ValidationError: it is not what is `expected`.
         """
         return None if value is None and self.optional else self._adapter.validate_python(value)
+
+    def parse(self, text: str) -> object:
+        """Read a text and check its value. ValidationError where it does not fit."""
+        return self.check(self.read(text))
 
     @cached_property
     def _field(self) -> FieldInfo:
@@ -191,8 +183,7 @@ class ValueType:
         return TypeAdapter(self.annotation, config=_STRICT)
 
     @property
-    def _kind(self) -> Kind:
+    def _kind(self) -> tuple[str, str, Callable[[str], object]]:
         if self.choices:
-            return Kind("|".join(self.choices), f"one of {', '.join(self.choices)}", str)
-        assert self.base in _KINDS or self.separator, f"no way to read {self.annotation}"
-        return _KINDS.get(self.base, Kind("X", "numbers", str))
+            return "|".join(self.choices), f"one of {', '.join(self.choices)}", str
+        return ("X", "numbers", str) if self.separator else _KINDS[self.base]

@@ -286,7 +286,7 @@ def test_the_screen_of_a_command_is_its_signature_and_docstring(
     assert "of the wall that is painted, which may be less than all of it: in 0..1. [a number >= 0 and <= 1;" in flat
     assert "--tin FILE of paint. [a file that exists, or none; default none]" in flat
     assert "--shift X,Y of the brush. [numbers; default 0.5,-1]" in flat
-    assert "UserError" not in out and max(map(len, out.splitlines())) <= 100
+    assert "UserError" not in out and max(map(len, out.splitlines())) <= 80
 
 
 def test_a_parameter_must_be_documented() -> None:
