@@ -166,7 +166,9 @@ def test_classes_that_are_not_those_of_the_images_are_refused(tmp_path: Path) ->
 def test_the_classes_can_be_named(tmp_path: Path) -> None:
     """Two class folders of a download for three classes: only the user knows the third."""
     write_maps(tmp_path / "pt", keys=KEYS[:8])
-    with pytest.raises(UserError, match=r"the class id 2 in the cell.*name theirs: `python -m relabel pack --help`"):
+    with pytest.raises(
+        UserError, match=r"the class id 2 in the cell.*name their classes: `python -m relabel pack --help`"
+    ):
         pack(tmp_path / "pt", tmp_path / "packed", None, None, skip_damaged=False)
     (tmp_path / "names.txt").write_text("ant\nbee\ncow\n")
     pack(tmp_path / "pt", tmp_path / "packed", None, str(tmp_path / "names.txt"), skip_damaged=False)

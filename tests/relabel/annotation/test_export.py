@@ -12,6 +12,7 @@ from relabel.annotation.export import export_cleaning, export_labels
 from relabel.annotation.label_set import LabelSet
 from relabel.data.images import ImageList, keep_listed
 from relabel.label_map import LabelMap
+from tests.memory_store import MemoryStore
 from utils.errors import UserError
 
 CLASSES = ["ant", "bee", "cow"]
@@ -20,27 +21,14 @@ LOGITS = {"ant/a.jpg": (9, 8.5, 0), "ant/b.jpg": (0, 0, 7), "bee/größe.jpg": (
 OPTIONS = {"threshold": 0.2, "fill": 0.0, "temperature": 1.0}
 
 
-class Maps:
-    """A store in memory."""
-
-    def __len__(self) -> int:
-        return len(LOGITS)
-
-    def read(self, row: int) -> LabelMap:
-        logits = list(LOGITS.values())[row]
+def maps() -> MemoryStore:
+    def uniform(logits: tuple[float, ...]) -> LabelMap:
         return LabelMap.from_dense(np.array(logits, np.float32)[:, None, None].repeat(2, 1).repeat(3, 2), 3)
 
-    def check(self, row: int) -> None:
-        self.read(row)
-
-    def missing(self) -> np.ndarray:
-        return np.zeros(0, np.int64)
-
-    def location(self, row: int) -> str:
-        return f"map {row}"
+    return MemoryStore([uniform(logits) for logits in LOGITS.values()])
 
 
-def label_set(folder: Path, store: Maps) -> LabelSet:
+def label_set(folder: Path, store: MemoryStore) -> LabelSet:
     labels = np.array([CLASSES.index(name.partition("/")[0]) for name in LOGITS])
     images = ImageList(folder, CLASSES, np.array([name.encode() for name in LOGITS]), labels)
     return LabelSet(folder, store, images.keys(), images.keys(), CLASSES, images)
@@ -48,7 +36,7 @@ def label_set(folder: Path, store: Maps) -> LabelSet:
 
 @pytest.fixture
 def labels(tmp_path: Path) -> LabelSet:
-    return label_set(tmp_path, Maps())
+    return label_set(tmp_path, maps())
 
 
 def test_multi_hot_labels(labels: LabelSet, tmp_path: Path) -> None:
@@ -89,17 +77,14 @@ def test_the_list_of_agreeing_images_serves_as_keep_list(labels: LabelSet, tmp_p
 def test_images_without_class_folders_have_nothing_to_agree_with(labels: LabelSet, tmp_path: Path) -> None:
     assert labels.images is not None
     flat = replace(labels, images=replace(labels.images, class_names=[]))
-    with pytest.raises(UserError, match="no class folders that label maps could agree with"):
+    with pytest.raises(UserError, match="no class folders to compare label maps with"):
         export_cleaning(flat, tmp_path / "keep.txt", agreeing=True, **OPTIONS)
 
 
 def test_a_failed_export_leaves_nothing(labels: LabelSet, tmp_path: Path) -> None:
-    class Damaged(Maps):
-        def read(self, row: int) -> LabelMap:
-            raise UserError("damaged")
-
+    damaged = label_set(tmp_path, MemoryStore(["the map is damaged"] * len(LOGITS)))
     with pytest.raises(UserError, match="damaged"):
-        export_labels(label_set(tmp_path, Damaged()), tmp_path / "labels.tsv", soft=True, **OPTIONS)
+        export_labels(damaged, tmp_path / "labels.tsv", soft=True, **OPTIONS)
     with pytest.raises(UserError, match=r"cannot be written: No such file"):
         export_labels(labels, tmp_path / "no" / "labels.tsv", soft=True, **OPTIONS)
     assert list(tmp_path.iterdir()) == []

@@ -1,9 +1,8 @@
-"""Teachers from every source: what they know, how they see, and what is said when something is missing."""
+"""Teachers from every source: their classes, their input, and what is refused."""
 
 import hashlib
 import json
 import re
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from models.build import create_model, create_pretrained_model, library_of
+from models.build import create_model, create_pretrained_model
 from models.digit_net import DigitNet
 from relabel.annotation.teacher import Teacher, load_teacher
 from relabel.data.decode import RESAMPLING
@@ -29,7 +28,7 @@ TORCHVISION_ARCH, TIMM_ARCH = "shufflenet_v2_x0_5", "test_resnet.r160_in1k"
 
 
 def checkpoint(path: Path, of: str, num_classes: int, **more: Any) -> nn.Module:
-    """Write a bare checkpoint, or one with more in it, and return the network that it is of."""
+    """Write a bare checkpoint, or one with more in it, and return its network."""
     torch.manual_seed(3)
     network = create_model(of, num_classes).eval()
     save_checkpoint({"state_dict": network.state_dict(), **more} if more else network.state_dict(), path)
@@ -37,7 +36,7 @@ def checkpoint(path: Path, of: str, num_classes: int, **more: Any) -> nn.Module:
 
 
 def same_weights(teacher: Teacher, network: nn.Module, images: Tensor) -> bool:
-    """Whether the mean of the teacher's map is what the network says."""
+    """Whether the mean of the teacher's map is the network's logits."""
     with torch.inference_mode():
         return torch.allclose(teacher.network(images).mean((2, 3)), network.eval()(images), atol=1e-4)
 
@@ -45,7 +44,7 @@ def same_weights(teacher: Teacher, network: nn.Module, images: Tensor) -> bool:
 # Random weights
 
 
-def test_random_weights_are_the_same_again_and_said_to_mean_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_random_weights_are_the_same_again_and_warned_about(capsys: pytest.CaptureFixture[str]) -> None:
     state = torch.random.get_rng_state()
     one, two = (load_teacher("resnet18", "random", DIGITS) for _ in range(2))
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -58,12 +57,12 @@ def test_random_weights_are_the_same_again_and_said_to_mean_nothing(capsys: pyte
         assert one.network(torch.zeros(1, 3, 64, 96)).shape == (1, 4, 2, 3)
 
 
-def test_random_weights_for_no_data_know_1000_classes_without_names() -> None:
+def test_random_weights_without_data_have_1000_classes_without_names() -> None:
     teacher = load_teacher("resnet18", "random", None)
     assert (teacher.num_classes, teacher.class_names) == (1000, None)
 
 
-# How a teacher sees an image
+# Input
 
 
 @pytest.mark.parametrize(
@@ -71,20 +70,14 @@ def test_random_weights_for_no_data_know_1000_classes_without_names() -> None:
     [
         ("resnet18", (224, 224), 0.485, "bilinear"),
         ("efficientnet_v2_s", (384, 384), 0.485, "bilinear"),
-        ("mobilenetv3_small_050", (224, 224), 0.485, "bicubic"),
-        ("tf_efficientnet_b0.ns_jft_in1k", (224, 224), 0.485, "bicubic"),
-        ("timm/resnet18.a1_in1k", (224, 224), 0.485, "bicubic"),
-        ("resnet18.a1_in1k", (224, 224), 0.485, "bicubic"),
+        ("timm/resnet18", (224, 224), 0.485, "bicubic"),
         ("test_resnet", (160, 160), 0.5, "bilinear"),
         ("vit_tiny_patch16_384.augreg_in21k_ft_in1k", (384, 384), 0.5, "bicubic"),
-        pytest.param("efficientnet_b3", (300, 300), 0.485, "bicubic", marks=pytest.mark.slow),
         pytest.param("swin_v2_t", (256, 256), 0.485, "bicubic", marks=pytest.mark.slow),
         pytest.param("vit_b_16", (224, 224), 0.485, "bilinear", marks=pytest.mark.slow),
     ],
 )
-def test_a_teacher_sees_images_as_its_library_says(
-    arch: str, size: tuple[int, int], mean: float, interpolation: str
-) -> None:
+def test_the_input_is_that_of_the_library(arch: str, size: tuple[int, int], mean: float, interpolation: str) -> None:
     teacher = load_teacher(arch, "random", DIGITS)
     assert (teacher.input_size, teacher.mean[0], teacher.interpolation) == (size, mean, interpolation)
     assert teacher.interpolation in RESAMPLING
@@ -98,40 +91,35 @@ def test_what_is_asked_for_comes_first() -> None:
     assert teacher.interpolation == "lanczos"
 
 
-def test_networks_of_ours_need_a_size() -> None:
-    with pytest.raises(UserError, match=r"digit_net does not say which image size.*give --size"):
+def test_networks_of_this_project_need_a_size() -> None:
+    with pytest.raises(UserError, match=r"digit_net has no image size of its own.*--size"):
         load_teacher("digit_net", "random", DIGITS)
     teacher = load_teacher("digit_net", "random", DIGITS, input_size=(56, 72))
-    assert teacher.input_size == (56, 72)
-    assert (teacher.mean, teacher.interpolation) == ((0.485, 0.456, 0.406), "bilinear")
+    assert (teacher.input_size, teacher.mean, teacher.interpolation) == ((56, 72), (0.485, 0.456, 0.406), "bilinear")
 
 
-def test_an_interpolation_that_is_not_done_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timm.data, "resolve_model_data_config", lambda model: CONFIG)
+def test_an_unsupported_interpolation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"input_size": (3, 160, 160), "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "nearest"}
+    monkeypatch.setattr(timm.data, "resolve_model_data_config", lambda model: config)
     with pytest.raises(UserError, match=r"resized by 'nearest'.*expected bilinear, bicubic, lanczos.*--interpolation"):
         load_teacher("test_resnet", "random", DIGITS)
     assert load_teacher("test_resnet", "random", DIGITS, interpolation="bicubic").input_size == (160, 160)
 
 
-CONFIG = {"input_size": (3, 160, 160), "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "nearest"}
-
-
 # Checkpoints
 
 
-def test_a_checkpoint_of_ours_says_network_and_classes(tmp_path: Path) -> None:
+def test_our_checkpoint_names_network_and_classes(tmp_path: Path) -> None:
     network = checkpoint(tmp_path / "best.pth", "digit_net", 4, arch="digit_net", class_names=DIGITS)
     teacher = load_teacher(None, str(tmp_path / "best.pth"), DIGITS, input_size=(56, 72))
     assert same_weights(teacher, network, torch.randn(1, 3, 56, 72))
     assert (teacher.num_classes, teacher.class_names) == (4, DIGITS)
-    expected: dict[str, object] = {
-        "arch": "digit_net",
-        "library": "this project",
-        "library_version": None,
-        "weights": "best.pth",
-    }
-    expected |= {"head": "linear after average pooling", "mean_is_logits": True}
-    assert {name: value for name, value in teacher.description.items() if name != "weights_sha256"} == expected
+    expected = {"arch": "digit_net", "library": "this project", "library_version": None, "weights": "best.pth"}
+    assert teacher.description.items() >= expected.items()
+    assert (teacher.description["head"], teacher.description["mean_is_logits"]) == (
+        "linear after average pooling",
+        True,
+    )
 
 
 def test_averaged_weights_come_first(tmp_path: Path) -> None:
@@ -143,24 +131,21 @@ def test_averaged_weights_come_first(tmp_path: Path) -> None:
     assert same_weights(teacher, averaged, images) and not same_weights(teacher, network, images)
 
 
-@pytest.mark.parametrize("name", ["bare.pth", "bare.safetensors"])
-@pytest.mark.parametrize("arch", ["resnet18", "timm/resnet18", "convnext_atto"])
+@pytest.mark.parametrize(
+    ("arch", "name"),
+    [("shufflenet_v2_x0_5", "bare.pth"), ("timm/test_resnet", "bare.safetensors"), ("convnext_atto", "bare.pth")],
+)
 def test_a_bare_checkpoint_is_of_the_datas_classes(tmp_path: Path, arch: str, name: str) -> None:
     network = checkpoint(tmp_path / "bare.pth", arch, 4)
     safetensors.torch.save_file(network.state_dict(), tmp_path / "bare.safetensors")
     teacher = load_teacher(arch, str(tmp_path / name), DIGITS)
     assert (teacher.num_classes, teacher.class_names) == (4, DIGITS)
     assert (teacher.description["arch"], teacher.description["weights"]) == (arch, name)
-    assert all(torch.equal(tensor, network.state_dict()[key]) for key, tensor in weights_of(teacher, arch).items())
+    whole = load_teacher(arch, str(tmp_path / name), DIGITS, per_cell=False).network
+    images = torch.rand(1, 3, 64, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(whole(images), network(images))
     assert json.loads(json.dumps(teacher.description)) == teacher.description
-
-
-def weights_of(teacher: Teacher, arch: str) -> dict[str, Tensor]:
-    """The convolutions of the teacher, under the names that they have in the classifier."""
-    prefix = "features." if library_of(arch) == "torchvision" else "features.part.model."
-    weights = {name: tensor for name, tensor in teacher.network.state_dict().items() if name.startswith(prefix)}
-    assert len(weights) > 20
-    return {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
 
 
 def test_classes_of_a_bare_checkpoint_stay_unknown_without_data(tmp_path: Path) -> None:
@@ -168,7 +153,7 @@ def test_classes_of_a_bare_checkpoint_stay_unknown_without_data(tmp_path: Path) 
     assert load_teacher("test_resnet", str(tmp_path / "bare.pth"), None).class_names is None
 
 
-def test_a_bare_checkpoint_of_1000_classes_knows_imagenets(tmp_path: Path) -> None:
+def test_a_bare_checkpoint_of_1000_classes_has_imagenets(tmp_path: Path) -> None:
     checkpoint(tmp_path / "bare.pth", "test_resnet", 1000)
     for data_classes in (None, ["n15075141", "n01440764"]):
         names = load_teacher("test_resnet", str(tmp_path / "bare.pth"), data_classes).class_names
@@ -204,9 +189,8 @@ def test_a_teacher_may_know_more_than_the_data_in_another_order(tmp_path: Path) 
     ("names", "data_classes", "expected"),
     [
         (DIGITS, ["ant", "digit_1"], r"found a teacher of 4 classes \(it does not know ant\) and images of 2 classes"),
-        (DIGITS, ["ant"], r"Give --weights of such a teacher, or .* folders of its names, such as digit_0$"),
-        (None, ["ant", "bee"], r"a teacher of 4 classes, whose names nobody says, and images of 2 classes; expected"),
-        (DIGITS[:3], DIGITS[:3], r"found a teacher of 4 classes, but 3 different names"),
+        (DIGITS, ["ant"], r"Give the weights of such a teacher, or .* folders of its names, such as digit_0$"),
+        (None, ["ant", "bee"], r"a teacher of 4 classes, which it does not name, and images of 2 classes; expected"),
         ([*DIGITS[:3], "digit_0"], DIGITS[:3], r"found a teacher of 4 classes, but 3 different names"),
     ],
 )
@@ -221,13 +205,13 @@ def test_other_classes_are_refused(
 # What cannot be loaded
 
 
-def test_nothing_says_the_network(tmp_path: Path) -> None:
+def test_an_unknown_network(tmp_path: Path) -> None:
     checkpoint(tmp_path / "bare.pth", "digit_net", 4)
-    for weights, says in (
-        (str(tmp_path / "bare.pth"), "bare.pth does not say"),
-        ("random", "--weights random says no"),
+    for weights, found in (
+        (str(tmp_path / "bare.pth"), "bare.pth does not name"),
+        ("random", "random names no network"),
     ):
-        with pytest.raises(UserError, match=f"{says}.*give --arch"):
+        with pytest.raises(UserError, match=f"{found}.*give --arch"):
             load_teacher(None, weights, DIGITS)
 
 
@@ -236,17 +220,13 @@ def test_no_such_file(tmp_path: Path) -> None:
         load_teacher("resnet18", "preTrained", DIGITS)
 
 
-@pytest.mark.parametrize("name", ["bad.safetensors", "bad.pth"])
-def test_a_damaged_file(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"\x00" * 100)
-    with pytest.raises(UserError, match=f"{name} cannot be read|{name} is not a file of plain tensors"):
-        load_teacher("resnet18", str(tmp_path / name), DIGITS)
-
-
-def test_weights_of_another_network(tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_refused_with_the_file(tmp_path: Path) -> None:
+    (tmp_path / "bad.pth").write_bytes(b"\x00" * 100)
     checkpoint(tmp_path / "digits.pth", "digit_net", 4)
-    with pytest.raises(UserError, match=r"digits.pth: cannot tell the number of classes"):
-        load_teacher("convnext_atto", str(tmp_path / "digits.pth"), DIGITS)
+    checkpoint(tmp_path / "names.pth", "digit_net", 4, arch="digit_net", class_names=["a", 2])
+    for arch, name in (("resnet18", "bad.pth"), ("test_resnet", "digits.pth"), (None, "names.pth")):
+        with pytest.raises(UserError, match=f"{name}.? "):
+            load_teacher(arch, str(tmp_path / name), DIGITS)
 
 
 def test_a_network_that_cannot_make_maps() -> None:
@@ -305,7 +285,7 @@ def test_torchvisions_published_weights(torch_home: Path) -> None:
     assert teacher.description["library_version"] == version("torchvision")
 
 
-@pytest.mark.parametrize("arch", [TIMM_ARCH, "test_resnet", "timm/test_resnet"])
+@pytest.mark.parametrize("arch", [TIMM_ARCH, "timm/test_resnet"])
 def test_timms_published_weights(hub_cache: Path, arch: str) -> None:
     network = fill_hub_cache(hub_cache, TIMM_ARCH)
     teacher = load_teacher(arch, "pretrained", list(IMAGENET))
@@ -315,13 +295,10 @@ def test_timms_published_weights(hub_cache: Path, arch: str) -> None:
     assert (teacher.input_size, teacher.description["library"]) == ((160, 160), "timm")
 
 
-def test_published_weights_know_no_other_classes(hub_cache: Path) -> None:
+def test_published_weights_have_no_other_classes(hub_cache: Path) -> None:
     fill_hub_cache(hub_cache, TIMM_ARCH)
     with pytest.raises(UserError, match=r"found a teacher of 1,000 classes \(it does not know digit_0\)"):
         load_teacher(TIMM_ARCH, "pretrained", DIGITS)
-
-
-Fixture = Callable[[], Path]
 
 
 @pytest.mark.parametrize(
@@ -330,10 +307,7 @@ Fixture = Callable[[], Path]
 )
 def test_no_cache_and_no_network(arch: str, cache: str, reason: str, request: pytest.FixtureRequest) -> None:
     request.getfixturevalue(cache)
-    expected = (
-        rf"the published weights of {arch} .*cannot be fetched.*\({reason}: .*give a checkpoint of.*random weights"
-    )
-    with pytest.raises(UserError, match=expected) as error:
+    with pytest.raises(UserError, match=rf"published weights of {arch} .*cannot be fetched.*\({reason}: ") as error:
         load_teacher(arch, "pretrained", None)
     assert len(str(error.value).splitlines()) == 1
 
@@ -345,32 +319,15 @@ def test_networks_without_published_weights(hub_cache: Path) -> None:
         create_pretrained_model("convnext_atto_rms")
 
 
-def test_published_features_are_no_classifier(hub_cache: Path) -> None:
+def test_published_features_without_a_classifier(hub_cache: Path) -> None:
     fill_hub_cache(hub_cache, "convnextv2_atto.fcmae")
     with pytest.raises(UserError, match=r"weights convnextv2_atto.fcmae give features and have no classes.*in1k"):
         load_teacher("convnextv2_atto.fcmae", "pretrained", None)
 
 
-def test_a_damaged_cache_is_told(hub_cache: Path) -> None:
+def test_a_damaged_cache_is_reported(hub_cache: Path) -> None:
     fill_hub_cache(hub_cache, TIMM_ARCH)
     file = next(hub_cache.rglob("model.safetensors"))
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"cannot be fetched, or cannot be read \(SafetensorError"):
         load_teacher(TIMM_ARCH, "pretrained", None)
-
-
-def test_a_classifier_can_stay_what_it_is(tmp_path: Path) -> None:
-    """For those who want to know what it says of an image, and not of its cells."""
-    names = [f"class{i}" for i in range(7)]
-    network = checkpoint(tmp_path / "a.pth", "convnext_atto", 7, class_names=names)
-    teacher = load_teacher("convnext_atto", str(tmp_path / "a.pth"), names, per_cell=False)
-    images = torch.rand(2, 3, 64, 96)
-    with torch.inference_mode():
-        torch.testing.assert_close(teacher.network(images), network.eval()(images))
-
-
-@pytest.mark.parametrize("names", [3, "abc", ["a", 2], {"a": 1}])
-def test_class_names_that_are_none_are_refused(tmp_path: Path, names: Any) -> None:
-    checkpoint(tmp_path / "a.pth", "resnet18", 3, class_names=names)
-    with pytest.raises(UserError, match=r"a\.pth: class_names is not a list of strings"):
-        load_teacher("resnet18", str(tmp_path / "a.pth"), None)

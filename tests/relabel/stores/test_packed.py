@@ -323,7 +323,9 @@ def test_a_pipe_in_place_of_a_file_does_not_block(folder: Path, name: str) -> No
 
 @pytest.mark.parametrize("class_names", [CLASSES, ["class3"]], ids=["same classes", "translated"])
 @pytest.mark.parametrize("wrong", [K, 40_000])
-def test_a_class_id_out_of_range_behind_a_valid_crc_is_refused(folder: Path, class_names: list[str], wrong: int) -> None:
+def test_a_class_id_out_of_range_behind_a_valid_crc_is_refused(
+    folder: Path, class_names: list[str], wrong: int
+) -> None:
     """Pooling would write outside its target: on a GPU, an assert in the device."""
     maps, crcs = np.load(folder / MAPS), np.load(folder / CRCS)
     maps[1]["classes"][2, 3, 5] = wrong

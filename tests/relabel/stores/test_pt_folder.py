@@ -87,10 +87,9 @@ def test_any_map_comes_back_under_any_name(
     np.testing.assert_array_equal(found.classes, written.classes)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_reads_zip_files_as_torch_of_2021_wrote_them(folder: Path, dtype: type) -> None:
-    """Three members, none of which says the byte order; later ones say more."""
-    written, path = random_map(77, dtype=dtype), folder / "n02" / "b.pt"
+def test_reads_zip_files_as_torch_of_2021_wrote_them(folder: Path) -> None:
+    """Three members, none of which states the byte order; later versions write more."""
+    written, path = random_map(77), folder / "n02" / "b.pt"
     torch.save(planes_of(written), path)
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
@@ -98,9 +97,7 @@ def test_reads_zip_files_as_torch_of_2021_wrote_them(folder: Path, dtype: type) 
         for name, content in members.items():
             if name.endswith(("/data.pkl", "/data/0", "/version")):
                 archive.writestr(name, content)
-    found = open_folder(folder).read(2)
-    np.testing.assert_array_equal(found.scores, written.scores)
-    np.testing.assert_array_equal(found.classes, written.classes)
+    np.testing.assert_array_equal(open_folder(folder).read(2).scores, written.scores)
 
 
 def test_pending_signs_and_gradients_are_resolved(folder: Path) -> None:
@@ -117,7 +114,11 @@ def test_a_flat_folder(tmp_path: Path) -> None:
     np.testing.assert_array_equal(store.read(0).classes, random_map(1).classes)
 
 
-def test_opening_reads_nothing_and_the_store_is_cheap_to_pickle(tmp_path: Path) -> None:
+def test_opening_lists_no_folder_and_the_store_is_cheap_to_pickle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every process opens it, and a million files take long to list: only `missing` does."""
+    monkeypatch.setattr(os, "scandir", None)
     keys = np.array([f"n{row // 100:05d}/image_{row:07d}" for row in range(20_000)], dtype=np.bytes_)
     store = open_folder(tmp_path, keys)
     assert len(pickle.dumps(store)) < keys.nbytes + 2000
@@ -199,25 +200,20 @@ def twice() -> torch.Tensor:
     ("content", "message"),
     [
         ({"scores": torch.zeros(3)}, r"found a dict; expected a float32 or float16 tensor \[2, k, h, w\]"),
-        ([torch.zeros(2, 3, 4, 6)], "found a list"),
         (torch.zeros(3, 4, 6), r"found a tensor of shape \[3, 4, 6\] and type float32; expected .*\[2, k, h, w\]"),
-        (torch.zeros(1, 2, 3, 4, 6), r"shape \[1, 2, 3, 4, 6\]"),
         (torch.zeros(3, 3, 4, 6), r"shape \[3, 3, 4, 6\]"),
         (torch.zeros(2, 3, 0, 6), r"shape \[2, 3, 0, 6\]"),
         (torch.zeros(2, 3, 4, 6, dtype=torch.float64), "type float64; expected a float32 or float16"),
-        (torch.zeros(2, 3, 4, 6, dtype=torch.int64), "type int64"),
         (torch.zeros(2, 3, 4, 6).to_sparse(), r"shape \[2, 3, 4, 6\]"),
         (torch.zeros(1).expand(2, 3, 4, 6), r"a tensor of repeated numbers of shape \[2, 3, 4, 6\]"),
         (torch.zeros(2, 1, 1, 1).expand(2, 2**15, 2**15, 2**15), "a tensor of repeated numbers of shape"),
         (torch.zeros(2, 3, 4, 6, device="meta"), r"shape \[2, 3, 4, 6\]"),
         (torch.nested.nested_tensor([torch.zeros(3, 4, 6)] * 2), "found a nested tensor"),
         (changed(0, np.nan), "the score nan in the cell at row 2, column 5"),
-        (changed(0, np.inf), "the score inf in the cell"),
         (changed(1, 30), r"the class id 30 in the cell at row 2, column 5; expected ids in 0\.\.29 .*30 classes"),
         (changed(1, -1), "the class id -1 in the cell"),
         (changed(1, 1e30), r"the class id 1\S*e\+30 in plane 1; expected whole numbers in 0\.\.29"),
         (changed(1, 7.5), r"the class id 7\.5 in plane 1; expected whole numbers in 0\.\.29"),
-        (changed(1, np.nan), "the class id nan in plane 1; expected whole numbers"),
         (changed(1, np.inf, torch.float16), "the class id inf in plane 1; expected whole numbers"),
         (planes_of(random_map(0)).flip(0), "in plane 1; expected whole numbers.*another order"),
         (twice(), "twice the class .* at most once"),
@@ -250,30 +246,17 @@ def test_ids_that_half_precision_cannot_tell_apart(
 
 
 @pytest.mark.parametrize("as_zip", [True, False])
-def test_truncated_files_are_refused(folder: Path, as_zip: bool) -> None:
+def test_truncated_and_foreign_files_are_refused(folder: Path, store: LabelStore, as_zip: bool) -> None:
     path = folder / "n01" / "a.pt"
     torch.save(planes_of(random_map(0)), path, _use_new_zipfile_serialization=as_zip)
     whole = path.read_bytes()
-    for length in [0, 1, 2, 10, *range(20, len(whole) - 1, len(whole) // 12), len(whole) - 1]:
-        path.write_bytes(whole[:length])
-        with pytest.raises(
-            UserError, match=r"n01/a\.pt: cannot be read as a label map \(.*delete it and make it again"
-        ):
-            open_folder(folder).read(0)
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"hello", b"PK\x03\x04broken", np.random.default_rng(0).bytes(500), b"<html>404</html>"]
-)
-def test_files_that_are_something_else(folder: Path, store: LabelStore, content: bytes) -> None:
-    (folder / "n01" / "a.pt").write_bytes(content)
-    with pytest.raises(UserError, match=r"n01/a\.pt: cannot be read as a label map"):
-        store.read(0)
-
-
-def test_a_folder_in_place_of_a_map(folder: Path, store: LabelStore) -> None:
-    (folder / "n01" / "a.pt").unlink()
-    (folder / "n01" / "a.pt").mkdir()
+    lengths = (0, 1, 2, 10, *range(20, len(whole) - 1, len(whole) // 12), len(whole) - 1)
+    for content in (*(whole[:n] for n in lengths), b"PK\x03\x04broken", b"<html>404</html>"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"n01/a\.pt: cannot be read as a label map \(.*make it again"):
+            store.read(0)
+    path.unlink()
+    path.mkdir()
     with pytest.raises(UserError, match=r"n01/a\.pt: cannot be read as a label map"):
         store.read(0)
 
@@ -289,14 +272,16 @@ def test_nothing_in_a_file_runs(folder: Path, store: LabelStore, tmp_path: Path)
 # Writing
 
 
-def test_written_files_have_the_released_form(tmp_path: Path) -> None:
-    label_map = random_map(3)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_written_files_have_the_released_form(tmp_path: Path, dtype: type) -> None:
+    label_map = random_map(3, dtype=dtype)
     path = write_label_map(tmp_path, "n01/x.y", label_map)
     assert path == tmp_path / "n01" / "x.y.pt"
     planes = torch.load(path, weights_only=True)
-    assert planes.dtype == torch.float32 and planes.shape == (2, 3, 4, 6)
+    assert planes.shape == (2, 3, 4, 6)
     np.testing.assert_array_equal(planes[0], label_map.scores)
     np.testing.assert_array_equal(planes[1], label_map.classes)
+    assert planes.numpy().dtype == dtype
 
 
 def test_writing_leaves_one_file_and_the_same_bytes(tmp_path: Path) -> None:
@@ -308,7 +293,7 @@ def test_writing_leaves_one_file_and_the_same_bytes(tmp_path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["a.pt"]
 
 
-def test_a_failed_write_leaves_the_old_map_and_no_rest(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
     path = write_label_map(tmp_path, "n01/a", random_map(3))
     path.unlink()
     path.mkdir()  # a folder in the way: the rename fails
@@ -324,7 +309,7 @@ def test_ids_that_half_precision_cannot_hold_are_not_written(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-# A folder that says how its maps were made
+# A folder with a manifest
 
 
 def manifest(**changes: object) -> Manifest:
@@ -332,29 +317,22 @@ def manifest(**changes: object) -> Manifest:
     return Manifest.model_validate({**values, **changes})
 
 
-def test_a_writer_keeps_what_is_there(tmp_path: Path) -> None:
+def test_a_writer_keeps_its_own_maps_and_refuses_others(tmp_path: Path) -> None:
     keys = np.array(KEYS, dtype=np.bytes_)
     writer = FolderWriter(tmp_path, keys, manifest())
     writer.begin()
     writer.write(2, random_map(2))
     again = FolderWriter(tmp_path, keys, manifest())
-    again.begin()
-    assert again.finished().tolist() == [False, False, True, False, False]
+    assert again.begin().tolist() == [False, False, True, False, False]
     again.write(4, random_map(4))
     again.commit({"n01/a": "it is damaged"})
     np.testing.assert_array_equal(LabelFolder(tmp_path, keys, CLASSES, CLASSES).read(2).scores, random_map(2).scores)
-
-
-def test_maps_of_another_making_are_refused(tmp_path: Path) -> None:
-    FolderWriter(tmp_path, np.array(KEYS, dtype=np.bytes_), manifest()).begin()
     other = manifest(k=2, made_by={"teacher": "two"})
-    with pytest.raises(UserError, match=r"than this command would:\n  k: 3, not 2\n  made_by.teacher: \"one\""):
-        FolderWriter(tmp_path, np.array(KEYS, dtype=np.bytes_), other).begin()
-
-
-def test_maps_of_unknown_making_are_refused(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"is taken: it holds n01, and no manifest\.json says how"):
-        FolderWriter(folder, np.array(KEYS, dtype=np.bytes_), manifest()).begin()
+    with pytest.raises(UserError, match=r"settings other than(.|\n)*k: 3, not 2\n  made_by.teacher: \"one\""):
+        FolderWriter(tmp_path, keys, other).begin()
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"is not empty: it holds n02, but no manifest\.json"):
+        FolderWriter(tmp_path, keys, manifest()).begin()
 
 
 def test_ids_are_translated_by_the_names_of_the_manifest(folder: Path) -> None:
@@ -370,9 +348,9 @@ def test_ids_are_translated_by_the_names_of_the_manifest(folder: Path) -> None:
 
 def test_links_to_nothing_and_empty_files_hide_no_other_map(folder: Path, store: LabelStore) -> None:
     """An empty file is what a power failure leaves; a link may lead nowhere, or to itself."""
-    place = (folder / KEYS[0]).parent
+    parent = (folder / KEYS[0]).parent
     for name, target in (("README", "/nowhere"), ("gone.pt", "/nowhere"), ("loop", "loop"), ("loop.pt", "loop.pt")):
-        (place / name).symlink_to(target)
+        (parent / name).symlink_to(target)
     assert store.missing().tolist() == []
     map_path(folder, KEYS[0]).write_bytes(b"")
     assert store.missing().tolist() == [0]
@@ -391,7 +369,7 @@ def test_an_archive_that_would_fill_the_memory_is_refused(folder: Path, store: L
             read(0)
 
 
-def test_files_are_held_against_their_manifest(folder: Path) -> None:
+def test_files_must_have_the_shape_of_their_manifest(folder: Path) -> None:
     names = [f"class{i}" for i in range(K)]
     Manifest(form="pt", maps=len(KEYS), k=3, h=6, w=4, class_names=names, made_by={}).write(folder / "manifest.json")
     with pytest.raises(UserError, match=r"shape \[k, h, w\] = \[3, 4, 6\]; expected \[3, 6, 4\] as in .*labels"):
