@@ -6,21 +6,29 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import yaml
 
+from models.digit_net import DigitNet
 from relabel.annotation.convert import pack
 from relabel.cli.run import run
 from relabel.config.load import load_config
+from relabel.config.rules import RESUME
 from relabel.label_map import LabelMap
 from relabel.stores.manifest import read_manifest
 from relabel.stores.pt_folder import write_label_map
-from tests.conftest import CLASSES, Flags
+from tests.conftest import CLASSES, ROOT, Flags
 from tests.relabel.training.test_run import EVERYTHING, StopAt, assert_same_weights, metrics, start, status, weights
-from utils.checkpoint import LAST, load_checkpoint, save_checkpoint
+from utils.checkpoint import LAST, checksums_digest, load_checkpoint, save_checkpoint
+from utils.config.schema import flatten, nest
 from utils.errors import UserError
+from utils.run_folder import Start, share_start
 from utils.run_log import write_status
 
 
@@ -34,14 +42,20 @@ def write_maps(folder: Path, seed: int) -> None:
 
 
 @pytest.fixture
-def data(flags: Flags, photos: Path, tmp_path: Path) -> Path:
+def short(flags: Flags) -> Flags:
+    """A run of one epoch."""
+    return flags | {"optim.epochs": 1, "optim.warmup.epochs": 0}
+
+
+@pytest.fixture
+def data(short: Flags, photos: Path, tmp_path: Path) -> Path:
     """A copy of the photos that may be changed, with maps as files and packed; the flags of a short run on it."""
     folder = tmp_path / "data"
     shutil.copytree(photos / "train", folder / "train")
     shutil.copytree(photos / "val", folder / "val")
     write_maps(folder / "pt", seed=1)
     pack(folder / "pt", folder / "packed", folder / "train", None, False)
-    flags |= {"data.data_path": folder, "optim.epochs": 1, "optim.warmup.epochs": 0}
+    short["data.data_path"] = folder
     return folder
 
 
@@ -60,34 +74,36 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("settings", [{}, EVERYTHING], ids=["plain", "everything"])
-def test_a_runs_own_config_repeats_it(flags: Flags, tmp_path: Path, settings: Flags) -> None:
-    start({**flags, **settings, "compute.seed": -1})
-    first, again = flags["util.run_dir"], tmp_path / "again"
+def test_a_runs_own_config_repeats_it(short: Flags, tmp_path: Path, settings: Flags) -> None:
+    start({**short, **settings, "compute.seed": -1})
+    first, again = short["util.run_dir"], tmp_path / "again"
     run(load_config(str(first / "config.yaml"), {"util.run_dir": str(again)}))
     assert_same_weights(weights(first), weights(again))
     assert metrics(first) == metrics(again)
-    drawn = load_config(str(again / "config.yaml"), {}).compute.seed
-    assert drawn == load_config(str(first / "config.yaml"), {}).compute.seed >= 0
+    seeds = [load_config(str(folder / "config.yaml"), {}).compute.seed for folder in (first, again)]
+    assert seeds[0] == seeds[1] >= 0
 
 
-def test_the_environment_names_the_data(flags: Flags, data: Path) -> None:
-    start({**flags, "data.relabel.path": data / "packed"})
-    facts = json.loads((flags["util.run_dir"] / "environment.json").read_text())[0]
+def test_the_environment_names_the_data_and_the_weights_it_started_from(short: Flags, data: Path) -> None:
+    torch.save(DigitNet(3).state_dict(), data / "w.pth")
+    start({**short, "data.relabel.path": data / "packed", "model.weights": data / "w.pth"})
+    facts = json.loads((short["util.run_dir"] / "environment.json").read_text())[0]
     for name, split, count in (("images", "train", 30), ("validation_images", "val", 13)):
         files = sorted(str(path.relative_to(data / split)) for path in (data / split).glob("*/*"))
         assert facts[name] == len(files) == count
         assert facts[f"{name}_sha256"] == hashlib.sha256("\n".join(files).encode()).hexdigest()
     assert facts["classes"] == 3 and len(facts["label_maps_sha256"]) == 64
+    assert facts["weights_sha256"] == hashlib.sha256((data / "w.pth").read_bytes()).hexdigest()
     assert (facts["device"], facts["precision"], facts["processes"]) == ("cpu", "float32", 1)
-    state = load_checkpoint(flags["util.run_dir"] / LAST)
+    state = load_checkpoint(short["util.run_dir"] / LAST)
     assert {facts[key] == state[key] for key in state if key.endswith("_sha256")} == {True}
 
 
 @pytest.mark.parametrize("form", ["pt", "packed"])
 def test_changed_data_is_refused_when_a_run_continues(
-    flags: Flags, data: Path, form: str, capsys: pytest.CaptureFixture[str]
+    short: Flags, data: Path, form: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags["data.relabel.path"] = data / form
+    short["data.relabel.path"] = data / form
     train, val, first = data / "train", data / "val", "ant/ant.00.JPEG"
 
     def other_maps() -> None:
@@ -96,8 +112,14 @@ def test_changed_data_is_refused_when_a_run_continues(
         if form == "packed":
             pack(data / "pt", data / "packed", train, None, False)
 
-    start(flags)
-    before = contents(flags["util.run_dir"])
+    def another_teacher() -> None:
+        if manifest := read_manifest(data / form):  # it is part of the fingerprint, as it names classes and teacher
+            manifest.model_copy(update={"made_by": {"teacher": "another"}}).write(data / form / "manifest.json")
+        else:
+            other_maps()
+
+    start(short)
+    before = contents(short["util.run_dir"])
     for change, match in (
         (lambda: (train / first).unlink(), "images: 30 there, 29 now\n    images_sha256: "),
         (lambda: shutil.copy(train / first, val / "ant/new.JPEG"), "validation_images: 13 there, 14 now"),
@@ -106,37 +128,89 @@ def test_changed_data_is_refused_when_a_run_continues(
             r"data, or.*\n    validation_images_sha256: .*\n  Restore",
         ),
         (other_maps, r"data, or.*\n    label_maps_sha256: \w{8}... there, \w{8}... now\n  Restore the data, the label"),
+        (another_teacher, "label_maps_sha256"),
     ):
-        with changed(data, change), pytest.raises(UserError, match=match) as told:
-            start(flags)
-        assert "set another --util.run_dir" in str(told.value)
-        assert contents(flags["util.run_dir"]) == before
+        with changed(data, change), pytest.raises(UserError, match=match) as error:
+            start(short)
+        assert "Set another --util.run_dir" in str(error.value)
+        assert contents(short["util.run_dir"]) == before
     capsys.readouterr()
-    start(flags)
+    start(short)
     assert "is finished" in capsys.readouterr().out
 
 
-def test_an_added_image_is_refused_when_a_run_continues(flags: Flags, data: Path) -> None:
-    flags["data.relabel.use"] = False
-    start(flags)
+def test_an_added_image_is_refused_when_a_run_continues(short: Flags, data: Path) -> None:
+    short["data.relabel.use"] = False
+    start(short)
     shutil.copy(data / "train/ant/ant.00.JPEG", data / "train/bee/bee.10.JPEG")
     with pytest.raises(UserError, match="    images: 30 there, 31 now\n    images_sha256: "):
-        start(flags)
+        start(short)
 
 
-def test_a_checkpoint_of_an_earlier_version_continues(flags: Flags, data: Path) -> None:
-    flags["data.relabel.path"] = data / "pt"
-    start(flags)
-    state = load_checkpoint(flags["util.run_dir"] / LAST)
+# ---- runs of earlier versions
+
+
+@pytest.mark.parametrize("missing", [[], sorted(RESUME.before)], ids=["its keys", "fewer keys"])
+def test_a_run_of_an_earlier_version_continues(photos: Path, flags: Flags, tmp_path: Path, missing: list[str]) -> None:
+    """tests/golden/run_24ab3bd was preempted at step 8 of 15 by the code of commit 24ab3bd.
+
+    Its weights were zero at the start, so that they compress and only the last bias learns. What follows is what that
+    code made of an undisturbed run. The keys of RESUME.before are younger than runs that lack them; before them, images
+    were decoded by Pillow, and a run started from no weights.
+    """
+    shutil.unpack_archive(ROOT / "tests/golden/run_24ab3bd.tar.gz", tmp_path, filter="data")
+    folder = tmp_path / "run"
+    settings = flatten(yaml.safe_load((folder / "config.yaml").read_text())) | {"data.data_path": str(photos)}
+    settings = {key: value for key, value in settings.items() if key not in missing}
+    (folder / "config.yaml").write_text(json.dumps(nest(settings)))  # JSON is YAML
+    if missing:
+        save_checkpoint(load_checkpoint(folder / LAST) | {"decoder": "pillow"}, folder / LAST)
+    old = {"model.weights": "" if missing else "zeros.pth", "data.decoder": "pillow" if missing else "auto"}
+    start({**flags, **old, "data.relabel.use": False, "data.relabel.path": "", "util.run_dir": folder})
+    bias = torch.tensor([0.03327729180455208, 0.015449119731783867, 0.01051823515444994])
+    torch.testing.assert_close(weights(folder)["fc.bias"], bias)
+    last = metrics(folder)[-1]
+    assert (last["event"], last["step"], last["loss"]) == ("validation", 15, pytest.approx(1.0976195427087636))
+
+
+def test_a_checkpoint_that_records_less_continues(short: Flags, data: Path) -> None:
+    short["data.relabel.path"] = data / "pt"
+    start(short)
+    state = load_checkpoint(short["util.run_dir"] / LAST)
     for key in ("images", "validation_images", "label_maps_sha256"):
         del state[key]
-    save_checkpoint(state, flags["util.run_dir"] / LAST)
-    start(flags)
+    save_checkpoint(state, short["util.run_dir"] / LAST)
+    start(short)
+
+
+# ---- several processes
+
+
+@pytest.mark.parametrize("has_file", ["the same", "another", "none"])
+def test_each_process_reads_the_checkpoint_and_only_without_it_is_it_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_file: str
+) -> None:
+    path, state = tmp_path / LAST, {"step": 7, "w": torch.ones(3)}
+    save_checkpoint(state, path)
+    answers: list[Any] = [(Start(3, None, path), checksums_digest(path)), state]  # of the main process, in turn
+    if has_file == "another":
+        save_checkpoint({"step": 7, "w": torch.zeros(3)}, path)
+    elif has_file == "none":
+        path.unlink()
+    monkeypatch.setattr("utils.run_folder.from_main", lambda function: answers.pop(0))
+    monkeypatch.setattr("utils.run_folder.gather_objects", lambda value: [7, value])
+    found = share_start(lambda: pytest.fail("the main process alone looks for it"))
+    assert replace(found, state=None) == Start(3, None, path)
+    assert found.state is not None and torch.equal(found.state["w"], torch.ones(3))
+    assert len(answers) == (1 if has_file == "the same" else 0)
+
+
+# ---- seeds, and what else lies in a folder
 
 
 def test_a_drawn_seed_is_that_of_the_whole_run(flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """-1 is the default: the command that draws a seed continues with it, and does not draw another."""
-    flags |= {"compute.seed": -1}
+    flags |= {"compute.seed": -1, "optim.epochs": 2}
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         StopAt(patch, 7, signal.SIGTERM)
         start(flags)
@@ -147,69 +221,41 @@ def test_a_drawn_seed_is_that_of_the_whole_run(flags: Flags, tmp_path: Path, mon
     assert_same_weights(weights(tmp_path / "undisturbed"), weights(flags["util.run_dir"]))
 
 
-def test_a_checkpoint_without_its_config_is_not_continued(flags: Flags) -> None:
-    start(flags)
-    (flags["util.run_dir"] / "config.yaml").unlink()
-    before = contents(flags["util.run_dir"])
-    with pytest.raises(UserError, match=r"holds checkpoint-best\.pth but no config\.yaml"):
-        start(flags)
-    assert contents(flags["util.run_dir"]) == before
-
-
-def test_a_manifest_is_part_of_the_label_maps_fingerprint(flags: Flags, data: Path) -> None:
-    """It names the classes and the teacher."""
-    flags["data.relabel.path"] = data / "packed"
-    start(flags)
-    manifest = read_manifest(data / "packed")
-    assert manifest is not None
-    manifest.model_copy(update={"made_by": {"teacher": "another"}}).write(data / "packed" / "manifest.json")
-    with pytest.raises(UserError, match="label_maps_sha256"):
-        start(flags)
-
-
-def test_a_finished_run_that_was_killed_before_its_last_word_says_it(flags: Flags) -> None:
-    start(flags)
-    before = {path.name for path in flags["util.run_dir"].iterdir()}
-    write_status(flags["util.run_dir"], "running", step=1)
-    (flags["util.run_dir"] / ".status.json.123.tmp").touch()
-    start(flags)
-    assert status(flags["util.run_dir"])["state"] == "done"
-    assert {path.name for path in flags["util.run_dir"].iterdir()} == before
-
-
-@pytest.mark.parametrize("text", ["[]", "null", "[" * 9000, '{"state": "done"', '{"state": 1, "state": 2}', ""])
-def test_an_account_that_cannot_be_read_is_begun_anew(flags: Flags, text: str) -> None:
-    flags["util.run_dir"].mkdir()
-    for name in ("status.json", "environment.json"):
-        (flags["util.run_dir"] / name).write_text(text)
-    start(flags)
-    assert status(flags["util.run_dir"])["state"] == "done"
-    assert len(json.loads((flags["util.run_dir"] / "environment.json").read_text())) == 1
-
-
-def test_weights_that_a_run_starts_from_are_recorded(flags: Flags, tmp_path: Path) -> None:
-    short = flags | {"optim.epochs": 1, "optim.warmup.epochs": 0}
+def test_a_finished_run_is_marked_as_done_though_it_was_killed_before(short: Flags) -> None:
+    """Without its config, its checkpoint is not continued."""
+    folder = short["util.run_dir"]
     start(short)
-    first = flags["util.run_dir"] / LAST
-    start({**short, "model.weights": first, "util.run_dir": tmp_path / "second"})
-    facts = json.loads((tmp_path / "second" / "environment.json").read_text())[0]
-    assert facts["weights_sha256"] == hashlib.sha256(first.read_bytes()).hexdigest()
+    before = {path.name for path in folder.iterdir()}
+    write_status(folder, "running", step=1)
+    (folder / ".status.json.123.tmp").touch()
+    start(short)
+    assert status(folder)["state"] == "done"
+    assert {path.name for path in folder.iterdir()} == before
+    (folder / "config.yaml").unlink()
+    left = contents(folder)
+    with pytest.raises(UserError, match=r"holds checkpoint-best\.pth but no config\.yaml"):
+        start(short)
+    assert contents(folder) == left
 
 
-def test_drafts_in_a_run_folder_are_left_alone(flags: Flags) -> None:
-    flags["util.run_dir"].mkdir()
-    (flags["util.run_dir"] / ".notes.tmp").write_text("my own")
-    start(flags)
-    assert (flags["util.run_dir"] / ".notes.tmp").read_text() == "my own"
+@pytest.mark.parametrize("text", ["[]", "[" * 9000, '{"state": "done"', '{"state": 1, "state": 2}', ""])
+def test_an_account_that_cannot_be_read_is_begun_anew_and_other_files_are_kept(short: Flags, text: str) -> None:
+    folder = short["util.run_dir"]
+    folder.mkdir()
+    for name in ("status.json", "environment.json", ".notes.tmp"):
+        (folder / name).write_text(text)
+    start(short)
+    assert status(folder)["state"] == "done" and (folder / ".notes.tmp").read_text() == text
+    assert len(json.loads((folder / "environment.json").read_text())) == 1
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
-    [({"optim.lr.init": 0.03}, "settings_sha256"), ({"compute.seed": 4}, "seed: 4 there, 3 now")],
+    ("changes", "match"),
+    [({"optim.lr.init": 0.03}, "config_sha256"), ({"compute.seed": 4}, "seed: 4 there, 3 now")],
 )
-def test_a_checkpoint_of_another_run_is_not_continued(flags: Flags, tmp_path: Path, changes: Flags, told: str) -> None:
-    start(flags)
-    start({**flags, **changes, "util.run_dir": tmp_path / "other"})
-    shutil.copy(tmp_path / "other" / LAST, flags["util.run_dir"] / LAST)
-    with pytest.raises(UserError, match=told):
-        start(flags)
+def test_a_checkpoint_of_another_run_is_not_continued(short: Flags, tmp_path: Path, changes: Flags, match: str) -> None:
+    start(short)
+    start({**short, **changes, "util.run_dir": tmp_path / "other"})
+    shutil.copy(tmp_path / "other" / LAST, short["util.run_dir"] / LAST)
+    with pytest.raises(UserError, match=match):
+        start(short)
