@@ -4,7 +4,6 @@ Between the halves, features are a map or a sequence of tokens; a layout convert
 """
 
 from dataclasses import dataclass
-from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -95,19 +94,3 @@ class CellHead(nn.Module):
         alone = cells.permute(0, 2, 3, 1).reshape(-1, channels, 1, 1)
         logits: Tensor = self.part(self.layout.features(alone))
         return logits.reshape(batch, h, w, -1).permute(0, 3, 1, 2)
-
-
-def as_convolution(layer: nn.Linear | nn.Conv2d) -> nn.Conv2d:
-    """Return a linear layer as the 1x1 convolution that shares its weights; a convolution is returned unchanged."""
-    if isinstance(layer, nn.Conv2d):
-        return layer
-    convolution = nn.Conv2d(layer.in_features, layer.out_features, 1, bias=layer.bias is not None, device="meta")
-    convolution.weight = nn.Parameter(layer.weight.detach()[:, :, None, None], requires_grad=False)
-    if layer.bias is not None:
-        convolution.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
-    return convolution.eval()
-
-
-def is_linear(layer: object) -> TypeGuard[nn.Linear | nn.Conv2d]:
-    """Whether it is a linear layer, or a convolution that is one on each cell."""
-    return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1))

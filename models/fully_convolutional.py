@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from models.cell_head import CellFeatures, CellHead, Layout, Map, Tokens, as_convolution, is_linear
+from models.cell_head import CellFeatures, CellHead, Layout, Map, Tokens
 from utils.errors import UserError
 
 LINEAR_HEAD = "linear after average pooling"
@@ -63,9 +63,9 @@ class FullyConvolutional(nn.Module):
 def fully_convolutional(model: nn.Module) -> FullyConvolutional:
     """Remove a classifier's global pooling; the table above describes the maps.
 
-    A linear head becomes a 1x1 convolution: averaging the cells before or after it is the same (section 3.1 of the
-    paper). Any other head is applied to each cell as if that were the pooled feature of a whole image. Weights are
-    shared with `model`, which is put into evaluation mode.
+    The head is applied to each cell as if that were the pooled feature of a whole image. A linear head is then a 1x1
+    convolution, and averaging the cells before or after it is the same (section 3.1 of the paper). Weights are shared
+    with `model`, which is put into evaluation mode.
 
     Args:
         model: a classifier: images [B, 3, H, W] -> logits [B, K].
@@ -98,14 +98,12 @@ class _Method(nn.Module):
 def _from_methods(model: nn.Module) -> FullyConvolutional:
     second = _Method(model, "forward_head")
     channels: int = model.num_features  # type: ignore[assignment]
-    last = model.get_classifier()  # type: ignore[operator]
     for layout in _layouts(model):
         own_head = CellHead(second, layout)
         head = _describe_head(own_head, channels, getattr(model, "global_pool", None))
         if head:
-            fast = _as_one_layer(own_head, last, channels) if head == LINEAR_HEAD else None
             features = CellFeatures(_Method(model, "forward_features"), layout)
-            return FullyConvolutional(features, fast or own_head, head)
+            return FullyConvolutional(features, own_head, head)
     raise _refusal(model, "its head uses more of the features than their mean or a class token")
 
 
@@ -134,15 +132,6 @@ def _describe_head(own_head: CellHead, channels: int, pooling: object) -> str | 
         if isinstance(layout, Tokens) and not _agree(own_head.part(layout.without_prefix(features)), logits):
             return CLASS_TOKEN_HEAD
     return LINEAR_HEAD if _agree(apart.mean((2, 3)), logits) else OWN_HEAD
-
-
-@torch.inference_mode()
-def _as_one_layer(own_head: CellHead, last: object, channels: int) -> nn.Module | None:
-    """Return the last layer as a 1x1 convolution, or an identity, if the head is just that; None if it is more."""
-    layer = as_convolution(last) if is_linear(last) else nn.Identity()
-    cells = _probe(own_head, channels)
-    with _no_zeros(own_head):
-        return layer if _agree(_attempt(layer, cells), _attempt(own_head, cells)) else None
 
 
 def _attempt(module: nn.Module, features: Tensor) -> Tensor | None:
@@ -201,8 +190,9 @@ def _from_graph(model: nn.Module) -> FullyConvolutional:
         return FullyConvolutional(CellFeatures(network, layout), CellHead(second, layout), CLASS_TOKEN_HEAD)
     own_head = CellHead(second, Map())
     layer = model.get_submodule(str(last.target)) if last.op == "call_module" else None
-    fast = _as_one_layer(own_head, layer, getattr(layer, "in_features", 5))
-    return FullyConvolutional(network, fast or own_head, LINEAR_HEAD if fast else OWN_HEAD)
+    # Features that go through a hidden layer first have other channels; such a head is not linear.
+    head = _describe_head(own_head, getattr(layer, "in_features", 5), None)
+    return FullyConvolutional(network, own_head, head or OWN_HEAD)
 
 
 def _find_pooling(output: fx.Node, model: nn.Module) -> fx.Node:

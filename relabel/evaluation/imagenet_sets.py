@@ -14,6 +14,7 @@ from relabel.data.images import ImageList, list_images
 from relabel.evaluation.results import (
     CORRUPTIONS,
     SEVERITIES,
+    VAL,
     Result,
     accuracy_results,
     calibration_results,
@@ -23,7 +24,8 @@ from relabel.evaluation.true_labels import TrueLabels
 from relabel.training.validation import Predictions
 from utils.errors import UserError
 
-V2_IMAGES, A_IMAGES, R_IMAGES, SUBSET_CLASSES = 10_000, 7_500, 30_000, 200
+PUBLISHED_IMAGES = {VAL: 50_000, "imagenet_v2": 10_000, "imagenet_a": 7_500, "imagenet_r": 30_000}
+SUBSET_CLASSES = 200
 C_IMAGES, C_SIZE = 50_000, 224  # images of each corruption and severity; their side, pixels
 CLASS_ID = re.compile(r"0|[1-9][0-9]{0,2}")
 # Mean errors of AlexNet over the five severities (Hendrycks and Dietterich, 2019), by folder.
@@ -102,7 +104,7 @@ def imagenet_v2_sets(root: Path, class_names: list[str], positions: np.ndarray, 
         variant = folder.resolve().name.removeprefix("imagenetv2-").removesuffix("-format-val")
         name = f"imagenet_v2/{variant}"
         sets.append(ImageSet(name, images, transform, accuracy_and_calibration(name, "label: class folder")))
-        notes += count_note(name, len(images), V2_IMAGES)
+        notes += count_note(name, len(images))
     return sets, notes
 
 
@@ -112,16 +114,14 @@ def _variants(root: Path) -> list[Path]:
     variants = [root] if any(map(CLASS_ID.fullmatch, folders)) else [root / name for name in folders]
     for variant in variants or [root]:
         inside = _folders(variant)
-        wrong = [name for name in inside if not CLASS_ID.fullmatch(name)]
-        if wrong or not inside:
-            found = f"the folder {wrong[0]}" if wrong else "no folder"
+        if not inside or not all(map(CLASS_ID.fullmatch, inside)):
+            other = [name for name in inside if not CLASS_ID.fullmatch(name)]
+            found = f"the folder {other[0]}" if other else "no folder"
             raise UserError(f"{variant}: found {found}; expected a variant of ImageNetV2, with folders 0, 1, ... 999.")
     return variants
 
 
-def subset_set(
-    name: str, root: Path, class_names: list[str], whose: str, expected: int, transform: CenterCrop
-) -> SetsAndNotes:
+def subset_set(name: str, root: Path, class_names: list[str], whose: str, transform: CenterCrop) -> SetsAndNotes:
     """List ImageNet-A or -R; predictions are restricted to its classes.
 
     Args:
@@ -129,7 +129,6 @@ def subset_set(
         root: holds WNID/IMAGE.
         class_names: K texts; the network's.
         whose: the checkpoint, for the message.
-        expected: number of images in the published set.
         transform: for the images.
 
     Raises:
@@ -141,7 +140,7 @@ def subset_set(
     if count > SUBSET_CLASSES:
         raise UserError(f"{root}: found {count} class folders; expected its {SUBSET_CLASSES}.")
     among = np.array([class_names.index(wnid) for wnid in images.class_names])
-    notes = count_note(name, len(images), expected)
+    notes = count_note(name, len(images))
     if count != SUBSET_CLASSES:
         notes.append(f"{name}: found {count} of its {SUBSET_CLASSES} classes; predictions are restricted to these")
     measures = accuracy_and_calibration(name, f"among its {count} classes")
@@ -242,8 +241,9 @@ def mean_corruption_error(results: Sequence[Result]) -> list[Result]:
     return [Result(CORRUPTIONS, "mce_percent", mean, n, "15 corruptions, relative to AlexNet")]
 
 
-def count_note(name: str, found: int, expected: int) -> list[str]:
+def count_note(name: str, found: int) -> list[str]:
     """A note if a set has another number of images than the published one."""
+    expected = PUBLISHED_IMAGES[name.partition("/")[0]]
     return [] if found == expected else [f"{name}: found {found:,} images; the published set has {expected:,}"]
 
 

@@ -13,38 +13,13 @@ from models.build import infer_num_classes
 from relabel.data.class_names import WNID, class_names_of_imagenet
 from relabel.data.decode import resolve_decoder
 from relabel.data.images import ImageList
-from relabel.evaluation.imagenet_labels import (
-    IMAGENET_CLASSES,
-    VALIDATION_IMAGES,
-    imagenet_positions,
-    read_multi_labels,
-    read_real,
-    rows_by_number,
-)
-from relabel.evaluation.imagenet_sets import (
-    A_IMAGES,
-    R_IMAGES,
-    ImageSet,
-    SetsAndNotes,
-    accuracy_and_calibration,
-    count_note,
-    describe,
-    imagenet_c_sets,
-    imagenet_v2_sets,
-    mean_corruption_error,
-    subset_set,
-)
+from relabel.evaluation import imagenet_labels, imagenet_sets
+from relabel.evaluation.imagenet_labels import IMAGENET_CLASSES
+from relabel.evaluation.imagenet_sets import ImageSet, SetsAndNotes
 from relabel.evaluation.predictions import write_predictions
 from relabel.evaluation.results import VAL, Result, print_results
 from relabel.evaluation.true_labels import read_true_labels
-from relabel.training.build import (
-    build_model,
-    list_split,
-    load_from,
-    set_up_device,
-    test_loader,
-    test_transform,
-)
+from relabel.training.build import build_model, list_split, load_from, set_up_device, test_loader, test_transform
 from relabel.training.run import ANOTHER_FOLDER, errors_reported_once
 from relabel.training.validation import NO_CLASS, predict_classes
 from utils.checkpoint import load_checkpoint, named_classes, split_weights
@@ -140,51 +115,52 @@ def plan_evaluation(config: FrozenMunch, images: ImageList | None, class_names: 
     """
     path, wanted, transform = Path(config.util.test_weight_file), config.eval, test_transform(config)
     asked = [f"eval.{key}" for key in IMAGENET_KEYS if wanted[key]]
-    positions = imagenet_positions(class_names, path, asked[0]) if asked else np.empty(0, dtype=np.int64)
+    positions = imagenet_labels.imagenet_positions(class_names, path, asked[0]) if asked else np.empty(0, np.int64)
     whose = str(path)
     readers: dict[str, Callable[[Path], SetsAndNotes]] = {
-        "imagenet_v2": lambda root: imagenet_v2_sets(root, class_names, positions, transform),
-        "imagenet_a": lambda root: subset_set("imagenet_a", root, class_names, whose, A_IMAGES, transform),
-        "imagenet_r": lambda root: subset_set("imagenet_r", root, class_names, whose, R_IMAGES, transform),
-        "imagenet_c": lambda root: imagenet_c_sets(root, class_names, whose, transform.size),
+        "imagenet_v2": lambda root: imagenet_sets.imagenet_v2_sets(root, class_names, positions, transform),
+        "imagenet_a": lambda root: imagenet_sets.subset_set("imagenet_a", root, class_names, whose, transform),
+        "imagenet_r": lambda root: imagenet_sets.subset_set("imagenet_r", root, class_names, whose, transform),
+        "imagenet_c": lambda root: imagenet_sets.imagenet_c_sets(root, class_names, whose, transform.size),
     }
     sets: list[ImageSet] = []
     notes: list[str] = []
     if images is not None:
         with with_advice("Check --data.data_path."):
             images = images.with_classes_of(class_names, whose)
-        sets, notes = _validation_set(config, images, positions)
+        image_set, notes = _validation_set(config, images, positions)
+        sets.append(image_set)
     for key, read in readers.items():
         if wanted[key]:
             with with_advice(f"Check --eval.{key}."):
                 more_sets, more_notes = read(Path(wanted[key]))
-            sets, notes = sets + more_sets, notes + more_notes
+            sets += more_sets
+            notes += more_notes
     return sets, notes
 
 
-def _validation_set(config: FrozenMunch, images: ImageList, positions: np.ndarray) -> SetsAndNotes:
+def _validation_set(config: FrozenMunch, images: ImageList, positions: np.ndarray) -> tuple[ImageSet, list[str]]:
     """The images of val/, measured by their folders, by published labels and by own labels."""
     wanted, names = config.eval, images.class_names
-    measures, notes, true_labels = accuracy_and_calibration(VAL, "label: class folder"), [], None
+    measures, notes, true_labels = imagenet_sets.accuracy_and_calibration(VAL, "label: class folder"), [], None
     if len(names) == IMAGENET_CLASSES and all(map(WNID.fullmatch, names)):
-        notes += count_note(VAL, len(images), VALIDATION_IMAGES)
-    row_of: dict[int, int] = {}
+        notes += imagenet_sets.count_note(VAL, len(images))
     if wanted.real or wanted.multilabel:
-        row_of, more = rows_by_number(images)
+        row_of, more = imagenet_labels.rows_by_number(images)
         notes += more
     if wanted.real:
-        real, more = read_real(Path(wanted.real), images, row_of, positions)
+        real, more = imagenet_labels.read_real(Path(wanted.real), images, row_of, positions)
         measures.append(real.results)
         notes += more
     if wanted.multilabel:
-        multi_labels, more = read_multi_labels(Path(wanted.multilabel), images, row_of, positions)
-        measures.append(multi_labels.results)
+        multi, more = imagenet_labels.read_multi_labels(Path(wanted.multilabel), images, row_of, positions)
+        measures.append(multi.results)
         notes += more
     if wanted.labels:
         true_labels, more = read_true_labels(Path(wanted.labels), images)
         measures.append(true_labels.results)
         notes += more
-    return [ImageSet(VAL, images, test_transform(config), measures, true_labels=true_labels)], notes
+    return ImageSet(VAL, images, test_transform(config), measures, true_labels=true_labels), notes
 
 
 def evaluate_sets(
@@ -223,7 +199,7 @@ def evaluate_sets(
             if config.eval.predictions:
                 in_set = None if true_labels is None else true_labels.in_set(predictions)
                 write_predictions(_predictions_path(config, name, image_set.name), predictions, in_set)
-    return {name: values + mean_corruption_error(values) for name, values in results.items()}
+    return {name: values + imagenet_sets.mean_corruption_error(values) for name, values in results.items()}
 
 
 def _predictions_path(config: FrozenMunch, weights: str, image_set: str) -> Path:
@@ -242,7 +218,7 @@ def report(
 ) -> None:
     """Print tables, transforms and notes, and write the same as JSON into the run folder."""
     path, folder = Path(config.util.test_weight_file), Path(config.util.run_dir)
-    views = {image_set.name: describe(image_set.transform) for image_set in sets}
+    views = {image_set.name: imagenet_sets.describe(image_set.transform) for image_set in sets}
     print_results(results, str(path))
     for view in dict.fromkeys(views.values()):
         families = dict.fromkeys(name.partition("/")[0] for name, own in views.items() if own == view)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.cell_head import CellFeatures, CellHead, Layout, Map, Tokens, as_convolution, is_linear
+from models.cell_head import CellFeatures, CellHead, Layout, Map, Tokens
 from utils.errors import UserError
 
 IMAGES = torch.zeros(2, 3, 32, 48)  # 2 x 3 cells of 16 pixels
@@ -71,17 +71,3 @@ def test_the_head_sees_one_cell_at_a_time(layout: Layout) -> None:
 def test_features_become_cells() -> None:
     features = CellFeatures(nn.Conv2d(3, 5, 16, 16), Map())
     assert features(IMAGES).shape == (2, 5, 2, 3)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_linear_layer_is_a_convolution_of_the_same_weights(bias: bool) -> None:
-    layer = nn.Linear(5, 4, bias)
-    convolution = as_convolution(layer)
-    torch.testing.assert_close(convolution(CELLS), layer(CELLS.movedim(1, -1)).movedim(-1, 1))
-    assert convolution.weight.data_ptr() == layer.weight.data_ptr()
-    assert as_convolution(convolution) is convolution
-
-
-def test_only_one_weight_per_channel_is_linear() -> None:
-    assert is_linear(nn.Linear(5, 4)) and is_linear(nn.Conv2d(5, 4, 1))
-    assert not is_linear(nn.Conv2d(5, 4, 3)) and not is_linear(nn.ReLU()) and not is_linear(None)

@@ -16,7 +16,6 @@ from models.fully_convolutional import (
     CLASS_TOKEN_HEAD,
     LINEAR_HEAD,
     OWN_HEAD,
-    FullyConvolutional,
     fully_convolutional,
 )
 from utils.errors import UserError
@@ -84,11 +83,6 @@ def test_mean_of_the_map_is_the_logits_of_a_linear_head(arch: str) -> None:
     assert maps.shape[:2] == (1, 7) and (maps.shape[2] < maps.shape[3] or arch in SQUARE)
     torch.testing.assert_close(maps.mean((2, 3)), logits, rtol=0, atol=1e-5 * max(1.0, float(logits.abs().max())))
     assert float(logits.std()) > 1e-6
-
-
-@pytest.mark.parametrize("arch", ["resnet18", "timm/resnet18", "squeezenet1_1", "resnetv2_18"])
-def test_linear_heads_cost_one_convolution_at_most(arch: str) -> None:
-    assert isinstance(fully_convolutional(create_model(arch, num_classes=7)).classifier, nn.Conv2d | nn.Identity)
 
 
 Half = Callable[[Tensor], Tensor]
@@ -305,14 +299,13 @@ class Small(nn.Module):
 
 
 @torch.inference_mode()
-def check_mean(network: Small) -> FullyConvolutional:
+def check_mean(network: Small) -> None:
     """The mean of the map is the logits."""
     maps_of = fully_convolutional(network)
     images = torch.randn(2, 3, 7, 9)
     maps = maps_of(images)
     assert maps.shape == (2, 4, 5, 7) and torch.equal(maps, maps_of(images)) and maps_of.mean_is_logits
     torch.testing.assert_close(maps.mean((2, 3)), network(images))
-    return maps_of
 
 
 def test_dropout_before_the_head_does_not_act() -> None:
@@ -323,8 +316,7 @@ def test_other_ways_to_write_the_mean() -> None:
     check_mean(Small(lambda cells, linear: linear(cells.mean(dim=(-2, -1), keepdim=True).flatten(1))))
     check_mean(Small(lambda cells, linear: linear(torch.mean(cells, (2, 3)))))
     pooled = nn.functional.adaptive_avg_pool2d
-    maps_of = check_mean(Small(lambda cells, linear: linear((p := pooled(cells, 1)).view(p.size(0), -1))))
-    assert isinstance(maps_of.classifier, nn.Conv2d)
+    check_mean(Small(lambda cells, linear: linear((p := pooled(cells, 1)).view(p.size(0), -1))))
 
 
 @torch.inference_mode()

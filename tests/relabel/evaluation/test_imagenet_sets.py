@@ -97,7 +97,7 @@ def test_a_subset_is_chosen_among_its_own_classes(tmp_path: Path) -> None:
     w = wnids()
     root = touch(tmp_path, [f"{w[500]}/a.jpg", f"{w[500]}/b.jpg", f"{w[7]}/a.jpg", "README.txt"])
     names = w[::-1]
-    (image_set,), notes = subset_set("imagenet_a", root, names, "w.pth", 7_500, TRANSFORM)
+    (image_set,), notes = subset_set("imagenet_a", root, names, "w.pth", TRANSFORM)
     assert image_set.images.class_names == [w[7], w[500]]
     assert image_set.among is not None and image_set.among.tolist() == [999 - 7, 999 - 500]
     assert labels_of(image_set) == {f"{w[7]}/a.jpg": w[7], f"{w[500]}/a.jpg": w[500], f"{w[500]}/b.jpg": w[500]}
@@ -110,10 +110,10 @@ def test_a_subset_is_chosen_among_its_own_classes(tmp_path: Path) -> None:
 def test_a_subset_of_other_classes_is_refused(tmp_path: Path) -> None:
     root = touch(tmp_path / "a", [f"{wnids()[3]}/a.jpg", "cat/a.jpg"])
     with pytest.raises(UserError, match=r"found 1 of 2 class folders that w\.pth .* the first: cat"):
-        subset_set("imagenet_r", root, wnids(), "w.pth", 30_000, TRANSFORM)
+        subset_set("imagenet_r", root, wnids(), "w.pth", TRANSFORM)
     root = touch(tmp_path / "b", [f"{wnid}/a.jpg" for wnid in wnids()[:201]])
     with pytest.raises(UserError, match="found 201 class folders; expected its 200"):
-        subset_set("imagenet_r", root, wnids(), "w.pth", 30_000, TRANSFORM)
+        subset_set("imagenet_r", root, wnids(), "w.pth", TRANSFORM)
 
 
 def test_accuracy_and_calibration_of_a_set_by_hand(tmp_path: Path) -> None:
