@@ -37,7 +37,3 @@ class FrozenMunch(Munch):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FrozenMunch, (self.toDict(),)
-
-    def copy(self) -> "FrozenMunch":
-        """A copy, as frozen as this; `toDict` gives one that can be changed."""
-        return FrozenMunch(self.toDict())

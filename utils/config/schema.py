@@ -1,4 +1,4 @@
-"""A configuration's keys with what each accepts; nested trees of them to dotted keys and back."""
+"""The keys of a configuration and what each accepts; conversion between nested trees and dotted keys."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Schema:
         return {key.rsplit(".", depth)[0] for key in self.types for depth in range(1, key.count(".") + 1)}
 
     def keys_below(self, name: str) -> tuple[str, ...]:
-        """Every key of a section; of a key, itself; of a name that is neither, none."""
+        """Return every key of a section; of a key, itself; of any other name, none."""
         return tuple(key for key in self.types if key == name or key.startswith(name + "."))
 
     def validate(self, flat: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -53,7 +53,7 @@ class Schema:
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"optim": {"lr": {"init": 1}}} -> {"optim.lr.init": 1}."""
+    """Return {"a.b.c": 1} for {"a": {"b": {"c": 1}}}."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
@@ -61,7 +61,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
+    """Invert `flatten`."""
     tree: dict[str, Any] = {}
     for key, value in flat.items():
         *sections, name = key.split(".")

@@ -1,4 +1,4 @@
-"""YAML in and out. PyYAML reads YAML 1.1; this reads 1.2's plain values and refuses what would be a surprise."""
+"""Read and write YAML config files. PyYAML reads YAML 1.1; this reads 1.2's plain values and refuses surprises."""
 
 import re
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def to_yaml(tree: dict[str, Any]) -> str:
-    """A plain nested dict as YAML that `read_config_file` reads back to the same values."""
+    """Write a plain nested dict as YAML that `read_config_file` reads back to the same values."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=float("inf"))
 
 
@@ -61,23 +61,20 @@ def read_config_file(path: Path, source: str, schema: Schema) -> tuple[dict[str,
     Returns:
         The settings of known keys, and every problem found. A file that cannot be read spoils every key.
     """
-
-    def whole_file(text: str) -> Problem:
-        return Problem("config file", str(path), text, keys=tuple(schema.types))
-
     try:
         root = _compose(_read(path))
+        if root is None:
+            return {}, []
+        if isinstance(root, yaml.MappingNode):
+            found = list(_Sections(path, source, schema).walk(root, ""))
+            settings = {key: item for key, item in found if isinstance(item, Setting)}
+            return settings, [item for _, item in found if isinstance(item, Problem)]
+        text = "expected sections, each followed by a colon and by its keys below it, indented"
     except OSError as error:
-        return {}, [whole_file(f"cannot be read: {error.strerror}; give an existing file")]
+        text = f"cannot be read: {error.strerror}; give an existing file"
     except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:  # "\\UFFFFFFFF" is no character
-        return {}, [whole_file(f"is not YAML: {_reason(error)}; correct the file")]
-    if root is None:
-        return {}, []
-    if not isinstance(root, yaml.MappingNode):
-        return {}, [whole_file("expected sections such as `data:`, each with its keys below it, indented")]
-    found = list(_Sections(path, source, schema).walk(root, ""))
-    settings = {key: item for key, item in found if isinstance(item, Setting)}
-    return settings, [item for _, item in found if isinstance(item, Problem)]
+        text = f"is not YAML: {_reason(error)}; correct the file"
+    return {}, [Problem("config file", str(path), text, keys=tuple(schema.types))]
 
 
 def _read(path: Path) -> bytes:
@@ -89,7 +86,7 @@ def _read(path: Path) -> bytes:
 
 
 def _compose(data: bytes) -> yaml.Node | None:
-    """The node tree of the only document; nothing in it is constructed, so no tag can run anything."""
+    """Return the node tree of the only document; nothing in it is constructed, so no tag can run anything."""
     loader = _Loader(data)
     try:
         return loader.get_single_node()
@@ -173,7 +170,7 @@ class _Sections:
 def _not_a_name(node: yaml.Node, prefix: str, where: str) -> Problem:
     found = f"`{node.value}`" if isinstance(node, yaml.ScalarNode) else _kind(node)
     subject = f"a key of {prefix[:-1]}" if prefix else "a key"
-    return Problem(subject, where, f"must be plain text, found {found}; write a name such as `optim`")
+    return Problem(subject, where, f"must be plain text, found {found}; write the name of a key")
 
 
 def _kind(node: yaml.Node) -> str:
@@ -181,7 +178,7 @@ def _kind(node: yaml.Node) -> str:
 
 
 def unknown_key(key: str, where: str, schema: Schema, prefix: str = "") -> Problem:
-    """The problem of a key that does not exist; `prefix` is how keys are written where it stands."""
+    """Make the problem of a key that does not exist; `prefix` comes before keys where it is written."""
     if below := schema.keys_below(key):
         names = " or ".join(prefix + name for name in below[:4])
         return Problem(prefix + key, where, f"is a section, not a key; did you mean {names}?", keys=below)

