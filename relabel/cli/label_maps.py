@@ -75,8 +75,8 @@ def annotate(
             checkpoint, bare or as training writes it. The teacher must know all classes of IMAGES by name.
         size: size that each whole image is squashed to. none: the teacher's own size.
         top_k: classes kept per cell, those with the highest scores. none: 5 as in the paper, or all if there are fewer.
-        mean: subtracted from the pixels, which are in 0..1; red, green, blue. none: the teacher's own.
-        std: divisor of the difference. none: the teacher's own.
+        mean: normalisation mean of red, green and blue, for pixels in 0..1. none: the teacher's own.
+        std: normalisation standard deviation, likewise. none: the teacher's own.
         interpolation: how images are resized; always antialiased. none: the teacher's own.
         flip: average each map with that of the mirrored image; takes twice as long.
         format: packed: a few files, float16; pt: a file per image, float32, as released in 2021.
@@ -84,7 +84,8 @@ def annotate(
         batch_size: images per forward pass; lower it if memory runs out.
         num_workers: processes that read images ahead, at most one per core; 0: read between forward passes.
         unlabelled: the teacher need not know the folders of IMAGES as classes: for data.extra.path.
-        on_error: if images cannot be read: stop: annotate the others, then fail; skip: leave them out and list them.
+        on_error: stop: fail if an image cannot be read, after annotating all others; skip: leave such images out and
+            list them.
     """
     refuse_broken_torchrun()
     from relabel.annotation import annotator
@@ -207,7 +208,7 @@ def show(
         crops: random crops per image in `rows`.
         fill: as data.relabel.fill in training.
         temperature: as data.relabel.temperature in training.
-        seed: of the random images and crops.
+        seed: random seed of the images and crops.
     """
     from relabel.figures.label_maps import draw_figure
 
@@ -236,7 +237,8 @@ def pack(
         images: folder of the images that the maps are for, to list those without a map.
         classes: the classes of the ids in the files: imagenet, or a text file with the name of a class folder per line.
             none: the class folders of --images, else those of LABELS, sorted.
-        on_error: if maps cannot be read: stop: convert the others, then fail; skip: leave them out and list them.
+        on_error: stop: fail if a map cannot be read, after converting all others; skip: leave such maps out and list
+            them.
     """
     from relabel.annotation import convert
 
@@ -273,8 +275,8 @@ def export_labels(
         labels: a packed store or a folder of .pt files.
         out: the file to write; labels are JSON if it ends in .json, else TSV.
         images: folder of the images.
-        form: multi-hot: the classes of each image; soft: with their probabilities; agreeing: the images whose map
-            contains the folder's class, for training with --data.keep_list OUT; disagreeing: the others.
+        form: multi-hot: the classes of each image; soft: with their probabilities; agreeing: the images whose labels
+            include the folder's class, for training with --data.keep_list OUT; disagreeing: the others.
         threshold: smallest probability of a label; the most likely class always is one.
         fill: as data.relabel.fill in training.
         temperature: as data.relabel.temperature in training.

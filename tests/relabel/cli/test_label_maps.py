@@ -1,4 +1,4 @@
-"""The tools as a person types them: their screens, their mistakes, and real label maps of real scenes."""
+"""The commands as they are typed: help screens, mistakes, and label maps from making to training."""
 
 import inspect
 import json
@@ -46,7 +46,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def save_teacher(path: Path, bias: Sequence[float], **more: Any) -> Path:
-    """A checkpoint of a digit_net that says the same about every cell of every image."""
+    """Write a checkpoint of a digit_net whose logits are the bias for every cell of every image."""
     network = DigitNet(len(bias))
     torch.nn.init.zeros_(network.fc.weight)
     network.fc.bias.data = torch.tensor(bias)
@@ -81,11 +81,7 @@ def test_choices_are_those_of_the_parts() -> None:
     assert list(get_args(get_args(annotation)[0])) == list(RESAMPLING)
 
 
-def test_digits_writes_scenes(scenes: Path) -> None:
-    assert len(list_images(scenes / "train")) == 20 and len(list_images(scenes / "val")) == 10
-
-
-def test_annotate_with_random_weights_says_so_and_continues(
+def test_annotate_warns_about_random_weights_and_continues(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ["annotate", str(scenes / "train"), str(tmp_path / "maps"), *TEACHER, "--top-k", "3", "--weights", "random"]
@@ -130,24 +126,19 @@ def test_a_teacher_may_know_more_classes_but_not_others(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = [f"digit_{i}" for i in range(10)]
-    few = save_teacher(tmp_path / "few.pth", [0.0] * 7)
     other = save_teacher(tmp_path / "other.pth", [0.0] * 10, class_names=[*names[:9], "zebra"])
-    for weights, match in (
-        (few, "few.pth: found a teacher of 7 classes, whose names nobody says, and images of 10 classes; expected"),
-        (other, r"other.pth: found a teacher of 10 classes \(it does not know digit_9\) and images of 10 classes"),
-    ):
-        argv = ("annotate", scenes / "train", tmp_path / "maps", *TEACHER, "--weights", weights)
-        assert re.search(match, refused(capsys, *argv))
+    err = refused(capsys, "annotate", scenes / "train", tmp_path / "maps", *TEACHER, "--weights", other)
+    assert "found a teacher of 10 classes (it does not know digit_9) and images of 10 classes" in err
     assert not (tmp_path / "maps").exists()
     more = save_teacher(tmp_path / "more.pth", [5.0, *[0.0] * 9, 9.0], class_names=["zebra", *names[::-1]])
     tools.main(["annotate", *map(str, (scenes / "train", tmp_path / "maps")), *TEACHER, "--weights", str(more)])
     label_map = open_label_store(tmp_path / "maps", list_images(scenes / "train").keys(), names).read(0)
-    assert (label_map.classes[0] == 0).all() and (label_map.classes[1] == 10).all()  # digit_0; zebra counts for nothing
+    assert (label_map.classes[0] == 0).all() and (label_map.classes[1] == 10).all()  # digit_0; zebra is ignored
 
 
 @pytest.mark.slow
 def test_label_maps_from_making_to_training(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Annotate, check, show, unpack, pack, export, as a person types it; then the keep list and the store in a run."""
+    """Annotate, check, show, unpack, pack, export; then train with the store and the keep list."""
     train, labels = str(scenes / "train"), str(tmp_path / "labels")
     tools.main(["annotate", train, labels, "--weights", str(ROOT / "configs/digits/annotator.pth"), "--size", "64x80"])
     report = tmp_path / "report.json"
@@ -160,7 +151,7 @@ def test_label_maps_from_making_to_training(scenes: Path, tmp_path: Path, capsys
 
     tools.main(["unpack", labels, str(tmp_path / "files")])
     tools.main(["pack", str(tmp_path / "files"), str(tmp_path / "again"), "--images", train])
-    assert "the same, to the last bit" in capsys.readouterr().out
+    assert "identical before and after" in capsys.readouterr().out
     for name in ("maps.npy", "keys.npy", "crc32.npy"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "labels" / name).read_bytes()
 
@@ -190,21 +181,13 @@ def test_label_maps_from_making_to_training(scenes: Path, tmp_path: Path, capsys
 @pytest.mark.parametrize(
     ("flags", "match"),
     [
-        (["--arch", "digitnet", "--weights", "random"], "found arch 'digitnet'; expected .*Did you mean digit_net"),
-        (["--arch", "vgg11", "--weights", "random"], "VGG cannot make label maps: "),
-        (["--arch", "digit_net"], "digit_net has no published weights; expected a checkpoint"),
-        ([], "--weights pretrained says no network; give --arch"),
-        (
-            ["--arch", "digit_net", "--weights", "nothing.pth"],
-            "found no file nothing.pth; expected pretrained",
-        ),
+        (["--arch", "digitnet", "--weights", "random"], "Did you mean digit_net"),
+        (["--arch", "alexnet", "--weights", "random"], "AlexNet cannot make label maps: "),
+        (["--arch", "digit_net"], "digit_net has no published weights"),
+        ([], "--weights pretrained names no network; give --arch"),
+        (["--arch", "digit_net", "--weights", "nothing.pth"], "found no file nothing.pth; expected pretrained"),
         (["--arch", "digit_net", "--weights", "random", "--top_k", "11"], "--top_k is 11 .*expected 1..10"),
-        (
-            ["--arch", "resnet18", "--weights", "teacher.pth"],
-            "teacher.pth: the checkpoint does not fit(.*\n)*.*arch that the checkpoint was trained",
-        ),
-        (["--arch", "mobilenet_v2", "--weights", "teacher.pth"], "cannot tell.* arch mobilenet_v2 keeps it in"),
-        (["--arch", "digit_net", "--weights", "text.pth"], "text.pth "),
+        (["--arch", "resnet18", "--weights", "teacher.pth"], "teacher.pth: the checkpoint does not fit"),
     ],
 )
 def test_a_teacher_that_cannot_serve_is_refused(
@@ -217,14 +200,13 @@ def test_a_teacher_that_cannot_serve_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     save_teacher(Path("teacher.pth"), [0.0] * 10)
-    Path("text.pth").write_text("no tensors", encoding="utf-8")
     err = refused(capsys, "annotate", scenes / "train", "maps", "--size", "56x72", *flags)
     assert re.search(match, err) and "model.arch" not in err
     assert not Path("maps").exists()
 
 
 def test_what_was_skipped_is_no_dead_end(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two images cannot be read: check says so, export leaves them out, and the keep list has the others."""
+    """Two images cannot be read: check reports them, export leaves them out, and the keep list has the others."""
     train = tmp_path / "train"
     shutil.copytree(scenes / "train", train)
     for path in sorted(train.glob("digit_0/*"))[:2]:
