@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Sequence
 from multiprocessing import resource_sharer
-from pathlib import Path
 
 import pytest
 import torch
