@@ -1,4 +1,4 @@
-"""Every recipe opens with a card that says what is true of it, validates, and trains a step.
+"""Every recipe opens with a true card, is valid, and trains a step.
 
 A card says what the recipe is, its command, what it needs and costs, and what to expect.
 """
@@ -16,20 +16,24 @@ from relabel.config.load import load_config
 from relabel.config.schema import SCHEMA
 from relabel.data.images import ImageList
 from relabel.data.loader import Batch
-from relabel.data.skipped_images import SkippedImages
-from relabel.training.build import build_model, make_optimizer, make_recipe
-from relabel.training.trainer import Trainer
+from relabel.training.build import TrainingData, make_recipe
+from relabel.training.run import make_trainer
 from tests.conftest import ROOT
 from utils.config.command_line import parse_command_line
 from utils.config.schema import flatten
 from utils.precision import Precision
 from utils.processes.distributed import Process
+from utils.run_folder import Start
 
 RECIPES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml") if path.name != "base.yaml")
+# Recipes of one network differ in what the next tests check; a step of each network and optimizer is enough.
+OF_NETWORKS = [r for r in RECIPES if r.count("/") > 1 or re.search(r"relabel_train_(?!resnet(18|101)_cutmix)", r)]
 IMAGENET_IMAGES = 1_281_167
+CPU = torch.device("cpu")
 
 Settings = dict[str, Any]
-ALWAYS: Settings = {
+SGD: Settings = {
+    "optim.optimizer": "sgd",
     "optim.nesterov": True,
     "optim.momentum": 0.9,
     "optim.bn.momentum": 0.9,
@@ -42,19 +46,12 @@ ALWAYS: Settings = {
     "data.lighting": 0.1,
     "data.relabel.box_axes": "xy",
     "data.relabel.supervision": "localized_multi",
+    "data.cutmix.prob": 0.0,
 }
-SGD: Settings = {"optim.optimizer": "sgd", "data.cutmix.prob": 0.0, **ALWAYS}
-PAPER: Settings = {"optim.epochs": 300, "optim.batch_size": 1024, "optim.lr.init": 0.1, "optim.wd.base": 1e-4, **SGD}
-OURS: Settings = {"optim.epochs": 400, "optim.batch_size": 512, "optim.lr.init": 0.5, "optim.wd.base": 1e-5, **SGD}
-CUTMIX: Settings = {
-    **PAPER,
-    "optim.optimizer": "adamp",
-    "optim.lr.init": 2e-3,
-    "optim.wd.base": 1e-2,
-    "data.cutmix.prob": 1.0,
-    "data.cutmix.beta": 1.0,
-    "data.cutmix.off_epoch": 5,
-}
+PAPER: Settings = SGD | {"optim.epochs": 300, "optim.batch_size": 1024, "optim.lr.init": 0.1, "optim.wd.base": 1e-4}
+OURS: Settings = SGD | {"optim.epochs": 400, "optim.batch_size": 512, "optim.lr.init": 0.5, "optim.wd.base": 1e-5}
+CUTMIX: Settings = {"optim.optimizer": "adamp", "optim.lr.init": 2e-3, "optim.wd.base": 1e-2}
+CUTMIX |= {"data.cutmix.prob": 1.0, "data.cutmix.beta": 1.0, "data.cutmix.off_epoch": 5}
 # Network, image size, the rest, and published top-1 %: on original labels, with ReLabel, with CutMix too (-: no row).
 NETWORKS: list[tuple[str, int, Settings, str]] = [
     ("resnet18", 224, PAPER, "71.7 72.5 73.2"),
@@ -69,7 +66,7 @@ NETWORKS: list[tuple[str, int, Settings, str]] = [
 
 
 def _rows() -> dict[str, tuple[str, Settings]]:
-    """Name of a recipe -> published top-1 and settings, of every row of the paper's tables."""
+    """Return the name of a recipe -> published top-1 and settings, for every row of the paper's tables."""
     rows: dict[str, tuple[str, Settings]] = {}
     for arch, size, settings, published in NETWORKS:
         network: Settings = {**settings, "model.arch": arch, "data.image_size": size, "optim.label_smoothing": 0.0}
@@ -88,161 +85,92 @@ def _rows() -> dict[str, tuple[str, Settings]]:
 OF_THE_PAPER = _rows()
 
 
-KEEP_LISTS = ("keep.txt", "runs/digits/agreeing.txt")
-
-
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Flags that name empty folders of the expected layout; lists of images are where the recipes expect them."""
+    """Flags for empty folders of the expected layout; lists of images are where the recipes expect them."""
     for folder in ("data/train", "data/val", "labels", "extra", "runs/digits"):
         (tmp_path / folder).mkdir(parents=True)
-    for name in KEEP_LISTS:
+    for name in ("keep.txt", "runs/digits/agreeing.txt"):
         (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
-    extra = str(tmp_path / "extra")
-    return {
-        "data.data_path": str(tmp_path / "data"),
-        "data.relabel.path": str(tmp_path / "labels"),
-        "data.extra.path": extra,
-        "data.extra.labels": extra,
-    }
-
-
-def is_for_imagenet(recipe: str) -> bool:
-    """Recipes for ImageNet stand in configs itself, those for data made here in folders below it."""
-    return Path(recipe).parent.name == "configs"
+    flags = {"data.data_path": "data", "data.relabel.path": "labels", "data.extra.path": "extra"}
+    return {key: str(tmp_path / name) for key, name in (flags | {"data.extra.labels": "extra"}).items()}
 
 
 def card(recipe: str) -> str:
-    """The comment lines before the first key, without their marks."""
-    lines = (ROOT / recipe).read_text().splitlines()
-    count = next(i for i, line in enumerate(lines) if not line.startswith("#"))
-    return "\n".join(line.lstrip("# ") for line in lines[:count])
-
-
-def card_command(recipe: str) -> list[str]:
-    """The words of the card's main.py command, after the program."""
-    (command,) = re.findall(r"python main\.py (.*)", card(recipe))
-    return shlex.split(command)
+    """Return the comment lines before the first key, without their marks."""
+    comment = re.match(r"(#.*\n)+", (ROOT / recipe).read_text())
+    assert comment
+    return re.sub(r"^# ?", "", comment[0], flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_opens_with_a_card(recipe: str) -> None:
-    parts = re.findall(r"^(Run|Needs|Cost|Expected):\s+\S", card(recipe), flags=re.MULTILINE)
+def test_a_recipe_opens_with_a_card_whose_command_runs_it(
+    recipe: str, folders: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / recipe).read_text()
+    parts = re.findall(r"^ *(Run|Needs|Cost|Expected): +\S", card(recipe), flags=re.MULTILINE)
     assert parts == ["Run", "Needs", "Cost", "Expected"]
     assert re.search(r"Expected:[^\n]*\d", card(recipe)), "a number to expect"
     assert re.search(r"\bpaper\b|\bours\b|\bby us\b|\bn = \d", card(recipe).partition("Expected:")[2]), "its source"
-    longest = 20 if is_for_imagenet(recipe) else 30
-    assert 10 <= len((ROOT / recipe).read_text().splitlines()) <= longest
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_the_command_on_the_card_runs_this_recipe(
-    recipe: str, folders: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    assert 10 <= len(text.splitlines()) <= (30 if recipe.count("/") > 1 else 20)
     monkeypatch.chdir(ROOT)
-    line = parse_command_line(card_command(recipe), SCHEMA.flags)
-    assert line.problems == []
-    flags = {key: folders.get(key, text) for key, text in line.texts.items() if key != "config_file_path"}
-    assert line.texts["config_file_path"] == recipe
-    load_config(recipe, {"data.data_path": folders["data.data_path"], **_inputs(recipe, folders), **flags})
+    (command,) = re.findall(r"python main\.py (.*)", card(recipe))
+    line = parse_command_line(shlex.split(command), SCHEMA.flags)
+    assert line.problems == [] and line.texts.pop("config_file_path") == recipe
+    needed = {"data.data_path": folders["data.data_path"]}
+    if not re.search(r"relabel:\s*(\{|\n\s+)use: False", text):
+        needed["data.relabel.path"] = folders["data.relabel.path"]
+    if "keep_list:" in text:
+        needed["data.keep_list"] = __file__
+    load_config(recipe, needed | {key: folders.get(key, text) for key, text in line.texts.items() if key not in needed})
     assert capsys.readouterr().err == "", "a recipe warns of nothing"
 
 
-def _inputs(recipe: str, folders: dict[str, str]) -> dict[str, str]:
-    """Flags for label maps and the list of images where the recipe uses them: what its card names need not be there."""
-    text = (ROOT / recipe).read_text()
-    maps = not re.search(r"relabel:\s*(\{|\n\s+)use: False", text)
-    flags = {"data.relabel.path": folders["data.relabel.path"]} if maps else {}
-    return flags | ({"data.keep_list": __file__} if "keep_list:" in text else {})
+def test_every_recipe_for_imagenet_is_a_row_of_the_paper() -> None:
+    assert {Path(recipe).stem for recipe in RECIPES if recipe.count("/") == 1} == set(OF_THE_PAPER)
 
 
 @pytest.mark.parametrize("name", list(OF_THE_PAPER))
-def test_a_recipe_of_the_paper_says_what_the_paper_says(name: str, folders: dict[str, str]) -> None:
+def test_a_recipe_of_the_paper_has_the_papers_settings_and_schedule(name: str, folders: dict[str, str]) -> None:
+    """The schedule on as many images as ImageNet has: rates of 0, the peak after the warm-up, half of it, 0."""
     accuracy, settings = OF_THE_PAPER[name]
     recipe = f"configs/{name}.yaml"
-    assert f"Expected: {accuracy} % top-1 (paper" in card(recipe)
-    values = flatten(load_config(str(ROOT / recipe), folders).toDict())
+    text = card(recipe)
+    assert f"Expected: {accuracy} % top-1 (paper" in text
+    assert f"configs/{name}.yaml --data.data_path IMAGENET" in text and "data_path: ''" in (ROOT / recipe).read_text()
+    assert ("--data.relabel.box_axes yx" in text) == settings["data.relabel.use"]
+    assert ("Recipe:   ours" in text) == (settings["optim.epochs"] == 400)
+    config = load_config(str(ROOT / recipe), folders)
+    values = flatten(config.toDict())
     assert {key: values[key] for key in settings} == settings
-    assert ("--data.relabel.box_axes yx" in card(recipe)) == settings["data.relabel.use"]
-    assert ("Recipe:   ours" in card(recipe)) == (settings["optim.epochs"] == 400)
-
-
-def test_every_recipe_for_imagenet_is_a_row_of_the_paper() -> None:
-    assert {Path(recipe).stem for recipe in RECIPES if is_for_imagenet(recipe)} == set(OF_THE_PAPER)
-
-
-def test_recipes_leave_data_to_the_command_line() -> None:
-    for name in OF_THE_PAPER:
-        assert "data_path: ''" in (ROOT / f"configs/{name}.yaml").read_text()
-        assert card_command(f"configs/{name}.yaml")[2:4] == ["--data.data_path", "IMAGENET"]
-
-
-@pytest.mark.parametrize("name", list(OF_THE_PAPER))
-def test_the_schedule_of_a_row_runs_as_its_card_says(name: str, folders: dict[str, str]) -> None:
-    """On as many images as ImageNet has: updates as on the card; rates 0, the peak after the warm-up, half of it, 0."""
-    config = load_config(str(ROOT / f"configs/{name}.yaml"), folders)
-    recipe = make_recipe(config, made_list(IMAGENET_IMAGES, 1000), config.optim.batch_size, seed=0)
-    assert f"{recipe.total_steps:,} updates ({recipe.epochs} epochs x {recipe.steps_per_epoch:,}" in card(
-        f"configs/{name}.yaml"
-    )
-    warm = 5 * recipe.steps_per_epoch
-    middle = (warm + recipe.total_steps) // 2
-    peak = OF_THE_PAPER[name][1]["optim.lr.init"]
-    rates = [recipe.learning_rate(step) for step in (0, warm // 2, warm, middle, recipe.total_steps - 1)]
+    schedule = make_recipe(config, made_list(IMAGENET_IMAGES, 1000), config.optim.batch_size, seed=0)
+    assert f"{schedule.total_steps:,} updates ({schedule.epochs} epochs x {schedule.steps_per_epoch:,}" in text
+    warm, peak = 5 * schedule.steps_per_epoch, settings["optim.lr.init"]
+    steps = (0, warm // 2, warm, (warm + schedule.total_steps) // 2, schedule.total_steps - 1)
+    rates = [schedule.learning_rate(step) for step in steps]
     assert rates == pytest.approx([0, peak / 2, peak, peak / 2, 0], rel=1e-3, abs=1e-9)
-    assert recipe.cutmix_epochs == (295 if "cutmix" in name else recipe.epochs - 5)
+    assert schedule.cutmix_epochs == (295 if "cutmix" in name else schedule.epochs - 5)
 
 
 def made_list(num_images: int, num_classes: int) -> ImageList:
-    """Images that nobody reads."""
+    """Return a list of images that are never read."""
     names, labels = np.zeros(num_images, dtype="S1"), np.zeros(num_images, dtype=np.int32)
     return ImageList(ROOT, [str(i) for i in range(num_classes)], names, labels)
 
 
-def batch_of(config: Any, num_classes: int) -> Batch:
-    """Two made images, 32 pixels wide, the second one without label where the recipe has extra images."""
-    generator = torch.Generator().manual_seed(0)
-    size = (2, 5, 15, 15)
-    use = config.data.relabel.use
-    return Batch(
-        images=torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8, generator=generator),
-        labels=torch.tensor([1, -1 if config.data.extra.share else 0]),
-        boxes=torch.tensor([[0.1, 0.2, 0.6, 0.9], [0.0, 0.0, 1.0, 1.0]]),
-        scores=10 * torch.rand(size, generator=generator) if use else None,
-        classes=torch.rand(2, num_classes, 15, 15, generator=generator).topk(5, dim=1).indices if use else None,
-        flips=None,
-        jitter_orders=None,
-        jitter_factors=None,
-        lighting=None,
-        indices=torch.tensor([0, 1]),
-    )
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", OF_NETWORKS)
 def test_a_recipe_trains_a_step(recipe: str, folders: dict[str, str], tmp_path: Path) -> None:
     """Its own network, optimizer and targets, at the peak of its rate; ten of its batches are an epoch."""
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    num_classes = 1000 if is_for_imagenet(recipe) else 10
-    config = load_config(str(ROOT / recipe), folders | {"model.weights": ""})
-    precision = Precision("O0", torch.device("cpu"))
-    model = build_model(config, num_classes, precision)
-    images = made_list(10 * config.optim.batch_size, num_classes)
-    trainer = Trainer(
-        model=model,
-        optimizer=make_optimizer(config, model, precision.device),
-        recipe=make_recipe(config, images, config.optim.batch_size, seed=0),
-        precision=precision,
-        process=Process(0, 1, 0, 1, precision.device),
-        train_batches=lambda step: [],
-        test_batches=list,
-        skipped_images=SkippedImages(tmp_path, len(images)),
-        folder=tmp_path,
-        identity={},
-    )
+    num_classes = 10 if recipe.count("/") > 1 else 1000
+    flags = {"model.weights": "", "util.run_dir": str(tmp_path / "run")}
+    config = load_config(str(ROOT / recipe), folders | flags)
+    data = TrainingData(made_list(10 * config.optim.batch_size, num_classes), made_list(10, num_classes))
+    trainer = make_trainer(config, data, Precision("O0", CPU), Process(0, 1, 0, 1, CPU), {}, Start(seed=0))
+    trainer.folder.mkdir()
     trainer.step = config.optim.warmup.epochs * trainer.recipe.steps_per_epoch
-    parameters = [p for p in model.parameters() if p.ndim > 1]  # a bias before a batch-norm has no gradient
+    parameters = [p for p in trainer.model.parameters() if p.ndim > 1]  # a bias before a batch norm has no gradient
     before = [parameter.detach().clone() for parameter in parameters]
     trainer.begin()
     assert trainer.train_step([batch_of(config, num_classes)] * config.optim.accumulation).finite
@@ -250,3 +178,21 @@ def test_a_recipe_trains_a_step(recipe: str, folders: dict[str, str], tmp_path: 
     assert all(parameter.isfinite().all() for parameter in parameters)
     assert not any(torch.equal(old, new) for old, new in zip(before, parameters, strict=True))
     trainer.log.close()
+
+
+def batch_of(config: Any, num_classes: int) -> Batch:
+    """Return two random images, 32 pixels wide; the second has no label where the recipe has extra images."""
+    generator = torch.Generator().manual_seed(0)
+    use = config.data.relabel.use
+    return Batch(
+        images=torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8, generator=generator),
+        labels=torch.tensor([1, -1 if config.data.extra.share else 0]),
+        boxes=torch.tensor([[0.1, 0.2, 0.6, 0.9], [0.0, 0.0, 1.0, 1.0]]),
+        scores=10 * torch.rand(2, 5, 15, 15, generator=generator) if use else None,
+        classes=torch.rand(2, num_classes, 15, 15, generator=generator).topk(5, dim=1).indices if use else None,
+        flips=None,
+        jitter_orders=None,
+        jitter_factors=None,
+        lighting=None,
+        indices=torch.tensor([0, 1]),
+    )
