@@ -59,7 +59,7 @@ def run_command(words: Sequence[str], folder: Path) -> None:
 
 
 def stop_once() -> None:
-    """Let the first SIGTERM or Ctrl-C end this program by SystemExit; ignore more of them while it stops its commands."""
+    """Let the first SIGTERM or Ctrl-C end this program by SystemExit; ignore others while it stops its commands."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         for each in _STOP_SIGNALS:
