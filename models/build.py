@@ -1,7 +1,7 @@
 """Networks by name (torchvision's classifiers, then timm's, and ours), and weights loaded into them."""
 
 import difflib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,10 +17,7 @@ FORCE_TIMM = "timm/"
 OURS = "this project"
 OUR_MODELS: dict[str, Callable[[int], nn.Module]] = {"digit_net": DigitNet}
 # By default both give several outputs while training; init_weights=True keeps their published initialisation.
-TORCHVISION_OPTIONS: dict[str, dict[str, Any]] = {
-    "googlenet": {"aux_logits": False, "init_weights": True},
-    "inception_v3": {"aux_logits": False, "init_weights": True},
-}
+TORCHVISION_OPTIONS = {arch: {"aux_logits": False, "init_weights": True} for arch in ("googlenet", "inception_v3")}
 # Prime, so no layer has this width: a dimension of this size can only be the number of classes.
 PROBE_CLASSES = 7919
 LISTED_MISMATCHES = 10
@@ -197,30 +194,21 @@ def _unknown_name_message(arch: str) -> str:
     import timm
 
     name = arch.removeprefix(FORCE_TIMM)
-    near = {"timm": [arch.removesuffix(name) + match for match in _nearest(name, timm.list_models())]}
+    names = {"timm": timm.list_models()}
     if arch == name:
-        near = {"torchvision": _nearest(name, _torchvision_names()), **near, "the demo": _nearest(name, OUR_MODELS)}
-    suggestions = [f"{', '.join(names)} ({library})" for library, names in near.items() if names]
-    hint = f"Did you mean {' or '.join(suggestions)}?" if suggestions else "No name is near it."
+        names = {"torchvision": _torchvision_names(), **names, "the demo": list(OUR_MODELS)}
+    suggestions = []
+    for library, known in names.items():
+        if similar := difflib.get_close_matches(name.lower(), known, n=SUGGESTIONS, cutoff=0.5):
+            suggestions.append(", ".join(arch.removesuffix(name) + match for match in similar) + f" ({library})")
+    hint = f"Did you mean {' or '.join(suggestions)}?" if suggestions else "No name is similar."
     return (
-        f"found arch {arch!r}; expected a classification network of {' or '.join(near)}. {hint} All names: "
+        f"found arch {arch!r}; expected a classification network of {' or '.join(names)}. {hint} All names: "
         "torchvision.models.list_models(module=torchvision.models), timm.list_models(), digit_net"
     )
 
 
-def _nearest(name: str, names: Collection[str]) -> list[str]:
-    """Names that continue the given one, shortest first, then similar ones."""
-    name = name.lower()
-    continuations = sorted((candidate for candidate in names if candidate.startswith(name)), key=len)
-    similar = difflib.get_close_matches(name, names, n=SUGGESTIONS)
-    return list(dict.fromkeys([*continuations, *similar]))[:SUGGESTIONS]
-
-
 def _without_module_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    odd = [str(name) for name, value in state_dict.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
-    if odd or not state_dict:
-        found = f"{_some(odd, 3)} is no tensor" if odd else "it is empty"
-        raise UserError(f"the checkpoint's weights must be a table of name -> tensor, but {found}")
     prefix = "module." if all(name.startswith("module.") for name in state_dict) else ""
     return {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()}
 

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from relabel.evaluation.predictions import COLUMNS
+from relabel.evaluation.results import number_table
 from utils.errors import UserError
 
 RESAMPLES, SEED = 10_000, 0
@@ -186,10 +185,7 @@ def print_differences(first: Path, second: Path, differences: Sequence[Differenc
     """Print a table with a column for each metric, and a verdict on each."""
     console = Console()
     console.print(f"\nfirst:  {first}\nsecond: {second}", highlight=False, markup=False, soft_wrap=True)
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("")
-    for d in differences:
-        table.add_column(d.metric, justify="right", no_wrap=True)
+    table = number_table("", [d.metric for d in differences])
     table.add_row("images", *(f"{d.n:,}" for d in differences))
     table.add_row("first", *(f"{d.first_percent:.2f} %" for d in differences))
     table.add_row("second", *(f"{d.second_percent:.2f} %" for d in differences))

@@ -84,7 +84,7 @@ def print_results(results: Mapping[str, Sequence[Result]], title: str, console: 
         console: None prints to stdout.
     """
     console = console or Console()
-    table = _table("set, metric", [*(results if len(results) > 1 else ["value"]), "n"])
+    table = number_table("set, metric", [*(results if len(results) > 1 else ["value"]), "n"])
     table.add_column("protocol", style="dim")
     rows = [row for row in zip(*results.values(), strict=True) if not _is_corruption(row[0])]
     for name, group in groupby(rows, key=lambda row: row[0].set):
@@ -104,7 +104,8 @@ def print_results(results: Mapping[str, Sequence[Result]], title: str, console: 
             console.print(_corruption_table(corruptions))
 
 
-def _table(first_heading: str, number_headings: Iterable[str]) -> Table:
+def number_table(first_heading: str, number_headings: Iterable[str]) -> Table:
+    """An empty table of a text column and columns of numbers."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     table.add_column(first_heading, no_wrap=True)
     for heading in number_headings:
@@ -124,7 +125,7 @@ def _is_corruption(result: Result) -> bool:
 
 def _corruption_table(results: Sequence[Result]) -> Table:
     """A row for each corruption: its error at each severity, their mean, CE, ECE and NLL."""
-    table = _table("corruption", [*SEVERITIES, *CORRUPTION_COLUMNS])
+    table = number_table("corruption", [*SEVERITIES, *CORRUPTION_COLUMNS])
     for name, group in groupby(results, key=lambda result: result.set):
         by_metric = {result.metric: result for result in group}
         errors = by_metric["error_percent"].parts

@@ -148,14 +148,11 @@ def _validation_set(config: FrozenMunch, images: ImageList, positions: np.ndarra
     if wanted.real or wanted.multilabel:
         row_of, more = imagenet_labels.rows_by_number(images)
         notes += more
-    if wanted.real:
-        real, more = imagenet_labels.read_real(Path(wanted.real), images, row_of, positions)
-        measures.append(real.results)
-        notes += more
-    if wanted.multilabel:
-        multi, more = imagenet_labels.read_multi_labels(Path(wanted.multilabel), images, row_of, positions)
-        measures.append(multi.results)
-        notes += more
+    for key, read in (("real", imagenet_labels.read_real), ("multilabel", imagenet_labels.read_multi_labels)):
+        if wanted[key]:
+            labels, more = read(Path(wanted[key]), images, row_of, positions)
+            measures.append(labels.results)
+            notes += more
     if wanted.labels:
         true_labels, more = read_true_labels(Path(wanted.labels), images)
         measures.append(true_labels.results)

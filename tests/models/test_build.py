@@ -57,9 +57,9 @@ def test_timm_is_not_imported_for_names_that_others_have() -> None:
         ("ResNet18", r"Did you mean resnet18"),
         ("rexnet100", r"rexnet_100.*\(timm\)"),
         ("digitnet", r"digit_net \(the demo\)"),
-        ("timm/rexnet100", r"expected a classification network of timm.*timm/rexnet_100"),
+        ("timm/rexnet100", r"expected a classification network of timm\. Did you mean timm/rexnet_100"),
         ("fasterrcnn_resnet50_fpn", r"found arch"),  # torchvision has it, but it is no classifier
-        ("qqqqqq", r"No name is near it"),
+        ("qqqqqq", r"No name is similar"),
         ("timm/resnet18.no_such_weights", r"no_such_weights"),
     ],
 )
@@ -136,12 +136,6 @@ def test_long_lists_end_in_a_count() -> None:
     with pytest.raises(UserError, match=r"30 missing: .* and 20 more") as caught:
         load_weights(DigitNet(3), create_model("resnet18", 3).state_dict() | {"fc.weight": torch.zeros(3, 128)})
     assert len(str(caught.value)) < 2500
-
-
-@pytest.mark.parametrize("weights", [{}, {"fc.weight": [1.0, 2.0]}, {3: torch.zeros(1)}])
-def test_what_is_no_table_of_tensors_is_refused(weights: dict) -> None:
-    with pytest.raises(UserError, match="must be a table of name -> tensor"):
-        load_weights(DigitNet(3), weights)
 
 
 def test_an_error_while_a_network_is_built_is_not_taken_for_a_wrong_name(monkeypatch: pytest.MonkeyPatch) -> None:
