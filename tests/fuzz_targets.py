@@ -85,7 +85,7 @@ def write_pt_files(folder: Path) -> None:
 
 def read_pt_file(path: Path) -> None:
     """As training reads it."""
-    store = LabelFolder(path.parent, np.array([path.stem.encode()]), CLASSES, CLASSES)
+    store = LabelFolder(path.parent, np.array([path.stem.encode()]), CLASSES)
     store.check(0)
     assert_valid(store.read(0))
 

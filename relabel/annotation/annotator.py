@@ -156,11 +156,11 @@ class _SquashedImages:
 
 @dataclass(slots=True, eq=False)
 class _ImageBatch:
-    """Whole images, squashed: uint8 [B, 3, rows, columns]; black if one cannot be read, with the reason by row."""
+    """Whole images, squashed: uint8 [B, 3, rows, columns]; black if one cannot be read, with the reason, else ""."""
 
     rows: list[int]
     images: Tensor
-    reasons: dict[int, str]
+    reasons: list[str]
 
     def pin_memory(self) -> "_ImageBatch":
         """Copy the images to page-locked memory; called by DataLoader."""
@@ -169,8 +169,7 @@ class _ImageBatch:
 
 def _collate(read: Sequence[tuple[int, np.ndarray, str]]) -> _ImageBatch:
     rows, images, reasons = zip(*read, strict=True)
-    failed = {row: reason for row, reason in zip(rows, reasons, strict=True) if reason}
-    return _ImageBatch(list(rows), torch.from_numpy(np.stack(images)), failed)
+    return _ImageBatch(list(rows), torch.from_numpy(np.stack(images)), list(reasons))
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,9 +288,9 @@ def _write(maps: _QueuedMaps, images: ImageList, writer: Writer, done: np.ndarra
     """Write the maps of a batch that do not exist yet."""
     if maps.copied is not None:
         maps.copied.synchronize()
-    for i, row in enumerate(maps.batch.rows):
-        if row in maps.batch.reasons:
-            share.skipped[images.name(row)] = maps.batch.reasons[row]
+    for i, (row, reason) in enumerate(zip(maps.batch.rows, maps.batch.reasons, strict=True)):
+        if reason:
+            share.skipped[images.name(row)] = reason
         elif not done[row]:
             if not maps.finite[i]:
                 raise UserError(

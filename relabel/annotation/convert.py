@@ -22,6 +22,7 @@ from utils.errors import UserError, listed
 from utils.progress import JobProgress
 from utils.random import SAMPLE, keyed_rng
 
+Writer = PackedWriter | FolderWriter
 IMAGENET = "imagenet"
 SHAPE_SAMPLE = 9
 COMPARED_MAPS = 1000
@@ -54,14 +55,12 @@ def pack(files: Path, out: Path, images: Path | None, classes: str | None, skip_
     if found:
         _print_missing(found, files, keys)
     names = _class_names(files, keys, found, classes, source)
-    store = LabelFolder(files, keys, names, names)
-    k, h, w = shape = source.shape if source else _common_shape(files, keys, names)
-    store.expect(shape)
+    k, h, w = source.shape if source else _common_shape(files, keys, names)
     made_by = source.made_by if source else {"files": f"{SUFFIX} files of unknown making"}
     manifest = Manifest(form="packed", maps=len(keys), k=k, h=h, w=w, class_names=names, made_by=made_by)
-    writer = PackedWriter(out, keys, manifest)
+    store, writer = LabelFolder(files, keys, names, manifest), PackedWriter(out, keys, manifest)
     with exclusive_folder(out):
-        _copy(store, writer, keys, "pack", np.float16, skip_damaged, dict(source.skipped) if source else {})
+        _copy("pack", store, writer, keys, dict(source.skipped) if source else {}, skip_damaged)
     print(f"label maps: {k} of {len(names):,} classes per cell, {h} x {w} cells: {out}", flush=True)
     _print_rounding(store, open_label_store(out, keys, names), len(names))
 
@@ -78,28 +77,21 @@ def unpack(folder: Path, out: Path) -> None:
     keys = load_keys(folder)
     writer = FolderWriter(out, keys, manifest.model_copy(update={"form": "pt", "sha256": {}}))
     with exclusive_folder(out):
-        _copy(PackedStore(folder, keys, None), writer, keys, "unpack", np.float32, False, dict(manifest.skipped))
+        _copy("unpack", PackedStore(folder, keys, None), writer, keys, dict(manifest.skipped), skip_damaged=False)
     print(f"{len(keys):,} label maps: {out}", flush=True)
 
 
 def _copy(
-    store: LabelStore,
-    writer: PackedWriter | FolderWriter,
-    keys: np.ndarray,
-    title: str,
-    dtype: type,
-    skip_damaged: bool,
-    skipped: dict[str, str],
+    title: str, store: LabelStore, writer: Writer, keys: np.ndarray, skipped: dict[str, str], skip_damaged: bool
 ) -> None:
-    """Write every map of a store that the writer lacks, with scores of this type; `skipped` never had a map."""
+    """Write every map of a store that the writer lacks; `skipped` never had a map."""
     done = writer.begin()
     damaged: dict[str, str] = {}
     with JobProgress(title, len(store), "label maps", done=int(done.sum())) as progress:
         for row in np.flatnonzero(~done).tolist():
             try:
                 label_map = store.read(row)
-                with np.errstate(over="ignore"):  # the writer reports it with the map's name
-                    writer.write(row, LabelMap(label_map.scores.astype(dtype), label_map.classes))
+                writer.write(row, LabelMap(label_map.scores.astype(np.float32), label_map.classes))
             except UserError as error:
                 if isinstance(error.__cause__, OSError):  # not about this map: the disk is full, or the like
                     raise
@@ -122,7 +114,7 @@ def _common_shape(files: Path, keys: np.ndarray, names: Sequence[str]) -> tuple[
     errors: list[UserError] = []
     for row in np.linspace(0, len(keys) - 1, min(len(keys), SHAPE_SAMPLE)).astype(int).tolist():
         try:
-            shapes[LabelFolder(files, keys, names, names).read(row).shape] += 1
+            shapes[LabelFolder(files, keys, names).read(row).shape] += 1
         except UserError as error:
             errors.append(error)
     if not shapes:

@@ -100,25 +100,29 @@ class FolderWriter:
 class LabelFolder:
     """A LabelStore over the folder of .pt files; see relabel/stores/store.py."""
 
-    def __init__(self, root: Path, keys: np.ndarray, class_names: Sequence[str], own_names: Sequence[str]) -> None:
+    def __init__(
+        self, root: Path, keys: np.ndarray, class_names: Sequence[str], manifest: Manifest | None = None
+    ) -> None:
         """Open the folder; no map is read.
 
         Args:
             root: the folder.
             keys: bytes [N].
             class_names: the K classes of the data.
-            own_names: the classes that the files' ids stand for.
+            manifest: states the shape of the maps and the classes of their ids; None: the shape is that of the first
+                map that is read, the classes are class_names.
 
         Raises:
             UserError: the maps lack a class of the data.
         """
         self._root = str(root)
         self._keys = keys
+        own_names = manifest.class_names if manifest else class_names
         self._num_classes = len(own_names)
         self._dtype = class_dtype(len(class_names))
         with naming(root):
             self._new_ids = class_translation(own_names, class_names)
-        self._first: tuple[Path, tuple[int, int, int]] | None = None
+        self._first = (root, manifest.shape) if manifest else None
 
     def __len__(self) -> int:
         """N, the number of keys."""
@@ -129,7 +133,7 @@ class LabelFolder:
         return map_path(self._root, os.fsdecode(self._keys[row]))
 
     def read(self, row: int) -> LabelMap:
-        """See LabelStore. All maps must have the shape of the first one that is read."""
+        """See LabelStore."""
         path = self.path(row)
         planes = _load_planes(path)
         label_map = LabelMap(planes[0], _class_ids(planes[1], self._num_classes, path))
@@ -144,10 +148,6 @@ class LabelFolder:
             )
         classes = label_map.classes if self._new_ids is None else self._new_ids[label_map.classes]
         return LabelMap(label_map.scores, classes.astype(self._dtype))
-
-    def expect(self, shape: tuple[int, int, int]) -> None:
-        """Set the shape that all maps must have, whatever the first one has."""
-        self._first = (Path(self._root), shape)
 
     def missing(self) -> np.ndarray:
         """See LabelStore. Each class folder is listed once, and each of its files asked for its size."""

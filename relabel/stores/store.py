@@ -107,10 +107,7 @@ def open_label_store(path: str | Path, keys: np.ndarray, class_names: Sequence[s
     manifest = manifest_of(root)
     if manifest is not None and manifest.form == "packed":
         return PackedStore(root, keys, class_names)
-    store = LabelFolder(root, keys, class_names, manifest.class_names if manifest else class_names)
-    if manifest is not None:
-        store.expect(manifest.shape)
-    return store
+    return LabelFolder(root, keys, class_names, manifest)
 
 
 def keys_of(path: str | Path) -> np.ndarray:

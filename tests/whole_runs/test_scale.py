@@ -43,7 +43,7 @@ def test_a_class_folder_of_many_files_costs_a_hundred_bytes_each(tmp_path: Path)
     images = list_images(tmp_path / "train")
     keys = images.keys()
     held, _ = tracemalloc.get_traced_memory()
-    missing = LabelFolder(tmp_path / "labels", keys, images.class_names, images.class_names).missing()
+    missing = LabelFolder(tmp_path / "labels", keys, images.class_names).missing()
     order = [index for batch in TrainBatches(FILES, 100, 1, 0, 1, 0, 0, FILES // 100) for _, index in batch]
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

@@ -122,7 +122,7 @@ def test_what_a_damaged_pt_file_gives_is_fit_for_training(
     whole, refused = pt_file(dtype, form), 0
     for name in ("first", "second"):
         (tmp_path / f"{name}.pt").write_bytes(whole)
-    store = LabelFolder(tmp_path, np.array([b"first", b"second"]), CLASSES, CLASSES)
+    store = LabelFolder(tmp_path, np.array([b"first", b"second"]), CLASSES)
     store.read(0)
     for what, content in damages(whole, PER_FILE, np.random.default_rng(2)):
         (tmp_path / "second.pt").write_bytes(content)
@@ -141,7 +141,7 @@ def test_check_finds_damage_in_pt_files_that_carry_a_checksum(tmp_path: Path) ->
     """torch.load ignores it."""
     whole = pt_file(torch.float32, "zip")
     (tmp_path / "a.pt").write_bytes(whole)
-    store = LabelFolder(tmp_path, np.array([b"a"]), CLASSES, CLASSES)
+    store = LabelFolder(tmp_path, np.array([b"a"]), CLASSES)
     store.check(0)
     at = whole.index(random_map(0).scores.astype(np.float32).tobytes())
     (tmp_path / "a.pt").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])

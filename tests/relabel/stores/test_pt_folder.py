@@ -81,7 +81,7 @@ def test_any_map_comes_back_under_any_name(
     written = LabelMap(rng.uniform(-65_504, 65_504, (k, h, w)).astype(dtype), ids)
     path = write_label_map(tmp_path_factory.getbasetemp() / "any", key, written)
     names, keys = [str(i) for i in range(largest)], np.array([os.fsencode(key)])
-    found = LabelFolder(tmp_path_factory.getbasetemp() / "any", keys, names, names).read(0)
+    found = LabelFolder(tmp_path_factory.getbasetemp() / "any", keys, names).read(0)
     path.unlink()
     np.testing.assert_array_equal(found.scores, written.scores)
     np.testing.assert_array_equal(found.classes, written.classes)
@@ -326,7 +326,7 @@ def test_a_writer_keeps_its_own_maps_and_refuses_others(tmp_path: Path) -> None:
     assert again.begin().tolist() == [False, False, True, False, False]
     again.write(4, random_map(4))
     again.commit({"n01/a": "it is damaged"})
-    np.testing.assert_array_equal(LabelFolder(tmp_path, keys, CLASSES, CLASSES).read(2).scores, random_map(2).scores)
+    np.testing.assert_array_equal(LabelFolder(tmp_path, keys, CLASSES).read(2).scores, random_map(2).scores)
     other = manifest(k=2, made_by={"teacher": "two"})
     with pytest.raises(UserError, match=r"settings other than(.|\n)*k: 3, not 2\n  made_by.teacher: \"one\""):
         FolderWriter(tmp_path, keys, other).begin()
