@@ -1,10 +1,8 @@
-"""Scenes of digits and of pictures from a folder: what one holds, what is written, and that it repeats."""
+"""Scenes of digits and of images from a folder: what they show, what is written, and that it repeats."""
 
 import hashlib
 import json
 import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from PIL import Image
 
 from relabel.checks.object_boxes import read_truth
 from relabel.demo.scenes import HEIGHT, LABEL_SIZES, NOISE, OTHER_SIZES, WIDTH, Scene, draw_scene, write_scenes
-from relabel.demo.small_images import DigitImages, FolderImages
+from relabel.demo.small_images import DigitImages, FolderImages, digit_images
 from tests.conftest import make_photos
 from utils.errors import UserError
 
@@ -29,13 +27,28 @@ def scenes() -> list[Scene]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("data") / "scenes"
+    out.mkdir()  # an empty folder is filled
     write_scenes(DIGITS, out, seed=3, train=30, val=20)
     return out
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """Small images of three classes, each bright in a channel of its own."""
+    for split in ("train", "val"):
+        make_photos(tmp_path / "images" / split, {"ant": 4, "bee": 4, "cow": 4}, np.random.default_rng(0))
+    return tmp_path / "images"
 
 
 def contents(folder: Path) -> dict[str, str]:
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_no_digit_image_is_in_both_splits() -> None:
+    train, val = ({image.tobytes() for image in digit_images(split)[0]} for split in ("train", "val"))
+    assert len(digit_images("train")[0]) == 1300 and len(digit_images("val")[0]) == 497
+    assert not train & val
 
 
 def test_digits_do_not_overlap_and_have_the_stated_sizes(scenes: list[Scene]) -> None:
@@ -69,54 +82,35 @@ def test_ink_is_inside_the_boxes_and_the_rest_is_flat_noise(scenes: list[Scene])
         assert scene.pixels[inside].mean() / 255 > background.mean()
 
 
-def test_a_scene_depends_on_seed_split_and_number_alone() -> None:
-    scene = draw_scene(DIGITS, 0, "train", 7)
-    draw_scene(DIGITS, 0, "train", 8)
-    assert np.array_equal(scene.pixels, draw_scene(DIGITS, 0, "train", 7).pixels)
-    others = [draw_scene(DIGITS, 1, "train", 7), draw_scene(DIGITS, 0, "val", 7), draw_scene(DIGITS, 0, "train", 17)]
-    assert not any(np.array_equal(scene.pixels, other.pixels) for other in others)
-
-
 def test_files_are_laid_out_as_imagenet_with_their_truth(folder: Path) -> None:
+    description = json.loads((folder / "scenes.json").read_text())
+    assert (description["seed"], description["height"], description["width"]) == (3, HEIGHT, WIDTH)
     for split, count in (("train", 30), ("val", 20)):
         truth = read_truth(folder / f"{split}.json")
         files = sorted(path.relative_to(folder / split).as_posix() for path in (folder / split).glob("*/*"))
         assert sorted(truth) == files and len(files) == count
         assert {name.split("/")[0] for name in files} == {f"digit_{digit}" for digit in range(10)}
-        for name, (labels, boxes) in ((name, (t.labels, t.boxes)) for name, t in truth.items()):
-            assert name.startswith(f"digit_{labels[0]}/") and len(labels) == len(boxes)
+        for name, found in truth.items():
+            assert name.startswith(f"digit_{found.labels[0]}/")
             scene = draw_scene(DIGITS, 3, split, int(Path(name).stem.split("_")[1]))
-            assert labels == scene.labels
-            for read, drawn in zip(boxes, scene.boxes, strict=True):
-                assert read.pixels(WIDTH, HEIGHT) == drawn.pixels(WIDTH, HEIGHT)
+            boxes = [[box.pixels(WIDTH, HEIGHT) for box in boxes] for boxes in (found.boxes, scene.boxes)]
+            assert found.labels == scene.labels and boxes[0] == boxes[1]
             with Image.open(folder / split / name) as image:
                 assert image.format == "JPEG" and image.size == (WIDTH, HEIGHT) and image.mode == "RGB"
                 assert np.abs(np.asarray(image).astype(int) - scene.pixels).mean() < 6
 
 
-def test_the_bytes_repeat_and_a_second_run_changes_nothing(folder: Path, tmp_path: Path) -> None:
+def test_the_bytes_repeat_and_other_files_are_never_overwritten(folder: Path, tmp_path: Path) -> None:
     write_scenes(DIGITS, tmp_path / "again", seed=3, train=30, val=20)
-    assert contents(tmp_path / "again") == contents(folder)
-    before = (folder / "scenes.json").stat()
+    before, written = contents(folder), (folder / "scenes.json").stat()
+    assert contents(tmp_path / "again") == before
     write_scenes(DIGITS, folder, seed=3, train=30, val=20)
-    after = (folder / "scenes.json").stat()
-    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
-
-
-def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    write_scenes(DIGITS, tmp_path / "empty", train=10, val=10)
-    assert (tmp_path / "empty" / "train.json").is_file()
-
-
-def test_other_scenes_or_files_are_never_overwritten(folder: Path, tmp_path: Path) -> None:
-    before = contents(folder)
+    assert (folder / "scenes.json").stat().st_mtime_ns == written.st_mtime_ns
     with pytest.raises(UserError, match=r"is taken(.|\n)*'seed': 3(.|\n)*'seed': 4(.|\n)*--out"):
         write_scenes(DIGITS, folder, seed=4, train=30, val=20)
-    (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="something else"):
         write_scenes(DIGITS, tmp_path, seed=3, train=30, val=20)
-    assert contents(folder) == before and [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert contents(folder) == before and [path.name for path in tmp_path.iterdir()] == ["again"]
 
 
 @pytest.mark.parametrize(("seed", "train", "val"), [(-1, 30, 20), (0, 9, 20), (0, 30, 0)])
@@ -128,62 +122,36 @@ def test_numbers_out_of_range_are_refused_before_anything_is_made(
     assert not list(tmp_path.iterdir())
 
 
-@contextmanager
-def full_disk() -> Iterator[None]:
-    """No file may grow beyond 3 kB, as on a disk that fills up; the truth of ten scenes fits, no image does.
-
-    Only for the call under test: pytest's own output may go to a file.
-    """
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
-    with full_disk(), pytest.raises(UserError, match=r"cannot be written to .*scenes: File too large"):
-        write_scenes(DIGITS, tmp_path / "scenes", train=10, val=10)
+    """No file may grow beyond 3 kB, as on a disk that fills up: the truth of ten scenes fits, no image does."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.raises(UserError, match=r"scenes cannot be written: File too large"):
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+            write_scenes(DIGITS, tmp_path / "scenes", train=10, val=10)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(tmp_path.iterdir())
 
 
-def test_the_description_is_plain_json(folder: Path) -> None:
-    made_from = json.loads((folder / "scenes.json").read_text())
-    assert made_from["seed"] == 3 and made_from["height"] == HEIGHT and made_from["width"] == WIDTH
-
-
-@pytest.fixture
-def picture_folder(tmp_path: Path) -> Path:
-    """Small photos of three classes, each bright in a channel of its own; validation ones darker."""
-    rng = np.random.default_rng(0)
-    for split in ("train", "val"):
-        make_photos(tmp_path / "pictures" / split, {"ant": 4, "bee": 4, "cow": 4}, rng)
-    return tmp_path / "pictures"
-
-
-def test_scenes_of_any_pictures_are_those_of_digits_twice_as_large(picture_folder: Path) -> None:
-    pictures = FolderImages(picture_folder)
+def test_scenes_of_any_images_are_those_of_digits_twice_as_large(image_folder: Path) -> None:
+    images = FolderImages(image_folder)
     for number in range(30):
-        scene = draw_scene(pictures, 0, "train", number)
+        scene = draw_scene(images, 0, "train", number)
         assert scene.pixels.shape == (2 * HEIGHT, 2 * WIDTH, 3) and scene.labels[0] == number % 3
         for label, box in zip(scene.labels, scene.boxes, strict=True):
             left, top, right, bottom = box.pixels(2 * WIDTH, 2 * HEIGHT)
             assert 2 * OTHER_SIZES[0] <= right - left == bottom - top <= 2 * LABEL_SIZES[1]
-            # A photo of class c is brightest in channel c; what is drawn there must be one of that class.
+            # An image of class c is brightest in channel c; what is drawn there must be one of that class.
             assert scene.pixels[top:bottom, left:right].mean(axis=(0, 1)).argmax() == label
 
 
-def test_scenes_of_a_folder_name_its_classes(picture_folder: Path, tmp_path: Path) -> None:
-    write_scenes(FolderImages(picture_folder), tmp_path / "scenes", train=6, val=3)
-    names = [path.name for path in sorted((tmp_path / "scenes" / "train").iterdir())]
-    assert names == ["ant", "bee", "cow"]
-    (picture_folder / "train" / "ant" / "ant.00.JPEG").rename(picture_folder / "train" / "ant" / "other.JPEG")
-    with pytest.raises(UserError, match="is taken"):  # other pictures would make other scenes
-        write_scenes(FolderImages(picture_folder), tmp_path / "scenes", train=6, val=3)
-
-
-def test_a_folder_whose_splits_have_different_classes_is_refused(picture_folder: Path) -> None:
-    (picture_folder / "val" / "cow").rename(picture_folder / "val" / "dog")
+def test_scenes_of_a_folder_name_its_classes_and_know_its_images(image_folder: Path, tmp_path: Path) -> None:
+    write_scenes(FolderImages(image_folder), tmp_path / "scenes", train=6, val=3)
+    assert sorted(path.name for path in (tmp_path / "scenes" / "train").iterdir()) == ["ant", "bee", "cow"]
+    (image_folder / "train" / "ant" / "ant.00.JPEG").rename(image_folder / "train" / "ant" / "other.JPEG")
+    with pytest.raises(UserError, match="is taken"):  # other images would make other scenes
+        write_scenes(FolderImages(image_folder), tmp_path / "scenes", train=6, val=3)
+    (image_folder / "val" / "cow").rename(image_folder / "val" / "dog")
     with pytest.raises(UserError, match="different class folders, the first: cow"):
-        FolderImages(picture_folder)
+        FolderImages(image_folder)
