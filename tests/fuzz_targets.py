@@ -21,8 +21,8 @@ from relabel.config.schema import SCHEMA
 from relabel.crop_box import WHOLE_IMAGE, CropBox
 from relabel.data.decode import DECODERS, ImageFile
 from relabel.data.images import ImageList, keep_listed
-from relabel.evaluation.compare import read_predictions
 from relabel.evaluation.imagenet_labels import read_multi_labels, read_real, rows_by_number
+from relabel.evaluation.predictions import read_predictions
 from relabel.evaluation.true_labels import read_true_labels
 from relabel.label_map import LabelMap
 from relabel.stores.manifest import Manifest

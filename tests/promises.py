@@ -20,20 +20,9 @@ class Promise(NamedTuple):
 PROMISES = (
     Promise(
         "A wrong command does nothing",
-        (
-            "whole_runs/test_wrong_commands",
-            "utils/config/test_tool_commands",
-            "whole_runs/test_main",
-        ),
+        ("whole_runs/test_wrong_commands", "utils/config/test_tool_commands", "whole_runs/test_main"),
     ),
-    Promise(
-        "A run explains itself",
-        (
-            "utils/test_run_folder",
-            "utils/test_run_log",
-            "relabel/training/test_run",
-        ),
-    ),
+    Promise("A run explains itself", ("utils/test_run_folder", "utils/test_run_log", "relabel/training/test_run")),
     Promise(
         "Resume is exact",
         (
@@ -59,11 +48,7 @@ PROMISES = (
     ),
     Promise(
         "Preemption loses at most one step",
-        (
-            "whole_runs/test_preemption",
-            "utils/processes/test_workers",
-            "utils/processes/test_commands",
-        ),
+        ("whole_runs/test_preemption", "utils/processes/test_workers", "utils/processes/test_commands"),
     ),
     Promise(
         "Old files load, no file runs code",
@@ -77,25 +62,13 @@ PROMISES = (
     ),
     Promise(
         "A label map is the right one and intact",
-        (
-            "relabel/stores/test_intact_label_maps",
-            "relabel/stores/test_packed",
-        ),
+        ("relabel/stores/test_intact_label_maps", "relabel/stores/test_packed"),
     ),
     Promise(
         "Bad images are never silently replaced",
-        (
-            "relabel/data/test_damaged_images",
-            "relabel/data/test_skipped_images",
-        ),
+        ("relabel/data/test_damaged_images", "relabel/data/test_skipped_images"),
     ),
-    Promise(
-        "Non-finite steps cannot poison a run",
-        (
-            "relabel/training/test_non_finite",
-            "utils/processes/test_guard",
-        ),
-    ),
+    Promise("Non-finite steps cannot poison a run", ("relabel/training/test_non_finite", "utils/processes/test_guard")),
     Promise(
         "Evaluation counts each image exactly once",
         (
@@ -125,10 +98,7 @@ PROMISES = (
             "relabel/stores/test_packed::test_a_row_is_found_as_in_a_dict",
         ),
     ),
-    Promise(
-        "Two commands on a fresh machine",
-        ("utils/test_doctor",),
-    ),
+    Promise("Two commands on a fresh machine", ("utils/test_doctor",)),
 )
 
 

@@ -169,11 +169,7 @@ def _given_to_evaluation(name: str, kind: str, what: str) -> Rule:
 
 DISK_RULES = (
     Rule("data.data_path", lambda c: c.data.data_path == "" and _needs_val(c), f"expected {_DATA_LAYOUT}"),
-    Rule(
-        "data.data_path",
-        lambda c: _is_wrong(c.data.data_path, "folder"),
-        f"no such folder; expected {_DATA_LAYOUT}",
-    ),
+    Rule("data.data_path", lambda c: _is_wrong(c.data.data_path, "folder"), f"no such folder; expected {_DATA_LAYOUT}"),
     Rule(
         "data.data_path",
         lambda c: not c.util.test_only and _lacks(c.data.data_path, "train"),
@@ -261,15 +257,11 @@ DISABLED = (
         "of {c.optim.epochs} epochs; lower it",
     ),
     Disabled(
-        ("optim.nesterov",),
-        lambda c: c.optim.optimizer == "adamp",
-        "optim.optimizer = adamp has no Nesterov momentum",
+        ("optim.nesterov",), lambda c: c.optim.optimizer == "adamp", "optim.optimizer = adamp has no Nesterov momentum"
     ),
     Disabled(("optim.warmup.lr",), lambda c: c.optim.warmup.epochs == 0, "optim.warmup.epochs is 0"),
     Disabled(
-        _OF_SEVERAL_PROCESSES,
-        lambda c: not c.compute.distributed.use,
-        "compute.distributed.use is False: one process",
+        _OF_SEVERAL_PROCESSES, lambda c: not c.compute.distributed.use, "compute.distributed.use is False: one process"
     ),
     Disabled(
         _OF_SEVERAL_PROCESSES,
