@@ -1,11 +1,10 @@
-"""Damaged images: more kinds than anybody meets, each refused by name and reason, or read as what it is."""
+"""Damaged images: each is refused with path and reason, or read as what it is."""
 
 import base64
 import errno
 import io
 import os
 import re
-import resource
 import shutil
 import struct
 import zlib
@@ -18,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from models.digit_net import DigitNet
 from relabel.crop_box import WHOLE_IMAGE, CropBox
 from relabel.data.dataset import ImageDataset, RandomResizedCrop
 from relabel.data.decode import DECODERS, ImageFile, UnreadableImage
@@ -26,7 +26,6 @@ from relabel.data.skipped_images import LIST
 from tests.conftest import Flags, Tried, cases
 from tests.relabel.data.test_decode import photo_like
 from tests.relabel.training.test_run import start, status
-from tests.relabel.training.test_validation import network
 from utils.errors import UserError
 
 # 13 x 9 pixels in arithmetic code, which Pillow reads and does not write: libjpeg-turbo 2.1, arith_code = TRUE.
@@ -71,35 +70,22 @@ def png_header(width: int, height: int) -> bytes:
 CONTENTS: dict[str, bytes] = {
     "empty": b"",
     "text": b"<html>404: not found</html>",
-    "start mark only": b"\xff\xd8\xff",
-    "zeros only": bytes(9000),
     "a PostScript program": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n" + b"showpage\n" * 20,
     "cut in its header": JPEG[: FRAME + 6],
-    "cut before its pixels": JPEG[: SCAN + 4],
-    "cut after a quarter": JPEG[: len(JPEG) // 4],
     "cut in the middle": half(JPEG),
-    "cut before the end mark": JPEG[:-2],
-    "cut in the middle, progressive": half(PROGRESSIVE),
     "cut in the middle, end mark behind": half(JPEG) + JPEG[-2:],
     "cut in the middle, end mark behind, progressive": half(PROGRESSIVE) + JPEG[-2:],
     "cut in the middle, CMYK, end mark behind": half(encoded("JPEG", "CMYK")) + JPEG[-2:],
     "end mark in the middle": put(JPEG, len(JPEG) // 2, JPEG[-2:]),
     "cut in the middle, of a camera's two pictures": half(MPO) + JPEG[-2:],
     "second half zero": half(JPEG) + bytes(len(JPEG) - len(half(JPEG))),
-    "second half zero, progressive": half(PROGRESSIVE) + bytes(len(PROGRESSIVE) - len(half(PROGRESSIVE))),
-    "second half zero, end mark kept": half(JPEG) + bytes(len(JPEG) - len(half(JPEG)) - 2) + JPEG[-2:],
     "a block of zeros in it": put(JPEG, len(JPEG) // 2, bytes(4096)),
     "tables overwritten": put(JPEG, TABLE + 5, b"\xff" * 20),
     "no height": put(JPEG, FRAME + 5, bytes(2)),
-    "no width": put(JPEG, FRAME + 7, bytes(2)),
     "65,500 x 65,500 pixels promised": put(JPEG, FRAME + 5, struct.pack(">HH", 65500, 65500)),
     "twice the rows promised": put(JPEG, FRAME + 5, struct.pack(">H", 282)),
     "12 bits": put(JPEG, FRAME + 4, b"\x0c"),
-    "PNG cut": half(PNG),
     "PNG, second half zero": half(PNG) + bytes(len(PNG) - len(half(PNG))),
-    "PNG, header flipped": put(PNG, 19, b"\x01"),
-    "PNG, checksum of the header wrong": put(PNG, 29, bytes([PNG[29] ^ 1])),
-    "PNG, pixels flipped": put(PNG, len(PNG) // 2, bytes([PNG[len(PNG) // 2] ^ 1])),
     "PNG, 100,000 x 100,000 pixels promised": png_header(100_000, 100_000),
     "GIF cut": half(encoded("GIF")),
     "BMP cut": half(encoded("BMP")),
@@ -179,13 +165,6 @@ def make(kind: str, path: Path) -> None:
         THINGS[kind](path)
 
 
-def test_what_is_damaged_below_is_whole_at_first() -> None:
-    for data in (JPEG, PROGRESSIVE, PNG):
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            assert image.size == (200, 141)
-
-
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning", "ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("kind", [*CONTENTS, *THINGS])
@@ -193,10 +172,11 @@ def test_every_kind_of_damage_is_refused_with_path_and_reason(tmp_path: Path, ki
     """In the crop that tests take, and in a random one that reaches the damage."""
     path = tmp_path / "photo.JPEG"
     make(kind, path)
-    for look in (lambda file: file.centre_crop(8, 1), lambda file: file.resized_crop(CropBox(0.1, 0.2, 0.9, 1), 7, 9)):
-        with pytest.raises(UnreadableImage, match=rf"photo\.JPEG: cannot be read .*({REASONS.get(kind, '')})") as told:
-            look(ImageFile(path, decoder))
-        assert told.value.path == path and told.value.reason in str(told.value)
+    box, reason = CropBox(0.1, 0.2, 0.9, 1), REASONS.get(kind, "")
+    for crop in (lambda file: file.centre_crop(8, 1), lambda file: file.resized_crop(box, 7, 9)):
+        with pytest.raises(UnreadableImage, match=rf"photo\.JPEG: cannot be read .*({reason})") as caught:
+            crop(ImageFile(path, decoder))
+        assert caught.value.path == path and caught.value.reason in str(caught.value)
 
 
 def pixels(path: Path, decoder: str) -> np.ndarray | None:
@@ -207,29 +187,10 @@ def pixels(path: Path, decoder: str) -> np.ndarray | None:
         return None
 
 
-@pytest.mark.parametrize("whole", [JPEG, PROGRESSIVE], ids=["baseline", "progressive"])
-@pytest.mark.parametrize("decoder", DECODERS)
-def test_no_cut_jpeg_is_read_as_another_image(tmp_path: Path, tried: Tried, decoder: str, whole: bytes) -> None:
-    """Anywhere in it, the end mark lost, put behind or followed by zeros: refused, or every pixel is there.
-
-    But just between two scans, with the end mark behind: a progressive JPEG is then whole, only coarser.
-    """
-    rng, path = np.random.default_rng(1), tmp_path / "cut.JPEG"
-    between_scans = {mark.start() + i for mark in re.finditer(b"\xff[\xc4\xda]", whole) for i in (0, 1)}
-    path.write_bytes(whole)
-    expected = pixels(path, decoder)
-    for turn in range(cases(36)):
-        at = int(rng.integers(2, len(whole) - 2))
-        if at in between_scans:
-            continue
-        path.write_bytes(whole[:at] + (b"", whole[-2:], bytes(len(whole) - at))[turn % 3])
-        found = pixels(path, decoder)
-        assert found is None or (expected is not None and (found == expected).all()), at
-    tried(cases(36))
-
-
-# Ways to write a JPEG, and headers that libjpeg warns of: of its warnings only the first is told.
+# Ways to write a JPEG, and headers that libjpeg warns of: of its warnings only the first is reported.
 FLAVOURS = {
+    "baseline": JPEG,
+    "progressive": PROGRESSIVE,
     "4:4:4": encoded("JPEG", quality=90, subsampling=0),
     "4:2:2": encoded("JPEG", quality=90, subsampling=1),
     "grey": encoded("JPEG", "L", quality=90),
@@ -245,22 +206,30 @@ FLAVOURS = {
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_no_jpeg_of_any_kind_is_read_as_another_image(tmp_path: Path, tried: Tried, flavour: str) -> None:
-    """Cut, with bytes lost, with bytes twice: both decoders refuse it, also where the crop lies above the damage."""
+def test_no_damaged_jpeg_is_read_as_another_image(tmp_path: Path, tried: Tried, flavour: str) -> None:
+    """Cut anywhere, with or without the end mark, filled up with zeros, with bytes lost or doubled.
+
+    Both decoders refuse the file or read every pixel, and refuse it where the crop lies above the damage.
+
+    Except just between two scans, with the end mark behind: a progressive JPEG is then whole, only coarser.
+    """
     whole, path, rng = FLAVOURS[flavour], tmp_path / "damaged.JPEG", np.random.default_rng(3)
+    between_scans = {mark.start() + i for mark in re.finditer(b"\xff[\xc4\xda]", whole) for i in (0, 1)}
     path.write_bytes(whole)
     expected, top = pixels(path, "pillow"), CropBox(0, 0, 1, 0.3)
     assert expected is not None and pixels(path, "simplejpeg") is not None
-    for turn in range(cases(30)):
+    for turn in range(cases(40)):
         at = int(rng.integers(whole.index(b"\xff\xda") + 40, len(whole) - 600))
-        ending = (whole[-2:], whole[at + 512 :], whole[at - 512 :])[turn % 3]
-        path.write_bytes(whole[:at] + ending)
+        if at in between_scans:
+            continue
+        endings = (b"", whole[-2:], bytes(len(whole) - at), whole[at + 512 :], whole[at - 512 :])
+        path.write_bytes(whole[:at] + endings[turn % 5])
         for decoder in DECODERS:
             found = pixels(path, decoder)
             assert found is None or (found == expected).all(), (at, decoder)
             with pytest.raises(UnreadableImage):
                 ImageFile(path, decoder).resized_crop(top, 9, 13, whole=True)
-    tried(cases(30))
+    tried(cases(40))
 
 
 def test_the_first_epoch_finds_damage_below_the_crop(tmp_path: Path) -> None:
@@ -321,45 +290,22 @@ def test_arithmetic_code_is_read(tmp_path: Path, decoder: str) -> None:
     assert abs(corners[1] - [[180, 180], [30, 30]]).max() < 25
 
 
-def test_what_the_machine_lacks_is_not_the_images_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that may skip damaged images must not skip good ones because too many files are open."""
-    (tmp_path / "photo.JPEG").write_bytes(JPEG)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest = os.dup(0)
-    os.close(lowest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
-    try:
-        with pytest.raises(UserError, match=r"photo\.JPEG: cannot be read, .* run out of open files") as told:
-            ImageFile(tmp_path / "photo.JPEG")
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert not isinstance(told.value, UnreadableImage)
-
-
 @pytest.mark.parametrize("decoder", DECODERS)
-@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOMEM, "no memory"), OSError(errno.ENFILE, "full")])
-def test_little_memory_is_not_the_images_fault(
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOMEM, "no memory"), OSError(errno.EMFILE, "full")])
+def test_a_shortage_of_the_machine_is_not_the_images_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoder: str, error: Exception
 ) -> None:
+    """A run that may skip damaged images must not skip good ones because memory or open files run out."""
+
     def run_out(*words: object, **named: object) -> None:
         raise error
 
     for function in ("relabel.data.decode.decode_rows", "relabel.data.decode._rgb"):
         monkeypatch.setattr(function, run_out)
     (tmp_path / "photo.JPEG").write_bytes(JPEG)
-    with pytest.raises(UserError, match=r"photo\.JPEG: cannot be read, because this process has run out of") as told:
+    with pytest.raises(UserError, match=r"photo\.JPEG: cannot be read, because this process has run out of") as caught:
         ImageFile(tmp_path / "photo.JPEG", decoder).resized_crop(WHOLE_IMAGE, 4, 5)
-    assert not isinstance(told.value, UnreadableImage)
-
-
-def test_what_is_no_file_is_not_listed(tmp_path: Path) -> None:
-    """A folder or a pipe with an image's name; a link to nothing is, because somebody meant an image there."""
-    (tmp_path / "ant" / "folder.JPEG").mkdir(parents=True)
-    os.mkfifo(tmp_path / "ant" / "pipe.JPEG")
-    make("link to nothing", tmp_path / "ant" / "link.JPEG")
-    (tmp_path / "ant" / "photo.JPEG").write_bytes(JPEG)
-    images = list_images(tmp_path)
-    assert [images.name(i) for i in range(len(images))] == ["ant/link.JPEG", "ant/photo.JPEG"]
+    assert not isinstance(caught.value, UnreadableImage)
 
 
 def damaged_copy(
@@ -374,11 +320,7 @@ def damaged_copy(
     return folder
 
 
-IN_A_RUN = ["empty", "cut in the middle, end mark behind", "PNG, second half zero", "12 bits", "link to nothing"]
-
-
-@pytest.mark.parametrize("decoder", ["auto", "pillow"])
-@pytest.mark.parametrize("kind", IN_A_RUN)
+@pytest.mark.parametrize(("kind", "decoder"), [("cut in the middle, end mark behind", "auto"), ("12 bits", "pillow")])
 def test_a_run_stops_at_a_damaged_image(flags: Flags, photos: Path, tmp_path: Path, kind: str, decoder: str) -> None:
     data = damaged_copy(photos, tmp_path / "data", "bee/bee.02.JPEG", kind=kind)
     with pytest.raises(UserError, match=r"bee\.02\.JPEG: cannot be read as an image \(.*--data\.on_error skip"):
@@ -393,7 +335,7 @@ def test_validation_never_skips(flags: Flags, photos: Path, tmp_path: Path, test
     data = damaged_copy(photos, tmp_path / "data", "bee/bee.02.JPEG", split="val")
     flags |= {"data.on_error": "skip", "optim.epochs": 1, "optim.warmup.epochs": 0}
     if test_only:
-        torch.save({"state_dict": network().state_dict(), "class_names": ["ant", "bee", "cow"]}, tmp_path / "w.pth")
+        torch.save({"state_dict": DigitNet(3).state_dict(), "class_names": ["ant", "bee", "cow"]}, tmp_path / "w.pth")
         flags |= {"util.test_only": True, "util.test_weight_file": tmp_path / "w.pth"}
     with pytest.raises(UserError, match=r"bee\.02\.JPEG: cannot be read as an image"):
         start({**flags, "data.data_path": data})
