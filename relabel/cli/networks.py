@@ -37,8 +37,9 @@ def compare(
         count: number of images in the picture.
         json: file to write the results to as well.
     """
-    from relabel.evaluation.compare import as_record, print_differences, read_predictions
+    from relabel.evaluation.compare import as_record, print_differences
     from relabel.evaluation.compare import compare as compare_predictions
+    from relabel.evaluation.predictions import read_predictions
     from relabel.figures.comparison import draw_comparison_sheet
     from utils.files import write_json
 
@@ -96,7 +97,7 @@ def export_model(
     if config is None and weights.with_name(CONFIG).is_file():
         config = weights.with_name(CONFIG)
     model, arch, use, title = _load_network(weights, arch, config or BASE_FILE, ema)
-    source = f"as {config} says" if config else f"by default: no {CONFIG} beside it; --config_file_path names one"
+    source = f"from {config}" if config else f"by default: no {CONFIG} beside it; --config_file_path names one"
     view = f"{use.size} pixels, " + ("squashed" if use.crop_ratio is None else f"crop ratio {use.crop_ratio:g}")
     print(f"{title}: {arch}, {use.num_classes:,} classes, tested at {view} ({source})", flush=True)
     if form == "timm":

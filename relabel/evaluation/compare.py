@@ -3,8 +3,6 @@
 The difference is paired, image by image, so what is hard for both checkpoints does not blur it.
 """
 
-import csv
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
@@ -14,34 +12,12 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from relabel.evaluation.predictions import COLUMNS
+from relabel.evaluation.predictions import SavedPredictions
 from relabel.evaluation.results import number_table
 from utils.errors import UserError
 
 RESAMPLES, SEED = 10_000, 0
 INTERVAL = (2.5, 97.5)  # percentiles of the resampled differences: 95 %
-IN_SET = "in_set"
-ADVICE = "Give the CSV file that an evaluation with --eval.predictions True writes"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SavedPredictions:
-    """Predictions of one checkpoint for N images, read from its CSV file.
-
-    Fields:
-        path: the file.
-        images, labels, top1: N texts each; top1 is "" where the logits were not finite.
-        top1_probability, label_probability: float64 [N].
-        in_set: N texts "1", "0" or "" (no own labels); None where the file has no such column.
-    """
-
-    path: Path
-    images: tuple[str, ...]
-    labels: tuple[str, ...]
-    top1: tuple[str, ...]
-    top1_probability: np.ndarray
-    label_probability: np.ndarray
-    in_set: tuple[str, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,62 +42,6 @@ class Difference:
     difference_points: float
     low95: float
     high95: float
-
-
-def read_predictions(path: Path) -> SavedPredictions:
-    """Read and check the CSV file of one checkpoint.
-
-    Raises:
-        UserError: it is not such a file; the message names the line and the value.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            lines = list(csv.reader(file, strict=True))
-    except (OSError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as CSV ({error}). {ADVICE}") from None
-    header = tuple(lines[0]) if lines else ()
-    if header not in (COLUMNS, (*COLUMNS, IN_SET)):
-        raise UserError(
-            f"{path}: found the header {','.join(header)[:200]!r}; expected {','.join(COLUMNS)}, with {IN_SET} at the "
-            f"end where there were own labels. {ADVICE}"
-        )
-    for number, row in enumerate(lines[1:], start=2):
-        if problem := _problem(row, header):
-            raise UserError(f"{path}, line {number}: {problem}. {ADVICE}")
-    if len(lines) == 1:
-        raise UserError(f"{path} has no images. {ADVICE}")
-    columns = dict(zip(header, zip(*lines[1:], strict=True), strict=True))
-    ((image, times),) = Counter(columns["image"]).most_common(1)
-    if times > 1:
-        raise UserError(f"{path} has the image {image!r} {times} times; expected each once. {ADVICE}")
-    return SavedPredictions(
-        path,
-        images=columns["image"],
-        labels=columns["label"],
-        top1=columns["top1"],
-        top1_probability=np.array(columns["top1_probability"], np.float64),
-        label_probability=np.array(columns["label_probability"], np.float64),
-        in_set=columns.get(IN_SET),
-    )
-
-
-def _problem(row: Sequence[str], header: Sequence[str]) -> str:
-    """What is wrong with a row of the file; empty if nothing is."""
-    if len(row) != len(header):
-        return f"found {len(row)} values, expected {len(header)}"
-    for name, text in zip(header, row, strict=True):
-        if name.endswith("_probability") and not _is_probability(text):
-            return f"found {name} = {text!r}, expected a number in 0..1"
-        if name == IN_SET and text not in ("0", "1", ""):
-            return f"found {name} = {text!r}, expected 0, 1 or nothing"
-    return ""
-
-
-def _is_probability(text: str) -> bool:
-    try:
-        return 0 <= float(text) <= 1
-    except ValueError:
-        return False
 
 
 def compare(first: SavedPredictions, second: SavedPredictions) -> list[Difference]:

@@ -56,7 +56,7 @@ class ImageSet:
         name: as in results.
         images: labels are positions in class_names, the classes that can be predicted.
         transform: how images are resized and cropped.
-        measures: functions from Predictions to Results.
+        metrics: functions from Predictions to Results.
         among: int64 [K']; positions of class_names among the network's logits; None: they are all of them.
         true_labels: own labels of these images, if any.
     """
@@ -64,7 +64,7 @@ class ImageSet:
     name: str
     images: ImageList
     transform: CenterCrop
-    measures: Sequence[Callable[[Predictions], list[Result]]]
+    metrics: Sequence[Callable[[Predictions], list[Result]]]
     among: np.ndarray | None = None
     true_labels: TrueLabels | None = None
 
@@ -121,21 +121,21 @@ def _variants(root: Path) -> list[Path]:
     return variants
 
 
-def subset_set(name: str, root: Path, class_names: list[str], whose: str, transform: CenterCrop) -> SetsAndNotes:
+def subset_set(name: str, root: Path, class_names: list[str], checkpoint: str, transform: CenterCrop) -> SetsAndNotes:
     """List ImageNet-A or -R; predictions are restricted to its classes.
 
     Args:
         name: imagenet_a or imagenet_r.
         root: holds WNID/IMAGE.
         class_names: K texts; the network's.
-        whose: the checkpoint, for the message.
+        checkpoint: its path, for the message.
         transform: for the images.
 
     Raises:
         UserError: the folder holds classes that the network lacks, or more than 200.
     """
     images = list_images(root)
-    images.with_classes_of(class_names, whose)  # raises if a class is unknown
+    images.with_classes_of(class_names, checkpoint)  # raises if a class is unknown
     count = len(images.class_names)
     if count > SUBSET_CLASSES:
         raise UserError(f"{root}: found {count} class folders; expected its {SUBSET_CLASSES}.")
@@ -143,17 +143,17 @@ def subset_set(name: str, root: Path, class_names: list[str], whose: str, transf
     notes = count_note(name, len(images))
     if count != SUBSET_CLASSES:
         notes.append(f"{name}: found {count} of its {SUBSET_CLASSES} classes; predictions are restricted to these")
-    measures = accuracy_and_calibration(name, f"among its {count} classes")
-    return [ImageSet(name, images, transform, measures, among)], notes
+    metrics = accuracy_and_calibration(name, f"among its {count} classes")
+    return [ImageSet(name, images, transform, metrics, among)], notes
 
 
-def imagenet_c_sets(root: Path, class_names: list[str], whose: str, size: int) -> SetsAndNotes:
+def imagenet_c_sets(root: Path, class_names: list[str], checkpoint: str, size: int) -> SetsAndNotes:
     """List ImageNet-C: a set for each corruption, with all its severities; image names are SEVERITY/WNID/FILE.
 
     Args:
         root: holds CORRUPTION/SEVERITY/WNID/IMAGE.
         class_names: K texts; the network's.
-        whose: the checkpoint, for the message.
+        checkpoint: its path, for the message.
         size: side of the crop, pixels.
 
     Raises:
@@ -173,7 +173,7 @@ def imagenet_c_sets(root: Path, class_names: list[str], whose: str, size: int) -
         severities = sorted(set(SEVERITIES) & set(_folders(folder)))
         if not severities:
             raise UserError(f"{folder}: found none of the folders 1 to 5, the severities.")
-        parts = {s: list_images(folder / s).with_classes_of(class_names, whose) for s in severities}
+        parts = {s: list_images(folder / s).with_classes_of(class_names, checkpoint) for s in severities}
         counts |= {f"{corruption}/{severity}": len(part) for severity, part in parts.items()}
         sets.append(_corruption_set(folder, class_names, parts, unresized(size)))
     return sets, _corruption_notes(folders, counts)
@@ -187,8 +187,8 @@ def _corruption_set(
     labels = np.concatenate([part.labels for part in parts.values()])
     severity_of = np.repeat(list(parts), [len(part) for part in parts.values()])
     name = f"{CORRUPTIONS}/{folder.name}"
-    measures = [partial(corruption_results, name, severity_of), partial(calibration_results, name)]
-    return ImageSet(name, ImageList(folder, class_names, names, labels), transform, measures)
+    metrics = [partial(corruption_results, name, severity_of), partial(calibration_results, name)]
+    return ImageSet(name, ImageList(folder, class_names, names, labels), transform, metrics)
 
 
 def _corruption_notes(folders: Sequence[str], counts: Mapping[str, int]) -> list[str]:

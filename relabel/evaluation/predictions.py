@@ -1,22 +1,28 @@
-"""Predictions as a CSV file.
+"""The CSV file of one checkpoint's predictions for an image set: written by an evaluation, read by `compare`.
 
     image,label,top1,top1_probability,label_probability,top5[,in_set]
     n01440764/ILSVRC2012_val_00000293.JPEG,n01440764,n01440764,0.98,0.98,n01440764/n01443537/...
 
 `top5` holds at most five classes, likeliest first, separated by slashes, which no folder's name can contain. `in_set`
-exists with own true labels: 1 if top1 is one of the image's, 0 if not, empty if the image has none.
+exists with own labels: 1 if top1 is one of the image's, 0 if not, empty if the image has none.
 """
 
 import csv
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from relabel.training.validation import NO_CLASS, Predictions
+from utils.errors import UserError
 from utils.files import replacing
 
 COLUMNS = ("image", "label", "top1", "top1_probability", "label_probability", "top5")
+IN_SET = "in_set"
 BETWEEN_CLASSES = "/"
+ADVICE = "Give the CSV file that an evaluation with --eval.predictions True writes"
 
 
 def write_predictions(path: Path, predictions: Predictions, in_set: np.ndarray | None = None) -> None:
@@ -25,7 +31,7 @@ def write_predictions(path: Path, predictions: Predictions, in_set: np.ndarray |
     Args:
         path: of the file.
         predictions: of the images.
-        in_set: int [N]; 1, 0, or NO_CLASS for an image without true labels; None: no such column.
+        in_set: int [N]; 1, 0, or NO_CLASS for an image without own labels; None: no such column.
 
     Raises:
         UserError: it cannot be written.
@@ -36,7 +42,7 @@ def write_predictions(path: Path, predictions: Predictions, in_set: np.ndarray |
         temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS if in_set is None else (*COLUMNS, "in_set"))
+        writer.writerow(COLUMNS if in_set is None else (*COLUMNS, IN_SET))
         for row in range(len(predictions)):
             top5 = [class_of[index] for index in predictions.top5[row].tolist()]
             words = [
@@ -50,3 +56,79 @@ def write_predictions(path: Path, predictions: Predictions, in_set: np.ndarray |
             if in_set is not None:
                 words.append("" if in_set[row] == NO_CLASS else str(in_set[row]))
             writer.writerow(words)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SavedPredictions:
+    """Predictions of one checkpoint for N images, read from its CSV file.
+
+    Fields:
+        path: the file.
+        images, labels, top1: N texts each; top1 is "" where the logits were not finite.
+        top1_probability, label_probability: float64 [N].
+        in_set: N texts "1", "0" or "" (no own labels); None where the file has no such column.
+    """
+
+    path: Path
+    images: tuple[str, ...]
+    labels: tuple[str, ...]
+    top1: tuple[str, ...]
+    top1_probability: np.ndarray
+    label_probability: np.ndarray
+    in_set: tuple[str, ...] | None
+
+
+def read_predictions(path: Path) -> SavedPredictions:
+    """Read and check the CSV file of one checkpoint.
+
+    Raises:
+        UserError: it is not such a file; the message names the line and the value.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            lines = list(csv.reader(file, strict=True))
+    except (OSError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as CSV ({error}). {ADVICE}") from None
+    header = tuple(lines[0]) if lines else ()
+    if header not in (COLUMNS, (*COLUMNS, IN_SET)):
+        raise UserError(
+            f"{path}: found the header {','.join(header)[:200]!r}; expected {','.join(COLUMNS)}, with {IN_SET} at the "
+            f"end where there were own labels. {ADVICE}"
+        )
+    for number, row in enumerate(lines[1:], start=2):
+        if problem := _problem(row, header):
+            raise UserError(f"{path}, line {number}: {problem}. {ADVICE}")
+    if len(lines) == 1:
+        raise UserError(f"{path} has no images. {ADVICE}")
+    columns = dict(zip(header, zip(*lines[1:], strict=True), strict=True))
+    ((image, times),) = Counter(columns["image"]).most_common(1)
+    if times > 1:
+        raise UserError(f"{path} has the image {image!r} {times} times; expected each once. {ADVICE}")
+    return SavedPredictions(
+        path,
+        images=columns["image"],
+        labels=columns["label"],
+        top1=columns["top1"],
+        top1_probability=np.array(columns["top1_probability"], np.float64),
+        label_probability=np.array(columns["label_probability"], np.float64),
+        in_set=columns.get(IN_SET),
+    )
+
+
+def _problem(row: Sequence[str], header: Sequence[str]) -> str:
+    """What is wrong with a row of the file; empty if nothing is."""
+    if len(row) != len(header):
+        return f"found {len(row)} values, expected {len(header)}"
+    for name, text in zip(header, row, strict=True):
+        if name.endswith("_probability") and not _is_probability(text):
+            return f"found {name} = {text!r}, expected a number in 0..1"
+        if name == IN_SET and text not in ("0", "1", ""):
+            return f"found {name} = {text!r}, expected 0, 1 or nothing"
+    return ""
+
+
+def _is_probability(text: str) -> bool:
+    try:
+        return 0 <= float(text) <= 1
+    except ValueError:
+        return False

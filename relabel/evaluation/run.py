@@ -116,18 +116,18 @@ def plan_evaluation(config: FrozenMunch, images: ImageList | None, class_names: 
     path, wanted, transform = Path(config.util.test_weight_file), config.eval, test_transform(config)
     asked = [f"eval.{key}" for key in IMAGENET_KEYS if wanted[key]]
     positions = imagenet_labels.imagenet_positions(class_names, path, asked[0]) if asked else np.empty(0, np.int64)
-    whose = str(path)
+    checkpoint = str(path)
     readers: dict[str, Callable[[Path], SetsAndNotes]] = {
         "imagenet_v2": lambda root: imagenet_sets.imagenet_v2_sets(root, class_names, positions, transform),
-        "imagenet_a": lambda root: imagenet_sets.subset_set("imagenet_a", root, class_names, whose, transform),
-        "imagenet_r": lambda root: imagenet_sets.subset_set("imagenet_r", root, class_names, whose, transform),
-        "imagenet_c": lambda root: imagenet_sets.imagenet_c_sets(root, class_names, whose, transform.size),
+        "imagenet_a": lambda root: imagenet_sets.subset_set("imagenet_a", root, class_names, checkpoint, transform),
+        "imagenet_r": lambda root: imagenet_sets.subset_set("imagenet_r", root, class_names, checkpoint, transform),
+        "imagenet_c": lambda root: imagenet_sets.imagenet_c_sets(root, class_names, checkpoint, transform.size),
     }
     sets: list[ImageSet] = []
     notes: list[str] = []
     if images is not None:
         with with_advice("Check --data.data_path."):
-            images = images.with_classes_of(class_names, whose)
+            images = images.with_classes_of(class_names, checkpoint)
         image_set, notes = _validation_set(config, images, positions)
         sets.append(image_set)
     for key, read in readers.items():
@@ -142,7 +142,7 @@ def plan_evaluation(config: FrozenMunch, images: ImageList | None, class_names: 
 def _validation_set(config: FrozenMunch, images: ImageList, positions: np.ndarray) -> tuple[ImageSet, list[str]]:
     """The images of val/, measured by their folders, by published labels and by own labels."""
     wanted, names = config.eval, images.class_names
-    measures, notes, true_labels = imagenet_sets.accuracy_and_calibration(VAL, "label: class folder"), [], None
+    metrics, notes, true_labels = imagenet_sets.accuracy_and_calibration(VAL, "label: class folder"), [], None
     if len(names) == IMAGENET_CLASSES and all(map(WNID.fullmatch, names)):
         notes += imagenet_sets.count_note(VAL, len(images))
     if wanted.real or wanted.multilabel:
@@ -151,13 +151,13 @@ def _validation_set(config: FrozenMunch, images: ImageList, positions: np.ndarra
     for key, read in (("real", imagenet_labels.read_real), ("multilabel", imagenet_labels.read_multi_labels)):
         if wanted[key]:
             labels, more = read(Path(wanted[key]), images, row_of, positions)
-            measures.append(labels.results)
+            metrics.append(labels.results)
             notes += more
     if wanted.labels:
         true_labels, more = read_true_labels(Path(wanted.labels), images)
-        measures.append(true_labels.results)
+        metrics.append(true_labels.results)
         notes += more
-    return ImageSet(VAL, images, test_transform(config), measures, true_labels=true_labels), notes
+    return ImageSet(VAL, images, test_transform(config), metrics, true_labels=true_labels), notes
 
 
 def evaluate_sets(
@@ -187,8 +187,8 @@ def evaluate_sets(
             keep_probabilities=true_labels is not None,
         )
         for name, predictions in found.items() if process.is_main else ():
-            for measure in image_set.measures:
-                results[name] += measure(predictions)
+            for metric in image_set.metrics:
+                results[name] += metric(predictions)
             if bad := int((predictions.top1 == NO_CLASS).sum()):
                 notes.append(
                     f"{image_set.name}: {bad:,} images with logits that are not finite ({name}) count as wrong"

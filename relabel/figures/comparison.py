@@ -6,7 +6,7 @@ import numpy as np
 
 from relabel.data.class_names import class_labels
 from relabel.data.decode import ImageFile
-from relabel.evaluation.compare import SavedPredictions
+from relabel.evaluation.predictions import SavedPredictions
 from relabel.figures import panels
 from relabel.figures.label_maps import shown_pixels
 from relabel.figures.panels import INK, LINE, MUTED, WARNING

@@ -29,7 +29,7 @@ USE = Use(4, NAMES, 64, 0.875, MEAN, STD)
 
 
 def trained(arch: str, eps: float | None = 1e-5) -> nn.Module:
-    """A network whose batch statistics are not those of a new one."""
+    """A network with batch statistics unlike those of a new one."""
     torch.manual_seed(0)
     model = create_model(arch, len(NAMES))
     set_batch_norm(model, 0.9, eps)
@@ -47,7 +47,7 @@ def images(count: int = 3, side: int = 64) -> Tensor:
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1))
 
 
-# tf_efficientnet has another eps of its own than a training of ours gives it; the folder must say so.
+# tf_efficientnet has another eps of its own than a training of ours gives it; the folder must record it.
 @pytest.mark.parametrize("arch", ["resnet18", "timm/test_resnet", "timm/tf_efficientnet_b0"])
 def test_timm_reloads_the_folder_bit_for_bit(tmp_path: Path, arch: str) -> None:
     model = trained(arch)

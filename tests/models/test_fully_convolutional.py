@@ -55,7 +55,7 @@ def each(quick: Any, slow_ones: Any) -> list[Any]:
 
 
 def lively(network: nn.Module) -> nn.Module:
-    """Random batch-norm settings and head, as training leaves them; fresh networks say nearly 0 to everything."""
+    """Random batch-norm settings and head, as training leaves them; new networks give logits near 0 to everything."""
     generator = torch.Generator().manual_seed(0)
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None and layer.running_var is not None:

@@ -60,7 +60,7 @@ def test_what_is_exported_is_what_was_evaluated(
         capsys.readouterr()
         export(run_folder / "checkpoint-last.pth", out, "--form", "timm", "--ema", ema)
         printed = capsys.readouterr().out
-        used = f"{ARCH}, 3 classes, tested at 41 pixels, crop ratio 0.82 (as {run_folder / 'config.yaml'} says)"
+        used = f"{ARCH}, 3 classes, tested at 41 pixels, crop ratio 0.82 (from {run_folder / 'config.yaml'})"
         assert used in printed and ("(EMA)" in printed) == (ema == "true")
         again: Any = timm.create_model(f"local-dir:{out}", pretrained=True)
         assert again.pretrained_cfg["label_names"] == list(CLASSES)
@@ -77,7 +77,7 @@ def test_batch_norm_and_the_tests_view_come_from_the_config(tmp_path: Path, caps
     export(tmp_path / "w.pth", tmp_path / "a", "--form", "timm")
     assert "tested at 224 pixels, crop ratio 0.875 (by default: no config.yaml beside it; " in capsys.readouterr().out
     export(tmp_path / "w.pth", tmp_path / "b", "--form", "timm", "--config_file_path", tmp_path / "other.yaml")
-    assert "tested at 96 pixels, squashed (as " in capsys.readouterr().out
+    assert "tested at 96 pixels, squashed (from " in capsys.readouterr().out
     (tmp_path / "config.yaml").write_text("optim: {bn: {eps: 1e-2}}\n")
     err = refused(capsys, tmp_path / "w.pth", tmp_path / "c", "--form", "timm")
     assert "this training 0.01 (optim.bn.eps; none keeps its own)" in err and not (tmp_path / "c").exists()

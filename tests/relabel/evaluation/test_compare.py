@@ -10,13 +10,11 @@ import pytest
 from relabel import __main__ as tools
 from relabel.evaluation.compare import (
     RESAMPLES,
-    SavedPredictions,
     compare,
     paired_difference,
-    read_predictions,
     verdict,
 )
-from relabel.evaluation.predictions import write_predictions
+from relabel.evaluation.predictions import SavedPredictions, read_predictions, write_predictions
 from relabel.training.validation import Predictions
 from utils.errors import UserError
 

@@ -47,7 +47,7 @@ def touch(root: Path, names: list[str]) -> Path:
 
 
 def of_truth(image_set: ImageSet, right: np.ndarray) -> Predictions:
-    """Predictions that are right where it is said, sure of it by 0.75, and give 0.25 to the label elsewhere."""
+    """Predictions that are right where asked for, with probability 0.75, and give 0.25 to the label elsewhere."""
     images = image_set.images
     labels = images.labels.astype(np.int64)
     top1, sure = np.where(right, labels, (labels + 1) % len(images.class_names)), np.full(len(images), 0.75, np.float32)
@@ -120,7 +120,7 @@ def test_accuracy_and_calibration_of_a_set_by_hand(tmp_path: Path) -> None:
     root = touch(tmp_path, [f"{n}/{i}.jpeg" for n in (4, 5) for i in range(2)])
     (image_set,), _ = imagenet_v2_sets(root, wnids(), np.arange(1000), TRANSFORM)
     predictions = of_truth(image_set, np.array([True, False, True, True]))
-    found = {result.metric: result for measure in image_set.measures for result in measure(predictions)}
+    found = {result.metric: result for metric in image_set.metrics for result in metric(predictions)}
     assert found["top1_percent"].value == 75 and found["top1_percent"].n == 4
     assert found["ece_percent"].value == pytest.approx(0)  # three of four right, and sure by 0.75 of each
     assert found["nll_nats"].value == pytest.approx(-(3 * math.log(0.75) + math.log(0.25)) / 4)
@@ -139,7 +139,7 @@ def measured(sets: list[ImageSet], wrong_up_to: dict[str, int]) -> list[Result]:
     for image_set in sets:
         severity = np.array([int(name[:1]) for name in image_set.images.names])
         predictions = of_truth(image_set, severity > wrong_up_to.get(image_set.name.partition("/")[2], 0))
-        results += [result for measure in image_set.measures for result in measure(predictions)]
+        results += [result for metric in image_set.metrics for result in metric(predictions)]
     return results + mean_corruption_error(results)
 
 

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from relabel.evaluation.compare import SavedPredictions, read_predictions
+from relabel.evaluation.predictions import SavedPredictions, read_predictions
 from relabel.figures.comparison import draw_comparison_sheet
 from tests.relabel.evaluation.test_compare import FIRST, SECOND, save
 from tests.relabel.figures.test_label_maps import check_texts_have_room, texts, written
