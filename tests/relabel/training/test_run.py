@@ -249,9 +249,13 @@ def test_averaged_weights_follow_their_formula_and_cost_no_second_pass_over_val(
         read.append(dataset.images.root)
         return get_item(dataset, key)
 
+    def save_and_note(state: object, file: Any) -> None:
+        saved.append(state)
+        save(state, file)
+
     monkeypatch.setattr(Trainer, "_update", update_and_note)
     monkeypatch.setattr(ImageDataset, "__getitem__", read_and_note)
-    monkeypatch.setattr(torch, "save", lambda state, file: (saved.append(file), save(state, file)))
+    monkeypatch.setattr(torch, "save", save_and_note)
     start({**flags, "optim.ema.decay": 0.8, "optim.epochs": 1, "optim.warmup.epochs": 0})
     folder = flags["util.run_dir"]
     state = load_checkpoint(folder / LAST)
@@ -300,7 +304,7 @@ def test_a_run_folder_that_cannot_be_written_is_refused(flags: Flags, tmp_path: 
         start({**flags, "util.run_dir": tmp_path / "file" / "run"})
 
 
-@pytest.mark.parametrize(("arch", "size"), [("densenet121", 8), ("timm/test_vit", 96)])
+@pytest.mark.parametrize(("arch", "size"), [("densenet121", 8), ("vit_b_16", 96)])
 def test_a_network_that_cannot_take_the_images_is_refused_before_the_run(flags: Flags, arch: str, size: int) -> None:
     with pytest.raises(UserError, match=f"{arch} cannot classify images of {size} x {size} pixels"):
         start({**flags, "model.arch": arch, "data.image_size": size})
@@ -325,11 +329,9 @@ def test_out_of_memory_names_the_batch_sizes(
         raise error
 
     monkeypatch.setattr(f"relabel.training.{moment}", fail)
-    with pytest.raises(
-        UserError, match=r"out of memory: (.|\n)*optim\.batch_size is 6.*Lower --optim\.batch_size"
-    ) as found:
+    with pytest.raises(UserError, match=r"out of memory: (.|\n)*optim\.batch_size is 6") as found:
         start(flags)
-    for key in ("optim.accumulation", "util.val_batch_size"):
+    for key in ("optim.batch_size", "optim.accumulation", "util.val_batch_size"):
         assert f"--{key}" in str(found.value)
     if "build" in moment:
         assert not flags["util.run_dir"].exists()
