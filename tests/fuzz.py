@@ -1,12 +1,9 @@
 """Mutation fuzzing of all that reads foreign bytes: a reader returns a valid value or raises UserError, nothing else.
 
-    python -m tests.fuzz image --seconds 600 --seed 0
-
 A case is a valid file with a few random changes; case i of a seed is the same on every machine. Cases are read in a
 forked child with a limit on memory and time, where an audit hook notices whatever writes, starts or connects.
 """
 
-import argparse
 import io
 import multiprocessing
 import os
@@ -15,35 +12,29 @@ import resource
 import signal
 import sys
 import tempfile
-import time
 import traceback
 import warnings
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from tests.fuzz_targets import TARGETS, Target
 from utils.errors import UserError
 
-CASES_A_CHILD = 500  # what one child reads before the next one takes its place
+CASES_A_CHILD = 500  # read by one child before the next one takes its place
 MEMORY = 3 * 2**30  # bytes of addresses that reading may add; torch reserves room that it never touches
 PATIENCE_S = 60  # for one case
 NUMBERS = (0, 1, 2, 127, 128, 255, 256, 32767, 32768, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1)
 TEXTS = (b"-1", b"0", b"00", b"1e999", b"9" * 25, b"9" * 400, b"9" * 5000, b"1.5", b"0_1", b"nan", b"\xd9\xa1")
 TOKENS = (b"\0", b"\xff", b"\n", b'"', b"'", b"../", b"/", b"\\", b"\\ud800", b"\xed\xa0\x80", b"[", b"{", b"(" * 300)
 # What a reader of files never does.
-BANNED_EVENTS: tuple[str, ...] = (
-    "subprocess.",
-    "os.exec",
-    "os.fork",
-    "os.posix_spawn",
-    "os.system",
-    "socket.connect",
-    "os.mkdir",
-)
-BANNED_EVENTS += ("os.remove", "os.rename", "os.rmdir", "os.symlink", "os.truncate", "shutil.", "ctypes.dlopen")
+BANNED_EVENTS: tuple[str, ...] = ("subprocess.", "os.exec", "os.fork", "os.posix_spawn", "os.system", "socket.connect")
+BANNED_EVENTS += ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.truncate", "shutil.")
+BANNED_EVENTS += ("ctypes.dlopen",)
+
+Files = dict[str, bytes]
 
 
 @dataclass(slots=True)
@@ -61,16 +52,24 @@ class Outcome:
     findings: list[tuple[int, str, bytes, str]] = field(default_factory=list)
 
 
-def case_of(
-    target: str, seed: int, number: int, files: dict[str, bytes], tokens: tuple[bytes, ...]
-) -> tuple[str, bytes]:
-    """Name and content of a case: one of the valid files, changed."""
-    rng = random.Random(f"{target} {seed} {number}")
-    name = rng.choice(sorted(files))
-    content = files[name]
-    if content.startswith(b"PK") and rng.random() < 0.6:
-        return name, _in_archive(content, rng, tokens)
-    return name, mutated(content, rng, tokens)
+@dataclass(frozen=True, slots=True)
+class Fuzzed:
+    """One target with its valid files in a folder."""
+
+    name: str
+    target: Target
+    folder: Path
+    files: Files
+    seed: int
+
+    def case(self, number: int) -> tuple[str, bytes]:
+        """Name and content of a case: one of the valid files, changed."""
+        rng = random.Random(f"{self.name} {self.seed} {number}")
+        name = rng.choice(sorted(self.files))
+        content = self.files[name]
+        if content.startswith(b"PK") and rng.random() < 0.6:
+            return name, _in_archive(content, rng, self.target.tokens)
+        return name, mutated(content, rng, self.target.tokens)
 
 
 def mutated(content: bytes, rng: random.Random, tokens: tuple[bytes, ...]) -> bytes:
@@ -118,44 +117,30 @@ def _in_archive(content: bytes, rng: random.Random, tokens: tuple[bytes, ...]) -
         members = {name: archive.read(name) for name in archive.namelist()}
     chosen = rng.choice([name for name in members if rng.random() < 0.2 or name.endswith("pkl")])
     members[chosen] = mutated(members[chosen], rng, tokens)
-    file = io.BytesIO()
-    with zipfile.ZipFile(
-        file, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
-    ) as archive:
+    compression = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
+    with zipfile.ZipFile(file := io.BytesIO(), "w", compression) as archive:
         for name, member in members.items():
             archive.writestr(name, member)
     return file.getvalue()
 
 
-def fuzz(name: str, cases: int | None = None, seconds: float | None = None, seed: int = 0, first: int = 0) -> Outcome:
-    """Read mutated files until so many cases, or so many seconds, are over."""
+def fuzz(name: str, cases: int, seed: int = 0) -> Outcome:
+    """Read so many mutated files."""
     target, outcome = TARGETS[name], Outcome()
-    deadline = None if seconds is None else time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory)
         target.prepare(folder)
-        files = {path.name: path.read_bytes() for path in folder.iterdir()}
-        while (cases is None or outcome.cases < cases) and (deadline is None or time.monotonic() < deadline):
-            room = CASES_A_CHILD if cases is None else min(CASES_A_CHILD, cases - outcome.cases)
-            numbers = range(first + outcome.cases, first + outcome.cases + room)
-            _read_in_child(name, target, folder, files, seed, numbers, deadline, outcome)
+        fuzzed = Fuzzed(name, target, folder, {path.name: path.read_bytes() for path in folder.iterdir()}, seed)
+        while outcome.cases < cases:
+            _read_in_child(fuzzed, range(outcome.cases, min(outcome.cases + CASES_A_CHILD, cases)), outcome)
     return outcome
 
 
-def _read_in_child(
-    name: str,
-    target: Target,
-    folder: Path,
-    files: dict[str, bytes],
-    seed: int,
-    numbers: range,
-    deadline: float | None,
-    outcome: Outcome,
-) -> None:
+def _read_in_child(fuzzed: Fuzzed, numbers: range, outcome: Outcome) -> None:
     """Let a child read these cases; where it dies, the case that it was reading is the finding."""
     fork = multiprocessing.get_context("fork")
     ours, theirs = fork.Pipe(duplex=False)
-    child = fork.Process(target=_child, args=(name, target, folder, files, seed, numbers, deadline, theirs))
+    child = fork.Process(target=_child, args=(fuzzed, numbers, theirs))
     child.start()
     theirs.close()
     done = 0
@@ -163,36 +148,25 @@ def _read_in_child(
         while True:
             accepted, what = ours.recv()
             if what:
-                outcome.findings.append(
-                    (numbers[done], *case_of(name, seed, numbers[done], files, target.tokens), what)
-                )
+                outcome.findings.append((numbers[done], *fuzzed.case(numbers[done]), what))
             outcome.accepted += accepted
             done += 1
     except EOFError:
         child.join()
     if child.exitcode:
         died = f"the process died: status {child.exitcode} (-{int(signal.SIGALRM)}: over {PATIENCE_S} s)"
-        outcome.findings.append((numbers[done], *case_of(name, seed, numbers[done], files, target.tokens), died))
+        outcome.findings.append((numbers[done], *fuzzed.case(numbers[done]), died))
         done += 1
     outcome.cases += done
-    for path in folder.iterdir():
-        if path.name not in files:
-            outcome.findings.append((numbers[max(done - 1, 0)], path.name, b"", "somebody wrote this file"))
+    for path in fuzzed.folder.iterdir():
+        if path.name not in fuzzed.files:
+            outcome.findings.append((numbers[max(done - 1, 0)], path.name, b"", "this file was written"))
             path.unlink()
         else:
-            path.write_bytes(files[path.name])
+            path.write_bytes(fuzzed.files[path.name])
 
 
-def _child(
-    name: str,
-    target: Target,
-    folder: Path,
-    files: dict[str, bytes],
-    seed: int,
-    numbers: range,
-    deadline: float | None,
-    results: Any,
-) -> None:
+def _child(fuzzed: Fuzzed, numbers: range, results: "Connection[Any, Any]") -> None:
     """Read the cases one by one and send (accepted, what went wrong) of each."""
     warnings.simplefilter("ignore")
     limit_memory()
@@ -200,20 +174,18 @@ def _child(
     sys.addaudithook(lambda event, args: noticed.append(f"{event}{args}") if _is_banned(event, args) else None)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for number in numbers:
-        if deadline is not None and time.monotonic() > deadline:
-            break
-        file, content = case_of(name, seed, number, files, target.tokens)
-        (folder / file).write_bytes(content)
+        file, content = fuzzed.case(number)
+        (fuzzed.folder / file).write_bytes(content)
         noticed.clear()
         signal.alarm(PATIENCE_S)
-        accepted, what = verdict(target, folder / file)
+        accepted, what = verdict(fuzzed.target, fuzzed.folder / file)
         signal.alarm(0)
         if noticed:
             what = f"did what no reader does: {noticed[0]}"
-        if (grown := 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)) > target.memory:
+        if (grown := 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)) > fuzzed.target.memory:
             what, before = f"took {grown / 2**20:,.0f} MiB of memory", before + grown // 1024
         results.send((accepted, what))
-        (folder / file).write_bytes(files[file])
+        (fuzzed.folder / file).write_bytes(fuzzed.files[file])
 
 
 def verdict(target: Target, path: Path) -> tuple[bool, str]:
@@ -221,7 +193,7 @@ def verdict(target: Target, path: Path) -> tuple[bool, str]:
     try:
         target.read(path)
     except UserError as error:
-        return False, "" if str(error).strip() else "a UserError that says nothing"
+        return False, "" if str(error).strip() else "a UserError without a message"
     except BaseException:
         return False, traceback.format_exc()
     return True, ""
@@ -237,37 +209,3 @@ def _is_banned(event: str, args: tuple[Any, ...]) -> bool:
     if event == "open":
         return isinstance(args[2], int) and bool(args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
     return event.startswith(BANNED_EVENTS)
-
-
-def kinds_of(findings: list[tuple[int, str, bytes, str]]) -> Iterator[tuple[int, tuple[int, str, bytes, str]]]:
-    """(times, first) of findings that end alike."""
-    kinds: dict[str, list[tuple[int, str, bytes, str]]] = {}
-    for finding in findings:
-        lines = finding[3].strip().splitlines()
-        place = [line.strip() for line in lines if line.startswith("  File")][-1:]
-        kinds.setdefault(f"{place}{lines[-1][:40]}", []).append(finding)
-    for alike in kinds.values():
-        yield len(alike), min(alike, key=lambda finding: len(finding[2]))
-
-
-def main() -> None:
-    """The command line: findings are told once a kind, their files kept."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("target", choices=TARGETS)
-    parser.add_argument("--seconds", type=float, default=600)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path, help="folder for the files that were findings")
-    options = parser.parse_args()
-    outcome = fuzz(options.target, seconds=options.seconds, seed=options.seed)
-    for times, (number, name, content, what) in kinds_of(outcome.findings):
-        print(f"case {number} of {name}, {len(content):,} bytes, {times} such:\n{what}")
-        if options.keep:
-            options.keep.mkdir(parents=True, exist_ok=True)
-            (options.keep / f"{options.target}-{options.seed}-{number}-{name}").write_bytes(content)
-    counts = f"{outcome.cases:,} cases, {outcome.accepted:,} accepted, {len(outcome.findings):,} findings"
-    print(f"{options.target}: {counts}")
-    sys.exit(bool(outcome.findings))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Some hundred cases of each target of tests/fuzz.py; its findings are cases in the tests of their readers."""
+"""Some hundred cases of each target of tests/fuzz_targets.py; its findings are cases in the tests of their readers."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ import pytest
 
 from tests import fuzz as module
 from tests.conftest import Tried, cases
-from tests.fuzz import TARGETS, fuzz
+from tests.fuzz import TARGETS, Fuzzed, fuzz
 from tests.fuzz_targets import Target
 from utils.errors import UserError
 
@@ -23,7 +23,7 @@ USUAL_CASES |= {"image": 600, "tables": 2000, "checkpoint": 1200}
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_reader_gives_a_valid_value_or_a_user_error(target: str, tried: Tried) -> None:
-    outcome = fuzz(target, cases=cases(USUAL_CASES[target]), seed=2021)
+    outcome = fuzz(target, cases(USUAL_CASES[target]), seed=2021)
     tried(outcome.cases)
     assert outcome.findings == []
     assert outcome.cases == cases(USUAL_CASES[target]) and 0.03 < outcome.accepted / outcome.cases < 0.9
@@ -33,59 +33,35 @@ def write_a_file(folder: Path) -> None:
     (folder / "a.file").write_bytes(b"a valid file")
 
 
-def raise_other(path: Path) -> None:
-    raise KeyError("class_names")
+def raise_this(error: Exception) -> None:
+    raise error
 
 
-def say_nothing(path: Path) -> None:
-    raise UserError("")
+CARELESS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "raises": (lambda path: raise_this(KeyError("class_names")), "KeyError: 'class_names'"),
+    "empty": (lambda path: raise_this(UserError("")), "a UserError without a message"),
+    "writes": (lambda path: path.with_suffix(".cache").write_text("written"), "did what no reader does: open"),
+    "starts": (lambda path: subprocess.run(["true"], check=True), "did what no reader does: subprocess"),
+    "grows": (lambda path: np.ones(2**26), "MiB of memory"),
+    "hangs": (lambda path: time.sleep(60), "the process died: status -14"),
+    "dies": (lambda path: os.kill(os.getpid(), signal.SIGKILL), "the process died: status -9"),
+}
 
 
-def write_beside(path: Path) -> None:
-    path.with_suffix(".cache").write_text("written while reading")
-
-
-def start_program(path: Path) -> None:
-    subprocess.run(["true"], check=True)
-
-
-def take_memory(path: Path) -> None:
-    np.ones(2**26)
-
-
-def hang(path: Path) -> None:
-    time.sleep(60)
-
-
-def die(path: Path) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-@pytest.mark.parametrize(
-    ("read", "told"),
-    [
-        (raise_other, "KeyError: 'class_names'"),
-        (say_nothing, "a UserError that says nothing"),
-        (write_beside, "did what no reader does: open"),
-        (start_program, "did what no reader does: subprocess"),
-        (take_memory, "MiB of memory"),
-        (hang, "the process died: status -14"),
-        (die, "the process died: status -9"),
-    ],
-)
-def test_what_no_reader_may_do_is_found(
-    monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], None], told: str
-) -> None:
+@pytest.mark.parametrize("name", CARELESS)
+def test_what_no_reader_may_do_is_found(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    read, reported = CARELESS[name]
     monkeypatch.setitem(TARGETS, "careless", Target(write_a_file, read))
-    if read is hang:
+    if name == "hangs":
         monkeypatch.setattr(module, "PATIENCE_S", 1)
     outcome = fuzz("careless", cases=3)
     assert outcome.cases == 3 and outcome.accepted in (0, 3)
-    assert any(told in what for *_, what in outcome.findings), outcome.findings
+    assert any(reported in what for *_, what in outcome.findings), outcome.findings
 
 
-def test_a_case_is_the_same_wherever_it_is_made() -> None:
+def test_a_case_is_the_same_wherever_it_is_made(tmp_path: Path) -> None:
     files = {"a.file": b"a valid file", "b.file": bytes(range(256))}
-    made = [module.case_of("careless", 5, number, files, (b"token",)) for number in range(50)]
-    assert made == [module.case_of("careless", 5, number, files, (b"token",)) for number in range(50)]
+    first, second = (Fuzzed("careless", Target(write_a_file, repr), tmp_path, files, seed=5) for _ in range(2))
+    made = [first.case(number) for number in range(50)]
+    assert made == [second.case(number) for number in range(50)]
     assert len({content for _, content in made}) > 40

@@ -1,4 +1,4 @@
-"""The command line of main.py: nothing starts on a bad one, and what a person is told."""
+"""The command line of main.py: what is printed, with which source, and by which process."""
 
 import os
 import re
@@ -32,7 +32,7 @@ def tree(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     "argv", [["--util.print_config", "1"], ["--util.print_config"], ["--util.print_confg", "True"]]
 )
-def test_folders_are_not_missed_by_who_may_only_want_to_print(
+def test_folders_are_not_needed_where_only_printing_may_be_meant(
     capsys: pytest.CaptureFixture[str], argv: list[str]
 ) -> None:
     with pytest.raises(SystemExit):
@@ -54,21 +54,14 @@ def test_what_is_printed_is_utf8_whatever_the_locale(here: Path, encoding: str) 
     ("argv", "line"),
     [
         (["--compute.gpu", "-1"], "gpu: -1 +# command line"),
-        (["--data.relabel.fill", "-1.5"], "fill: -1.5 +# command line"),
         (["--optim.lr.init=1e-3"], "init: 0.001 +# command line"),
         (["--optim.batch-size", "64"], "batch_size: 64 +# command line"),
-        (["--util.print-freq=3"], "print_freq: 3 +# command line"),
-        (["--util.tensorboard", "TRUE"], "tensorboard: true +# command line"),
         (["--data.crop_ratio", "none"], "crop_ratio: null +# command line"),
-        (["--util.run_dir", "exp#3"], "run_dir: exp#3 +# command line"),
-        (["--util.run_dir", "a,b"], "run_dir: a,b +# command line"),
         (["--util.run_dir", "a b # c"], "run_dir: 'a b # c' +# command line"),
         (["--util.run_dir", "2024_01"], "run_dir: 2024_01 +# command line"),
         (["--util.run_dir", "'quoted'"], "run_dir: '''quoted''' +# command line"),
-        (["--util.run_dir", "-abc"], "run_dir: -abc +# command line"),
         (["--util.run_dir=--abc"], "run_dir: --abc +# command line"),
         (["--data.data-path=a=b"], "data_path: a=b +# command line"),
-        (["--config-file-path", "my.yaml"], "epochs: 7 +# my.yaml"),
         (["--config_file_path=my.yaml"], "run_dir: runs/my +# name of my.yaml"),
         (["--config-file-path", "my.yaml"], "momentum: 0.9 +# base"),
     ],
@@ -97,7 +90,9 @@ def test_what_print_config_prints_is_a_config_file(here: Path, capsys: pytest.Ca
     assert "    init: 1.0e-05" in values and "  run_dir: '1e-5'" in values
 
 
-def test_one_process_of_a_node_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_process_of_a_node_reports_a_mistake(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name, text in SECOND_PROCESS.items():
         monkeypatch.setenv(name, text)
     with pytest.raises(SystemExit) as caught:

@@ -1,4 +1,4 @@
-"""Functions as commands: nothing is called on a bad line, all mistakes are told, values have the declared types."""
+"""Functions as commands: a wrong line calls nothing, all mistakes are reported, values have the declared types."""
 
 import os
 import re
@@ -12,7 +12,6 @@ import pytest
 from pydantic import Field
 
 from tests.conftest import ROOT
-from tests.wrong_commands import SECOND_PROCESS
 from utils.config.tool_commands import Command, run_commands
 from utils.config.value_types import Count, ExistingFile, ExistingFolder, Joined, Positive, Size
 from utils.errors import UserError
@@ -96,8 +95,8 @@ def run(*argv: str) -> None:
     run_commands([paint, take_a_rest], argv, "tools", "Tools to try.")
 
 
-def told(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """What a wrong command line is answered; it must end with status 2 and call nothing."""
+def error_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The error of a wrong command line, which must end with status 2 and call nothing."""
     with pytest.raises(SystemExit) as caught:
         run(*argv)
     out, err = capsys.readouterr()
@@ -105,6 +104,7 @@ def told(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return err
 
 
+# More of each kind are in tests/wrong_commands.py.
 ONE_MISTAKE = [
     (["pant"], r"pant \(command line\): no such command; did you mean paint\?; expected one of paint, take-a-rest"),
     (["xyz"], "xyz .*no such command; expected one of paint, take-a-rest"),
@@ -112,61 +112,40 @@ ONE_MISTAKE = [
     (["-v"], "-v .*the command comes first; write tools COMMAND ..."),
     (["pant", "--help"], r"did you mean paint\?"),
     ([*GOOD, "stray"], "stray .*belongs to no flag; remove it"),
-    ([*GOOD, "-x"], "-x .*belongs to no flag"),
-    ([*GOOD, "-"], "- .*belongs to no flag"),
     ([*GOOD, "-1"], "-1 .*belongs to no flag"),
-    ([*GOOD, "-coats", "3"], "-coats .*two hyphens; write --coats"),
     ([*GOOD, "coats", "3"], "coats .*two hyphens; write --coats"),
-    ([*GOOD, "coats=3"], "coats=3 .*two hyphens; write --coats=3"),
     (["paint", "coats=3", *GOOD[1:]], "coats=3 .*two hyphens; write --coats=3"),
     ([*GOOD, "--", "--coats", "3"], r"-- \(command line\): what follows would be dropped; remove it"),
-    ([*GOOD, "--coats"], "--coats .*has no value; write --coats VALUE"),
-    ([*GOOD, "--coats", "--dry", "true"], "--coats .*has no value"),
+    ([*GOOD, "--coats", "--dry", "true"], "--coats .*has no value; write --coats VALUE"),
     ([*GOOD, "--dry"], "--dry .*has no value"),
     ([*GOOD, "--coats", "3", "--coats", "4"], "--coats .*given twice: '3' and '4'; keep one"),
-    ([*GOOD, "--coats=3", "--coats=3"], "--coats .*given twice"),
     ([*GOOD, "--wall", "wall"], "--wall .*given twice: 'wall' and 'wall'"),
-    ([*GOOD, "--cots", "3"], r"--cots .*no such flag; did you mean --coats\?"),
-    ([*GOOD, "--cots"], r"--cots .*no such flag; did you mean --coats\?"),
-    ([*GOOD, "--COATS=3"], r"did you mean --coats\?"),
+    ([*GOOD, "--COATS=3"], r"--COATS .*no such flag; did you mean --coats\?"),
     (["paint", "wall", "--colr=red"], r"--colr .*no such flag; did you mean --colour\?"),
-    ([*GOOD, "--zz", "1", "--zz", "2"], "--zz .*no such flag"),
     ([*GOOD, "--nodry"], "--nodry .*no such flag"),
-    ([*GOOD, "--=3"], "--=3 .*has no name; write --NAME VALUE"),
-    ([*GOOD, "--trace", "1"], "--trace .*no such flag"),
     ([*GOOD, "--coats", "ten"], r"--coats = 'ten' \(command line\): expected a whole number >= 1; the default is 2"),
-    ([*GOOD, "--coats", "0"], "--coats = '0' .*expected a whole number >= 1"),
-    ([*GOOD, "--coats", "-1"], "--coats = '-1' .*expected a whole number >= 1"),
-    ([*GOOD, "--coats", "1.0"], "--coats = '1.0' .*expected a whole number"),
-    ([*GOOD, "--coats", "1_0"], "--coats = '1_0' .*expected a whole number"),
     ([*GOOD, "--coats="], "--coats = '' .*expected a whole number"),
-    ([*GOOD, "--coats", "none"], "--coats = 'none' .*expected a whole number"),
     ([*GOOD, "--share", "1.5"], "--share = '1.5' .*expected a number >= 0 and <= 1; the default is 0.5"),
-    ([*GOOD, "--share", "nan"], "--share = 'nan' .*expected a number"),
-    ([*GOOD, "--share", "1e400"], "--share = '1e400' .*expected a number"),
     ([*GOOD, "--dry", "yes"], "--dry = 'yes' .*expected true or false; the default is false"),
-    ([*GOOD, "--size", "56"], "--size = '56' .*expected rows x columns in pixels, such as 56x72; the default is 56x72"),
-    ([*GOOD, "--size", "56x0"], "--size = '56x0' .*expected rows x columns"),
-    ([*GOOD, "--size", "56x72x3"], "--size = '56x72x3' .*expected rows x columns"),
+    (
+        [*GOOD, "--size", "56x0"],
+        "--size = '56x0' .*expected rows x columns in pixels, such as 56x72; the default is 56x72",
+    ),
     ([*GOOD, "--shift", "1,b"], "--shift = '1,b' .*expected numbers; the default is 0.5,-1"),
-    ([*GOOD, "--tin", "nowhere"], "--tin = 'nowhere' .*expected a file that exists, or none; the default is none"),
-    ([*GOOD, "--tin", "wall"], "--tin = 'wall' .*expected a file that exists"),
-    ([*GOOD, "--tin="], "--tin = '' .*expected a file that exists"),
+    ([*GOOD, "--tin", "wall"], "--tin = 'wall' .*expected a file that exists, or none; the default is none"),
     (["paint", "wall", "--colour", "gren"], r"--colour = 'gren' .*expected one of red, green; did you mean green\?\n"),
-    (["paint", "tin", "--colour", "red"], "WALL = 'tin' .*expected a folder that exists\n"),
     (["paint", "w" * 5000, "--colour", "red"], "WALL = 'www.*expected a folder that exists"),
     (["paint", "wall"], r"--colour red\|green \(command line\): is missing; expected one of red, green"),
     (["paint", "--colour", "red"], r"WALL \(command line\): is missing; expected a folder that exists"),
-    (["take-a-rest", "a"], r"END \(command line\): is missing; expected a path"),
     (["take-a-rest", "a", ""], "END = '' .*expected a path"),
 ]
 
 
 @pytest.mark.parametrize(("argv", "match"), ONE_MISTAKE)
-def test_a_mistake_is_told_and_nothing_is_called(
+def test_a_mistake_is_reported_and_nothing_is_called(
     capsys: pytest.CaptureFixture[str], argv: list[str], match: str
 ) -> None:
-    message = told(capsys, *argv)
+    message = error_of(capsys, *argv)
     assert re.search(match, message) and message.startswith("error: 1 problem; nothing was started.\n  - ")
     assert re.search(r"\n(How it is written: tools [a-z-]+|What each does: tools) --help\n$", message)
 
@@ -190,8 +169,8 @@ def test_an_argument_may_be_repeated(capsys: pytest.CaptureFixture[str]) -> None
     assert re.search(r"^  SPOTS \.\.\. +where. \[a whole number >= 0; any number\]$", out, flags=re.MULTILINE)
 
 
-def test_all_mistakes_are_told_together(capsys: pytest.CaptureFixture[str]) -> None:
-    message = told(
+def test_all_mistakes_are_reported_together(capsys: pytest.CaptureFixture[str]) -> None:
+    message = error_of(
         capsys, "paint", "nowhere", "x", "--coats", "a", "--dry", "--coats", "0", "--cots=1", "--", "--tin=b"
     )
     assert message.startswith("error: 9 problems; nothing was started.")
@@ -207,19 +186,14 @@ def test_all_mistakes_are_told_together(capsys: pytest.CaptureFixture[str]) -> N
         (["--coats=010"], {"coats": 10}),
         (["--size", "7x9"], {"size": (7, 9)}),
         (["--share", "1"], {"share": 1.0}),
-        (["--share=1e-3"], {"share": 0.001}),
         (["--dry", "TRUE"], {"dry": True}),
-        (["--dry=false"], {"dry": False}),
         (["--shift", "-1,.5"], {"shift": (-1.0, 0.5)}),
         (["--tin", "tin"], {"tin": Path("tin")}),
         (["--tin", "None"], {"tin": None}),
-        (["--note", "exp#3"], {"note": "exp#3"}),
-        (["--note", "2024_01"], {"note": "2024_01"}),
         (["--note", "a,b"], {"note": "a,b"}),
         (["--note", "-abc"], {"note": "-abc"}),
         (["--note=--abc"], {"note": "--abc"}),
         (["--note="], {"note": ""}),
-        (["--note", "a=b 'c'"], {"note": "a=b 'c'"}),
         (["--note", "none"], {"note": "none"}),
     ],
 )
@@ -249,17 +223,11 @@ def test_words_that_are_names_of_parameters_can_be_arguments() -> None:
     assert [{"start": Path("end"), "end": Path("hours"), "hours": 1}] == CALLS
 
 
-def test_a_user_error_of_a_command_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_user_error_of_a_command_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         run("take-a-rest", "a", "b", "--hours", "13")
     assert caught.value.code == 2
     assert capsys.readouterr().err == "error: found 13 hours; expected fewer\n"
-
-
-def test_one_process_of_a_node_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, text in SECOND_PROCESS.items():
-        monkeypatch.setenv(name, text)
-    assert told(capsys, "pant") == ""
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["--help", "paint"]])
