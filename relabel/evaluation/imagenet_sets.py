@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -59,6 +59,7 @@ class ImageSet:
         metrics: functions from Predictions to Results.
         among: int64 [K']; positions of class_names among the network's logits; None: they are all of them.
         true_labels: own labels of these images, if any.
+        notes: for the user: what is missing or left out.
     """
 
     name: str
@@ -67,9 +68,7 @@ class ImageSet:
     metrics: Sequence[Callable[[Predictions], list[Result]]]
     among: np.ndarray | None = None
     true_labels: TrueLabels | None = None
-
-
-SetsAndNotes = tuple[list[ImageSet], list[str]]
+    notes: list[str] = field(default_factory=list)
 
 
 def accuracy_and_calibration(name: str, protocol: str) -> list[Callable[[Predictions], list[Result]]]:
@@ -84,7 +83,9 @@ def describe(transform: CenterCrop) -> str:
     return f"shorter side to {math.ceil(transform.size / transform.crop_ratio)}, centre crop {transform.size}"
 
 
-def imagenet_v2_sets(root: Path, class_names: list[str], positions: np.ndarray, transform: CenterCrop) -> SetsAndNotes:
+def imagenet_v2_sets(
+    root: Path, class_names: list[str], positions: np.ndarray, transform: CenterCrop
+) -> list[ImageSet]:
     """List the ImageNetV2 variant in a folder, or every variant in its folders.
 
     Args:
@@ -96,16 +97,16 @@ def imagenet_v2_sets(root: Path, class_names: list[str], positions: np.ndarray, 
     Raises:
         UserError: other folders, or an image set without images.
     """
-    sets, notes = [], []
+    sets = []
     for folder in _variants(root):
         images = list_images(folder)
         ids = np.array([int(name) for name in images.class_names])
         images = replace(images, class_names=class_names, labels=positions[ids][images.labels])
         variant = folder.resolve().name.removeprefix("imagenetv2-").removesuffix("-format-val")
         name = f"imagenet_v2/{variant}"
-        sets.append(ImageSet(name, images, transform, accuracy_and_calibration(name, "label: class folder")))
-        notes += count_note(name, len(images))
-    return sets, notes
+        metrics, notes = accuracy_and_calibration(name, "label: class folder"), count_note(name, len(images))
+        sets.append(ImageSet(name, images, transform, metrics, notes=notes))
+    return sets
 
 
 def _variants(root: Path) -> list[Path]:
@@ -121,7 +122,7 @@ def _variants(root: Path) -> list[Path]:
     return variants
 
 
-def subset_set(name: str, root: Path, class_names: list[str], checkpoint: str, transform: CenterCrop) -> SetsAndNotes:
+def subset_set(name: str, root: Path, class_names: list[str], checkpoint: str, transform: CenterCrop) -> ImageSet:
     """List ImageNet-A or -R; predictions are restricted to its classes.
 
     Args:
@@ -144,10 +145,10 @@ def subset_set(name: str, root: Path, class_names: list[str], checkpoint: str, t
     if count != SUBSET_CLASSES:
         notes.append(f"{name}: found {count} of its {SUBSET_CLASSES} classes; predictions are restricted to these")
     metrics = accuracy_and_calibration(name, f"among its {count} classes")
-    return [ImageSet(name, images, transform, metrics, among)], notes
+    return ImageSet(name, images, transform, metrics, among, notes=notes)
 
 
-def imagenet_c_sets(root: Path, class_names: list[str], checkpoint: str, size: int) -> SetsAndNotes:
+def imagenet_c_sets(root: Path, class_names: list[str], checkpoint: str, size: int) -> list[ImageSet]:
     """List ImageNet-C: a set for each corruption, with all its severities; image names are SEVERITY/WNID/FILE.
 
     Args:
@@ -176,7 +177,8 @@ def imagenet_c_sets(root: Path, class_names: list[str], checkpoint: str, size: i
         parts = {s: list_images(folder / s).with_classes_of(class_names, checkpoint) for s in severities}
         counts |= {f"{corruption}/{severity}": len(part) for severity, part in parts.items()}
         sets.append(_corruption_set(folder, class_names, parts, unresized(size)))
-    return sets, _corruption_notes(folders, counts)
+    sets[0].notes.extend(_corruption_notes(folders, counts))
+    return sets
 
 
 def _corruption_set(

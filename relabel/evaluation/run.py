@@ -15,7 +15,7 @@ from relabel.data.decode import resolve_decoder
 from relabel.data.images import ImageList
 from relabel.evaluation import imagenet_labels, imagenet_sets
 from relabel.evaluation.imagenet_labels import IMAGENET_CLASSES
-from relabel.evaluation.imagenet_sets import ImageSet, SetsAndNotes
+from relabel.evaluation.imagenet_sets import ImageSet
 from relabel.evaluation.predictions import write_predictions
 from relabel.evaluation.results import VAL, Result, print_results
 from relabel.evaluation.true_labels import read_true_labels
@@ -41,7 +41,7 @@ def test(process: Process, config: FrozenMunch) -> None:
     weights = split_weights(content, path)
     images = list_split(config, "val") if config.data.data_path else None
     class_names = named_classes(content, path) or _unnamed_classes(config, weights["model"], images)
-    sets, notes = from_main(lambda: plan_evaluation(config, images, class_names))
+    sets = from_main(lambda: plan_evaluation(config, images, class_names))
     precision = Precision(config.compute.opt_level, process.device)
     models: dict[str, nn.Module] = {}
     memory_advice = f"util.val_batch_size is {config.util.val_batch_size}: lower --util.val_batch_size."
@@ -52,9 +52,9 @@ def test(process: Process, config: FrozenMunch) -> None:
     process.share(config.util.val_batch_size, "util.val_batch_size")
     from_main(lambda: open_folder(folder, path))  # before the work, in case it cannot be written
     with errors_reported_once(process, lambda _: None, lambda error: "by peer" in str(error), memory_advice):
-        results = evaluate_sets(config, sets, notes, models, precision, process)
+        results = evaluate_sets(config, sets, models, precision, process)
     if process.is_main:
-        report(config, images, sets, results, notes, precision)
+        report(config, images, sets, results, precision)
 
 
 def open_folder(folder: Path, weights: Path) -> None:
@@ -99,7 +99,7 @@ def _unnamed_classes(config: FrozenMunch, state_dict: dict[str, Tensor], images:
     return images.class_names
 
 
-def plan_evaluation(config: FrozenMunch, images: ImageList | None, class_names: list[str]) -> SetsAndNotes:
+def plan_evaluation(config: FrozenMunch, images: ImageList | None, class_names: list[str]) -> list[ImageSet]:
     """Read every label file and list every image set that the config names.
 
     Args:
@@ -108,7 +108,7 @@ def plan_evaluation(config: FrozenMunch, images: ImageList | None, class_names: 
         class_names: K texts; the checkpoint's.
 
     Returns:
-        the image sets, val/ first; and notes for the user on what is missing or left out.
+        the image sets, val/ first.
 
     Raises:
         UserError: a file or a folder has another form, or is for other classes.
@@ -117,29 +117,25 @@ def plan_evaluation(config: FrozenMunch, images: ImageList | None, class_names: 
     asked = [f"eval.{key}" for key in IMAGENET_KEYS if wanted[key]]
     positions = imagenet_labels.imagenet_positions(class_names, path, asked[0]) if asked else np.empty(0, np.int64)
     checkpoint = str(path)
-    readers: dict[str, Callable[[Path], SetsAndNotes]] = {
+    readers: dict[str, Callable[[Path], list[ImageSet]]] = {
         "imagenet_v2": lambda root: imagenet_sets.imagenet_v2_sets(root, class_names, positions, transform),
-        "imagenet_a": lambda root: imagenet_sets.subset_set("imagenet_a", root, class_names, checkpoint, transform),
-        "imagenet_r": lambda root: imagenet_sets.subset_set("imagenet_r", root, class_names, checkpoint, transform),
+        "imagenet_a": lambda root: [imagenet_sets.subset_set("imagenet_a", root, class_names, checkpoint, transform)],
+        "imagenet_r": lambda root: [imagenet_sets.subset_set("imagenet_r", root, class_names, checkpoint, transform)],
         "imagenet_c": lambda root: imagenet_sets.imagenet_c_sets(root, class_names, checkpoint, transform.size),
     }
     sets: list[ImageSet] = []
-    notes: list[str] = []
     if images is not None:
         with with_advice("Check --data.data_path."):
             images = images.with_classes_of(class_names, checkpoint)
-        image_set, notes = _validation_set(config, images, positions)
-        sets.append(image_set)
+        sets.append(_validation_set(config, images, positions))
     for key, read in readers.items():
         if wanted[key]:
             with with_advice(f"Check --eval.{key}."):
-                more_sets, more_notes = read(Path(wanted[key]))
-            sets += more_sets
-            notes += more_notes
-    return sets, notes
+                sets += read(Path(wanted[key]))
+    return sets
 
 
-def _validation_set(config: FrozenMunch, images: ImageList, positions: np.ndarray) -> tuple[ImageSet, list[str]]:
+def _validation_set(config: FrozenMunch, images: ImageList, positions: np.ndarray) -> ImageSet:
     """The images of val/, measured by their folders, by published labels and by own labels."""
     wanted, names = config.eval, images.class_names
     metrics, notes, true_labels = imagenet_sets.accuracy_and_calibration(VAL, "label: class folder"), [], None
@@ -157,18 +153,13 @@ def _validation_set(config: FrozenMunch, images: ImageList, positions: np.ndarra
         true_labels, more = read_true_labels(Path(wanted.labels), images)
         metrics.append(true_labels.results)
         notes += more
-    return ImageSet(VAL, images, test_transform(config), metrics, true_labels=true_labels), notes
+    return ImageSet(VAL, images, test_transform(config), metrics, true_labels=true_labels, notes=notes)
 
 
 def evaluate_sets(
-    config: FrozenMunch,
-    sets: list[ImageSet],
-    notes: list[str],
-    models: dict[str, nn.Module],
-    precision: Precision,
-    process: Process,
+    config: FrozenMunch, sets: list[ImageSet], models: dict[str, nn.Module], precision: Precision, process: Process
 ) -> dict[str, list[Result]]:
-    """Evaluate all weights on each set, write their predictions if asked for, and append to the notes.
+    """Evaluate all weights on each set, write their predictions if asked for.
 
     Returns:
         name of the weights -> results, on the main process.
@@ -190,9 +181,8 @@ def evaluate_sets(
             for metric in image_set.metrics:
                 results[name] += metric(predictions)
             if bad := int((predictions.top1 == NO_CLASS).sum()):
-                notes.append(
-                    f"{image_set.name}: {bad:,} images with logits that are not finite ({name}) count as wrong"
-                )
+                note = f"{image_set.name}: {bad:,} images with logits that are not finite ({name}) count as wrong"
+                image_set.notes.append(note)
             if config.eval.predictions:
                 in_set = None if true_labels is None else true_labels.in_set(predictions)
                 write_predictions(_predictions_path(config, name, image_set.name), predictions, in_set)
@@ -210,12 +200,12 @@ def report(
     images: ImageList | None,
     sets: list[ImageSet],
     results: dict[str, list[Result]],
-    notes: list[str],
     precision: Precision,
 ) -> None:
     """Print tables, transforms and notes, and write the same as JSON into the run folder."""
     path, folder = Path(config.util.test_weight_file), Path(config.util.run_dir)
     views = {image_set.name: imagenet_sets.describe(image_set.transform) for image_set in sets}
+    notes = [note for image_set in sets for note in image_set.notes]
     print_results(results, str(path))
     for view in dict.fromkeys(views.values()):
         families = dict.fromkeys(name.partition("/")[0] for name, own in views.items() if own == view)

@@ -61,17 +61,17 @@ def test_the_folders_of_v2_are_numbers(tmp_path: Path) -> None:
     )
     for names in (wnids(), wnids()[::-1]):  # the checkpoint's classes come in any order
         positions = np.array([names.index(wnid) for wnid in wnids()])
-        sets, notes = imagenet_v2_sets(root, names, positions, TRANSFORM)
+        sets = imagenet_v2_sets(root, names, positions, TRANSFORM)
         assert [image_set.name for image_set in sets] == ["imagenet_v2/matched-frequency"]
         assert labels_of(sets[0]) == {f"{n}/a.jpeg": wnids()[n] for n in (0, 2, 10, 11, 100, 999)}
         assert sets[0].images.class_names == names and sets[0].among is None
-    assert notes == ["imagenet_v2/matched-frequency: found 6 images; the published set has 10,000"]
+    assert sets[0].notes == ["imagenet_v2/matched-frequency: found 6 images; the published set has 10,000"]
 
 
 def test_every_variant_in_a_folder_is_a_set(tmp_path: Path) -> None:
     for variant in ("imagenetv2-threshold0.7-format-val", "imagenetv2-top-images-format-val", "mine"):
         touch(tmp_path / variant, ["3/a.jpeg"])
-    sets, _ = imagenet_v2_sets(tmp_path, wnids(), np.arange(1000), TRANSFORM)
+    sets = imagenet_v2_sets(tmp_path, wnids(), np.arange(1000), TRANSFORM)
     assert [s.name for s in sets] == ["imagenet_v2/threshold0.7", "imagenet_v2/top-images", "imagenet_v2/mine"]
 
 
@@ -97,11 +97,11 @@ def test_a_subset_is_chosen_among_its_own_classes(tmp_path: Path) -> None:
     w = wnids()
     root = touch(tmp_path, [f"{w[500]}/a.jpg", f"{w[500]}/b.jpg", f"{w[7]}/a.jpg", "README.txt"])
     names = w[::-1]
-    (image_set,), notes = subset_set("imagenet_a", root, names, "w.pth", TRANSFORM)
+    image_set = subset_set("imagenet_a", root, names, "w.pth", TRANSFORM)
     assert image_set.images.class_names == [w[7], w[500]]
     assert image_set.among is not None and image_set.among.tolist() == [999 - 7, 999 - 500]
     assert labels_of(image_set) == {f"{w[7]}/a.jpg": w[7], f"{w[500]}/a.jpg": w[500], f"{w[500]}/b.jpg": w[500]}
-    assert notes == [
+    assert image_set.notes == [
         "imagenet_a: found 3 images; the published set has 7,500",
         "imagenet_a: found 2 of its 200 classes; predictions are restricted to these",
     ]
@@ -118,7 +118,7 @@ def test_a_subset_of_other_classes_is_refused(tmp_path: Path) -> None:
 
 def test_accuracy_and_calibration_of_a_set_by_hand(tmp_path: Path) -> None:
     root = touch(tmp_path, [f"{n}/{i}.jpeg" for n in (4, 5) for i in range(2)])
-    (image_set,), _ = imagenet_v2_sets(root, wnids(), np.arange(1000), TRANSFORM)
+    (image_set,) = imagenet_v2_sets(root, wnids(), np.arange(1000), TRANSFORM)
     predictions = of_truth(image_set, np.array([True, False, True, True]))
     found = {result.metric: result for metric in image_set.metrics for result in metric(predictions)}
     assert found["top1_percent"].value == 75 and found["top1_percent"].n == 4
@@ -144,10 +144,12 @@ def measured(sets: list[ImageSet], wrong_up_to: dict[str, int]) -> list[Result]:
 
 
 def test_mean_corruption_error_by_hand(tmp_path: Path) -> None:
-    sets, notes = imagenet_c_sets(imagenet_c(tmp_path), wnids(), "w.pth", 224)
+    sets = imagenet_c_sets(imagenet_c(tmp_path), wnids(), "w.pth", 224)
     assert [image_set.name for image_set in sets] == [f"imagenet_c/{name}" for name in ALEXNET_ERRORS]
     assert labels_of(sets[9])[f"3/{wnids()[40]}/a.JPEG"] == wnids()[40]
-    assert notes == ["imagenet_c: 75 of 75 folders do not hold 50,000 images, the first: gaussian_noise/1 with 3"]
+    assert sets[0].notes == [
+        "imagenet_c: 75 of 75 folders do not hold 50,000 images, the first: gaussian_noise/1 with 3"
+    ]
     results = measured(sets, {"fog": 2, "snow": 5})
     found = {(result.set, result.metric): result for result in results}
     fog = found["imagenet_c/fog", "error_percent"]
@@ -171,7 +173,7 @@ def test_alexnet_s_errors_and_the_published_mce_of_resnet50() -> None:
 def test_severities_weigh_the_same_however_many_images_they_have(tmp_path: Path) -> None:
     names = [f"{wnids()[4]}/{i}.JPEG" for i in range(9)]
     root = touch(tmp_path, [f"fog/{s}/{name}" for s in range(1, 6) for name in names[: 9 if s == 1 else 1]])
-    results = measured(imagenet_c_sets(root, wnids(), "w.pth", 224)[0], {"fog": 1})
+    results = measured(imagenet_c_sets(root, wnids(), "w.pth", 224), {"fog": 1})
     assert results[0].metric == "error_percent" and results[0].value == pytest.approx(20)
 
 
@@ -182,12 +184,12 @@ def test_a_missing_severity_leaves_no_mce_and_a_note(tmp_path: Path) -> None:
     (root / "snow" / "5" / wnids()[4] / "a.JPEG").unlink()
     (root / "snow" / "5" / wnids()[4]).rmdir()
     (root / "snow" / "5").rmdir()
-    sets, notes = imagenet_c_sets(root, wnids(), "w.pth", 224)
+    sets = imagenet_c_sets(root, wnids(), "w.pth", 224)
     metrics = [(result.set, result.metric) for result in measured(sets, {})]
     assert ("imagenet_c/fog", "ce_percent") in metrics and ("imagenet_c/snow", "error_percent") in metrics
     assert ("imagenet_c/snow", "ce_percent") not in metrics and ("imagenet_c", "mce_percent") not in metrics
-    assert notes[0] == "imagenet_c: no mCE, because 66 of 75 folders are absent, the first: gaussian_noise/1"
-    assert notes[2] == "imagenet_c: skipped folders that are none of the 15 corruptions: saturate"
+    assert sets[0].notes[0] == "imagenet_c: no mCE, because 66 of 75 folders are absent, the first: gaussian_noise/1"
+    assert sets[0].notes[2] == "imagenet_c: skipped folders that are none of the 15 corruptions: saturate"
 
 
 @pytest.mark.parametrize(
