@@ -13,7 +13,7 @@ import torch
 from relabel.data.dataset import CenterCrop, ImageDataset
 from relabel.data.images import list_images
 from relabel.data.loader import Loader, TestBatches
-from relabel.evaluation.predictions import predict_classes
+from relabel.training.validation import predict_classes
 from tests.conftest import Flags, command_line
 from tests.miniatures import colour_network, save_pictures
 from utils.precision import Precision
