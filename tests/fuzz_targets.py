@@ -15,7 +15,7 @@ from torch import nn
 from models.build import load_weights
 from relabel.annotation.convert import read_names
 from relabel.checks.integrity import orientation
-from relabel.checks.object_boxes import SceneBoxes, read_voc_file
+from relabel.checks.object_boxes import open_scene_boxes, read_voc_file
 from relabel.config.load import read_config
 from relabel.config.schema import SCHEMA
 from relabel.crop_box import WHOLE_IMAGE, CropBox
@@ -182,7 +182,7 @@ def write_boxes(folder: Path) -> None:
 
 def read_boxes(path: Path) -> None:
     """Named boxes inside the image."""
-    found = read_voc_file(path, "n01440764") if path.suffix == ".xml" else SceneBoxes(path, CLASSES).boxes_of("ant/a")
+    found = read_voc_file(path, "n01440764") if path.suffix == ".xml" else open_scene_boxes(path, CLASSES)("ant/a")
     for one in found:
         assert one.class_name and 0 <= one.box.left < one.box.right <= 1 and 0 <= one.box.top < one.box.bottom <= 1
 

@@ -1,12 +1,12 @@
-"""Are label maps stored [row, column], or transposed? Two tests that anybody can make on their own files.
+"""Check whether label maps are stored [row, column] or transposed, by two tests that need only the user's own files.
 
 The 2021 code pools every crop from the region mirrored at the image's diagonal, which is right only if its maps are
-stored [column, row]. Under the right reading, the class of an object stands out inside the object's box, and a crop's
-target fits what a classifier says of that crop. Both tests compare the two readings on the same images, so that an
+stored [column, row]. Read correctly, the class of an object stands out inside the object's box, and a crop's target
+fits a classifier's prediction for that crop. Both tests compare the two readings on the same images, so that an
 image's difficulty cancels out.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from utils.progress import JobProgress
 
 ROW_COLUMN, TRANSPOSED, UNDECIDED = "row, column", "transposed", "undecided"
 SURE = 3.0  # standard errors: by chance 1 in 400 times
-MIN_IMAGES = 20  # below, the standard error itself is uncertain
+MIN_IMAGES = 20  # with fewer, the standard error itself is uncertain
 SYMMETRIC_IOU = 0.9  # of a box with its mirror image: from here on both readings pool nearly the same cells
 SAME_TARGETS = 0.05  # total variation between the targets of the two mirrored regions
 SMALLEST_PROBABILITY = 1e-4  # of a classifier's class; one surprising crop must not decide
@@ -40,7 +40,7 @@ TOP_RIGHT, BOTTOM_LEFT = CropBox(0.5, 0.0, 1.0, 0.5), CropBox(0.0, 0.5, 0.5, 1.0
 
 @dataclass(frozen=True, slots=True)
 class Classifier:
-    """Somebody who says what a crop shows.
+    """A classifier of crops.
 
     Fields:
         probabilities: uint8 [B, 3, size, size] (RGB) -> float [B, K], on the CPU.
@@ -52,9 +52,9 @@ class Classifier:
 
 
 def classifier_named(arch: str, weights: str, class_names: Sequence[str]) -> Classifier:
-    """A classifier of torchvision, timm or a training of ours, on the GPU if there is one.
+    """Load a classifier of torchvision, timm or our own training, onto the GPU if there is one.
 
-    It sees crops at the size it was trained for, and may know more classes than the data; those count for nothing.
+    It gets crops of the size that it was trained for, and may know more classes than the data; those are left out.
 
     Args:
         arch, weights: as in `load_teacher`.
@@ -68,37 +68,46 @@ def classifier_named(arch: str, weights: str, class_names: Sequence[str]) -> Cla
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = teacher.network.to(device)
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in (teacher.mean, teacher.std))
-    position = {name: index for index, name in enumerate(teacher.class_names or class_names)}
-    known = torch.tensor([position[name] for name in class_names], device=device)
+    index_of = {name: index for index, name in enumerate(teacher.class_names or class_names)}
+    columns = torch.tensor([index_of[name] for name in class_names], device=device)
 
     @torch.inference_mode()
     def probabilities(crops: Tensor) -> Tensor:
         parts = [network((part.to(device).float() - mean) / std) for part in crops.split(CROPS_AT_ONCE)]
-        return torch.cat(parts)[:, known].softmax(dim=1).cpu()
+        return torch.cat(parts)[:, columns].softmax(dim=1).cpu()
 
     return Classifier(probabilities, teacher.input_size[0])
 
 
 @dataclass(frozen=True, slots=True)
 class AxisCheck:
-    """What one test says.
+    """The result of one test.
 
     Fields:
         evidence: "object boxes" or "a classifier".
-        measure: what is compared, in words; its unit.
-        examined: images that the test could look at.
+        measure: that is compared, with its unit.
+        images_examined: images that the test could use.
         row_column, transposed: mean of the measure under each reading, over the informative images.
         difference: the first minus the second, over the n informative images; None of fewer than two.
-        favouring: informative images that speak for [row, column], percent.
+        favouring_row_column_percent: informative images in favour of [row, column].
     """
 
     evidence: str
     measure: str
-    examined: int
+    images_examined: int
     row_column: float
     transposed: float
     difference: Estimate | None
-    favouring: Estimate | None
+    favouring_row_column_percent: Estimate | None
+
+    @classmethod
+    def of(cls, evidence: str, measure: str, examined: int, readings: np.ndarray) -> "AxisCheck":
+        """The result for float [n, 2], the measure of each informative image under both readings."""
+        difference = readings[:, 0] - readings[:, 1]
+        row_column, transposed = readings.mean(axis=0).tolist() if len(readings) else (0.0, 0.0)
+        favouring = (np.sign(np.round(difference, 5)) + 1) / 2  # a tie counts for neither
+        estimates = Estimate.mean(difference), Estimate.percent(favouring)
+        return cls(evidence, measure, examined, row_column, transposed, *estimates)
 
     @property
     def verdict(self) -> str:
@@ -109,68 +118,53 @@ class AxisCheck:
         return ROW_COLUMN if found.value > 0 else TRANSPOSED
 
     @property
-    def informative(self) -> int:
-        """Images whose two readings differ."""
-        return self.favouring.n if self.favouring else 0
+    def images_informative(self) -> int:
+        """Number of images for which the two readings differ."""
+        return self.favouring_row_column_percent.n if self.favouring_row_column_percent else 0
 
     def problems(self, box_axes: str = "xy") -> list[str]:
-        """That the maps lie otherwise than they will be read.
-
-        Args:
-            box_axes: how training will read them.
-        """
+        """The problem that training, with these box_axes, would read the maps transposed."""
         expected, other = (ROW_COLUMN, "yx") if box_axes == "xy" else (TRANSPOSED, "xy")
         if self.verdict in (expected, UNDECIDED):
             return []
-        stored = "column, row" if self.verdict == TRANSPOSED else "row, column"
+        stored, read = ("column, row", "row, column")[:: 1 if self.verdict == TRANSPOSED else -1]
         return [
-            f"The maps are stored [{stored}], says the test with {self.evidence}, but would be read the other way. "
-            f"Make them again, or train with --data.relabel.box_axes {other}."
+            f"The maps are stored [{stored}] by the test with {self.evidence}, but would be read as [{read}]. Make "
+            f"them again, or train with --data.relabel.box_axes {other}."
         ]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; the unit is that of `measure`."""
-        return {
-            "evidence": self.evidence,
-            "measure": self.measure,
-            "verdict": self.verdict,
-            "images_examined": self.examined,
-            "images_informative": self.informative,
-            "row_column": self.row_column,
-            "transposed": self.transposed,
-            "difference": self.difference and asdict(self.difference),
-            "favouring_row_column_percent": self.favouring and asdict(self.favouring),
-        }
+        return asdict(self) | {"verdict": self.verdict, "images_informative": self.images_informative}
 
 
 def check_with_boxes(
     sample: MapSample, class_names: Sequence[str], boxes: Mapping[int, Sequence[ObjectBox]]
 ) -> AxisCheck:
-    """The logit of an object's class inside its box minus that in the whole image, under each reading.
+    """Compare the logit of an object's class inside its box with that in the whole image, under each reading.
 
     An image counts once, with the mean over its objects. A box that its mirror image at the diagonal nearly covers
-    (IoU of 0.9 and more) says nothing and is left out.
+    (IoU of 0.9 and more) tells nothing and is left out.
 
     Args:
         sample: of the maps.
         class_names: the K classes of the data; objects of others are left out.
         boxes: row -> the objects of an image.
     """
-    class_of = {name: index for index, name in enumerate(class_names)}
-    known = [
-        (place, class_of[found.class_name], found.box)
-        for place, row in enumerate(sample.rows.tolist())
+    class_of = {name: label for label, name in enumerate(class_names)}
+    objects = [
+        (index, class_of[found.class_name], found.box)
+        for index, row in enumerate(sample.rows.tolist())
         for found in boxes.get(row, ())
         if found.class_name in class_of
     ]
-    told = [(place, label, box) for place, label, box in known if box.iou(box.mirrored()) < SYMMETRIC_IOU]
-    places = np.array([place for place, *_ in told], dtype=np.int64)
-    lifts = np.concatenate([np.empty((0, 2)), *_lifts(sample, told, len(class_names))])
-    images, image_of = np.unique(places, return_inverse=True)
+    informative = [item for item in objects if item[2].iou(item[2].mirrored()) < SYMMETRIC_IOU]
+    lifts = np.concatenate([np.empty((0, 2)), *_lifts(sample, informative, len(class_names))])
+    images, image_of = np.unique(np.array([index for index, *_ in informative], dtype=np.int64), return_inverse=True)
     sums = np.stack([np.bincount(image_of, lift, len(images)) for lift in lifts.T], axis=1)
     per_image = sums / np.bincount(image_of, minlength=len(images))[:, None]
-    examined = len({place for place, *_ in known})
-    return _compare("object boxes", "logit, object's box minus image", examined, per_image)
+    examined = len({index for index, *_ in objects})
+    return AxisCheck.of("object boxes", "logit, object's box minus image", examined, per_image)
 
 
 def check_with_classifier(
@@ -181,13 +175,13 @@ def check_with_classifier(
     fill: float = 0.0,
     temperature: float = 1.0,
 ) -> AxisCheck:
-    """What a classifier says of the top right and the bottom left quarter, against the targets of either reading.
+    """Compare a classifier's predictions for the top right and bottom left quarter with the targets of either reading.
 
     The two quarters are each other's mirror image at the diagonal, so each reading gives one the target that the other
     reading gives the other. The measure is the mean over both of sum target * log probability.
 
     Args:
-        sample: of the maps. Images whose file cannot be read are passed over.
+        sample: of the maps. Images whose file cannot be read are left out.
         image_path: gives the file of a row.
         num_classes: K.
         classifier: of the same K classes.
@@ -196,63 +190,50 @@ def check_with_classifier(
     examined, kept = 0, [np.empty((0, 2))]
     with JobProgress("classify crops", len(sample), "images") as progress:
         for part in sample.batches():
-            places, crops = _quarters(sample, part, image_path, classifier.size)
-            if places:
-                maps = sample.only(np.array(places, dtype=np.int64))
+            indices, crops = _quarters(sample, part, image_path, classifier.size)
+            if indices:
+                maps = sample.only(np.array(indices, dtype=np.int64))
                 fits, differ = _fits(maps, classifier.probabilities(crops), num_classes, fill, temperature)
                 kept.append(fits[differ > SAME_TARGETS].numpy())
-            examined += len(places)
+            examined += len(indices)
             progress.advance(part.stop - part.start)
-    return _compare("a classifier", "log-likelihood of targets, nats", examined, np.concatenate(kept))
+    return AxisCheck.of("a classifier", "log-likelihood of targets, nats", examined, np.concatenate(kept))
 
 
-def _compare(evidence: str, measure: str, examined: int, readings: np.ndarray) -> AxisCheck:
-    """The result for float [n, 2]: the measure of each informative image under both readings."""
-    difference = readings[:, 0] - readings[:, 1]
-    row_column, transposed = readings.mean(axis=0).tolist() if len(readings) else (0.0, 0.0)
-    favouring = (np.sign(np.round(difference, 5)) + 1) / 2  # a tie speaks for neither
-    return AxisCheck(
-        evidence, measure, examined, row_column, transposed, Estimate.mean(difference), Estimate.percent(favouring)
-    )
-
-
-def _lifts(sample: MapSample, told: list[tuple[int, int, CropBox]], num_classes: int) -> list[np.ndarray]:
-    """For each (place, class, box), float [.., 2]: box minus whole image, as [row, column] and as [column, row]."""
-    lifts = []
-    for start in range(0, len(told), BATCH):
-        places, labels, boxes = zip(*told[start : start + BATCH], strict=True)
-        maps = sample.only(np.array(places, dtype=np.int64))
+def _lifts(sample: MapSample, objects: list[tuple[int, int, CropBox]], num_classes: int) -> Iterator[np.ndarray]:
+    """For (index, class, box) of each object, float [.., 2]: box minus whole image, as [row, column] and transposed."""
+    for start in range(0, len(objects), BATCH):
+        indices, labels, boxes = zip(*objects[start : start + BATCH], strict=True)
+        maps = sample.only(np.array(indices, dtype=np.int64))
         excess, column = _above_floor(maps.scores, 0.0), torch.tensor(labels)[:, None]
         inside, swapped, whole = (
             pool_scores(excess, maps.classes, CropBox.stack(regions), num_classes).gather(1, column)[:, 0]
             for regions in (boxes, [box.mirrored() for box in boxes], [WHOLE_IMAGE] * len(boxes))
         )
-        lifts.append(torch.stack([inside - whole, swapped - whole], dim=1).double().numpy())
-    return lifts
+        yield torch.stack([inside - whole, swapped - whole], dim=1).double().numpy()
 
 
 def _above_floor(scores: Tensor, fill: float) -> Tensor:
-    """The scores [B, k, h, w] minus what an absent class counts as: `fill`, or the lowest of the map if that is lower.
+    """The scores [B, k, h, w] minus the logit of an absent class: `fill`, or the lowest of the map if that is lower.
 
     With a fill above the stored logits, a class would stand out where the map does not store it.
     """
-    floor = scores.float().amin(dim=(1, 2, 3), keepdim=True).clamp(max=fill)
-    return scores.float() - floor
+    return scores.float() - scores.float().amin(dim=(1, 2, 3), keepdim=True).clamp(max=fill)
 
 
 def _quarters(sample: MapSample, part: slice, image_path: Callable[[int], Path], size: int) -> tuple[list[int], Tensor]:
-    """Places of the images that can be read, and uint8 [2 * n, 3, S, S]: all top rights, then all bottom lefts."""
-    places, upper, lower = [], [], []
-    for place in range(part.start, part.stop):
+    """Indices of the readable images, and uint8 [2 * n, 3, S, S]: all top rights, then all bottom lefts."""
+    indices, upper, lower = [], [], []
+    for index in range(part.start, part.stop):
         try:
-            file = ImageFile(image_path(int(sample.rows[place])))
-            crops = [file.resized_crop(box, size, size) for box in (TOP_RIGHT, BOTTOM_LEFT)]
-        except UserError:  # the check of all images tells it
+            file = ImageFile(image_path(int(sample.rows[index])))
+            crops = [torch.from_numpy(file.resized_crop(box, size, size)) for box in (TOP_RIGHT, BOTTOM_LEFT)]
+        except UserError:  # reported by the check of all images
             continue
-        places.append(place)
-        upper.append(torch.from_numpy(crops[0]))
-        lower.append(torch.from_numpy(crops[1]))
-    return places, torch.stack(upper + lower) if places else torch.empty(0)
+        indices.append(index)
+        upper.append(crops[0])
+        lower.append(crops[1])
+    return indices, torch.stack(upper + lower) if indices else torch.empty(0)
 
 
 def _fits(
@@ -261,12 +242,12 @@ def _fits(
     """How well each reading fits, float [n, 2], and how much the two quarters' targets differ, float [n]."""
     n = len(maps)
     assert probabilities.shape == (2 * n, num_classes), probabilities.shape
-    said = probabilities.double().clamp(min=SMALLEST_PROBABILITY).log()
+    in_upper, in_lower = probabilities.double().clamp(min=SMALLEST_PROBABILITY).log().split(n)
     excess = _above_floor(maps.scores, fill)
     upper, lower = (
         relabel_target(excess, maps.classes, CropBox.stack([box] * n), num_classes, temperature=temperature).double()
         for box in (TOP_RIGHT, BOTTOM_LEFT)
     )
-    as_stored = (upper * said[:n] + lower * said[n:]).sum(dim=1) / 2
-    swapped = (lower * said[:n] + upper * said[n:]).sum(dim=1) / 2
+    as_stored = (upper * in_upper + lower * in_lower).sum(dim=1) / 2
+    swapped = (lower * in_upper + upper * in_lower).sum(dim=1) / 2
     return torch.stack([as_stored, swapped], dim=1), (upper - lower).abs().sum(dim=1) / 2

@@ -1,15 +1,13 @@
-"""What random crops, as training draws them, show and are taught: the reason why ReLabel exists, in figures."""
+"""Measure random crops, as training draws them, and their targets: the problem that ReLabel solves, in numbers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from torch import Tensor
+import torch
 
-from relabel.checks.calibration import classes_shown
+from relabel.checks.calibration import SHOWN
 from relabel.checks.object_boxes import ObjectBox
 from relabel.checks.sample import MapSample
 from relabel.crop_box import CropBox, random_crop_box
@@ -27,34 +25,24 @@ MIN_IOU = 0.5
 
 @dataclass(frozen=True, slots=True)
 class CropQuality:
-    """Targets of random crops. None: nothing to measure it on.
+    """Measurements of random crops. None: nothing to measure them on.
 
     Fields:
-        images, crops_per_image: that were drawn from.
-        min_area: smallest area of a crop, fraction of the image.
-        other_class: crops whose target is highest for another class than the folder's, percent.
-        classes: number of classes above 10 % in a target.
-        covered: crops with IoU > 0.5 with a box of the folder's class (the best of several), percent.
+        images, crops_per_image: that were measured.
+        min_area_fraction: smallest area of a crop, fraction of the image.
+        crops_of_another_class_percent: whose target is highest for another class than the folder's.
+        classes_per_crop: number of classes above 10 % in a target.
+        crops_with_iou_above_half_percent: with a box of the folder's class, the best of several.
+        crops_with_iou_above_half_published_percent: the same on ImageNet.
     """
 
     images: int
     crops_per_image: int
-    min_area: float
-    other_class: Estimate | None
-    classes: Estimate | None
-    covered: Estimate | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, the unit in the name."""
-        return {
-            "images": self.images,
-            "crops_per_image": self.crops_per_image,
-            "min_area_fraction": self.min_area,
-            "crops_of_another_class_percent": self.other_class and asdict(self.other_class),
-            "classes_per_crop": self.classes and asdict(self.classes),
-            "crops_with_iou_above_half_percent": self.covered and asdict(self.covered),
-            "crops_with_iou_above_half_published_percent": PUBLISHED_COVERED_PERCENT,
-        }
+    min_area_fraction: float
+    crops_of_another_class_percent: Estimate | None
+    classes_per_crop: Estimate | None
+    crops_with_iou_above_half_percent: Estimate | None
+    crops_with_iou_above_half_published_percent: float = PUBLISHED_COVERED_PERCENT
 
 
 def crop_quality(
@@ -63,10 +51,10 @@ def crop_quality(
     labels: np.ndarray,
     class_names: Sequence[str],
     boxes: Mapping[int, Sequence[ObjectBox]],
-    *,
     fill: float = 0.0,
     temperature: float = 1.0,
     box_axes: str = "xy",
+    *,
     min_area: float = 0.08,
     crops_per_image: int = 1,
     seed: int = 0,
@@ -74,72 +62,57 @@ def crop_quality(
     """Draw crops of the sample's images, the boxes that training draws in the epochs 0, 1, ..., and pool their targets.
 
     Args:
-        sample: of the maps. Images whose file cannot be read are passed over.
+        sample: of the maps. Images whose file cannot be read are left out.
         image_path: gives the file of a row.
         labels: integer [N]; the class folder of every image.
-        class_names: K texts.
+        class_names: K names.
         boxes: row -> the objects of an image, where they are known.
         fill, temperature, box_axes: as in `relabel_target`.
         min_area: smallest area of a crop, fraction of the image.
-        crops_per_image: epochs to look at.
+        crops_per_image: number of epochs.
         seed: of the crops.
     """
-    drawn = _draw_crops(sample, image_path, min_area, crops_per_image, seed)
-    usable = sample.only(np.array([place for place, crops in enumerate(drawn) if crops], dtype=np.int64))
-    crops = [crops for crops in drawn if crops]
-    mine = labels[usable.rows].astype(np.int64)
-    make_target = partial(
-        relabel_target, num_classes=len(class_names), fill=fill, temperature=temperature, box_axes=box_axes
-    )
-    best, counts = _pool(usable, crops, crops_per_image, make_target)
-    objects = (boxes.get(row, ()) for row in usable.rows.tolist())
-    names = (class_names[label] for label in mine.tolist())
-    covered = [_covered(*image) for image in zip(objects, names, crops, strict=True)]
+    drawn = draw_crops(sample, image_path, min_area, crops_per_image, seed)
+    other, classes, covered = [], [], []
+    for part in sample.batches():
+        readable = [index for index in range(part.start, part.stop) if index in drawn]
+        if not readable:
+            continue
+        maps = sample.only(np.repeat(readable, crops_per_image))
+        crops = CropBox.stack([box for index in readable for box in drawn[index]])
+        target = relabel_target(
+            maps.scores, maps.classes, crops, len(class_names), fill=fill, temperature=temperature, box_axes=box_axes
+        )
+        own = torch.from_numpy(labels[maps.rows].astype(np.int64))
+        other += (target.argmax(dim=1) != own).float().view(-1, crops_per_image).mean(dim=1).tolist()
+        classes += (target > SHOWN).sum(dim=1).float().view(-1, crops_per_image).mean(dim=1).tolist()
+    for index, crops_here in drawn.items():
+        row = int(sample.rows[index])
+        objects = [found.box for found in boxes.get(row, ()) if found.class_name == class_names[labels[row]]]
+        if objects:
+            covered.append(np.mean([max(crop.iou(box) for box in objects) > MIN_IOU for crop in crops_here]))
     return CropQuality(
-        images=len(usable),
+        images=len(drawn),
         crops_per_image=crops_per_image,
-        min_area=min_area,
-        other_class=Estimate.percent((best != mine[:, None]).mean(axis=1)),
-        classes=Estimate.mean(counts.mean(axis=1)),
-        covered=Estimate.percent(np.array([share for share in covered if share is not None])),
+        min_area_fraction=min_area,
+        crops_of_another_class_percent=Estimate.percent(np.array(other)),
+        classes_per_crop=Estimate.mean(np.array(classes)),
+        crops_with_iou_above_half_percent=Estimate.percent(np.array(covered)),
     )
 
 
-def _draw_crops(
+def draw_crops(
     sample: MapSample, image_path: Callable[[int], Path], min_area: float, count: int, seed: int
-) -> list[list[CropBox]]:
-    """The crops of each image; none of a file that cannot be read."""
-    drawn: list[list[CropBox]] = []
+) -> dict[int, list[CropBox]]:
+    """Index in the sample -> its crops; without the images whose file cannot be read."""
+    drawn = {}
     with JobProgress("draw crops", len(sample), "images") as progress:
-        for row in sample.rows.tolist():
+        for index, row in enumerate(sample.rows.tolist()):
             progress.advance(1)
             try:
                 file = ImageFile(image_path(row))
-            except UserError:  # the check of all images tells it
-                drawn.append([])
+            except UserError:  # reported by the check of all images
                 continue
             rngs = (keyed_rng(seed, SAMPLE, epoch, row) for epoch in range(count))
-            drawn.append([random_crop_box(rng, file.width, file.height, min_area) for rng in rngs])
+            drawn[index] = [random_crop_box(rng, file.width, file.height, min_area) for rng in rngs]
     return drawn
-
-
-def _pool(
-    sample: MapSample, crops: list[list[CropBox]], count: int, make_target: Callable[..., Tensor]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The target of every crop: its best class and how many are above 10 %, both [n, crops per image]."""
-    best, shown = [np.empty((0, count), dtype=np.int64)], [np.empty((0, count), dtype=np.int64)]
-    for part in sample.batches():
-        scores, classes = (maps[part].repeat_interleave(count, dim=0) for maps in (sample.scores, sample.classes))
-        sides = CropBox.stack([box for image in crops[part] for box in image])
-        target = make_target(scores, classes, sides)
-        best.append(target.argmax(dim=1).view(-1, count).numpy())
-        shown.append(classes_shown(target).view(-1, count).numpy())
-    return np.concatenate(best), np.concatenate(shown)
-
-
-def _covered(objects: Sequence[ObjectBox], class_name: str, crops: Sequence[CropBox]) -> float | None:
-    """Share of the crops that cover an object of the class; None without such an object."""
-    boxes = [found.box for found in objects if found.class_name == class_name]
-    if not boxes:
-        return None
-    return float(np.mean([max(crop.iou(box) for box in boxes) > MIN_IOU for crop in crops]))

@@ -1,17 +1,18 @@
-"""Where the objects are: boxes in ImageNet's localisation format (Pascal-VOC XML), or of the embedded digit scenes.
+"""Object boxes in ImageNet's localisation format (Pascal-VOC XML), or of the embedded digit scenes.
 
     FOLDER/n01440764/n01440764_10040.xml   of the image n01440764/n01440764_10040.JPEG; FOLDER/n01440764_10040.xml too
     train.json                             of all images, as `python -m relabel digits` writes it
 
 Annotation files come from elsewhere, so they are read with care: no document type, hence no entities; no name in them
-is taken for a path.
+is used as a path.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
@@ -23,20 +24,11 @@ from utils.errors import UserError
 from utils.files import read_json
 
 LARGEST_XML = 1_000_000  # bytes; a thousand objects take 300,000
-EXPECTED_SOURCE = (
-    "expected a folder of Pascal-VOC files, FOLDER/CLASS/STEM.xml or FOLDER/STEM.xml for the image CLASS/STEM.JPEG, or "
-    "the train.json that `python -m relabel digits` writes"
-)
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectBox:
-    """One object of an image.
-
-    Fields:
-        class_name: the name of its class folder; may be a class that the data set does not have.
-        box: what it covers.
-    """
+    """One object of an image: the name of its class folder, which the data set may lack, and its box."""
 
     class_name: str
     box: CropBox
@@ -44,37 +36,36 @@ class ObjectBox:
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """The labels (positions of the class folders) and boxes of a digit scene, the label's own digit first."""
+    """Labels (indices of the class folders) and boxes of a digit scene, the label's own digit first."""
 
     labels: tuple[int, ...]
     boxes: tuple[CropBox, ...]
 
 
-class ObjectBoxes(Protocol):
-    """Boxes by image, read when asked for."""
-
-    def boxes_of(self, key: str) -> list[ObjectBox]:
-        """The objects of the image "CLASS/STEM", none where nobody drew boxes. UserError naming a wrong file."""
-        ...
+# Key of an image, "CLASS/STEM" -> its objects, none if it has no boxes. Raises UserError naming a wrong file.
+BoxReader = Callable[[str], list[ObjectBox]]
 
 
-def open_object_boxes(source: str | Path, class_names: Sequence[str]) -> ObjectBoxes:
-    """The boxes in a folder of XML files or in a JSON file of digit scenes.
+def open_object_boxes(source: Path, class_names: Sequence[str]) -> BoxReader:
+    """Open a folder of XML files or a JSON file of digit scenes.
 
     Args:
         source: see the top of this file.
-        class_names: the data's class folders, sorted; digit scenes count classes by their position.
+        class_names: the data's class folders, sorted; digit scenes name classes by their index.
 
     Raises:
         UserError: there is no such source, or it is something else.
     """
-    source = Path(source)
     if source.is_file():
-        return SceneBoxes(source, class_names)
+        return open_scene_boxes(source, class_names)
     if next(source.glob("*.xml"), None) is None and next(source.glob("*/*.xml"), None) is None:
         found = "no .xml file in its folder or the folders below" if source.is_dir() else "nothing there"
-        raise UserError(f"object boxes {source}: found {found}; {EXPECTED_SOURCE}. Give another --boxes.")
-    return XmlBoxes(source)
+        raise UserError(
+            f"object boxes {source}: found {found}; expected a folder of Pascal-VOC files, FOLDER/CLASS/STEM.xml or "
+            "FOLDER/STEM.xml for the image CLASS/STEM.JPEG, or the train.json that `python -m relabel digits` writes. "
+            "Give another --boxes."
+        )
+    return partial(_read_xml_boxes, source)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,72 +74,61 @@ class SampleBoxes:
 
     Fields:
         of_row: row -> the objects of that image; only images with boxes.
-        asked: how many images were looked up.
-        refused: a message for each file that was wrong; ImageNet itself has a few of them.
+        asked: number of images that were looked up.
+        refused: a message for each wrong file; ImageNet itself has a few of them.
     """
 
     of_row: dict[int, list[ObjectBox]]
     asked: int
     refused: list[str]
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"images_asked": self.asked, "images_with_boxes": len(self.of_row), "refused": self.refused}
 
-def look_up(source: ObjectBoxes, keys: np.ndarray, rows: np.ndarray) -> SampleBoxes:
-    """The boxes of the images in these rows; wrong files are listed, not raised.
+
+def look_up(read: BoxReader, keys: np.ndarray, rows: np.ndarray) -> SampleBoxes:
+    """Read the boxes of the images in some rows; wrong files are listed, not raised.
 
     Args:
-        source: of the boxes.
+        read: reads those of one image.
         keys: bytes [N], "CLASS/STEM" of every image.
         rows: int64 [n]; the images to look up.
     """
     of_row, refused = {}, []
     for row in rows.tolist():
         try:
-            boxes = source.boxes_of(os.fsdecode(keys[row]))
+            if boxes := read(os.fsdecode(keys[row])):
+                of_row[row] = boxes
         except UserError as error:
             refused.append(str(error))
-            continue
-        if boxes:
-            of_row[row] = boxes
     return SampleBoxes(of_row, len(rows), refused)
 
 
-class XmlBoxes:
-    """ObjectBoxes over a folder of Pascal-VOC files; a file is opened when its image is asked for."""
-
-    def __init__(self, root: Path) -> None:
-        """Remember the folder."""
-        self._root = root
-
-    def boxes_of(self, key: str) -> list[ObjectBox]:
-        """See ObjectBoxes."""
-        folder, _, stem = key.rpartition("/")
-        if folder:
-            stem = stem.removesuffix(f"_{folder}")  # the parquet copy of ImageNet appends the class to the stem
-        for path in (self._root / folder / f"{stem}.xml", self._root / f"{stem}.xml"):
-            if path.is_file():
-                return read_voc_file(path, folder)
-        return []
+def _read_xml_boxes(root: Path, key: str) -> list[ObjectBox]:
+    folder, _, stem = key.rpartition("/")
+    if folder:
+        stem = stem.removesuffix(f"_{folder}")  # the parquet copy of ImageNet appends the class to the stem
+    for path in (root / folder / f"{stem}.xml", root / f"{stem}.xml"):
+        if path.is_file():
+            return read_voc_file(path, folder)
+    return []
 
 
-class SceneBoxes:
-    """ObjectBoxes of digit scenes, from one JSON file."""
-
-    def __init__(self, path: Path, class_names: Sequence[str]) -> None:
-        """Read the file. UserError: it is none of digit scenes, or counts more classes than there are."""
-        self._class_names = list(class_names)
-        self._truth = {name.rpartition(".")[0]: truth for name, truth in read_truth(path).items()}
-        largest = max((label for truth in self._truth.values() for label in truth.labels), default=0)
-        if largest >= len(class_names):
-            raise UserError(
-                f"{path}: found the class {largest}; expected 0..{len(class_names) - 1}, the positions of the images' "
-                f"{len(class_names)} class folders. Give the boxes that belong to these images."
-            )
-
-    def boxes_of(self, key: str) -> list[ObjectBox]:
-        """See ObjectBoxes."""
-        truth = self._truth.get(key, Truth((), ()))
-        pairs = zip(truth.labels, truth.boxes, strict=True)
-        return [ObjectBox(self._class_names[label], box) for label, box in pairs]
+def open_scene_boxes(path: Path, class_names: Sequence[str]) -> BoxReader:
+    """Open the JSON file of digit scenes. UserError: it is none, or has more classes than there are."""
+    truths = {name.rpartition(".")[0]: truth for name, truth in read_truth(path).items()}
+    largest = max((label for truth in truths.values() for label in truth.labels), default=0)
+    if largest >= len(class_names):
+        raise UserError(
+            f"{path}: found the class {largest}; expected 0..{len(class_names) - 1}, the indices of the images' "
+            f"{len(class_names)} class folders. Give the boxes that belong to these images."
+        )
+    boxes = {
+        key: [ObjectBox(class_names[label], box) for label, box in zip(truth.labels, truth.boxes, strict=True)]
+        for key, truth in truths.items()
+    }
+    return lambda key: boxes.get(key, [])
 
 
 def read_truth(path: Path) -> dict[str, Truth]:
@@ -167,25 +147,32 @@ def read_truth(path: Path) -> dict[str, Truth]:
 
 def _truth(labels: Sequence[int], boxes: Sequence[Sequence[float]]) -> Truth:
     if len(labels) != len(boxes) or not all(type(label) is int and label >= 0 for label in labels):
-        raise ValueError(f"found the labels {labels} and {len(boxes)} boxes; expected a class number for each box")
-    return Truth(tuple(labels), tuple(_box(*sides) for sides in boxes))
+        raise ValueError(f"found the labels {labels} and {len(boxes)} boxes; expected a class index for each box")
+    for left, top, right, bottom in boxes:
+        if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+            raise ValueError(f"found the box {boxes}; expected left, top, right, bottom as fractions of the image")
+    return Truth(tuple(labels), tuple(CropBox(*sides) for sides in boxes))
 
 
 def read_voc_file(path: Path, class_folder: str) -> list[ObjectBox]:
-    """The objects of a Pascal-VOC file, in its order; their parts (a person's head) are passed over.
+    """Read the objects of a Pascal-VOC file, without their parts (a person's head).
 
     A box that crosses the image's border is cut there: some of ImageNet's do.
 
     Args:
         path: of the file.
-        class_folder: of the image. Many of ImageNet's dogs bear their English name where all others bear a folder's;
-            they are taken for objects of this folder.
+        class_folder: of the image. Many of ImageNet's dogs have their English name where all others have a folder's;
+            they count as objects of this folder.
 
     Raises:
         UserError: naming the file and the reason.
     """
     try:
-        root = _parse(_read_small(path))
+        with path.open("rb") as file:
+            content = file.read(LARGEST_XML + 1)
+        if len(content) > LARGEST_XML:
+            raise ValueError(f"it has more than {LARGEST_XML:,} bytes")
+        root = _parse(content)
         width, height = _number(root, "size/width"), _number(root, "size/height")
         if width <= 0 or height <= 0:
             raise ValueError(f"its <size> is {width:g} x {height:g}")
@@ -198,16 +185,8 @@ def read_voc_file(path: Path, class_folder: str) -> list[ObjectBox]:
         ) from error
 
 
-def _read_small(path: Path) -> bytes:
-    with path.open("rb") as file:
-        content = file.read(LARGEST_XML + 1)
-    if len(content) > LARGEST_XML:
-        raise ValueError(f"it has more than {LARGEST_XML:,} bytes")
-    return content
-
-
 def _parse(content: bytes) -> Element:
-    """The root of an XML document without document type, so that nothing in it can expand or point elsewhere."""
+    """Parse an XML document without document type, so that nothing in it can expand or refer to other files."""
     builder = TreeBuilder()
     parser = expat.ParserCreate()
     parser.StartDoctypeDeclHandler = _refuse_doctype
@@ -219,7 +198,7 @@ def _parse(content: bytes) -> Element:
 
 
 def _refuse_doctype(name: str, *_: object) -> None:
-    raise ValueError("it declares a document type, through which a file could reach out of itself")
+    raise ValueError("it declares a document type, which could refer to other files")
 
 
 def _object(element: Element, width: float, height: float, class_folder: str) -> ObjectBox:
@@ -229,20 +208,16 @@ def _object(element: Element, width: float, height: float, class_folder: str) ->
     if WNID.fullmatch(class_folder) and not WNID.fullmatch(name):
         name = class_folder
     sides = [_number(element, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
-    left, top, right, bottom = sides
     # The first pixel is number 1 in VOC and 0 in some of ImageNet's files: one pixel of doubt, less than a map shows.
-    box = (left - 1) / width, (top - 1) / height, right / width, bottom / height
-    if not (left < right and top < bottom):
-        raise ValueError(f"the box xmin, ymin, xmax, ymax = {_listed(sides)} is empty")
-    try:
-        return ObjectBox(name, _box(*(min(max(side, 0.0), 1.0) for side in box)))
-    except ValueError:
-        outside = f"the box {_listed(sides)} is outside the {width:g} x {height:g} pixels of <size>"
-        raise ValueError(outside) from None
+    left, top, right, bottom = np.clip((np.array(sides) - (1, 1, 0, 0)) / (width, height, width, height), 0, 1).tolist()
+    if not (sides[0] < sides[2] and sides[1] < sides[3] and left < right and top < bottom):
+        numbers = ", ".join(f"{side:g}" for side in sides)
+        raise ValueError(f"the box {numbers} is empty or outside the {width:g} x {height:g} pixels of <size>")
+    return ObjectBox(name, CropBox(left, top, right, bottom))
 
 
 def _number(element: Element, path: str) -> float:
-    """The finite number in a descendant element. ValueError naming it otherwise."""
+    """Return the finite number in a descendant element. ValueError naming it otherwise."""
     text = element.findtext(path)
     try:
         value = float(text or "")
@@ -251,15 +226,3 @@ def _number(element: Element, path: str) -> float:
     if not np.isfinite(value):
         raise ValueError(f"<{path}> is {'missing' if text is None else repr(text[:40])}, not a number")
     return value
-
-
-def _listed(sides: Sequence[float]) -> str:
-    return ", ".join(f"{side:g}" for side in sides)
-
-
-def _box(left: float, top: float, right: float, bottom: float) -> CropBox:
-    """A CropBox; ValueError, not a failed assertion, where the sides come from a file."""
-    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
-        sides = _listed((left, top, right, bottom))
-        raise ValueError(f"found the box {sides}; expected left, top, right, bottom as fractions of the image")
-    return CropBox(left, top, right, bottom)

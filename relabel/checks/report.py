@@ -1,55 +1,67 @@
-"""One report about a set of label maps: are they whole, do they make good targets, which way round are they stored."""
+"""The report on a set of label maps: are they whole, do they make good targets, are their axes in the right order."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from relabel.annotation.label_set import LabelSet
-from relabel.checks.axes import AxisCheck, Classifier, check_with_boxes, check_with_classifier
+from relabel.checks.axes import (
+    ROW_COLUMN,
+    TRANSPOSED,
+    UNDECIDED,
+    AxisCheck,
+    Classifier,
+    check_with_boxes,
+    check_with_classifier,
+)
 from relabel.checks.calibration import Calibration, calibrate
-from relabel.checks.crop_quality import CropQuality, crop_quality
-from relabel.checks.integrity import Integrity, check_integrity
-from relabel.checks.object_boxes import ObjectBoxes, SampleBoxes, look_up
-from relabel.checks.sample import MapSample, read_sample
+from relabel.checks.crop_quality import PUBLISHED_COVERED_PERCENT, CropQuality, crop_quality
+from relabel.checks.integrity import KINDS, Integrity, check_integrity
+from relabel.checks.object_boxes import BoxReader, SampleBoxes, look_up
+from relabel.checks.sample import read_sample
 from relabel.stores.packed import damaged_files
+from utils.estimates import Estimate
 
-CLASSIFIED = 2000  # images whose crops a classifier looks at; 200 would do on the digit scenes
-WEAK_AGREEMENT_PERCENT = 60  # the teacher has usually learned from these very images
+CLASSIFIED = 2000  # images whose crops are classified; 200 would do on the digit scenes
+WEAK_AGREEMENT_PERCENT = 60  # the teacher was usually trained on these very images
+VERDICTS = {
+    ROW_COLUMN: ("[row, column]", "bold green"),
+    TRANSPOSED: ("[column, row]", "bold red"),
+    UNDECIDED: ("undecided", "bold yellow"),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What training would be given, and how much to measure.
+    """The settings of a training, and how much to measure.
 
     Fields:
         fill, temperature, box_axes: as in `relabel_target`.
-        min_area: smallest area of a random crop, fraction of the image.
-        maps: how many to measure; every map is read in any case.
-        crops_per_image: random crops of each of them.
-        seed: of the sample and of the crops.
+        maps: number of maps to measure; every map is read in any case.
     """
 
     fill: float = 0.0
     temperature: float = 1.0
     box_axes: str = "xy"
-    min_area: float = 0.08
     maps: int = 10_000
-    crops_per_image: int = 1
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Report:
-    """Everything that was found. What was not asked for, or could not be measured, is None or empty.
+    """All results; None or empty where something was not asked for or could not be measured.
 
     Fields:
         labels: where the maps are.
         integrity, calibration, crops, axes: see their files.
-        boxes: the object boxes that were found for the sample.
+        object_boxes: those that were found for the sample.
         teacher_top1_percent: known accuracy of the maps' teacher.
-        problems: what is wrong, each with what to do; the maps are fit for training if there is none.
+        problems: what is wrong, each with what to do; without any, the maps are fit for training.
         notes: what is worth knowing.
     """
 
@@ -57,7 +69,7 @@ class Report:
     integrity: Integrity
     calibration: Calibration | None
     crops: CropQuality | None
-    boxes: SampleBoxes | None
+    object_boxes: SampleBoxes | None
     axes: list[AxisCheck]
     teacher_top1_percent: float | None
     problems: list[str]
@@ -65,29 +77,16 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; the unit in each name."""
-        found = self.boxes and {
-            "images_asked": self.boxes.asked,
-            "images_with_boxes": len(self.boxes.of_row),
-            "refused": self.boxes.refused,
-        }
-        return {
-            "labels": self.labels,
-            "problems": self.problems,
-            "notes": self.notes,
-            "integrity": self.integrity.as_dict(),
-            "calibration": self.calibration and self.calibration.as_dict(),
-            "teacher_top1_percent": self.teacher_top1_percent,
-            "crops": self.crops and self.crops.as_dict(),
-            "object_boxes": found,
-            "axes": [check.as_dict() for check in self.axes],
-        }
+        boxes = self.object_boxes and self.object_boxes.as_dict()
+        axes = [check.as_dict() for check in self.axes]
+        return asdict(self) | {"integrity": self.integrity.as_dict(), "object_boxes": boxes, "axes": axes}
 
 
 def make_report(
     labels: LabelSet,
     settings: Settings,
     *,
-    boxes: ObjectBoxes | None = None,
+    boxes: BoxReader | None = None,
     classifier: Classifier | None = None,
     teacher_top1_percent: float | None = None,
 ) -> Report:
@@ -96,116 +95,177 @@ def make_report(
     Args:
         labels: the maps.
         settings: see there.
-        boxes: where the objects are.
+        boxes: reads the objects of an image.
         classifier: for the second test of the axes; needs images.
         teacher_top1_percent: known accuracy of the maps' teacher.
     """
     skipped = labels.manifest.skipped if labels.manifest else {}
     integrity = check_integrity(labels.store, labels.keys, labels.store_keys, labels.image_path, skipped)
     for name in damaged_files(labels.path, labels.manifest) if labels.manifest else []:
-        integrity.changed_files.add(name)
-    if len(integrity.usable) == 0:
-        problems = [*integrity.problems(), "There is no label map that can be read."]
-        notes = _notes(integrity, None, None, skipped)
-        return Report(str(labels.path), integrity, None, None, None, [], teacher_top1_percent, problems, notes)
-    sample = read_sample(labels.store, integrity.usable, settings.maps, settings.seed)
-    found = None if boxes is None else look_up(boxes, labels.keys, sample.rows)
-    calibration = calibrate(
-        sample, labels.labels, len(labels.class_names), fill=settings.fill, temperature=settings.temperature
-    )
-    crops = _measure_crops(labels, sample, settings, found)
-    axes = _check_axes(labels, sample, settings, found, classifier)
-    problems = [
-        *integrity.problems(),
-        *calibration.problems(teacher_top1_percent),
-        *(problem for check in axes for problem in check.problems(settings.box_axes)),
-        *_box_problems(found),
-    ]
-    notes = _notes(integrity, found, calibration, skipped)
+        integrity.add("changed_files", name)
+    problems, notes = integrity.problems(), integrity.notes()
+    if skipped:
+        key, reason = next(iter(skipped.items()))
+        notes.append(f"Images skipped when the maps were made: {len(skipped):,}, such as {key}: {reason}")
+    calibration, crops, found, axes = None, None, None, []
+    if len(integrity.usable):
+        sample = read_sample(labels.store, integrity.usable, settings.maps)
+        found = look_up(boxes, labels.keys, sample.rows) if boxes else None
+        names, logits = labels.class_names, (settings.fill, settings.temperature)
+        calibration = calibrate(sample, labels.labels, len(names), *logits)
+        if labels.image_path and labels.labels is not None:
+            objects = found.of_row if found else {}
+            crops = crop_quality(sample, labels.image_path, labels.labels, names, objects, *logits, settings.box_axes)
+        if found:
+            axes.append(check_with_boxes(sample, names, found.of_row))
+        if classifier and labels.image_path:
+            some = sample.only(np.arange(0, len(sample), -(-len(sample) // CLASSIFIED)))
+            axes.append(check_with_classifier(some, labels.image_path, len(names), classifier, *logits))
+        problems += calibration.problems(teacher_top1_percent)
+        problems += [problem for check in axes for problem in check.problems(settings.box_axes)]
+        notes += _agreement_notes(calibration)
+    else:
+        problems.append("There is no label map that can be read.")
+    if found and not found.of_row:
+        first = f" The first error: {found.refused[0]}" if found.refused else ""
+        problems.append(
+            f"None of the {found.asked:,} images of the sample has object boxes; expected files named like the images. "
+            f"Give the boxes of these images.{first}"
+        )
+    elif found and found.refused:
+        notes.append(f"Unreadable files of object boxes: {len(found.refused):,}, such as {found.refused[0]}")
     return Report(str(labels.path), integrity, calibration, crops, found, axes, teacher_top1_percent, problems, notes)
 
 
-def _measure_crops(
-    labels: LabelSet, sample: MapSample, settings: Settings, found: SampleBoxes | None
-) -> CropQuality | None:
-    if labels.image_path is None or labels.labels is None:
-        return None
-    return crop_quality(
-        sample,
-        labels.image_path,
-        labels.labels,
-        labels.class_names,
-        found.of_row if found else {},
-        fill=settings.fill,
-        temperature=settings.temperature,
-        box_axes=settings.box_axes,
-        min_area=settings.min_area,
-        crops_per_image=settings.crops_per_image,
-        seed=settings.seed,
-    )
-
-
-def _check_axes(
-    labels: LabelSet,
-    sample: MapSample,
-    settings: Settings,
-    found: SampleBoxes | None,
-    classifier: Classifier | None,
-) -> list[AxisCheck]:
-    checks = []
-    if found is not None:
-        checks.append(check_with_boxes(sample, labels.class_names, found.of_row))
-    if classifier is not None and labels.image_path is not None:
-        some = sample.only(np.arange(0, len(sample), -(-len(sample) // CLASSIFIED)))
-        num_classes = len(labels.class_names)
-        checks.append(
-            check_with_classifier(some, labels.image_path, num_classes, classifier, settings.fill, settings.temperature)
-        )
-    return checks
-
-
-def _box_problems(found: SampleBoxes | None) -> list[str]:
-    if found is None or found.of_row:
+def _agreement_notes(calibration: Calibration) -> list[str]:
+    agreement = calibration.top1_agreement_percent
+    if agreement is None or agreement.high95 >= WEAK_AGREEMENT_PERCENT:
         return []
-    first = f" The first refusal: {found.refused[0]}" if found.refused else ""
     return [
-        f"None of the {found.asked:,} images of the sample has object boxes; expected files with the names of the "
-        f"images. Give the boxes of these images.{first}"
+        f"The map's top class is the folder's class for {agreement.value:.0f} % of the images. A weak teacher can cost "
+        "more than localized labels gain (the paper's lost 1.4 points): compare with original labels."
     ]
 
 
-def _notes(
-    integrity: Integrity, found: SampleBoxes | None, calibration: Calibration | None, skipped: Mapping[str, str]
-) -> list[str]:
-    """What is worth knowing though nothing is wrong."""
-    notes = []
-    agreement = calibration.top1_agreement if calibration else None
-    if agreement and agreement.high95 < WEAK_AGREEMENT_PERCENT:
-        notes.append(
-            f"The maps name the folder's class first for {agreement.value:.0f} % of the images. A weak teacher can "
-            "cost more than localized labels give (the paper's lost 1.4 points): compare with original labels."
-        )
-    if skipped:
-        key, reason = next(iter(skipped.items()))
-        notes.append(f"Images left out when the maps were made: {len(skipped):,}. The first is {key}: {reason}")
-    if integrity.other_classes.count:
-        notes.append(f"Label maps of classes that have no images here: {integrity.other_classes.count:,}.")
-    if integrity.several_dots.count:
-        notes.append(
-            f"Names with several dots: {integrity.several_dots.count:,}, such as {integrity.several_dots.first[0]}. "
-            "A map has all but the extension in its name; the 2021 code looked for another one."
-        )
-    if integrity.parquet_spelling.count:
-        notes.append(
-            f"Names that repeat the class: {integrity.parquet_spelling.count:,}, such as "
-            f"{integrity.parquet_spelling.first[0]}, as in the parquet copy of ImageNet. Released label maps have the "
-            "original names."
-        )
-    if integrity.rotated and integrity.rotated.count:
-        notes.append(
-            f"Images that viewers are asked to turn (EXIF): {integrity.rotated.count:,}. Training and `annotate` take "
-            "them as they are stored; maps made by a program that turns them would not fit."
-        )
-    if found and found.of_row and found.refused:
-        notes.append(f"Files of object boxes that were passed over: {len(found.refused):,}. First {found.refused[0]}")
-    return notes
+def print_report(report: Report, console: Console | None = None) -> None:
+    """Print tables that fit 80 columns; the problems come last, where a person looks first."""
+    console = console or Console()
+    console.print(Text(f"\nLabel maps  {report.labels}", style="bold", overflow="fold"))
+    console.print(_integrity_table(report.integrity))
+    if report.calibration:
+        console.print(_logit_table(report.calibration))
+        console.print(_target_table(report.calibration, report.teacher_top1_percent))
+        _print_list(console, "Fill and temperature", "cyan", [report.calibration.reason])
+    if report.crops:
+        console.print(_crop_table(report.crops))
+    if report.axes:
+        console.print(_axis_table(report.axes))
+    if report.notes:
+        _print_list(console, "Good to know", "cyan", report.notes)
+    if report.problems:
+        count = len(report.problems)
+        _print_list(console, f"{count} problem{'s' * (count > 1)}", "bold red", report.problems)
+    else:
+        console.print(Text("\nNo problems found.\n", style="bold green"))
+
+
+def _table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]] = ()) -> Table:
+    """A table whose first column is text and whose others are numbers; nothing in it is cut off."""
+    table = Table(title=f"\n{title}", title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_edge=False)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left", overflow="fold", header_style="dim")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _integrity_table(integrity: Integrity) -> Table:
+    table = _table("All maps and images", ["", "count", ""])
+    table.columns[2].justify = "left"
+    k, h, w = integrity.shape or (0, 0, 0)
+    cells = f"{h} rows x {w} columns of {k} classes" if integrity.shape else ""
+    table.add_row("images", f"{integrity.images:,}", "")
+    table.add_row("intact label maps", f"{len(integrity.usable):,}", cells)
+    for name, finding in integrity.findings.items():
+        style = "dim" if not finding.count else "bold red" if KINDS[name].is_problem else "yellow"
+        first = f"first: {finding.first[0].partition(': ')[0]}" if finding.count else ""
+        table.add_row(KINDS[name].title, f"{finding.count:,}", Text(first, overflow="fold"), style=style)
+    return table
+
+
+def _logit_table(calibration: Calibration) -> Table:
+    headings = ["median" if at == "50" else f"{at} %" for at in calibration.top_logit_percentiles]
+    values = [f"{value:.2f}" for value in calibration.top_logit_percentiles.values()]
+    return _table("Largest logit of a cell", ["percentile", *headings], [["logit", *values]])
+
+
+def _target_table(calibration: Calibration, teacher: float | None) -> Table:
+    absent = calibration.classes - calibration.classes_per_cell
+    settings = f"fill {calibration.fill_logit:g}, temperature {calibration.temperature:g}, {calibration.maps:,} maps"
+    return _measure_table(
+        f"Targets of whole images  ({settings})",
+        [
+            (f"leak in cells, to the {absent:,} classes not stored", calibration.leak_in_cells_percent, " %"),
+            ("leak in targets, to classes of no cell", calibration.leak_in_whole_image_target_percent, " %"),
+            ("more than one class above 10 %", calibration.images_of_several_classes_percent, " %"),
+            ("folder's label is the top class", calibration.top1_agreement_percent, " %"),
+            ("    top-1 accuracy of the teacher, as given", teacher, " %"),
+            ("folder's label is among the top 5", calibration.top5_agreement_percent, " %"),
+            ("cross-entropy of the folder's label, nats", calibration.cross_entropy_nats, ""),
+        ],
+    )
+
+
+def _crop_table(crops: CropQuality) -> Table:
+    covered = crops.crops_with_iou_above_half_percent
+    return _measure_table(
+        f"Targets of random crops  ({100 * crops.min_area_fraction:g} to 100 % of the image)",
+        [
+            ("top class is not the folder's label", crops.crops_of_another_class_percent, " %"),
+            ("number of classes above 10 %", crops.classes_per_crop, ""),
+            ("IoU > 0.5 with an object of the label", covered, " %"),
+            ("    on ImageNet, as published", PUBLISHED_COVERED_PERCENT if covered else None, " %"),
+        ],
+    )
+
+
+def _measure_table(title: str, rows: Sequence[tuple[str, Estimate | float | None, str]]) -> Table:
+    """A row for each (what, value, unit) that is not None; percentages to a tenth, other values to a hundredth."""
+    table = _table(title, ["", "value", "95 % interval", "images"])
+    for what, value, unit in rows:
+        digits = 1 if unit == " %" else 2
+        if isinstance(value, Estimate):
+            interval = f"{value.low95:.{digits}f} to {value.high95:.{digits}f}"
+            table.add_row(what, f"{value.value:.{digits}f}{unit}", interval, f"{value.n:,}")
+        elif value is not None:
+            table.add_row(what, f"{value:.{digits}f}{unit}", "", "")
+    return table
+
+
+def _axis_table(axes: Sequence[AxisCheck]) -> Table:
+    table = _table("Order of the axes", ["", *(f"by {check.evidence}" for check in axes)])
+    columns = []
+    for check in axes:
+        found, favouring = check.difference, check.favouring_row_column_percent
+        column = {
+            "measure": check.measure,
+            "stored [row, column]": f"{check.row_column:.3f}",
+            "stored [column, row]": f"{check.transposed:.3f}",
+            "difference": f"{found.value:+.3f}" if found else "-",
+            "    95 % interval": f"{found.low95:+.3f} to {found.high95:+.3f}" if found else "-",
+            "informative images": f"{check.images_informative:,} of {check.images_examined:,}",
+            "    for [row, column]": f"{favouring.value:.1f} %" if favouring else "-",
+        }
+        columns.append([Text(value) for value in column.values()] + [Text(*VERDICTS[check.verdict])])
+    for what, *values in zip([*column, "verdict"], *columns, strict=True):
+        table.add_row(Text(what), *values)
+    return table
+
+
+def _print_list(console: Console, title: str, style: str, paragraphs: Sequence[str]) -> None:
+    """Print a heading and a list below it. Text, so that brackets in file names are no markup."""
+    console.print(Text(f"\n{title}", style=style))
+    grid = Table.grid(padding=(0, 1))
+    for paragraph in paragraphs:
+        grid.add_row(Text(" -"), Text(paragraph, overflow="fold"))
+    console.print(grid)

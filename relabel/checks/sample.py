@@ -1,4 +1,4 @@
-"""A random sample of a data set's label maps in memory: what every measurement of their quality is made on."""
+"""A random sample of a data set's label maps in memory, on which their quality is measured."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class MapSample:
     """Label maps of n images.
 
     Fields:
-        rows: int64 [n]; which images, in ascending order.
+        rows: int64 [n]; of the images, in ascending order.
         scores: float [n, k, h, w], as stored.
         classes: integer [n, k, h, w]; K for a class that the data lacks.
     """
@@ -28,19 +28,19 @@ class MapSample:
     classes: Tensor
 
     def __len__(self) -> int:
-        """n."""
+        """Number of maps."""
         return len(self.rows)
 
     def batches(self) -> Iterator[slice]:
-        """Which of the n maps to take together."""
+        """Slices of the sample that are small enough to be measured at once."""
         return (slice(start, min(start + BATCH, len(self))) for start in range(0, len(self), BATCH))
 
-    def only(self, chosen: np.ndarray) -> "MapSample":
-        """The maps at these places (integer [m]) of the sample."""
+    def only(self, chosen: np.ndarray | slice) -> "MapSample":
+        """Some of the maps: a slice, or integer [m], indices in the sample."""
         return MapSample(self.rows[chosen], self.scores[chosen], self.classes[chosen])
 
     def transposed(self) -> "MapSample":
-        """The maps as they are if their files hold [column, row] where [row, column] is meant."""
+        """The maps as they are if their files hold [column, row] instead of [row, column]."""
         return MapSample(self.rows, self.scores.transpose(2, 3), self.classes.transpose(2, 3))
 
 
@@ -49,8 +49,8 @@ def read_sample(store: LabelStore, rows: np.ndarray, size: int, seed: int = 0) -
 
     Args:
         store: of the maps.
-        rows: int64 [m], at least one; those whose maps can be read.
-        size: how many to draw; all where there are no more.
+        rows: int64 [m], at least one; of maps that can be read.
+        size: number of maps to draw; all if there are no more.
         seed: of the draw.
 
     Raises:

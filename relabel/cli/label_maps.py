@@ -159,8 +159,7 @@ def check(
     from relabel.annotation.label_set import open_label_set
     from relabel.checks.axes import classifier_named
     from relabel.checks.object_boxes import open_object_boxes
-    from relabel.checks.report import Settings, make_report
-    from relabel.checks.report_tables import print_report
+    from relabel.checks.report import Settings, make_report, print_report
     from utils.files import write_json
 
     if json:

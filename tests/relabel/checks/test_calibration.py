@@ -1,14 +1,16 @@
-"""Leak, agreement and scale of label maps, by hand and against the table of published figures."""
+"""Leak, agreement and scale of label maps, by hand and against published values; the fill and temperature to try."""
 
 import numpy as np
 import pytest
 import torch
 
-from relabel.checks.calibration import Calibration, calibrate, cell_leak, label_rank
+from relabel.checks.calibration import Calibration, Pooled, calibrate, cell_leak, label_rank
 from relabel.checks.sample import MapSample, read_sample
 from relabel.label_map import LabelMap
+from relabel.targets import relabel_target
 from tests.memory_store import MemoryStore, left_right_map, uniform_map
 
+K = 10
 LEAKS = [(4, 0.95), (6, 0.71), (8, 0.25), (10, 0.043), (12, 0.006)]
 
 
@@ -28,19 +30,23 @@ def test_the_leak_of_one_class_alone_among_a_thousand(logit: float, leaked: floa
     With the other four of a top 5 far below 0, 995 others remain, which rounds to the same.
     """
     found = calibrate(sample_of(uniform_map(logit, 7, k), uniform_map(logit, 30, k)), None, 1000)
-    assert of(found.cell_leak) / 100 == pytest.approx((1000 - k) / (1000 - k + np.exp(logit)), rel=1e-5)
-    assert of(found.cell_leak) / 100 == pytest.approx(leaked, rel=0.02)
-    assert of(found.target_leak) == pytest.approx(of(found.cell_leak), rel=1e-4)  # the map is the same everywhere
+    in_cells = of(found.leak_in_cells_percent)
+    assert in_cells / 100 == pytest.approx((1000 - k) / (1000 - k + np.exp(logit)), rel=1e-5)
+    assert in_cells / 100 == pytest.approx(leaked, rel=0.02)
+    assert of(found.leak_in_whole_image_target_percent) == pytest.approx(in_cells, rel=1e-4)  # the same everywhere
 
 
-def test_the_leak_equals_that_of_a_dense_softmax() -> None:
+def test_leak_and_target_equal_those_of_a_dense_softmax() -> None:
     rng = np.random.default_rng(0)
-    dense = rng.normal(0, 3, (12, 3, 5)).astype(np.float32)
-    kept = LabelMap.from_dense(dense, 4)
+    kept = LabelMap.from_dense(rng.normal(0, 3, (12, 3, 5)).astype(np.float32), 4)
     probability = torch.from_numpy(kept.to_dense(12, fill=-1.5) / 0.7).softmax(dim=0).numpy()
     stored = np.take_along_axis(probability, kept.classes.astype(np.int64), axis=0).sum(axis=0)
-    scores, classes = torch.from_numpy(kept.scores)[None], torch.from_numpy(kept.classes)[None]
-    np.testing.assert_allclose(cell_leak(scores, classes, 12, -1.5, 0.7)[0], 1 - stored, atol=1e-6)
+    sample = sample_of(kept)
+    np.testing.assert_allclose(cell_leak(sample.scores, sample.classes, 12, -1.5, 0.7)[0], 1 - stored, atol=1e-6)
+    for fill, temperature in ((0.0, 1.0), (-3.0, 0.5), (2.0, 4.0)):
+        expected = relabel_target(sample.scores, sample.classes, None, 12, fill=fill, temperature=temperature)
+        found = Pooled.of(sample, None, 12).log_target(fill, temperature).exp()
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_class_that_the_data_lacks_is_not_stored() -> None:
@@ -51,55 +57,44 @@ def test_a_class_that_the_data_lacks_is_not_stored() -> None:
     expected = 2 / (2 + np.exp(2))
     for label_map in (with_it, without):
         found = calibrate(sample_of(label_map, label_map), None, 3)
-        assert of(found.cell_leak) / 100 == pytest.approx(expected)
-        assert of(found.target_leak) / 100 == pytest.approx(expected)
+        assert of(found.leak_in_cells_percent) / 100 == pytest.approx(expected)
+        assert of(found.leak_in_whole_image_target_percent) / 100 == pytest.approx(expected)
     only_it = LabelMap(with_it.scores[1:], classes[1:])
-    assert of(calibrate(sample_of(only_it), None, 3).cell_leak) == 100
+    assert of(calibrate(sample_of(only_it), None, 3).leak_in_cells_percent) == 100
 
 
 def test_no_class_is_absent_where_all_are_stored() -> None:
     full = LabelMap.from_dense(np.random.default_rng(0).normal(size=(4, 2, 3)).astype(np.float32), 4)
     found = calibrate(sample_of(full), None, 4)
-    assert of(found.cell_leak) == of(found.target_leak) == 0
+    assert of(found.leak_in_cells_percent) == of(found.leak_in_whole_image_target_percent) == 0
 
 
 def test_agreement_by_hand() -> None:
     """Four images of class 0: three maps say 0, one says 5."""
     maps = [uniform_map(9.0, 0), uniform_map(8.0, 0), uniform_map(9.0, 0), uniform_map(9.0, 5)]
     found = calibrate(sample_of(*maps), np.zeros(4, dtype=np.int64), 100)
-    assert found.top1_agreement and found.top1_agreement.value == 75 and found.top1_agreement.n == 4
-    assert of(found.top5_agreement) == 75  # 0 ties with 98 other absent classes: by luck among five is not agreement
-    assert calibrate(sample_of(*maps), None, 100).top1_agreement is None
-    assert calibrate(sample_of(uniform_map(9.0, 0)), np.zeros(1, dtype=np.int64), 5).top5_agreement is None
-
-
-def test_ranks_count_ties_against_the_label() -> None:
+    assert found.top1_agreement_percent and found.top1_agreement_percent.value == 75
+    assert of(found.top5_agreement_percent) == 75  # 0 ties with 98 other absent classes: luck is not agreement
+    assert calibrate(sample_of(*maps), None, 100).top1_agreement_percent is None
+    assert calibrate(sample_of(uniform_map(9.0, 0)), np.zeros(1, dtype=np.int64), 5).top5_agreement_percent is None
     target = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.4, 0.4], [0.1, 0.4, 0.5]])
     assert label_rank(target, torch.tensor([0, 1, 0])).tolist() == [0, 1, 2]
 
 
-def test_labels_are_found_by_row() -> None:
-    store = MemoryStore([uniform_map(9.0, label) for label in (0, 1, 2, 3)])
-    sample = read_sample(store, np.array([1, 3]), size=2)
-    assert of(calibrate(sample, np.array([9, 1, 9, 3]), 100).top1_agreement) == 100
-
-
-def test_several_classes_by_hand() -> None:
+def test_several_classes_and_percentiles_by_hand() -> None:
     found = calibrate(sample_of(left_right_map(20.0), uniform_map(20.0, 0)), None, 1000)
-    assert of(found.several_classes) == 50  # half and half in the first, one class in the second
-
-
-def test_percentiles_are_of_the_largest_logit_in_each_cell() -> None:
+    assert of(found.images_of_several_classes_percent) == 50  # half and half in the first, one class in the second
     scores = np.stack([np.arange(100, dtype=np.float32).reshape(10, 10), np.full((10, 10), -5, np.float32)])
-    found = calibrate(sample_of(LabelMap(scores, np.stack([np.zeros((10, 10), int), np.ones((10, 10), int)]))), None, 9)
-    assert found.top_logit[50] == pytest.approx(49.5) and found.top_logit[1] == pytest.approx(0.99)
+    classes = np.stack([np.zeros((10, 10), int), np.ones((10, 10), int)])
+    top_logits = calibrate(sample_of(LabelMap(scores, classes)), None, 9).top_logit_percentiles
+    assert top_logits["50"] == pytest.approx(49.5) and top_logits["1"] == pytest.approx(0.99)
 
 
 def test_half_precision_maps_are_measured_as_single() -> None:
     single = uniform_map(9.0, 3, k=2, others=1.0)
     half = LabelMap(single.scores.astype(np.float16), single.classes)
     found, expected = (calibrate(sample_of(m, m), np.array([3, 3]), 50) for m in (half, single))
-    assert of(found.cell_leak) == pytest.approx(of(expected.cell_leak))
+    assert of(found.leak_in_cells_percent) == pytest.approx(of(expected.leak_in_cells_percent))
     assert of(found.cross_entropy_nats) == pytest.approx(of(expected.cross_entropy_nats))
 
 
@@ -109,28 +104,90 @@ def agreeing(share: float, n: int = 400) -> Calibration:
 
 
 @pytest.mark.parametrize(
-    ("share", "teacher", "is_wrong"),
-    [(0.85, 88.0, False), (0.75, 88.0, False), (0.65, 88.0, True), (0.01, 88.0, True), (0.2, 30.0, False),
-     (0.05, 30.0, True), (0.01, None, False)],
+    ("share", "n", "teacher", "is_wrong"),
+    [(0.75, 400, 88.0, False), (0.65, 400, 88.0, True), (0.2, 400, 30.0, False), (0.05, 400, 30.0, True),
+     (0.01, 400, None, False), (0.6, 10, 88.0, False)],
 )  # fmt: skip
-def test_a_teacher_that_was_better_than_its_maps(share: float, teacher: float | None, is_wrong: bool) -> None:
-    """More than 15 points below the teacher, or below half of it; a chance difference is none."""
-    problems = agreeing(share).problems(teacher)
+def test_a_teacher_better_than_its_maps(share: float, n: int, teacher: float | None, is_wrong: bool) -> None:
+    """More than 15 points below the teacher, or below half of it; what chance can do is not wrong."""
+    problems = agreeing(share, n).problems(teacher)
     assert bool(problems) == is_wrong
     if is_wrong:
         assert "mean, std and size" in problems[0] and f"{100 * share:.1f} %" in problems[0]
 
 
-def test_few_maps_do_not_accuse_a_teacher() -> None:
-    assert agreeing(0.6, n=10).problems(88.0) == []
-
-
-def test_probabilities_in_place_of_logits_are_told() -> None:
-    problems = calibrate(sample_of(uniform_map(0.9, 3, k=2, others=0.1)), None, 10).problems()
-    assert "No cell's scores add up to more than 1, as those of probabilities" in problems[0]
-
-
-def test_targets_that_teach_nothing_are_a_problem_and_soft_ones_are_none() -> None:
+def test_scores_that_make_no_targets_are_a_problem_and_soft_targets_are_none() -> None:
+    (problem,) = calibrate(sample_of(uniform_map(0.9, 3, k=2, others=0.1)), None, 10).problems()
+    assert "as probabilities do" in problem
     (problem,) = calibrate(sample_of(uniform_map(4.0, 3)), None, 1000).problems()
-    assert "95 % of a target falls to classes that its map does not hold" in problem and "Try fill" in problem
+    assert "95 % of a target falls to classes that its map does not store" in problem and "Try fill" in problem
     assert calibrate(sample_of(uniform_map(8.0, 3)), None, 1000).problems() == []
+
+
+@pytest.mark.parametrize("logit", [-2.0, 4.0, 6.0, 8.0])
+def test_the_fill_comes_down_until_five_percent_leak(logit: float) -> None:
+    """999 e^f / (999 e^f + e^logit) = 0.05 at f = logit - ln(999 * 19) = logit - 9.85."""
+    sample = sample_of(uniform_map(logit, 7), uniform_map(logit, 8))
+    found = calibrate(sample, None, 1000)
+    fill = found.suggested_fill_logit
+    assert fill == pytest.approx(logit - np.log(999 * 19), abs=0.12) and found.suggested_temperature is None
+    assert 4 < of(calibrate(sample, None, 1000, fill=fill or 0.0).leak_in_whole_image_target_percent) <= 5
+    assert f"Try fill {fill:g}" in found.reason
+
+
+def test_a_fine_fill_is_left_alone_and_an_incurable_leak_is_named() -> None:
+    found = calibrate(sample_of(uniform_map(12.0, 7)), None, 1000)
+    assert found.suggested_fill_logit is None and found.reason.startswith("Fill 0 is fine: 0.6 % of")
+    # Each of 100 classes in one cell of 100: pooled, a class that is there is hardly above the others.
+    scattered = LabelMap(np.full((1, 10, 10), 3.0, dtype=np.float32), np.arange(100).reshape(1, 10, 10))
+    found = calibrate(sample_of(scattered, scattered), None, 1000)
+    assert found.suggested_fill_logit is None and "no fill cures it" in found.reason
+
+
+def planted(scale: float, n: int = 1500) -> tuple[MapSample, np.ndarray]:
+    """Maps of all classes with logits `scale` times as large as those that the labels were drawn from."""
+    rng = np.random.default_rng(4)
+    logits = rng.normal(0, 2, (n, K))
+    labels = (logits + rng.gumbel(size=(n, K))).argmax(axis=1)  # drawn from the softmax
+    maps = [LabelMap.from_dense(np.tile((scale * z).astype(np.float32)[:, None, None], (1, 2, 3)), K) for z in logits]
+    return sample_of(*maps), labels
+
+
+@pytest.mark.parametrize(
+    ("scale", "present", "low", "high"), [(8.0, 1.0, 5.0, 12.0), (0.15, 1.0, 0.09, 0.22), (1.0, 8.0, 0.7, 1.5)]
+)
+def test_a_planted_temperature_is_found(scale: float, present: float, low: float, high: float) -> None:
+    found = calibrate(*planted(scale), K, temperature=present)
+    assert found.suggested_temperature is not None and low <= found.suggested_temperature <= high
+    assert ("too sharp" if scale > present else "too soft") in found.reason
+
+
+def test_a_temperature_near_the_best_is_left_alone_and_unrelated_labels_suggest_none() -> None:
+    for scale in (0.4, 2.5):
+        found = calibrate(*planted(scale), K)
+        assert found.suggested_temperature is None and "No temperature far from 1" in found.reason
+    sample, labels = planted(1.0)
+    assert calibrate(sample, labels[::-1].copy(), K).suggested_temperature is None
+
+
+def test_a_fill_above_the_scores_of_few_classes_is_noticed() -> None:
+    """No class is absent from the whole map, so nothing leaks; but in each cell absent ones stand above the rest."""
+    dense = np.full((4, 3, 5), -6.0, np.float32)
+    dense[0, :, :3], dense[1, :, 3:], dense[2], dense[3, 0] = -2, -3, -5, -4
+    sample = sample_of(*[LabelMap.from_dense(dense, 2)] * 30)
+    found = calibrate(sample, None, 4)
+    assert found.suggested_fill_logit is not None and found.suggested_fill_logit <= -5
+    assert "100 % of the cells have no score above fill 0" in found.reason
+    assert calibrate(sample, None, 4, fill=found.suggested_fill_logit).suggested_fill_logit is None
+
+
+def test_a_sample_holds_the_maps_of_its_rows() -> None:
+    store = MemoryStore([*[left_right_map(float(row)) for row in range(30)], None, "damaged"])
+    sample = read_sample(store, np.arange(10, 30), size=7, seed=1)
+    assert len(sample) == 7 and sample.scores.shape == sample.classes.shape == (7, 1, 4, 6)
+    assert (np.diff(sample.rows) > 0).all() and sample.rows.min() >= 10
+    assert sample.scores[:, 0, 0, 0].tolist() == sample.rows.tolist()
+    again, other = (read_sample(store, np.arange(10, 30), 7, seed).rows for seed in (1, 2))
+    assert np.array_equal(sample.rows, again) and not np.array_equal(sample.rows, other)
+    assert read_sample(store, np.array([1, 3]), size=100).rows.tolist() == [1, 3]
+    assert sample.transposed().classes[0, 0, :, 0].tolist() == [0, 0, 0, 1, 1, 1]  # class 0 is on top now

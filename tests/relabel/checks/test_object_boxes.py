@@ -44,11 +44,8 @@ def test_a_box_at_or_over_the_border_ends_there(tmp_path: Path, sides: tuple[flo
     assert boxes_in(write(tmp_path / "a.xml", box_xml(*sides))) == [ObjectBox(TENCH, WHOLE_IMAGE)]
 
 
-def test_a_file_may_hold_no_object(tmp_path: Path) -> None:
-    assert boxes_in(write(tmp_path / "a.xml")) == []
-
-
 def test_parts_of_an_object_are_not_objects(tmp_path: Path) -> None:
+    assert boxes_in(write(tmp_path / "empty.xml")) == []
     head = "<part><name>head</name><bndbox><xmin>2</xmin><ymin>2</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></part>"
     person = box_xml(1, 1, 250, 400, name="person")
     first = person.replace("<name>", f"{head}<name>", 1)
@@ -65,11 +62,8 @@ def test_imagenets_dogs_bear_english_names(tmp_path: Path) -> None:
     ("objects", "size", "reason"),
     [
         (box_xml(250, 1, 250, 400), SIZE, "250, 1, 250, 400 is empty"),
-        (box_xml(10, 300, 20, 200), SIZE, "is empty"),
-        (box_xml(501.5, 1, 600, 400), SIZE, "is outside the 500 x 400 pixels"),
-        (box_xml(-20, 1, -10, 400), SIZE, "is outside"),
+        (box_xml(501.5, 1, 600, 400), SIZE, "outside the 500 x 400 pixels"),
         (box_xml("nan", 1, 20, 30), SIZE, "<bndbox/xmin> is 'nan', not a number"),
-        (box_xml(1, "inf", 20, 30), SIZE, "<bndbox/ymin> is 'inf', not a number"),
         (box_xml(1, 1, "wide", 30), SIZE, "<bndbox/xmax> is 'wide', not a number"),
         ("<object><name>cat</name></object>", SIZE, "<bndbox/xmin> is missing"),
         (box_xml(1, 1, 20, 30, name=" "), SIZE, "an <object> has no <name>"),
@@ -90,16 +84,16 @@ LAUGHS = "".join(f'<!ENTITY l{i} "{f"&l{i - 1};" * 10}">' for i in range(1, 12))
 BILLION_LAUGHS = f'<!DOCTYPE a [<!ENTITY l0 "ha">{LAUGHS}]>'
 
 
-def test_an_encoding_that_is_none(tmp_path: Path) -> None:
-    path = tmp_path / "a.xml"
-    path.write_text('<?xml version="1.0" encoding="rot13"?><annotation/>')
-    with pytest.raises(UserError, match=r"a\.xml: cannot be read as object boxes"):
-        boxes_in(path)
-
-
-def test_billion_laughs_are_refused_at_once(tmp_path: Path) -> None:
+def test_billion_laughs_are_refused_at_once_in_any_encoding(tmp_path: Path) -> None:
     path = write(tmp_path / "a.xml", box_xml(1, 1, 9, 9, name="&l11;"), head=BILLION_LAUGHS)
     with pytest.raises(UserError, match="it declares a document type"):
+        boxes_in(path)
+    text = f'<?xml version="1.0" encoding="utf-16"?>{BILLION_LAUGHS}<annotation>{SIZE}</annotation>'
+    path.write_bytes(text.encode("utf-16"))
+    with pytest.raises(UserError, match="it declares a document type"):
+        boxes_in(path)
+    path.write_text('<?xml version="1.0" encoding="rot13"?><annotation/>')
+    with pytest.raises(UserError, match=r"a\.xml: cannot be read as object boxes"):
         boxes_in(path)
 
 
@@ -119,19 +113,6 @@ def test_no_other_file_and_no_server_is_asked(tmp_path: Path) -> None:
             assert "the secret" not in str(caught.value)
         with pytest.raises(TimeoutError):
             server.accept()
-
-
-def test_a_document_type_in_another_encoding_is_refused_too(tmp_path: Path) -> None:
-    path = tmp_path / "a.xml"
-    text = f'<?xml version="1.0" encoding="utf-16"?>{BILLION_LAUGHS}<annotation>{SIZE}</annotation>'
-    path.write_bytes(text.encode("utf-16"))
-    with pytest.raises(UserError, match="it declares a document type"):
-        boxes_in(path)
-
-
-def test_names_are_never_paths(tmp_path: Path) -> None:
-    name = "../../../etc/passwd"
-    assert boxes_in(write(tmp_path / "a.xml", box_xml(1, 1, 500, 400, name=name)), "x")[0].class_name == name
 
 
 def test_a_huge_and_a_deep_file_are_refused(tmp_path: Path) -> None:
@@ -160,11 +141,11 @@ def test_both_layouts_and_the_parquet_spelling_are_found(tmp_path: Path) -> None
     write(tmp_path / "ILSVRC2012_val_00000001.xml", box_xml(251, 1, 500, 400))
     source = open_object_boxes(tmp_path, [TENCH])
     left, right = [ObjectBox(TENCH, CropBox(0, 0, 0.5, 1))], [ObjectBox(TENCH, CropBox(0.5, 0, 1, 1))]
-    assert source.boxes_of(f"{TENCH}/n01440764_10") == left
-    assert source.boxes_of(f"{TENCH}/n01440764_10_{TENCH}") == left
-    assert source.boxes_of(f"{TENCH}/ILSVRC2012_val_00000001") == right
-    assert source.boxes_of("ILSVRC2012_val_00000001") == right
-    assert source.boxes_of(f"{TENCH}/n01440764_11") == []
+    assert source(f"{TENCH}/n01440764_10") == left
+    assert source(f"{TENCH}/n01440764_10_{TENCH}") == left
+    assert source(f"{TENCH}/ILSVRC2012_val_00000001") == right
+    assert source("ILSVRC2012_val_00000001") == right
+    assert source(f"{TENCH}/n01440764_11") == []
 
 
 def test_looking_up_goes_on_after_a_wrong_file(tmp_path: Path) -> None:
@@ -188,11 +169,11 @@ def test_digit_scenes_count_classes_by_position(tmp_path: Path) -> None:
     path = tmp_path / "train.json"
     path.write_text('{"bee/b.1.JPEG": {"labels": [1, 0], "boxes": [[0, 0, 0.5, 1], [0.5, 0.5, 1, 1]]}}')
     source = open_object_boxes(path, ["ant", "bee"])
-    assert source.boxes_of("bee/b.1") == [
+    assert source("bee/b.1") == [
         ObjectBox("bee", CropBox(0, 0, 0.5, 1)),
         ObjectBox("ant", CropBox(0.5, 0.5, 1, 1)),
     ]
-    assert source.boxes_of("bee/c") == []
+    assert source("bee/c") == []
     with pytest.raises(UserError, match=r"found the class 1; expected 0\.\.0"):
         open_object_boxes(path, ["ant"])
 
@@ -200,14 +181,11 @@ def test_digit_scenes_count_classes_by_position(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        "",
         "[1]",
-        '{"a": 3}',
         '{"a": {"labels": [1]}}',
         '{"a": {"labels": [1], "boxes": []}}',
         '{"a": {"labels": ["x"], "boxes": [[0, 0, 1, 1]]}}',
         '{"a": {"labels": [1], "boxes": [[0, 0, 1]]}}',
-        '{"a": {"labels": [1], "boxes": [[0, 0, 2, 1]]}}',
         '{"a": {"labels": [1], "boxes": [[0, 0, NaN, 1]]}}',
         "[" * 100_000,
         '{"a": {"labels": [1], "boxes": [[0, 0, 1%s, 1]]}}' % ("0" * 400),

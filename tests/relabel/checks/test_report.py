@@ -1,20 +1,22 @@
-"""The whole report: its parts, its problems, its JSON, and what it does without images, labels or maps."""
+"""The whole report: its parts, its problems, its JSON, its tables, and what it does without images, labels or maps."""
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 from torch import Tensor
 
 from relabel.annotation.label_set import LabelSet
 from relabel.checks.axes import ROW_COLUMN, TRANSPOSED, Classifier
 from relabel.checks.object_boxes import ObjectBox
-from relabel.checks.report import Report, Settings, make_report
+from relabel.checks.report import Report, Settings, make_report, print_report
 from relabel.crop_box import CropBox
 from relabel.data.images import list_images
 from relabel.label_map import LabelMap
@@ -25,18 +27,22 @@ PER_CLASS = 12
 BOX = CropBox(0.5, 0.0, 1.0, 0.5)
 
 
-class Boxes:
+def boxes(key: str) -> list[ObjectBox]:
     """The object is in the top right quarter of every image."""
-
-    def __init__(self, known: bool = True) -> None:
-        self.known = known
-
-    def boxes_of(self, key: str) -> list[ObjectBox]:
-        return [ObjectBox(key.partition("/")[0], BOX)] if self.known else []
+    return [ObjectBox(key.partition("/")[0], BOX)]
 
 
-def write_images(root: Path) -> Path:
-    """ant/0.jpg ...; the top right quarter is red, green or blue by the class, the rest dark."""
+def by_colour(crops: Tensor) -> Tensor:
+    return (crops.float().mean(dim=(2, 3)) / 20).softmax(dim=1)
+
+
+CLASSIFIER = Classifier(by_colour, size=8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ant/00.jpg ...; the top right quarter is red, green or blue by the class, the rest dark."""
+    root = tmp_path_factory.mktemp("images")
     for channel, name in enumerate(NAMES):
         (root / name).mkdir()
         for i in range(PER_CLASS):
@@ -44,11 +50,6 @@ def write_images(root: Path) -> Path:
             pixels[:14, 20:, channel] = 200 + i
             Image.fromarray(pixels).save(root / name / f"{i:02d}.jpg", quality=95, subsampling=0)
     return root
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("images"))
 
 
 def maps(logit: float = 9.0, swap: bool = False) -> list[LabelMap | str | None]:
@@ -80,71 +81,41 @@ def label_set(found: list[LabelMap | str | None], folder: Path | None, orphans: 
     )
 
 
-def by_colour(crops: Tensor) -> Tensor:
-    return (crops.float().mean(dim=(2, 3)) / 20).softmax(dim=1)
-
-
-@pytest.fixture(scope="module")
 def good(folder: Path) -> Report:
-    classifier = Classifier(by_colour, size=8)
-    return make_report(
-        label_set(maps(), folder), Settings(), boxes=Boxes(), classifier=classifier, teacher_top1_percent=90.0
-    )
+    """With both tests of the axes."""
+    labels = label_set(maps(), folder)
+    return make_report(labels, Settings(), boxes=boxes, classifier=CLASSIFIER, teacher_top1_percent=90.0)
 
 
-def test_good_maps_have_no_problem_and_all_parts(good: Report) -> None:
-    assert good.problems == [] and good.notes == []
-    assert good.calibration and good.calibration.maps == 36 and good.crops and good.crops.images == 36
-    assert [check.verdict for check in good.axes] == [ROW_COLUMN, ROW_COLUMN]
-    assert good.boxes and len(good.boxes.of_row) == 36
+def bad(folder: Path) -> Report:
+    """Small logits, another teacher's accuracy, a damaged map of a long name with markup in it."""
+    found = maps(logit=0.5)
+    found[3] = "x" * 150 + "[/bold]: damaged"
+    return make_report(label_set(found, folder), Settings(), boxes=boxes, teacher_top1_percent=150.0)
 
 
-def test_transposed_maps_are_a_problem_by_either_test(folder: Path) -> None:
-    labels = label_set(maps(swap=True), folder)
-    found = make_report(labels, Settings(), boxes=Boxes(), classifier=Classifier(by_colour, 8))
-    assert [check.verdict for check in found.axes] == [TRANSPOSED, TRANSPOSED] and len(found.problems) == 2
-    as_told = make_report(labels, Settings(box_axes="yx"), boxes=Boxes(), classifier=Classifier(by_colour, 8))
-    assert as_told.problems == []
+def empty(folder: Path) -> Report:
+    """No map can be read, and no images are at hand."""
+    return make_report(label_set([None] * 36, None), Settings(), boxes=boxes)
 
 
-def test_one_damaged_one_missing_and_one_orphan_are_three_problems(folder: Path) -> None:
-    found = maps()
-    found[3], found[14] = None, "bee/2.pt: cannot be read"
-    report = make_report(label_set(found, folder, ["cow/old"]), Settings())
-    assert len(report.problems) == 3 and report.calibration and report.calibration.maps == 34
-    assert [p.splitlines()[1].strip().partition(":")[0] for p in report.problems] == ["ant/03", "bee/2.pt", "cow/old"]
-
-
-def test_no_map_at_all_is_a_report_too(folder: Path) -> None:
-    report = make_report(label_set([None] * 36, folder), Settings(), boxes=Boxes())
-    assert report.calibration is None and report.crops is None and report.axes == []
-    assert "Images without label map: 36." in report.problems[0]
-    assert report.problems[-1] == "There is no label map that can be read."
-    assert json.loads(json.dumps(report.as_dict(), allow_nan=False))["calibration"] is None
-
-
-def test_maps_without_images_and_labels_are_measured_as_far_as_they_go() -> None:
-    report = make_report(label_set(maps(), None), Settings(maps=10), classifier=Classifier(by_colour, 8))
-    assert report.calibration and report.calibration.maps == 10 and report.calibration.top1_agreement is None
-    assert report.crops is None and report.axes == [] and report.problems == []
-
-
-def test_boxes_of_other_images_are_a_problem(folder: Path) -> None:
-    (problem,) = make_report(label_set(maps(), folder), Settings(), boxes=Boxes(known=False)).problems
-    assert "None of the 36 images of the sample has object boxes" in problem
-
-
-def test_the_json_is_plain_and_says_its_units(good: Report) -> None:
-    found = json.loads(json.dumps(good.as_dict(), allow_nan=False))
+def test_good_maps_have_no_problem_and_all_parts(folder: Path) -> None:
+    report = good(folder)
+    assert report.problems == [] and report.notes == []
+    assert report.calibration and report.calibration.maps == 36 and report.crops and report.crops.images == 36
+    assert report.object_boxes and len(report.object_boxes.of_row) == 36
+    assert report.as_dict() == good(folder).as_dict()  # the sample and its crops are always the same
+    found = json.loads(json.dumps(report.as_dict(), allow_nan=False))
     assert found["problems"] == [] and found["integrity"]["whole_maps"] == 36
-    assert found["integrity"]["shape_k_h_w"] == [2, 4, 6]
+    assert found["integrity"]["shape_k_h_w"] == [2, 4, 6] and found["integrity"]["missing_maps"]["count"] == 0
     assert found["calibration"]["top1_agreement_percent"]["n"] == 36
     assert found["crops"]["crops_with_iou_above_half_published_percent"] == 23.5
-    assert [check["verdict"] for check in found["axes"]] == [ROW_COLUMN, ROW_COLUMN]
-    numbers = [(path, value) for path, value in leaves(found) if isinstance(value, float)]
+    assert found["object_boxes"] == {"images_asked": 36, "images_with_boxes": 36, "refused": []}
+    assert [(check["verdict"], check["images_informative"]) for check in found["axes"]] == [(ROW_COLUMN, 36)] * 2
+    numbers = [path for path, value in leaves(found) if isinstance(value, float)]
     inside = {"value", "standard_error", "low95", "high95", "row_column", "transposed"}
     unit = re.compile(r"percent|logit|nats|temperature|fraction|per_crop|difference")
-    assert all(path[-1] in inside or unit.search(".".join(path)) for path, _ in numbers), numbers
+    assert all(path[-1] in inside or unit.search(".".join(path)) for path in numbers), numbers
 
 
 def leaves(tree: object, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], object]]:
@@ -155,14 +126,35 @@ def leaves(tree: object, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ..
     return [(path, tree)]
 
 
-def test_the_same_seed_gives_the_same_report(folder: Path) -> None:
-    one, again, other = (
-        make_report(label_set(maps(), folder), Settings(maps=20, seed=seed)).as_dict() for seed in (1, 1, 2)
-    )
-    assert one == again != other
+def test_transposed_maps_are_a_problem_by_either_test(folder: Path) -> None:
+    labels = label_set(maps(swap=True), folder)
+    found = make_report(labels, Settings(), boxes=boxes, classifier=CLASSIFIER)
+    assert [check.verdict for check in found.axes] == [TRANSPOSED, TRANSPOSED] and len(found.problems) == 2
+    read_so = make_report(labels, Settings(box_axes="yx"), boxes=boxes, classifier=CLASSIFIER)
+    assert read_so.problems == []
 
 
-def test_surprises_are_notes_and_no_problems(folder: Path) -> None:
+def test_one_damaged_one_missing_and_one_orphan_are_three_problems(folder: Path) -> None:
+    found = maps()
+    found[3], found[14] = None, "bee/2.pt: cannot be read"
+    report = make_report(label_set(found, folder, ["cow/old"]), Settings())
+    assert len(report.problems) == 3 and report.calibration and report.calibration.maps == 34
+    assert [p.splitlines()[1].strip().partition(":")[0] for p in report.problems] == ["ant/03", "bee/2.pt", "cow/old"]
+
+
+def test_maps_without_images_and_labels_are_measured_as_far_as_possible() -> None:
+    report = make_report(label_set(maps(), None), Settings(maps=10), classifier=CLASSIFIER)
+    assert report.calibration and report.calibration.maps == 10 and report.calibration.top1_agreement_percent is None
+    assert report.crops is None and report.axes == [] and report.problems == []
+    assert report.as_dict()["integrity"]["unreadable_images"] is None
+
+
+def test_boxes_of_other_images_are_a_problem(folder: Path) -> None:
+    (problem,) = make_report(label_set(maps(), folder), Settings(), boxes=lambda key: []).problems
+    assert "None of the 36 images of the sample has object boxes" in problem
+
+
+def test_surprises_are_notes_and_no_problems() -> None:
     labels = label_set(maps(), None)
     keys = labels.keys.astype("S60")
     keys[0], keys[13] = b"ant/a.b", b"n01440764/n01440764_1_n01440764"
@@ -170,5 +162,37 @@ def test_surprises_are_notes_and_no_problems(folder: Path) -> None:
     report = make_report(replace(labels, keys=keys, store_keys=there), Settings())
     assert report.problems == []
     notes = "\n".join(report.notes)
-    assert "Label maps of classes that have no images here: 2." in notes
+    assert "Label maps of other classes: 2, such as wasp/a." in notes
     assert "Names with several dots: 1, such as ant/a.b." in notes and "Names that repeat the class: 1" in notes
+
+
+def printed(report: Report, width: int) -> str:
+    console = Console(width=width, file=StringIO(), force_terminal=False)
+    print_report(report, console)
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("make", [good, bad, empty])
+def test_nothing_is_cut_off_and_nothing_overflows(make: Callable[[Path], Report], folder: Path) -> None:
+    report = make(folder)
+    reason = report.calibration.reason if report.calibration else ""
+    for width in (80, 100, 200):
+        text = printed(report, width)
+        assert max(map(len, text.splitlines())) <= width and "…" not in text
+        squeezed = re.sub(r"\s+", "", text)
+        for sentence in (*report.problems, *report.notes, reason):
+            assert re.sub(r"\s+", "", sentence) in squeezed
+
+
+def test_problems_come_last_and_what_was_not_measured_is_left_out(folder: Path) -> None:
+    report = empty(folder)
+    assert report.calibration is None and report.crops is None and report.axes == []
+    text = printed(report, 100)
+    lines = text.rstrip().splitlines()
+    assert lines[-1].strip() == "- There is no label map that can be read." and "2 problems" in lines
+    assert "Targets" not in text and "rotation" not in text and "axes" not in text
+    assert json.loads(json.dumps(report.as_dict(), allow_nan=False))["calibration"] is None
+    text = printed(good(folder), 100)
+    assert text.rstrip().endswith("No problems found.") and text.count("[row, column]") >= 4
+    assert "[/bold]" in printed(bad(folder), 300)  # brackets are no markup
