@@ -36,7 +36,7 @@ def relabel(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_the_demo_in_small_ends_with_a_table_figures_and_their_paths(tmp_path: Path) -> None:
-    words = ("reproduce", "--out", "demo", "--rows", 2, "--seeds", 1, "--train", 256, "--val", 20)
+    words = ("reproduce", "--out", "demo", "--rows", 2, "--seeds", 1, "--train", 128, "--val", 10)
     first = relabel(*words, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     out = tmp_path / "demo"
@@ -50,7 +50,7 @@ def test_the_demo_in_small_ends_with_a_table_figures_and_their_paths(tmp_path: P
     assert all(0 <= run[name] <= 100 for run in results["runs"] for name in ("top1_percent", "map_percent"))
     assert all(run["top1_in_set_percent"] >= run["top1_percent"] for run in results["runs"])
     again = relabel(*words, cwd=tmp_path)  # nothing is trained twice, and nothing changes
-    assert again.returncode == 0 and (out / "original-seed0.log").read_text().count("is finished: best top-1") == 1
+    assert again.returncode == 0 and (out / "original-seed0.log").read_text().count("is finished") == 1
     assert json.loads((out / "results.json").read_text())["runs"] == results["runs"]
 
 
