@@ -1,4 +1,4 @@
-"""What others wrote runs nothing and stays in its place: each command with a hostile file wherever it takes one."""
+"""Foreign files run nothing and write nowhere else: each command with a hostile file wherever it takes one."""
 
 import json
 import os
@@ -40,13 +40,13 @@ HEADER = "image,label,top1,top1_probability,label_probability,top5\n"
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder and what it holds."""
+    """Every file below a folder and its content."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
 def sound(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The photos and their label maps, as files and packed, and all else that a command can be given."""
+    """The photos and their label maps, as files and packed, and everything else that a command can be given."""
     folder = tmp_path_factory.mktemp("sound") / "data"
     shutil.copytree(photos, folder)
     pack(folder / "labels", folder / "packed", None, None, skip_damaged=False)
@@ -60,7 +60,7 @@ def sound(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data(sound: Path, flags: Flags, tmp_path: Path) -> Path:
-    """A copy of it that a test may damage; the flags of a run point to it."""
+    """A copy that a test may damage; the flags of a run point to it."""
     shutil.copytree(sound, tmp_path / "data")
     flags |= {"data.data_path": tmp_path / "data", "data.relabel.path": tmp_path / "data" / "labels"}
     return tmp_path / "data"
@@ -105,81 +105,77 @@ def assert_refused(command: Callable[[], object], capsys: pytest.CaptureFixture[
     """Exit status 2, one error, no traceback."""
     with pytest.raises(SystemExit) as ending, exit_on_user_error():
         command()
-    told = capsys.readouterr().err
-    assert ending.value.code == 2 and told.count("error: ") == 1 and "Traceback" not in told, told
+    err = capsys.readouterr().err
+    assert ending.value.code == 2 and err.startswith("error: "), err
+    assert "\nerror: " not in err and "Traceback" not in err, err
+
+
+Attack = Callable[[list[Path], Callable[[], object]], None]
+
+
+@pytest.fixture
+def attack(tmp_path: Path, capsys: pytest.CaptureFixture[str], tried: Tried) -> Attack:
+    """Put every hostile file in the place of these, and check that a command refuses it and runs nothing."""
+
+    def put_and_run(paths: list[Path], command: Callable[[], object]) -> None:
+        contents = hostile_files(tmp_path / "it-ran").values()
+        for content in contents:
+            for path in paths:
+                path.write_bytes(content)
+            assert_refused(command, capsys)
+        tried(len(contents))
+        assert not (tmp_path / "it-ran").exists()
+
+    return put_and_run
+
+
+def start(flags: dict[str, Any]) -> None:
+    """What main.py does with these flags."""
+    run(load_config("", {key: str(value) for key, value in flags.items()}))
 
 
 @pytest.mark.parametrize("place", TRAINING)
-def test_main_runs_nothing_in_a_file(
-    data: Path, flags: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str, tried: Tried
-) -> None:
+def test_main_runs_nothing_in_a_file(attack: Attack, data: Path, flags: Flags, place: str) -> None:
     name, extra = TRAINING[place]
-    own = {
-        key: str(data / value) if (data / value).exists() or value == name else value for key, value in extra.items()
-    }
-    words = {key: str(value) for key, value in {**flags, **own}.items()}
+    run_dir = flags["util.run_dir"]
+    flags |= {key: data / value if (data / value).exists() or value == name else value for key, value in extra.items()}
     if name.startswith("own"):
-        words |= {"util.test_only": "True", "util.test_weight_file": str(data / "w.pth")}
-    if "util.test_only" in words:
-        words = {key: words[key] for key in words if not key.startswith(("data.relabel", "optim"))}
-    for content in hostile_files(tmp_path / "it-ran").values():
-        (data / name).write_bytes(content)
-        assert_refused(lambda: run(load_config("", words)), capsys)
-    tried(len(hostile_files(tmp_path)))
-    assert not (tmp_path / "it-ran").exists() and not flags["util.run_dir"].exists()
+        flags |= {"util.test_only": True, "util.test_weight_file": data / "w.pth"}
+    if "util.test_only" in flags:
+        flags = {key: flags[key] for key in flags if not key.startswith(("data.relabel", "optim"))}
+    attack([data / name], lambda: start(flags))
+    assert not run_dir.exists()
 
 
 @pytest.mark.parametrize("place", TOOLS)
 def test_the_tools_run_nothing_in_a_file(
-    data: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    place: str,
-    tried: Tried,
+    attack: Attack, data: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     name, words = TOOLS[place]
     monkeypatch.chdir(data)
-    for content in hostile_files(tmp_path / "it-ran").values():
-        Path(name).write_bytes(content)
-        assert_refused(lambda: tools.main(words), capsys)
-        assert not list(Path().glob("out/**/*.pt")) or name.startswith("packed/maps")
-    tried(len(hostile_files(tmp_path)))
-    assert not (tmp_path / "it-ran").exists()
+    attack([Path(name)], lambda: tools.main(words))
+    assert not list(Path().glob("out/**/*.pt")) or name.startswith("packed/maps")
 
 
-def test_a_run_does_not_continue_from_a_hostile_checkpoint(
-    data: Path, flags: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_does_not_continue_from_a_hostile_checkpoint(attack: Attack, data: Path, flags: Flags) -> None:
     flags["util.run_dir"].mkdir()
-    words = {key: str(value) for key, value in flags.items()}
-    for content in hostile_files(tmp_path / "it-ran").values():
-        for name in (LAST, PREVIOUS):
-            (flags["util.run_dir"] / name).write_bytes(content)
-        assert_refused(lambda: run(load_config("", words)), capsys)
-    assert not (tmp_path / "it-ran").exists()
+    attack([flags["util.run_dir"] / name for name in (LAST, PREVIOUS)], lambda: start(flags))
 
 
-@pytest.mark.parametrize(
-    "read",
-    [
-        lambda path: read_real(path, *imagenet_images()),
-        lambda path: read_multi_labels(path, *imagenet_images()),
-        lambda path: read_truth(path),
-        lambda path: read_voc_file(path, "ant"),
-        lambda path: load_config(str(path), {}),
-        lambda path: ImageFile(path).resized_crop(WHOLE_IMAGE, 4, 5),
-        lambda path: ImageFile(path, "simplejpeg").resized_crop(WHOLE_IMAGE, 4, 5),
-    ],
-    ids=["ReaL", "Shankar", "boxes as JSON", "boxes as XML", "config", "image", "image, fast"],
-)
-def test_no_reader_runs_anything(tmp_path: Path, read: Callable[[Path], object], tried: Tried) -> None:
-    for content in hostile_files(tmp_path / "it-ran").values():
-        (tmp_path / "a.file").write_bytes(content)
-        with pytest.raises(UserError, match=r"a\.file"):
-            read(tmp_path / "a.file")
-    tried(len(hostile_files(tmp_path)))
-    assert not (tmp_path / "it-ran").exists()
+READERS: dict[str, Callable[[Path], object]] = {
+    "ReaL": lambda path: read_real(path, *imagenet_images()),
+    "Shankar": lambda path: read_multi_labels(path, *imagenet_images()),
+    "boxes as JSON": read_truth,
+    "boxes as XML": lambda path: read_voc_file(path, "ant"),
+    "config": lambda path: load_config(str(path), {}),
+    "image": lambda path: ImageFile(path).resized_crop(WHOLE_IMAGE, 4, 5),
+    "image, fast": lambda path: ImageFile(path, "simplejpeg").resized_crop(WHOLE_IMAGE, 4, 5),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_no_reader_runs_anything(attack: Attack, tmp_path: Path, name: str) -> None:
+    attack([tmp_path / "a.file"], lambda: READERS[name](tmp_path / "a.file"))
 
 
 def test_the_traps_work_on_a_careless_reader(tmp_path: Path) -> None:
@@ -262,12 +258,12 @@ def test_a_link_among_the_class_folders_is_not_followed(tmp_path: Path, capsys: 
     store, out, elsewhere = write_store(tmp_path / "store", [b"ant/a"]), tmp_path / "out", tmp_path / "elsewhere"
     tools.main(["unpack", str(store), str(out)])
     (elsewhere).mkdir()
-    (elsewhere / ".thesis.tmp").write_text("of somebody else")
+    (elsewhere / ".thesis.tmp").write_text("not ours")
     shutil.rmtree(out / "ant")
     (out / "ant").symlink_to(elsewhere)
     capsys.readouterr()
     assert_refused(lambda: tools.main(["unpack", str(store), str(out)]), capsys)
-    assert tree(elsewhere) == {".thesis.tmp": b"of somebody else"}
+    assert tree(elsewhere) == {".thesis.tmp": b"not ours"}
 
 
 @pytest.mark.parametrize("name", ["maps.npy", "keys.npy", "crc32.npy"])
@@ -282,7 +278,7 @@ def test_a_link_in_the_place_of_a_store_file_is_not_written_through(
 
 
 @pytest.mark.parametrize(
-    "name", ["../ant.JPEG", "/etc/hostname", "ant/../../ant.JPEG", "ant/a\0.JPEG", "..\\ant.JPEG", ""]
+    "name", ["../ant.JPEG", "/etc/hostname", "ant/../../ant.JPEG", "ant/a\0.JPEG", "", f"ant/{'x' * 300}.JPEG"]
 )
 def test_names_in_predictions_cannot_leave_the_images(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
@@ -301,8 +297,7 @@ def test_names_in_a_keep_list_are_those_of_the_images_or_refused(
     data: Path, flags: Flags, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     (data / "keep.txt").write_text(f"{name}\n")
-    words = {key: str(value) for key, value in {**flags, "data.keep_list": data / "keep.txt"}.items()}
-    assert_refused(lambda: run(load_config("", words)), capsys)
+    assert_refused(lambda: start(flags | {"data.keep_list": data / "keep.txt"}), capsys)
 
 
 def test_class_names_cannot_forge_lines_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -350,7 +345,7 @@ def test_an_archive_that_is_another_is_refused(tmp_path: Path, name: str, array:
 
 
 def test_pipes_and_devices_among_images_and_maps_are_passed_over(data: Path) -> None:
-    """Somebody who opens them waits for ever."""
+    """Opening them would wait for ever."""
     for path in (data / "train" / "ant" / "z.jpg", data / "labels" / "ant" / "z.pt", data / "labels" / "flat.pt"):
         os.mkfifo(path)
         path.with_stem("zero").symlink_to("/dev/zero")
@@ -385,19 +380,9 @@ def test_no_output_replaces_a_part_of_the_input(
     before = tree(data)
     with pytest.raises(SystemExit) as ending:
         tools.main(words)
-    told = capsys.readouterr().err
-    assert ending.value.code == 2 and "expected another place" in told, told
+    err = capsys.readouterr().err
+    assert ending.value.code == 2 and "expected another place" in err, err
     assert tree(data) == before
-
-
-def test_an_image_name_longer_than_names_can_be(
-    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(data)
-    for file in ("p.csv", "q.csv"):
-        Path(file).write_text(f"{HEADER}ant/{'x' * 300}.JPEG,ant,bee,0.5,0.25,bee/ant\n")
-    command = ["compare", "p.csv", "q.csv", "--images", "train", "--out", "sheet.png"]
-    assert_refused(lambda: tools.main(command), capsys)
 
 
 def test_a_safetensors_file_that_lies_about_its_length(tmp_path: Path) -> None:
