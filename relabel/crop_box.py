@@ -15,7 +15,7 @@ MIN_AREA = 0.08  # smallest area of a random crop, fraction of the image, in the
 
 @dataclass(frozen=True, slots=True)
 class CropBox:
-    """A rectangle in fractions of an image's width and height, which holds for its label map too.
+    """A rectangle in fractions of an image's width and height, and so of its label map's.
 
     Fields:
         left, top, right, bottom: in [0, 1], left < right and top < bottom, measured from the image's top left corner.

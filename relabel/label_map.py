@@ -101,8 +101,8 @@ def class_translation(own: Sequence[str], wanted: Sequence[str]) -> np.ndarray |
     """
     if list(own) == list(wanted):
         return None
-    known = set(own)
-    if unknown := [name for name in wanted if name not in known]:
+    available = set(own)
+    if unknown := [name for name in wanted if name not in available]:
         raise ValueError(
             f"the label maps lack {len(unknown):,} of the data's {len(wanted):,} classes, the first: {unknown[0]!r}; "
             f"expected class folders named like their own {len(own):,} classes ({own[0]!r}, ...). "

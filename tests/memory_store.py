@@ -9,7 +9,7 @@ from utils.errors import UserError
 
 
 class MemoryStore:
-    """A LabelStore over a list; None is a missing map, a text the message of a damaged one."""
+    """A LabelStore over a list of maps; None is a missing map, a text the error message of a damaged one."""
 
     def __init__(self, maps: Sequence[LabelMap | str | None]) -> None:
         self._maps = maps

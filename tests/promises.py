@@ -92,6 +92,7 @@ PROMISES = (
             "utils/config/test_value_types",
             "relabel/annotation/test_convert",
             "relabel/data/test_dataset",
+            "relabel/data/test_images::test_a_key_is_the_name_up_to_the_last_dot",
             "relabel/checks/test_object_boxes",
             "relabel/data/test_loader::test_an_epoch_takes_each_image_at_most_once_over_ranks_and_restarts",
             "relabel/stores/test_pt_folder::test_any_map_comes_back_under_any_name",

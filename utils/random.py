@@ -1,16 +1,16 @@
-"""Random numbers that belong to a key: the seed, what they are for, and where in the run they are used."""
+"""Random generators that depend on a key alone: the seed, a purpose, and a position in the run."""
 
 import numpy as np
 
-# What a stream of random numbers is for; two purposes never share a stream.
+# Purposes of random numbers; two purposes never share a stream.
 SAMPLE, ORDER, STEP, EXTRA_ORDER = range(4)
 
 
 def keyed_rng(seed: int, purpose: int, first: int, second: int = 0) -> np.random.Generator:
-    """The generator that belongs to these numbers and to nothing else: no state to keep, no order to respect.
+    """Return the generator of a key. There is no other state, so the order of calls does not matter.
 
-    Philox is a cipher: seed and purpose are its key, (first, second) the upper half of its counter, so streams of
-    different arguments never overlap.
+    Philox encrypts a counter: seed and purpose are its key, (first, second) the upper half of its counter, so streams
+    of different arguments never overlap.
 
     Args:
         seed: 0..2^64 - 1.

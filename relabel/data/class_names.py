@@ -1,4 +1,4 @@
-"""Readable names of classes: ImageNet's folders are called by WordNet ids, which nobody knows by heart."""
+"""Readable names of classes: ImageNet's folders are named by WordNet id."""
 
 import re
 from collections import Counter

@@ -120,7 +120,8 @@ class ImageFile:
             opened = self._opened()
             region = _rgb(opened.crop((left, top, right, bottom)))
             self._check_whole(opened.format)
-            return _planes(region.resize((width, height), RESAMPLING[interpolation]))
+            resized = region.resize((width, height), RESAMPLING[interpolation])
+            return np.array(resized).transpose(2, 0, 1)  # a copy, as torch warns of read-only arrays
 
     def centre_crop(self, size: int, crop_ratio: float | None) -> np.ndarray:
         """Resize the shorter side to ceil(size / crop_ratio), bilinear, and cut out the centre, as torchvision does.
@@ -198,11 +199,6 @@ def _resized(region: np.ndarray, height: int, width: int) -> np.ndarray:
     # Add the batch dimension before permuting: torch would otherwise reorder a single image into planes.
     pixels = torch.from_numpy(np.ascontiguousarray(region))[None].permute(0, 3, 1, 2)
     return F.interpolate(pixels, (height, width), mode="bilinear", antialias=True)[0].numpy()
-
-
-def _planes(image: Image.Image) -> np.ndarray:
-    """Return an RGB image as uint8 [3, H, W], a writable view of [H, W, 3] (torch warns of read-only arrays)."""
-    return np.array(image).transpose(2, 0, 1)
 
 
 @contextmanager

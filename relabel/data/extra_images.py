@@ -119,8 +119,8 @@ class ExtraBatches:
 def spread(main: list[Key], extra: list[Key]) -> list[Key]:
     """Mix main and extra images evenly into one batch.
 
-    Any run of consecutive rows holds the extra images' share to within one image, so every process and micro-batch gets
-    its share, and the batch does not depend on how it is divided.
+    Any consecutive rows contain the extra images' share to within one image. So each process and micro-batch gets its
+    share, and the batch does not depend on how it is divided.
     """
     total = len(main) + len(extra)
     before = [row * len(extra) // total for row in range(total + 1)]  # extra images above each row

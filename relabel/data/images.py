@@ -151,7 +151,7 @@ def _image_names(folder: Path) -> list[str]:
 
 @contextmanager
 def _visible(folder: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
-    """Entries whose name does not begin with a dot. UserError if the folder cannot be listed."""
+    """Open the entries of a folder that are not hidden. UserError if it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
             yield (entry for entry in entries if not entry.name.startswith("."))
@@ -207,12 +207,14 @@ def write_keep_list(path: Path, names: Iterable[str], comment: str) -> None:
         comment: its first lines.
 
     Raises:
-        UserError: it cannot be written, or a name holds a line break.
+        UserError: it cannot be written, or a name contains a line break.
     """
     names = list(names)
     broken = [name for name in names if "\n" in name or "\r" in name]
     if broken:
-        raise UserError(f"found the name {broken[0]!r}, which a file of one name a line cannot hold. Rename the image.")
+        raise UserError(
+            f"found the name {broken[0]!r}, which has a line break; expected one name a line. Rename the image."
+        )
     lines = [f"{COMMENT} {line}" for line in comment.splitlines()]
     # A name that looks like a comment is written as a relative path, which means the same.
     lines += [HERE + name if name.startswith((COMMENT, HERE)) else name for name in names]

@@ -36,7 +36,7 @@ def test_sparse_dense_top_k_is_the_identity(k: int, h: int, w: int, absent: int,
 
 @given(st.integers(1, 12) | st.sampled_from([1000, 40_000]), st.data(), st.integers(1, 4), st.integers(1, 3), SEEDS)
 def test_top_k_is_that_of_sorting_also_among_equals(K: int, data: st.DataObject, h: int, w: int, seed: int) -> None:
-    """Which of equal logits is kept is anybody's choice; what is kept belongs to the class it names."""
+    """Any of equal logits may be kept, with its own class."""
     k = data.draw(st.integers(1, min(K, 12)))
     rng = np.random.default_rng(seed)
     dense = rng.choice(np.array([-np.inf, -65_504, -1.5, 0, 2, 1e4, 65_504], np.float32), (K, h, w))

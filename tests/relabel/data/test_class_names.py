@@ -1,4 +1,4 @@
-"""What classes are called, by the names everybody knows."""
+"""Readable names of classes."""
 
 from timm.data import ImageNetInfo
 

@@ -62,7 +62,7 @@ def half(data: bytes) -> bytes:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG whose header is sound and promises that size; the pixels are those of PNG."""
+    """A PNG with a valid header of that size and the pixels of PNG."""
     header = b"IHDR" + struct.pack(">II", width, height) + PNG[24:29]
     return put(PNG, 12, header + struct.pack(">I", zlib.crc32(header)))
 
@@ -139,7 +139,7 @@ THINGS: dict[str, Callable[[Path], None]] = {
     "nothing": nothing,
     "forbidden": forbidden,
 }
-# Where the reason is a particular one; elsewhere it is what the reader of the format says.
+# Reasons of our own; elsewhere the reason is the message of the format's reader.
 REASONS = {
     "empty": "it is empty",
     "a PostScript program": "in no image format",
@@ -271,7 +271,7 @@ def test_no_flipped_png_is_read_as_another_image(tmp_path: Path, tried: Tried) -
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("kind", ODD)
 def test_what_is_odd_and_whole_is_read(tmp_path: Path, kind: str, decoder: str) -> None:
-    """Each shows the photo, as far as its format can; a moving one its first picture."""
+    """Each shows the photo, as far as its format can; an animation its first frame."""
     (tmp_path / "photo.JPEG").write_bytes(ODD[kind])
     found = pixels(tmp_path / "photo.JPEG", decoder)
     expected = np.asarray(photo_like(200, 141).convert("L" if kind == "grey" else "RGB").convert("RGB"))

@@ -1,4 +1,4 @@
-"""Listing folders, and samples whose randomness hangs on (seed, epoch, index) and on nothing else."""
+"""Samples: their randomness depends on (seed, epoch, index) and on nothing else."""
 
 import pickle
 from dataclasses import replace
@@ -22,7 +22,7 @@ VIEW = RandomResizedCrop(size=16, min_area=0.08, flip_prob=0.5, color_jitter=0.4
 
 
 def write_image(path: Path, width: int = 30, height: int = 20) -> None:
-    """A file of noise; the extension says which format."""
+    """A file of noise; the extension gives the format."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(len(path.name)).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)

@@ -30,7 +30,7 @@ SHAPE = (2, 3, 4)
 
 
 def write_maps(root: Path, labels: Path, label: int, shape: tuple[int, int, int] = SHAPE) -> None:
-    """A map for every image below root that says one class everywhere, among K = 3."""
+    """Write a map of one class everywhere, of K = 3, for every image below root."""
     k, h, w = shape
     classes = np.broadcast_to((label + np.arange(k)[:, None, None]) % 3, shape).astype(np.int16)
     for path in sorted(root.rglob("*.JPEG")):
@@ -40,7 +40,7 @@ def write_maps(root: Path, labels: Path, label: int, shape: tuple[int, int, int]
 
 @pytest.fixture
 def roots(tmp_path: Path) -> dict[str, Path]:
-    """Seven photos in folders that the training set lacks, whose maps say cow, and four in none, whose maps say bee."""
+    """Seven photos in folders that the training set lacks, with maps of a cow, and four in none, with maps of a bee."""
     rng = np.random.default_rng(1)
     make_photos(tmp_path / "far", {"newt": 4, "mule": 3}, rng)
     make_photos(tmp_path, {"flat": 4}, rng)
@@ -130,10 +130,10 @@ def test_extra_samples_have_their_own_image_map_and_place_and_no_label(
     for index in (0, 29):
         np.testing.assert_array_equal(mixed[(3, index)].image, main[(3, index)].image)
         assert (mixed[(3, index)].label, mixed[(3, index)].index) == (main[(3, index)].label, index)
-    for index, said in {30: 2, 36: 2, 37: 1, 40: 1}.items():
+    for index, label in {30: 2, 36: 2, 37: 1, 40: 1}.items():
         sample = mixed[(3, index)]
         assert (sample.label, sample.index) == (-1, index) and sample.augmentation is not None
-        assert sample.label_map is not None and (sample.label_map.classes[0] == said).all()
+        assert sample.label_map is not None and (sample.label_map.classes[0] == label).all()
     samples = [pickle.loads(pickle.dumps(mixed))[(number, index)] for number in range(2) for index in range(41)]
     assert len({sample.augmentation for sample in samples}) == 2 * 41, "no two images or passes share a draw"
     (roots["far"] / "mule" / "mule.00.JPEG").write_bytes(b"damaged")

@@ -1,4 +1,4 @@
-"""Lists of images: what counts as an image, in which order, under which key; the list of those to keep; who lists."""
+"""Lists of images: what counts as an image, the order, the keys; lists of images to keep; which process lists."""
 
 import os
 from collections.abc import Callable

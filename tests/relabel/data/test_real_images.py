@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not PHOTOS.is_dir(), reason="needs the 400 Image
 
 @pytest.fixture
 def sixteen(tmp_path: Path) -> Path:
-    """16 photos of 16 classes, the same for training and validation, and maps of 5 x 7 cells that say the truth."""
+    """16 photos of 16 classes, the same for training and validation, and correct maps of 5 x 7 cells."""
     for split in ("train", "val"):
         (tmp_path / split).mkdir()
         for folder in sorted(PHOTOS.iterdir())[:16]:

@@ -123,7 +123,7 @@ def test_two_processes_skip_as_one_does(skipping: Flags, tmp_path: Path) -> None
 def test_a_killed_run_that_skips_continues_exactly(
     skipping: Flags, tmp_path: Path, workers: int, processes: int, changes: Flags
 ) -> None:
-    """Killed in the third update, the later run in its third epoch; the image is met once an epoch."""
+    """Killed in the third update, the later run in its third epoch; the image comes once an epoch."""
     skipping |= changes | {"compute.num_workers": workers, "util.checkpoint_minutes": 0}
     undisturbed = {**skipping, "util.run_dir": tmp_path / "undisturbed"}
     assert fork_run(undisturbed, tmp_path / "output", processes).ends() == [0] * processes
@@ -135,7 +135,7 @@ def test_a_killed_run_that_skips_continues_exactly(
     assert skipped(skipping["util.run_dir"]) == skipped(tmp_path / "undisturbed")
 
 
-def test_what_is_skipped_is_counted_listed_and_told_once(
+def test_what_is_skipped_is_counted_listed_and_reported_once(
     skipping: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start(skipping)
@@ -179,7 +179,7 @@ def test_extra_images_are_skipped_alike(skipping: Flags, photos: Path, tmp_path:
 
 
 def test_a_damaged_label_map_is_never_skipped(skipping: Flags, photos: Path, tmp_path: Path) -> None:
-    """Maps can be made again; an image whose map is wrong says that others may be."""
+    """Maps can be made again, and others may be wrong too."""
     damaged = damaged_copy(photos, tmp_path / "labels", split="labels") / "labels"
     map_path(damaged, "cow/cow.07").write_bytes(b"damaged")
     with pytest.raises(UserError, match=r"^\S+cow\.07\.pt: cannot be read as a label map"):
