@@ -1,4 +1,4 @@
-"""What the project says when the input, not the program, is wrong."""
+"""Errors in the input, as opposed to errors in the program."""
 
 import re
 import sys
@@ -13,23 +13,23 @@ EXIT_PREEMPTED = 143
 class UserError(Exception):
     """Bad input: the message says what was found, what was expected and what to do next.
 
-    Programs print it without a traceback and exit with status 2. A mistake of the programmer is an assert.
+    Programs print it without a traceback and exit with status 2. Programming errors are asserts.
     """
 
 
 class SharedError(UserError):
-    """A UserError that every process of a run raises alike; the main one tells it."""
+    """A UserError that every process of a run raises alike; the main one reports it."""
 
 
 def listed(lines: Sequence[str], most: int = 10) -> str:
-    """The first lines, each on a line of its own, and how many more there are; for the end of a message."""
+    """List the first lines, one per line, and the number of others; for the end of a message."""
     rest = f"\n  and {len(lines) - most:,} more" if len(lines) > most else ""
     return "".join(f"\n  {line}" for line in lines[:most]) + rest
 
 
 @contextmanager
 def with_advice(advice: str) -> Iterator[None]:
-    """Append to a UserError what to do about it: only the caller knows which flag led to it."""
+    """Append what to do to a UserError: the caller knows which flag led to it, a shared function does not."""
     try:
         yield
     except UserError as error:
@@ -50,7 +50,7 @@ def out_of_memory_reported(advice: str) -> Iterator[None]:
 
 @contextmanager
 def naming(where: object) -> Iterator[None]:
-    """Turn a ValueError into a UserError that begins with the file or record that it is about."""
+    """Turn a ValueError into a UserError that begins with the file or record that was read."""
     try:
         yield
     except ValueError as error:
@@ -62,7 +62,7 @@ def exit_on_user_error(print_message: bool = True) -> Iterator[None]:
     """Turn a UserError into one message on stderr and exit status 2; Ctrl-C ends quietly.
 
     Args:
-        print_message: False on all processes of a node but one, so that one mistake is told once.
+        print_message: False on all processes of a node but one, so that a mistake is reported once.
     """
     try:
         yield

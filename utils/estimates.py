@@ -1,4 +1,4 @@
-"""A number measured on some of many, with what is not known about it."""
+"""Means and percentages with their uncertainty."""
 
 import math
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ Z95 = 1.96  # standard errors on either side that hold 95 % of a normal distribu
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over independent units (images), in the unit that the name of the value says.
+    """A mean over independent units, such as images, with its 95 % confidence interval.
 
     Fields:
         value: the mean.
         standard_error: of the mean.
-        low95, high95: an interval that holds the true mean in 95 of 100 such measurements.
-        n: units.
+        low95, high95: ends of the 95 % confidence interval.
+        n: number of units.
     """
 
     value: float
@@ -28,7 +28,7 @@ class Estimate:
 
     @classmethod
     def mean(cls, values: np.ndarray) -> "Estimate | None":
-        """Of float [n], with the interval of Student's t, which holds for a few values too; None of fewer than two."""
+        """Estimate the mean of float [n], with Student's t interval; None for fewer than two values."""
         n = len(values)
         if n < 2:
             return None
@@ -39,10 +39,10 @@ class Estimate:
 
     @classmethod
     def percent(cls, shares: np.ndarray) -> "Estimate | None":
-        """Of bool or float [n] in [0, 1], as a percentage; None of no values.
+        """Estimate the mean of bool or float [n] in [0, 1] as a percentage; None for no values.
 
-        Of yes and no the interval is Wilson's, which stays honest where all agree: 20 of 20 says 84 to 100 %, not 100
-        to 100. Of shares in between it is that of a normal distribution, within 0 to 100.
+        The interval of bools is Wilson's, which holds where all agree: 20 of 20 gives 84 to 100 %, not 100 to 100. That
+        of shares in between is normal, cut off at 0 and 100.
         """
         n = len(shares)
         if n == 0:

@@ -1,4 +1,4 @@
-"""Folders that a program writes into: made, tried, and kept to one process at a time."""
+"""Write files and folders whole or not at all, and keep a folder to one process at a time."""
 
 import fcntl
 import json
@@ -16,20 +16,20 @@ from typing import Any
 from utils.errors import UserError
 
 TEMPORARY = ".tmp"
-_NAME_KEPT = 40  # letters of a name in its temporary one, which must not grow longer than names may be
+_NAME_KEPT = 40  # characters of a name in its temporary name, which must not become too long for a file name
 _LOCK_PATIENCE_S = 5.0  # the workers of a program that was just killed hold its lock for a moment
 
 
 def make_writable(folder: Path, name: str, advice: str) -> None:
-    """Make a folder and try to write into it, before anything costs time.
+    """Make a folder and try to write into it, before any work is done.
 
     Args:
-        folder: it, and all above it, are made where they are not there.
-        name: what it is for, for the message: "the run folder".
-        advice: what to do where it cannot be written.
+        folder: made with its parents where they do not exist.
+        name: of the folder in the message, such as "the run folder".
+        advice: what to do if it cannot be written.
 
     Raises:
-        UserError: it cannot be made or written.
+        UserError: the folder cannot be made or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -40,20 +40,20 @@ def make_writable(folder: Path, name: str, advice: str) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """What a file or folder is called until it is whole; `remove_temporaries` knows such names."""
+    """Return the name of a file or folder until it is whole; `remove_temporaries` recognises such names."""
     return path.with_name(f".{path.name[-_NAME_KEPT:]}.{os.getpid()}{TEMPORARY}")
 
 
 @contextmanager
 def replacing(path: Path, advice: str = "Make room, or allow writing.") -> Iterator[Path]:
-    """A temporary name beside a path, renamed to it in the end: a reader never sees half a file.
+    """Yield a temporary name beside a path, and rename it to the path at the end: readers never see half a file.
 
     Args:
-        path: to write.
-        advice: what to do where it cannot be written.
+        path: the file to write.
+        advice: what to do if it cannot be written.
 
     Raises:
-        UserError: it cannot be written; nothing is left of it then.
+        UserError: the file cannot be written; nothing of it is left then.
     """
     temporary = temporary_name(path)
     try:
@@ -68,7 +68,7 @@ def replacing(path: Path, advice: str = "Make room, or allow writing.") -> Itera
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file, whole or not at all, and on the disk when this returns. UserError where it cannot be written."""
+    """Write a file, whole or not at all, and sync it to the disk. Raises UserError if it cannot be written."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -77,13 +77,13 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside a path, renamed to it in the end: the folder is whole or absent.
+    """Yield a temporary folder beside a path, and rename it to the path at the end: the folder is whole or absent.
 
     Args:
         path: may exist if it is an empty folder.
 
     Raises:
-        UserError: there is something, or it cannot be written.
+        UserError: the path is taken, or cannot be written.
     """
     path = path.resolve()  # "." has no name
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
@@ -100,9 +100,9 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def is_file(entry: os.DirEntry[str]) -> bool:
-    """Whether it is to be read as a file: a regular one, or a link to nothing, whose reading tells what is missing.
+    """Return whether an entry is to be read as a file: a regular file, or a broken link, whose reading gives the error.
 
-    Not pipes and devices, which would be waited for without end.
+    Pipes and devices are none: reading them might never end.
     """
     try:
         return entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists())
@@ -111,24 +111,24 @@ def is_file(entry: os.DirEntry[str]) -> bool:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in a folder that no other process writes into now."""
+    """Remove temporary files of killed processes from a folder that no other process writes into now."""
     for path in folder.glob(f".*{TEMPORARY}"):
-        if re.fullmatch(rf"\..+\.\d+{re.escape(TEMPORARY)}", path.name):  # other people's drafts are theirs
+        if re.fullmatch(rf"\..+\.\d+{re.escape(TEMPORARY)}", path.name):  # and no other hidden file
             path.unlink(missing_ok=True)
 
 
 @contextmanager
 def locked(folder: Path, name: str, busy: str, advice: str) -> Iterator[None]:
-    """Keep a second process out of a folder: each would overwrite what the other writes.
+    """Hold a folder's lock: two processes would overwrite each other's files.
 
     Args:
         folder: exists.
-        name: what it is for.
-        busy: what another process is doing in it, for the message: "training".
-        advice: what to do then.
+        name: of the folder in the message.
+        busy: what the other process does there, such as "training".
+        advice: what to do if the lock is taken.
 
     Raises:
-        UserError: another process has it, or it cannot be read.
+        UserError: another process holds the lock, or the folder cannot be read.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY)
@@ -156,22 +156,22 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON, whole or not at all, and on the disk when this returns. UserError where it cannot be written."""
+    """Write JSON as `write_text` does."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def read_json(path: Path, expected: str) -> Any:
-    """The content of a JSON file.
+    """Read a JSON file.
 
     Args:
-        path: of the file.
+        path: the file.
         expected: what it should be and what to do, for the message.
 
     Raises:
-        UserError: there is none, it cannot be read, or an object in it has a name twice, of which one would be lost.
+        UserError: the file does not exist or cannot be read, or an object in it has a name twice.
     """
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for without end
+        if path.exists() and not path.is_file():  # reading a pipe might never end
             raise OSError("it is no regular file")
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
     except (OSError, ValueError, RecursionError) as error:
@@ -179,9 +179,9 @@ def read_json(path: Path, expected: str) -> Any:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of two equal names the first would be lost without a word."""
+    """Make a JSON object, in which one of two equal names would be lost."""
     content = dict(pairs)
     if len(content) < len(pairs):
         name = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
-        raise ValueError(f"the name {name!r} stands there twice")
+        raise ValueError(f"the name {name!r} is there twice")
     return content

@@ -1,4 +1,4 @@
-"""Rate and time left of a long job: a live bar on a terminal, a plain line now and then otherwise."""
+"""Rate and time left of a long job: a live bar on a terminal, otherwise a line every half minute."""
 
 import sys
 import time
@@ -11,7 +11,7 @@ _LINE_EVERY_S = 30.0
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person reads them: 42 s, 3 min 05 s, 2 h 10 min."""
+    """Format seconds as 42 s, 3 min 05 s or 2 h 10 min."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"
@@ -24,12 +24,12 @@ class JobProgress:
     """Progress of a job of known length, used as a context manager.
 
     Args:
-        title: what is being done.
+        title: name of the job.
         total: units of work in all.
-        unit: of one piece of work, in the plural: images, steps.
+        unit: of work, in the plural: images, steps.
         done: units that an earlier, interrupted run had finished.
-        lines: print a plain line every half minute where there is no terminal; False where the job prints its own.
-        enabled: False on processes that should stay silent.
+        lines: print a line every half minute where there is no terminal; False where the job prints its own.
+        enabled: False on processes that print nothing.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class JobProgress:
         self._bar.stop()
 
     def advance(self, n: int, note: str = "") -> None:
-        """n more units are done; note is shown at the end of the bar or line."""
+        """Count n more units; note is printed at the end of the bar or line."""
         self.done += n
         now = time.monotonic()
         if not self._bar.disable:
@@ -62,22 +62,22 @@ class JobProgress:
             self.print_line(f"{self.title}  {self.done:,} of {self.total:,} {self.unit}  {note or self.pace()}")
 
     def rate(self) -> float:
-        """Units per second since this object was made."""
+        """Return units per second since this object was made."""
         return (self.done - self._done_before) / (time.monotonic() - self._start)
 
     def time_left(self) -> str:
-        """For a person; from the work done since this object was made, not by an earlier run."""
+        """Format the time left, from the work done since this object was made, not by an earlier run."""
         rate = self.rate()
         return f"{duration((self.total - self.done) / rate)} left" if rate else ""
 
     def pace(self) -> str:
-        """Rate and time left."""
+        """Format rate and time left."""
         rate = self.rate()
         decimals = 0 if rate >= 100 else 1 if rate >= 10 else 2
         return f"{rate:,.{decimals}f} {self.unit}/s  {self.time_left()}" if rate else ""
 
     def print_line(self, text: str) -> None:
-        """A line that stays, above the bar where there is one."""
+        """Print a line that stays, above the bar if there is one."""
         if self._bar.disable:
             print(text, flush=True)
         else:

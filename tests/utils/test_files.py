@@ -10,7 +10,7 @@ from utils.files import read_json, write_json
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    content = {"name": "größe\udcff", "figures": [1, 2.5, None, True]}
+    content = {"name": "größe\udcff", "values": [1, 2.5, None, True]}
     write_json(tmp_path / "a.json", content)
     assert read_json(tmp_path / "a.json", "expected figures") == content
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
@@ -29,11 +29,11 @@ def test_what_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
         (b"", "Expecting value"),
         (b"\xff\xfe{}", "codec can't decode"),
         (b"[" * 100_000, "recursion"),
-        (b'{"a": 1, "b": {"c": 2, "c": 3}}', "the name 'c' stands there twice"),
+        (b'{"a": 1, "b": {"c": 2, "c": 3}}', "the name 'c' is there twice"),
         (b"9" * 5000, "integer string conversion"),
     ],
 )
-def test_what_is_no_json_is_told_with_what_was_expected(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_what_is_no_json_is_reported_with_what_was_expected(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(UserError, match=rf"a\.json cannot be read \(.*{reason}.*\); expected figures\."):
         read_json(tmp_path / "a.json", "expected figures")

@@ -19,7 +19,7 @@ _COMMENT_COLUMN = 48
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """A setting for each key, the defaults, and everything that is wrong with the files and flags."""
+    """A setting for each key, the defaults, and every problem of the files and flags."""
 
     settings: dict[str, Setting]
     defaults: dict[str, Any]

@@ -99,7 +99,7 @@ def test_measures_by_hand(tmp_path: Path, images: ImageList) -> None:
         ("a.tsv", "image\tclass\nx/1.jpg\tant\n", "no label for any of the 4 images .* such as 'x/1.jpg'; .* 'ant/1"),
         ("a.tsv", "image\tclass\n", "no label for any of the 4 images of val: found no label"),
         ("a.json", "[1]", r"found \[1\]; expected a TSV file"),
-        ("a.json", '{"ant/1.jpg": ["ant"], "ant/1.jpg": ["bee"]}', "the name 'ant/1.jpg' stands there twice"),
+        ("a.json", '{"ant/1.jpg": ["ant"], "ant/1.jpg": ["bee"]}', "the name 'ant/1.jpg' is there twice"),
         ("a.json", {"ant/1.jpg": "ant"}, "found ant for 'ant/1.jpg'"),
         ("a.json", {"ant/1.jpg": [True]}, "found"),
         ("a.json", {"ant/1.jpg": [3]}, "found 1 classes .* the first: '3'; .* in 0..2"),
