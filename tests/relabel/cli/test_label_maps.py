@@ -145,7 +145,7 @@ def test_label_maps_from_making_to_training(scenes: Path, tmp_path: Path, capsys
     argv = ["check", labels, "--images", train, "--boxes", str(scenes / "train.json"), "--json", str(report)]
     tools.main(argv)
     out = capsys.readouterr().out
-    assert "Nothing is wrong with these label maps" in out and json.loads(report.read_text())["problems"] == []
+    assert "No problems found" in out and json.loads(report.read_text())["problems"] == []
     tools.main(["show", "digit_3/train_00003", "--labels", labels, "--images", train, "--out", str(tmp_path / "a.png")])
     assert (tmp_path / "a.png").stat().st_size > 10_000
 
@@ -218,7 +218,7 @@ def test_what_was_skipped_is_no_dead_end(scenes: Path, tmp_path: Path, capsys: p
         tools.main(["check", labels, "--images", str(train)])
     out = " ".join(capsys.readouterr().out.split())
     assert caught.value.code == 1 and "Images that cannot be read: 2" in out
-    assert "Images left out when the maps were made: 2." in out and "Images without label map" not in out
+    assert "Images skipped when the maps were made: 2," in out and "Images without a label map" not in out
     tools.main(["export-labels", labels, keep, "--images", str(train), "--form", "agreeing", "--threshold", "0"])
     assert "2 of 20 images have no label map and are left out" in capsys.readouterr().out
     assert sum(not line.startswith("#") for line in Path(keep).read_text().splitlines()) == 18
