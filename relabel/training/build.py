@@ -65,10 +65,14 @@ def set_up_device(device: torch.device) -> None:
 
 
 def list_split(config: FrozenMunch, split: str) -> ImageList:
-    """List the images of train/ (those on the keep list, if there is one) or of val/; the main process does for all."""
-    with with_advice(_DATA_ADVICE):
-        images = from_main(lambda: list_images(Path(config.data.data_path) / split))
-    return keep_listed(images, config.data.keep_list) if split == "train" and config.data.keep_list else images
+    """Return the images of train/ (those on the keep list, if there is one) or of val/, listed by the main process."""
+
+    def listed() -> ImageList:
+        with with_advice(_DATA_ADVICE):
+            images = list_images(Path(config.data.data_path) / split)
+        return keep_listed(images, config.data.keep_list) if split == "train" and config.data.keep_list else images
+
+    return from_main(listed)
 
 
 def open_training_data(config: FrozenMunch) -> TrainingData:
