@@ -1,7 +1,7 @@
-"""Tools: make, check, show, pack and export label maps; compare and export networks; reproduce the paper's comparison
-on scenes of small pictures; check this machine.
+"""Tools for label maps and networks.
 
-To train with label maps: python main.py --help
+Make, check, show, pack and export label maps; compare and export networks; reproduce the paper's comparison on scenes
+of small images; check this machine. To train with label maps: python main.py --help
 """
 
 import signal

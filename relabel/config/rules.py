@@ -18,7 +18,7 @@ def joined_folders(paths: str) -> list[str]:
 
 
 def _kind(path: str) -> str:
-    """Return "folder", "file" (any other thing), "nothing", or "unusable": a name too long, a closed folder above."""
+    """Return "folder", "file" (anything else), "nothing", or "unusable" (name too long, folder above closed)."""
     try:
         return "folder" if stat.S_ISDIR(Path(path).stat().st_mode) else "file"
     except (FileNotFoundError, NotADirectoryError):
@@ -45,7 +45,7 @@ def _lies_in(path: str, folders: Sequence[str]) -> bool:
 
 
 def _input_folders(c: Any) -> list[str]:
-    """The folders of images and label maps, where a run must not be written."""
+    """List the folders of images and label maps, where a run must not be written."""
     splits = [f"{c.data.data_path}/{split}" for split in ("train", "val") if c.data.data_path]
     return [*splits, c.data.relabel.path, *joined_folders(c.data.extra.path), *joined_folders(c.data.extra.labels)]
 

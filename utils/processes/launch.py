@@ -80,7 +80,7 @@ def _check_gpus(processes: int, backend: str, section: str) -> None:
 
 
 def _backend(backend: str, section: str) -> str:
-    """The resolved backend; refused where the machine lacks it, even for a single process, which uses none."""
+    """Resolve the backend; refuse what the machine lacks, even for a single process, which uses none."""
     if backend == "auto":
         return "nccl" if torch.cuda.is_available() else "gloo"
     if backend == "nccl" and not torch.cuda.is_available():
@@ -117,11 +117,9 @@ def _run_under_torchrun(
     die_with_parent(torchrun.STARTED_BY, signal.SIGTERM)
     process = _torchrun_process()
     _check_gpus(process.local_world_size, backend, section)
-    if process.world_size > 1:
-        dist.init_process_group(backend, device_id=process.device if backend == "nccl" else None)
-    function(process, argument)
-    if process.world_size > 1:
-        dist.destroy_process_group()
+    device_id = process.device if backend == "nccl" else None
+    with _process_group(process, backend=backend, device_id=device_id):
+        function(process, argument)
 
 
 @contextmanager
@@ -134,16 +132,22 @@ def shared_job() -> Iterator[Process]:
         yield Process(0, 1, 0, 1, _device(-1, 0))
         return
     process = _torchrun_process()
+    with _process_group(process, backend="gloo", timeout=_JOB_TIMEOUT):
+        try:
+            yield process
+        except UserError as error:
+            if not process.is_main and not isinstance(error, SharedError):
+                # torchrun ends the others when this one fails: the reason must be seen
+                print(f"error: process {process.rank}: {error}", file=sys.stderr, flush=True)
+            raise
+
+
+@contextmanager
+def _process_group(process: Process, **options: Any) -> Iterator[None]:
+    """Open torch's process group, unless the process is alone; close it unless the block fails."""
     if process.world_size > 1:
-        dist.init_process_group("gloo", timeout=_JOB_TIMEOUT)
-    try:
-        yield process
-    except SharedError:
-        raise
-    except UserError as error:
-        if not process.is_main:  # torchrun ends the others when this one fails: the reason must be seen
-            print(f"error: process {process.rank}: {error}", file=sys.stderr, flush=True)
-        raise
+        dist.init_process_group(**options)
+    yield
     if process.world_size > 1:
         dist.destroy_process_group()
 
@@ -173,13 +177,13 @@ def _child(
     die_with_parent(parent)
     keep_freed_memory()
     with exit_on_user_error(print_message=rank == 0):
-        device = _device(-1, rank)
-        if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        process = Process(rank, n, rank, n, _device(-1, rank))
+        if process.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, available_cores() // n))
-        device_id = device if backend == "nccl" else None
-        dist.init_process_group(backend, init_method=url, rank=rank, world_size=n, device_id=device_id)
-        function(Process(rank, n, rank, n, device), argument)
-        dist.destroy_process_group()
+        device_id = process.device if backend == "nccl" else None
+        options = {"init_method": url, "rank": rank, "world_size": n}
+        with _process_group(process, backend=backend, device_id=device_id, **options):
+            function(process, argument)
 
 
 def _supervise(children: Sequence[BaseProcess]) -> int:
