@@ -15,7 +15,6 @@ from relabel.annotation.convert import compare_targets, pack, unpack
 from relabel.label_map import LabelMap
 from relabel.stores.pt_folder import write_label_map
 from relabel.stores.store import open_label_store, sorted_keys
-from relabel.targets import relabel_target
 from tests.strategies import FEW, KEY_LISTS, SEEDS
 from utils.errors import UserError
 
@@ -56,18 +55,6 @@ def test_rounding_of_float32_scores_is_measured(tmp_path: Path, capsys: pytest.C
     largest, moved = compare_targets(files, packed, np.arange(12), 3)
     assert 0 < moved <= largest < 5e-4  # logits of a few units
     assert compare_targets(packed, packed, np.arange(12), 3) == (0, 0)
-
-
-def test_both_forms_give_the_same_targets(tmp_path: Path) -> None:
-    write_maps(tmp_path / "pt", np.float16)
-    pack(tmp_path / "pt", tmp_path / "packed", None, None, skip_damaged=False)
-    boxes = torch.tensor([[0.1, 0.2, 0.7, 0.5]] * 12)
-    targets = []
-    for name in ("pt", "packed"):
-        store = open_label_store(tmp_path / name, sorted_keys(KEYS), CLASSES)
-        scores, classes = LabelMap.stack([store.read(row) for row in range(12)])
-        targets.append(relabel_target(scores, classes, boxes, 3))
-    assert torch.equal(*targets)
 
 
 def test_there_and_back_again(tmp_path: Path) -> None:

@@ -107,13 +107,6 @@ def test_pending_signs_and_gradients_are_resolved(folder: Path) -> None:
     np.testing.assert_array_equal(open_folder(folder).read(2).scores, written.scores)
 
 
-def test_a_flat_folder(tmp_path: Path) -> None:
-    write_label_map(tmp_path, "only.one", random_map(1))
-    store = open_folder(tmp_path, ["only.one"])
-    check_present(store, image_path)
-    np.testing.assert_array_equal(store.read(0).classes, random_map(1).classes)
-
-
 def test_opening_lists_no_folder_and_the_store_is_cheap_to_pickle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
