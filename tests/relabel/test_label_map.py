@@ -114,20 +114,6 @@ def test_class_ids_take_the_smallest_type_that_holds_them() -> None:
     assert class_dtype(32768) == np.int32
 
 
-@pytest.mark.parametrize(
-    ("scores", "classes"),
-    [
-        (np.zeros((2, 3, 4), np.float32), np.zeros((2, 4, 3), np.int64)),
-        (np.zeros((3, 4), np.float32), np.zeros((3, 4), np.int64)),
-        (np.zeros((2, 3, 4), np.float64), np.zeros((2, 3, 4), np.int64)),
-        (np.zeros((2, 3, 4), np.float32), np.zeros((2, 3, 4), np.float32)),
-    ],
-)
-def test_arrays_that_cannot_belong_together_are_a_bug(scores: np.ndarray, classes: np.ndarray) -> None:
-    with pytest.raises(AssertionError):
-        LabelMap(scores, classes)
-
-
 def test_stacked_maps_are_tensors_of_the_arrays_types() -> None:
     first = small_map()
     second = LabelMap(first.scores + 1, first.classes[::-1])
