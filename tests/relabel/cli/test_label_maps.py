@@ -217,7 +217,7 @@ def test_what_was_skipped_is_no_dead_end(scenes: Path, tmp_path: Path, capsys: p
     with pytest.raises(SystemExit) as caught:
         tools.main(["check", labels, "--images", str(train)])
     out = " ".join(capsys.readouterr().out.split())
-    assert caught.value.code == 1 and "Images that cannot be read: 2" in out
+    assert caught.value.code == 1 and "Unreadable images: 2" in out
     assert "Images skipped when the maps were made: 2," in out and "Images without a label map" not in out
     tools.main(["export-labels", labels, keep, "--images", str(train), "--form", "agreeing", "--threshold", "0"])
     assert "2 of 20 images have no label map and are left out" in capsys.readouterr().out
