@@ -1,8 +1,8 @@
-"""What several test files need: a small data set of photos with label maps, and ways to run main.py on it.
+"""Shared by several test files: a small data set of photos with label maps, and ways to run main.py on it.
 
-Property-based tests take 350 generated cases each, in every run the same ones; attacks take what stands in their files.
-RELABEL_TEST_CASES=N in the environment: N of each, and of the generated ones others in every run. The last lines of a
-run count what was tried.
+Property-based tests try 350 generated cases each, the same in every run; attacks try the number in their files. With
+RELABEL_TEST_CASES=N in the environment each tries N, and the generated cases differ from run to run. The last lines of
+a run count the cases.
 """
 
 import os
@@ -33,7 +33,7 @@ ASKED = int(os.environ.get("RELABEL_TEST_CASES", 0))
 
 
 def cases(usual: int) -> int:
-    """How many cases a test tries: its usual number, or as many as somebody asked for."""
+    """Number of cases that a test tries: its usual number, or that of the environment."""
     return ASKED or usual
 
 
@@ -67,12 +67,12 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 
 @pytest.fixture
 def tried(record_property: Callable[[str, object], None]) -> Tried:
-    """Say how many cases a test has tried, where these are not one."""
+    """Record the number of cases that a test has tried, if it is not one."""
     return lambda count: record_property(TRIED, count)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what was tried against each promise."""
+    """Print what was tried against each promise."""
     reports = [r for word in ("passed", "failed") for r in terminalreporter.getreports(word) if r.when == "call"]
     if lines := list(counted(reports)):
         terminalreporter.write_line("\n".join([HEADINGS, *lines]))
@@ -90,7 +90,7 @@ def make_photos(folder: Path, per_class: dict[str, int], rng: np.random.Generato
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """train/ of 30 and val/ of 13 images in three classes, and labels/: maps of 3 x 4 cells that say the truth."""
+    """train/ of 30 and val/ of 13 images in three classes, and labels/: correct maps of 3 x 4 cells."""
     folder = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     make_photos(folder / "train", dict.fromkeys(CLASSES, 10), rng)
@@ -105,7 +105,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own_handlers() -> Iterator[None]:
-    """What the test does with signals is undone: a run that was asked to stop ignores them to its process's end."""
+    """Restore signal handlers after a test: a run that was asked to stop ignores signals until its process ends."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     yield
     for number, handler in before.items():
@@ -138,8 +138,8 @@ def flags(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_han
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> "list[Figure]":
-    """The figures that are saved while a test runs; they are saved nevertheless."""
-    from matplotlib.figure import Figure  # half a second, which most tests need not wait
+    """The figures that are saved while a test runs."""
+    from matplotlib.figure import Figure  # takes half a second, and most tests do not need it
 
     figures: list[Figure] = []
     save = Figure.savefig

@@ -1,4 +1,4 @@
-"""What tests/fuzz.py attacks: for each reader of foreign bytes its valid files, and what a valid value is."""
+"""The targets of tests/fuzz.py: each reader of foreign bytes, its valid files, and a check of valid values."""
 
 import json
 from collections.abc import Callable
@@ -31,8 +31,8 @@ from relabel.stores.pt_folder import LabelFolder
 from relabel.stores.store import keys_of, open_label_store, sorted_keys
 from tests.miniatures import val_name, wnids
 from utils.checkpoint import load_checkpoint, named_classes, split_weights
-from utils.config.yaml_file import read_config_file, to_yaml
 from utils.config.problems import report
+from utils.config.yaml_file import read_config_file, to_yaml
 from utils.errors import UserError
 
 CLASSES = ["ant", "bee", "cow"]
@@ -124,7 +124,7 @@ def write_configs(folder: Path) -> None:
 
 
 def read_yaml(path: Path) -> None:
-    """The whole tree, and back; what is wrong in the file is told without reading base.yaml for each case."""
+    """The whole tree, and back; problems of the file are reported without reading base.yaml for each case."""
     _, problems = read_config_file(path, path.name, SCHEMA)
     if problems:
         raise UserError(report(problems, ""))

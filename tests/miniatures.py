@@ -1,7 +1,6 @@
-"""Published test sets in miniature: their real layouts and names, with pictures of one colour each.
+"""Published test sets in miniature: their real layouts and names, with images of one colour each.
 
-The network that goes with them knows colours: it answers with the class that a colour is given to, so what is right can
-be counted by hand.
+The network that goes with them classifies colours, each as a given class, so that results can be counted by hand.
 """
 
 from collections.abc import Mapping
@@ -22,36 +21,36 @@ def colour(number: int) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def save_picture(path: Path, number: int, width: int = 40, height: int = 28) -> None:
-    """A picture of the number-th colour; its folder is made."""
+def save_image(path: Path, number: int, width: int = 40, height: int = 28) -> None:
+    """Save an image of the number-th colour; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (width, height), colour(number)).save(path, quality=95)
 
 
-def save_pictures(root: Path, colours: Mapping[str, int], width: int = 40, height: int = 28) -> Path:
-    """A picture for each CLASS/FILE below a folder, which is returned."""
+def save_images(root: Path, colours: Mapping[str, int], width: int = 40, height: int = 28) -> Path:
+    """Save an image for each CLASS/FILE below a folder, which is returned."""
     for name, number in colours.items():
-        save_picture(root / name, number, width, height)
+        save_image(root / name, number, width, height)
     return root
 
 
 @cache
 def wnids() -> list[str]:
-    """ImageNet's classes; whose list costs seconds, which only those who call this pay."""
+    """ImageNet's classes; reading the list takes seconds."""
     return class_names_of_imagenet()
 
 
 def val_name(number: int) -> str:
-    """What ImageNet calls its validation images, from 1."""
+    """The name of one of ImageNet's validation images, from 1."""
     return f"ILSVRC2012_val_{number:08d}.JPEG"
 
 
 def colour_network(class_of: Mapping[int, int], num_classes: int = 1000) -> DigitNet:
-    """Answers a picture of a colour with the class that it is given to; the next colour's is at least 20 logits behind.
+    """A network that classifies images of one colour; the second class is at least 20 logits behind.
 
     Args:
         class_of: colour -> class, each once.
-        num_classes: K; a class without a colour is never answered.
+        num_classes: K; a class without a colour is never predicted.
     """
     model = DigitNet(num_classes).eval()
     colours = torch.tensor([colour(number) for number in class_of], dtype=torch.uint8)
@@ -74,7 +73,7 @@ def colour_network(class_of: Mapping[int, int], num_classes: int = 1000) -> Digi
 
 
 def _pass_colours(layer: torch.nn.Conv2d) -> None:
-    """Red, green, blue and their negatives, because ReLU cuts what is negative."""
+    """Pass on red, green, blue and their negatives, because ReLU cuts negative values."""
     for channel in range(min(6, 2 * layer.in_channels)):
         source = channel % layer.in_channels
         layer.weight[channel, source, 1, 1] = -1 if channel >= layer.in_channels else 1

@@ -11,7 +11,7 @@ HEADINGS = f"{'promise':<52}{'tests':>7}{'cases':>9}{'failed':>8}"
 
 
 class Promise(NamedTuple):
-    """What is promised, and test files or single tests of them, as FILE or FILE::TEST without endings."""
+    """A promise and its tests: whole files or single tests, as FILE or FILE::TEST without suffixes."""
 
     title: str
     tests: tuple[str, ...]
@@ -104,12 +104,12 @@ PROMISES = (
 
 
 def cases_of(report: pytest.TestReport) -> int:
-    """How many cases a test tried; one where it does not say."""
+    """Number of cases that a test tried; one where it does not record any."""
     return next((int(str(count)) for name, count in report.user_properties if name in (TRIED, GENERATED)), 1)
 
 
 def counted(reports: list[pytest.TestReport]) -> Iterator[str]:
-    """The table: of each promise its tests in a run, the cases that they tried, and how many of the tests failed."""
+    """Lines of the table: for each promise its tests in a run, the cases that they tried, and the tests that failed."""
     for number, promise in enumerate(PROMISES, start=1):
         mine = [report for report in reports if any(_is_of(name, report.nodeid) for name in promise.tests)]
         if mine:

@@ -1,4 +1,4 @@
-"""Hostile files: read by a careless reader, each of them would make a folder."""
+"""Hostile files: each makes a folder when it is read carelessly."""
 
 import io
 import os
@@ -11,7 +11,7 @@ import torch
 
 
 class Trap:
-    """Unpickled, it makes a folder."""
+    """An object that makes a folder when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -21,7 +21,7 @@ class Trap:
 
 
 def hostile_files(marker: Path) -> dict[str, bytes]:
-    """Name -> content of a file that makes the folder `marker` where it is unpickled or built from YAML's tags."""
+    """Name -> content of a file that makes the folder `marker` when it is unpickled or built from YAML's tags."""
     trap, tensor = Trap(marker), torch.zeros(2, 2, 3, 4)
     as_zip, legacy, array = io.BytesIO(), io.BytesIO(), io.BytesIO()
     torch.save({"state_dict": trap}, as_zip)

@@ -15,7 +15,7 @@ from relabel.data.images import list_images
 from relabel.data.loader import Loader, TestBatches
 from relabel.training.validation import predict_classes
 from tests.conftest import Flags, command_line
-from tests.miniatures import colour_network, save_pictures
+from tests.miniatures import colour_network, save_images
 from utils.precision import Precision
 from utils.processes.distributed import Process
 from utils.run_log import read_metrics
@@ -54,7 +54,7 @@ def test_a_run_on_a_gpu_finishes_with_finite_numbers(photos: Path, tmp_path: Pat
 @pytest.mark.parametrize("level", ["O0", "O1", "bf16"])
 def test_predictions_of_a_gpu_are_those_of_a_cpu(tmp_path: Path, level: str) -> None:
     pictures = {f"{c}/{i}.png": (c + (i == 2)) % 7 for c in range(7) for i in range(3)}
-    images = list_images(save_pictures(tmp_path, pictures))
+    images = list_images(save_images(tmp_path, pictures))
     found = []
     for device in (torch.device("cpu"), torch.device("cuda", 0)):
         batches = Loader(ImageDataset(images, CenterCrop(16, None)), TestBatches(21, 4, 0, 1), 0, device)

@@ -20,7 +20,7 @@ from relabel.evaluation.imagenet_sets import (
 )
 from relabel.evaluation.results import Result
 from relabel.training.validation import Predictions
-from tests.miniatures import save_pictures, wnids
+from tests.miniatures import save_images, wnids
 from utils.errors import UserError
 
 TRANSFORM = CenterCrop(16, 0.875)
@@ -221,6 +221,6 @@ def test_images_of_c_are_cropped_and_not_resized(tmp_path: Path, size: int, deco
 
 
 def test_larger_crops_enlarge_them(tmp_path: Path) -> None:
-    save_pictures(tmp_path, {"a.JPEG": 3}, 224, 224)
+    save_images(tmp_path, {"a.JPEG": 3}, 224, 224)
     transform = unresized(300)
     assert ImageFile(tmp_path / "a.JPEG").centre_crop(transform.size, transform.crop_ratio).shape == (3, 300, 300)

@@ -17,7 +17,7 @@ from relabel.data.dataset import CenterCrop, ImageDataset
 from relabel.data.images import list_images
 from relabel.evaluation.imagenet_sets import ALEXNET_ERRORS
 from tests.conftest import Flags
-from tests.miniatures import colour_network, save_pictures, val_name, wnids
+from tests.miniatures import colour_network, save_images, val_name, wnids
 from utils.errors import UserError
 
 
@@ -163,7 +163,7 @@ def imagenet(test_flags: Flags, tmp_path: Path) -> Flags:
     state = {"state_dict": model.state_dict(), "state_dict_ema": ema.state_dict(), "class_names": wnids()[::-1]}
     torch.save(state, tmp_path / "w.pth")
     val = {(0, 1): 0, (0, 2): 1, (2, 3): 1, (10, 4): 2, (11, 5): 0}  # class id and number of an image -> its colour
-    save_pictures(tmp_path / "imagenet" / "val", {f"{w[i]}/{val_name(n)}": colour for (i, n), colour in val.items()})
+    save_images(tmp_path / "imagenet" / "val", {f"{w[i]}/{val_name(n)}": colour for (i, n), colour in val.items()})
     (tmp_path / "real.json").write_text(json.dumps([[0], [2, 0], [], [11], [5, 0]]))
     multi_labels = {
         "initial_annots": {
@@ -179,13 +179,13 @@ def imagenet(test_flags: Flags, tmp_path: Path) -> Flags:
     rows = [(0, 1, 0), (0, 2, 0), (0, 2, 2), (2, 3, 10)]  # class id and number of an image, one of its classes
     lines = [f"{w[i]}/{val_name(n)}\t{w[label]}\n" for i, n, label in rows]
     (tmp_path / "labels.tsv").write_text("image\tclass\n" + "".join(lines))
-    save_pictures(tmp_path / "v2" / "imagenetv2-top-images-format-val", {"0/a.jpeg": 0, "2/a.jpeg": 1, "10/a.jpeg": 1})
-    save_pictures(tmp_path / "a", {f"{w[2]}/a.jpg": 1, f"{w[10]}/a.jpg": 0})
-    save_pictures(tmp_path / "r", {f"{w[0]}/a.jpg": 0, f"{w[999]}/a.jpg": 4})
+    save_images(tmp_path / "v2" / "imagenetv2-top-images-format-val", {"0/a.jpeg": 0, "2/a.jpeg": 1, "10/a.jpeg": 1})
+    save_images(tmp_path / "a", {f"{w[2]}/a.jpg": 1, f"{w[10]}/a.jpg": 0})
+    save_images(tmp_path / "r", {f"{w[0]}/a.jpg": 0, f"{w[999]}/a.jpg": 4})
     corrupted = {
         f"{c}/{s}/{w[0]}/{val_name(1)}": int((c, s) == ("fog", 5)) for c in ALEXNET_ERRORS for s in range(1, 6)
     }
-    save_pictures(tmp_path / "c", corrupted, 224, 224)
+    save_images(tmp_path / "c", corrupted, 224, 224)
     return test_flags | {"data.data_path": tmp_path / "imagenet"}
 
 

@@ -18,7 +18,7 @@ from relabel.data.dataset import CenterCrop, ImageDataset, Key, Sample
 from relabel.data.images import ImageList, list_images
 from relabel.data.loader import Loader, TestBatches
 from relabel.training.validation import NO_CLASS, Predictions, evaluate, predict_classes
-from tests.miniatures import colour_network, save_pictures
+from tests.miniatures import colour_network, save_images
 from tests.strategies import FEW
 from utils.errors import UserError
 from utils.precision import Precision
@@ -34,7 +34,7 @@ COLOURS = {f"{c}/{i}.png": c if i < 2 else (c + 1) % 7 for c in range(7) for i i
 @pytest.fixture
 def images(tmp_path: Path) -> ImageList:
     """21 images in seven folders."""
-    return list_images(save_pictures(tmp_path, COLOURS))
+    return list_images(save_images(tmp_path, COLOURS))
 
 
 def batches(images: ImageList) -> Loader:
@@ -148,7 +148,7 @@ def test_an_image_that_no_process_has_read_is_not_passed_over() -> None:
 
 def test_a_network_chooses_among_some_classes(tmp_path: Path) -> None:
     # Folders b and d of the network's a..e. An image of a's colour is of no class that may be chosen.
-    images = list_images(save_pictures(tmp_path, {"b/1.png": 1, "b/2.png": 3, "d/1.png": 3, "d/2.png": 0}))
+    images = list_images(save_images(tmp_path, {"b/1.png": 1, "b/2.png": 3, "d/1.png": 3, "d/2.png": 0}))
     found = predict({"model": colours(5)}, images, among=np.array([1, 3]), keep_probabilities=True)["model"]
     assert found.class_names == ["b", "d"]
     assert found.top1.tolist()[:3] == [0, 1, 1] and found.top5.shape == (4, 2)
