@@ -1,7 +1,6 @@
 """`model.weights`: a run that starts from a checkpoint, with its classification head or a new one."""
 
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from pytest import CaptureFixture
 from torch import Tensor
 
 from models.build import create_model
@@ -18,7 +18,7 @@ from models.digit_net import DigitNet
 from relabel.cli.run import run
 from relabel.config.load import load_config
 from tests.conftest import CLASSES, ROOT, Flags, environment
-from tests.relabel.training.test_run import StopAt, assert_same_weights, start, weights
+from tests.relabel.training.test_run import assert_same_weights, preempt, start, weights
 from utils.checkpoint import LAST, load_checkpoint
 from utils.errors import UserError
 
@@ -55,32 +55,23 @@ def assert_started_from(flags: Flags, expected: dict[str, Tensor]) -> None:
     assert_same_weights(parameters(weights(flags["util.run_dir"])), parameters(expected))
 
 
-def test_the_same_classes_take_the_head_over(flags_at_rest: Flags, capsys: pytest.CaptureFixture[str]) -> None:
-    file = flags_at_rest["model.weights"]
-    torch.save({"arch": "digit_net", "class_names": list(CLASSES), "state_dict": network(3)}, file)
-    assert_started_from(flags_at_rest, network(3))
-    assert f"starting from {file}, the classification head too\n" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
-    ("names", "count", "says"),
+    ("names", "count", "head"),
     [
-        (["bee", "ant", "cow"], 3, "the file names 3 classes, and not these 3 in this order"),
-        (["ant", "bee"], 2, "the file names 2 classes, and not these 3 in this order"),
-        (None, 3, "the file does not name its classes, and not these 3 in this order"),
+        (list(CLASSES), 3, "too"),
+        (["bee", "ant", "cow"], 3, "anew: the file names 3 classes, and not these 3 in this order"),
+        (["ant", "bee"], 2, "anew: the file names 2 classes, and not these 3 in this order"),
+        (None, 3, "anew: the file does not name its classes, and not these 3 in this order"),
     ],
 )
-def test_any_other_classes_start_the_head_anew(
-    flags_at_rest: Flags,
-    tmp_path: Path,
-    names: list[str] | None,
-    count: int,
-    says: str,
-    capsys: pytest.CaptureFixture[str],
+def test_the_head_is_loaded_only_for_the_same_classes(
+    flags_at_rest: Flags, tmp_path: Path, names: list[str] | None, count: int, head: str, capsys: CaptureFixture[str]
 ) -> None:
-    torch.save({"class_names": names, "state_dict": network(count)}, flags_at_rest["model.weights"])
-    assert_started_from(flags_at_rest, network(count) | fresh_head(flags_at_rest, tmp_path / "fresh"))
-    assert f"the classification head anew: {says}" in capsys.readouterr().out
+    file = flags_at_rest["model.weights"]
+    torch.save({"arch": "digit_net", "class_names": names, "state_dict": network(count)}, file)
+    expected = network(count) if head == "too" else network(count) | fresh_head(flags_at_rest, tmp_path / "fresh")
+    assert_started_from(flags_at_rest, expected)
+    assert f"starting from {file}, the classification head {head}\n" in capsys.readouterr().out
 
 
 FORMS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
@@ -91,25 +82,23 @@ FORMS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_every_form_of_a_checkpoint_serves(flags_at_rest: Flags, tmp_path: Path, form: str) -> None:
-    torch.save(FORMS[form](network(3)), flags_at_rest["model.weights"])
-    assert_started_from(flags_at_rest, network(3) | fresh_head(flags_at_rest, tmp_path / "fresh"))
+def test_every_form_of_a_checkpoint_is_loaded(flags_at_rest: Flags, tmp_path: Path) -> None:
+    expected = network(3) | fresh_head(flags_at_rest, tmp_path / "fresh")
+    files = {}
+    for form, make in FORMS.items():
+        files[form] = tmp_path / f"{form}.pth"
+        torch.save(make(network(3)), files[form])
+    files["safetensors"] = tmp_path / "w.safetensors"
+    safetensors.torch.save_file(network(3), files["safetensors"])
+    for form, file in files.items():
+        assert_started_from({**flags_at_rest, "model.weights": file, "util.run_dir": tmp_path / form}, expected)
 
 
-def test_safetensors_serve(flags_at_rest: Flags, tmp_path: Path) -> None:
-    flags_at_rest["model.weights"] = tmp_path / "w.safetensors"
-    safetensors.torch.save_file(network(3), tmp_path / "w.safetensors")
-    assert_started_from(flags_at_rest, network(3) | fresh_head(flags_at_rest, tmp_path / "fresh"))
-
-
-def test_a_continued_run_does_without_the_file(flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_continued_run_does_without_the_file(flags: Flags, tmp_path: Path) -> None:
     flags["model.weights"] = tmp_path / "w.pth"
     torch.save(network(7), tmp_path / "w.pth")
     start({**flags, "util.run_dir": tmp_path / "undisturbed"})
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        StopAt(patch, 7, signal.SIGTERM)
-        start(flags)
+    preempt(flags, 7)
     (tmp_path / "w.pth").unlink()
     start(flags)
     assert_same_weights(weights(tmp_path / "undisturbed"), weights(flags["util.run_dir"]))
@@ -140,7 +129,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_made(flags_at_rest: Flags, 
     assert not flags_at_rest["util.run_dir"].exists()
 
 
-def test_a_missing_file_is_told_before_anything_is_read(flags_at_rest: Flags, tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_before_anything_is_read(flags_at_rest: Flags) -> None:
     with pytest.raises(
         UserError, match=r"model.weights = .*w.pth' .*no such file; expected the checkpoint to start fr"
     ):
