@@ -98,7 +98,7 @@ def load_checkpoint(path: Path) -> Any:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         if damaged := damaged_part(path):
-            raise DamagedCheckpoint(f"{path} is damaged: the checksum of its part {damaged} is wrong.")
+            raise ValueError(f"the checksum of its part {damaged} is wrong")
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -109,11 +109,9 @@ def load_checkpoint(path: Path) -> Any:
         raise DamagedCheckpoint(
             f"{path} is not a file of plain tensors, as a checkpoint must be; nothing in it was run.{found}"
         ) from None
-    except DamagedCheckpoint:
-        raise
-    except (PermissionError, MemoryError) as error:  # says nothing about the file's content
+    except (PermissionError, MemoryError) as error:  # the file itself may be intact
         raise UserError(f"{path} cannot be read: {type(error).__name__}. Allow reading it, or free memory.") from None
-    except Exception as error:  # damaged bytes make torch raise almost anything; the reason is kept
+    except Exception as error:  # damaged bytes make torch raise almost anything
         reason = f"{type(error).__name__}: {str(error).split(chr(10))[0]}"
         raise DamagedCheckpoint(f"{path} cannot be read as a checkpoint: {reason}") from None
 
@@ -211,14 +209,10 @@ def split_weights(content: Any, path: Path) -> dict[str, dict[str, torch.Tensor]
         named = {"model": wrapped} if averaged is None or averaged == {} else {"model": wrapped, "ema": averaged}
         if all(map(_are_weights, named.values())):
             return named
-    found = (
-        f"a dict of {', '.join(map(reprlib.repr, list(content)[:8]))}"
-        if isinstance(content, dict)
-        else type(content).__name__
-    )
+    keys = ", ".join(map(reprlib.repr, list(content)[:8])) if isinstance(content, dict) else ""
     raise UserError(
         f"{path} holds no weights: expected a dict of plain tensors, or one with the key "
-        f"{' or '.join(map(repr, WRAPPERS))}; found {found}."
+        f"{' or '.join(map(repr, WRAPPERS))}; found a {type(content).__name__} {keys}"
     )
 
 

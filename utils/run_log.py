@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -134,19 +134,12 @@ def environment() -> dict[str, Any]:
         **git_state(Path(__file__).parent),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in _RECORDED_PACKAGES},
+        "packages": {d.name: d.version for d in distributions() if d.name.lower() in _RECORDED_PACKAGES},
         "cuda": torch.version.cuda if gpus else None,
         "gpus": gpus,
         "cpu_cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def git_state(folder: Path) -> dict[str, Any]:

@@ -213,10 +213,11 @@ def fit(trainer: Trainer, advice: str) -> None:
         with suppress(UserError):  # the error itself matters more than that it cannot be recorded
             write_status(trainer.folder, "failed", step=trainer.step, epoch=trainer.epoch, reason=str(error))
 
+    def is_echo(error: Exception) -> bool:
+        return read_status(trainer.folder) == "failed"
+
     try:
-        with errors_reported_once(
-            trainer.process, record, is_echo=lambda _: read_status(trainer.folder) == "failed", memory_advice=advice
-        ):
+        with errors_reported_once(trainer.process, record, is_echo, advice):
             trainer.fit()
     except Preempted:
         sys.exit(EXIT_PREEMPTED)
@@ -224,10 +225,7 @@ def fit(trainer: Trainer, advice: str) -> None:
 
 @contextmanager
 def errors_reported_once(
-    process: Process,
-    record: Callable[[Exception], None],
-    is_echo: Callable[[Exception], bool],
-    memory_advice: str,
+    process: Process, record: Callable[[Exception], None], is_echo: Callable[[Exception], bool], memory_advice: str
 ) -> Iterator[None]:
     """Report an error once, on the process where it arose; those that only lose the connection to it exit silently.
 
@@ -238,8 +236,12 @@ def errors_reported_once(
         memory_advice: what to do when memory runs out.
     """
     try:
-        with out_of_memory_reported(memory_advice), worker_deaths_reported():
-            yield
+        with out_of_memory_reported(memory_advice):
+            try:
+                yield
+            except RuntimeError as error:  # torch raises the death of a loader worker anywhere in the main thread
+                raise_worker_death(error)
+                raise
     except Preempted:
         raise
     except UserError as error:
@@ -255,13 +257,3 @@ def errors_reported_once(
         raise
     finally:
         end_workers()
-
-
-@contextmanager
-def worker_deaths_reported() -> Iterator[None]:
-    """Turn the death of a loader worker, which torch raises anywhere in the main thread, into a UserError."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise_worker_death(error)
-        raise
