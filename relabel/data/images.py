@@ -177,25 +177,20 @@ def keep_listed(images: ImageList, path: str | Path) -> ImageList:
             f"the list of images to train on, {path}, cannot be read ({error.strerror}); expected a text file with one "
             "CLASS/FILE a line. Correct --data.keep_list, or leave it out to train on all images."
         ) from error
-    names = [line for line in lines if line.strip() and not line.startswith(COMMENT.encode())]
-    counts = Counter(name.removeprefix(HERE.encode()) for name in names)
-    kept = np.array([name in counts for name in images.names.tolist()])
-    if not counts or kept.sum() != len(names):
-        raise UserError(f"{path}: {_describe_mismatch(counts, images)} Correct the file, or --data.keep_list.")
-    return replace(images, names=images.names[kept], labels=images.labels[kept])
-
-
-def _describe_mismatch(counts: Counter[bytes], images: ImageList) -> str:
-    """Describe why the names on a list do not fit the images."""
-    if not counts:
-        return f"found no name in it; expected some of the {len(images):,} images in {images.root}, one a line."
-    unknown = sorted(counts.keys() - set(images.names.tolist()))
-    if unknown:
-        return (
-            f"found {len(unknown):,} of {len(counts):,} names that are no image in {images.root}, the first: "
-            f"{os.fsdecode(unknown[0][:999])!r}; expected names such as {images.name(0)!r}."
+    written = [line for line in lines if line.strip() and not line.startswith(COMMENT.encode())]
+    names = Counter(line.removeprefix(HERE.encode()) for line in written)
+    available = set(images.names.tolist())
+    wrong = [os.fsdecode(name) for name, count in names.items() if count > 1 or name not in available]
+    if wrong or not names:
+        found = "no names"
+        if wrong:
+            found = f"{len(wrong):,} names that are no image in {images.root} or occur twice, first {wrong[0][:999]!r}"
+        raise UserError(
+            f"{path}: found {found}; expected names such as {images.name(0)!r}, each once. "
+            "Correct the file, or --data.keep_list."
         )
-    return f"found {os.fsdecode(counts.most_common(1)[0][0])!r} twice; expected each image once."
+    kept = np.array([name in names for name in images.names.tolist()])
+    return replace(images, names=images.names[kept], labels=images.labels[kept])
 
 
 def write_keep_list(path: Path, names: Iterable[str], comment: str) -> None:

@@ -124,9 +124,9 @@ def test_names_that_look_like_comments_and_names_that_cannot_be_listed(tmp_path:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"keep\.txt: found no name in it; expected some of the 4 images in train"),
-        ("ant/a.jpg\nant/zebra.jpg\n", r"found 1 of 2 names that are no image in train, the first: 'ant/zebra\.jpg'"),
-        ("ant/a.jpg\nbee/a.jpg\nant/a.jpg\n", r"found 'ant/a\.jpg' twice"),
+        ("# nothing else", r"keep\.txt: found no names; expected names such as 'ant/a\.jpg'"),
+        ("ant/a.jpg\nant/zebra.jpg\n", r"found 1 names that are no image in train .* first 'ant/zebra\.jpg'"),
+        ("ant/a.jpg\nbee/a.jpg\nant/a.jpg\n", r"found 1 names .* or occur twice, first 'ant/a\.jpg'"),
         (None, r"keep\.txt, cannot be read \(No such file.*--data\.keep_list"),
     ],
 )
