@@ -1,2 +1,3 @@
 """Making label maps: the teacher (a classifier), the annotator that applies it to every image, conversion between the
-two forms on disk, and labels of whole images derived from the maps."""
+two forms on disk, and labels of whole images derived from the maps.
+"""
