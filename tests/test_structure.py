@@ -13,7 +13,7 @@ from tests.promises import PROMISES
 LAYERS = ["utils", "models", "relabel", "main"]
 PAPER = ["crop_box", "label_map", "label_pooling", "targets", "augment", "cutmix"]
 ROOMS = ["config", "stores", "data", "training", "evaluation", "annotation", "checks", "figures", "demo", "cli"]
-OF_OURS = r"(?i)label.?map|relabel|teacher|annotat(?!ed)|crop"
+OF_OURS = r"(?i)label.?map|relabel|teacher|annotator|\bannotate\b|crop"
 SOURCES = [ROOT / "main.py", *(path for layer in LAYERS[:3] for path in sorted((ROOT / layer).rglob("*.py")))]
 
 

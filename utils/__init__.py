@@ -1,1 +1,1 @@
-"""What would serve any project that trains networks: nothing here knows a config key or a label map."""
+"""What would serve any project that trains networks: nothing here names a config key or a concept of this one."""

@@ -47,7 +47,7 @@ FILE_OF_2021 = yaml.safe_dump(nest(KEYS_OF_2021 | CHANGED))  # writes 0.002, Tru
 
 @pytest.fixture
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
-    """load(YAML text or None, flags), in a folder with DATA/train, DATA/val, LABELS and W.pth."""
+    """Load a YAML text, if given, and flags, in a folder with DATA/train, DATA/val, LABELS and W.pth."""
     monkeypatch.chdir(tmp_path)
     put_folders()
 
