@@ -1,14 +1,14 @@
-# make demo       the environment, then the main job on the embedded data: a table, pictures, and where they are;
-#                 make demo DEMO="--train 300 --val 100 --out FOLDER" is a rehearsal of a minute
+# make demo       set up the environment, then run the main job on the embedded data: a table and pictures;
+#                 make demo DEMO="--train 300 --val 100 --out FOLDER" is a trial run of a minute
 # make reproduce  the paper's comparison on the embedded data, nine rows of five seeds (about 40 minutes on 2 cores)
-# make test       the environment, then linters, types and the whole test suite
-# make bench      what the README's benchmarks measure, on this machine (about 40 minutes on 2 cores)
+# make test       set up the environment, then run linters, type checks and the whole test suite
+# make bench      the benchmarks that need no GPU (about 40 minutes on 2 cores)
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-# Those that need no GPU; benchmarks.gpu_step and benchmarks.annotator are for one, benchmarks.soak takes half an hour.
+# Left out: gpu_step and annotator, which need a GPU, and soak, which takes half an hour.
 BENCHMARKS := label_pooling label_store dataset_scale decoders input_path train_step data_wait
 
 .PHONY: demo reproduce test bench bench-peers annotator clean
@@ -29,15 +29,15 @@ bench: $(VENV)/installed
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --json runs/bench/$$name.json; done
 	$(BIN)/python -m benchmarks.growth_plots --results runs/bench --out runs/bench/growth.png
 
-# The peers that the benchmarks compare with, each where it installs: see benchmarks/requirements.txt.
+# Install the peers that benchmarks compare with, those that can be installed: see benchmarks/requirements.txt.
 bench-peers: $(VENV)/installed
 	grep -v '^#' benchmarks/requirements.txt | xargs -n 1 $(BIN)/python -m pip install --disable-pip-version-check || true
 
-# The demo's machine annotator from scratch (about 10 minutes on 2 cores); the result stands in configs/digits.
+# Train the demo's teacher from scratch (about 10 minutes on 2 cores); the result is kept in configs/digits.
 annotator: $(VENV)/installed
 	$(BIN)/python -m relabel digits-annotator --out configs/digits/annotator.pth
 
-# One resolver run for torch, torchvision and timm together: installed one by one they need not fit each other.
+# One resolver run for torch, torchvision and timm: installed one by one they may not fit each other.
 $(VENV)/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
