@@ -111,8 +111,8 @@ def test_the_stream_of_torchs_random_numbers_is_left_alone() -> None:
 def start(program: str) -> "subprocess.Popen[str]":
     """Start a Python program that can use this file, in a session of its own."""
     command = [sys.executable, "-c", f"from tests.utils.processes.test_workers import *\n{program}"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=ROOT, text=True, start_new_session=True, **pipes)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
 
 @pytest.mark.parametrize("ending", ["sys.exit(1)", "next(batches)"])
