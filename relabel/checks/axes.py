@@ -7,6 +7,7 @@ image's difficulty cancels out.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -190,12 +191,11 @@ def check_with_classifier(
     examined, kept = 0, [np.empty((0, 2))]
     with JobProgress("classify crops", len(sample), "images") as progress:
         for part in sample.batches():
-            indices, crops = _quarters(sample, part, image_path, classifier.size)
-            if indices:
-                maps = sample.only(np.array(indices, dtype=np.int64))
-                fits, differ = _fits(maps, classifier.probabilities(crops), num_classes, fill, temperature)
-                kept.append(fits[differ > SAME_TARGETS].numpy())
-            examined += len(indices)
+            crops = _quarters(sample, part, image_path, classifier.size)
+            if crops:
+                predicted = classifier.probabilities(torch.cat(list(crops.values())))
+                kept.append(_fits(sample.only(np.array(list(crops))), predicted, num_classes, fill, temperature))
+            examined += len(crops)
             progress.advance(part.stop - part.start)
     return AxisCheck.of("a classifier", "log-likelihood of targets, nats", examined, np.concatenate(kept))
 
@@ -221,28 +221,21 @@ def _above_floor(scores: Tensor, fill: float) -> Tensor:
     return scores.float() - scores.float().amin(dim=(1, 2, 3), keepdim=True).clamp(max=fill)
 
 
-def _quarters(sample: MapSample, part: slice, image_path: Callable[[int], Path], size: int) -> tuple[list[int], Tensor]:
-    """Indices of the readable images, and uint8 [2 * n, 3, S, S]: all top rights, then all bottom lefts."""
-    indices, upper, lower = [], [], []
+def _quarters(sample: MapSample, part: slice, image_path: Callable[[int], Path], size: int) -> dict[int, Tensor]:
+    """Index of each readable image -> its top right and bottom left quarter, uint8 [2, 3, S, S]."""
+    crops = {}
     for index in range(part.start, part.stop):
-        try:
+        with suppress(UserError):  # reported by the check of all images
             file = ImageFile(image_path(int(sample.rows[index])))
-            crops = [torch.from_numpy(file.resized_crop(box, size, size)) for box in (TOP_RIGHT, BOTTOM_LEFT)]
-        except UserError:  # reported by the check of all images
-            continue
-        indices.append(index)
-        upper.append(crops[0])
-        lower.append(crops[1])
-    return indices, torch.stack(upper + lower) if indices else torch.empty(0)
+            both = [torch.from_numpy(file.resized_crop(box, size, size)) for box in (TOP_RIGHT, BOTTOM_LEFT)]
+            crops[index] = torch.stack(both)
+    return crops
 
 
-def _fits(
-    maps: MapSample, probabilities: Tensor, num_classes: int, fill: float, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """How well each reading fits, float [n, 2], and how much the two quarters' targets differ, float [n]."""
+def _fits(maps: MapSample, predicted: Tensor, num_classes: int, fill: float, temperature: float) -> np.ndarray:
+    """How well each reading fits predictions [2 * n, K], float [.., 2]; without images whose two targets are alike."""
     n = len(maps)
-    assert probabilities.shape == (2 * n, num_classes), probabilities.shape
-    in_upper, in_lower = probabilities.double().clamp(min=SMALLEST_PROBABILITY).log().split(n)
+    in_upper, in_lower = predicted.double().clamp(min=SMALLEST_PROBABILITY).log().view(n, 2, num_classes).unbind(1)
     excess = _above_floor(maps.scores, fill)
     upper, lower = (
         relabel_target(excess, maps.classes, CropBox.stack([box] * n), num_classes, temperature=temperature).double()
@@ -250,4 +243,5 @@ def _fits(
     )
     as_stored = (upper * in_upper + lower * in_lower).sum(dim=1) / 2
     swapped = (lower * in_upper + upper * in_lower).sum(dim=1) / 2
-    return torch.stack([as_stored, swapped], dim=1), (upper - lower).abs().sum(dim=1) / 2
+    differ = (upper - lower).abs().sum(dim=1) / 2 > SAME_TARGETS
+    return torch.stack([as_stored, swapped], dim=1)[differ].numpy()

@@ -1,6 +1,7 @@
 """Measure random crops, as training draws them, and their targets: the problem that ReLabel solves, in numbers."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from relabel.checks.calibration import SHOWN
 from relabel.checks.object_boxes import ObjectBox
 from relabel.checks.sample import MapSample
-from relabel.crop_box import CropBox, random_crop_box
+from relabel.crop_box import MIN_AREA, CropBox, random_crop_box
 from relabel.data.decode import ImageFile
 from relabel.targets import relabel_target
 from utils.errors import UserError
@@ -54,10 +55,7 @@ def crop_quality(
     fill: float = 0.0,
     temperature: float = 1.0,
     box_axes: str = "xy",
-    *,
-    min_area: float = 0.08,
     crops_per_image: int = 1,
-    seed: int = 0,
 ) -> CropQuality:
     """Draw crops of the sample's images, the boxes that training draws in the epochs 0, 1, ..., and pool their targets.
 
@@ -68,11 +66,9 @@ def crop_quality(
         class_names: K names.
         boxes: row -> the objects of an image, where they are known.
         fill, temperature, box_axes: as in `relabel_target`.
-        min_area: smallest area of a crop, fraction of the image.
         crops_per_image: number of epochs.
-        seed: of the crops.
     """
-    drawn = draw_crops(sample, image_path, min_area, crops_per_image, seed)
+    drawn = draw_crops(sample, image_path, crops_per_image)
     other, classes, covered = [], [], []
     for part in sample.batches():
         readable = [index for index in range(part.start, part.stop) if index in drawn]
@@ -94,7 +90,7 @@ def crop_quality(
     return CropQuality(
         images=len(drawn),
         crops_per_image=crops_per_image,
-        min_area_fraction=min_area,
+        min_area_fraction=MIN_AREA,
         crops_of_another_class_percent=Estimate.percent(np.array(other)),
         classes_per_crop=Estimate.mean(np.array(classes)),
         crops_with_iou_above_half_percent=Estimate.percent(np.array(covered)),
@@ -102,17 +98,15 @@ def crop_quality(
 
 
 def draw_crops(
-    sample: MapSample, image_path: Callable[[int], Path], min_area: float, count: int, seed: int
+    sample: MapSample, image_path: Callable[[int], Path], count: int, seed: int = 0
 ) -> dict[int, list[CropBox]]:
     """Index in the sample -> its crops; without the images whose file cannot be read."""
     drawn = {}
     with JobProgress("draw crops", len(sample), "images") as progress:
         for index, row in enumerate(sample.rows.tolist()):
             progress.advance(1)
-            try:
+            with suppress(UserError):  # reported by the check of all images
                 file = ImageFile(image_path(row))
-            except UserError:  # reported by the check of all images
-                continue
-            rngs = (keyed_rng(seed, SAMPLE, epoch, row) for epoch in range(count))
-            drawn[index] = [random_crop_box(rng, file.width, file.height, min_area) for rng in rngs]
+                rngs = (keyed_rng(seed, SAMPLE, epoch, row) for epoch in range(count))
+                drawn[index] = [random_crop_box(rng, file.width, file.height, MIN_AREA) for rng in rngs]
     return drawn

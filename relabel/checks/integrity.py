@@ -36,33 +36,25 @@ class Kind:
 
 
 KINDS = {
-    "missing_maps": Kind(
-        "images without a label map", "Make the maps with `python -m relabel annotate`, or download them"
-    ),
+    "missing_maps": Kind("images without a label map", "Make them with `python -m relabel annotate`, or download them"),
     "damaged_maps": Kind("damaged label maps", "Delete them and make or download them again"),
-    "changed_files": Kind(
-        "files unlike the manifest", "Their sha256 is another: download them again, or make these maps again"
-    ),
+    "changed_files": Kind("files unlike the manifest", "Their sha256 is another: make or download them again"),
     "maps_without_image": Kind("label maps without an image", "Put the images back, or remove these maps"),
     "unreadable_images": Kind("unreadable images", "Replace or remove them"),
-    "missing_maps_spelled_otherwise": Kind(
-        "maps under another spelling", "Rename the images or the maps so that the names without extension are equal"
-    ),
+    "missing_maps_spelled_otherwise": Kind("maps under another spelling", "Rename the images, or these maps"),
     "maps_of_other_classes": Kind("label maps of other classes", "Their class folders have no images here", False),
     "names_with_several_dots": Kind(
         "names with several dots",
-        "A map is named like its image without the last extension; the 2021 code cut the name at the first dot",
+        "A map is named like its image up to the last dot; the 2021 code cut at the first",
         False,
     ),
     "names_in_parquet_spelling": Kind(
         "names that repeat the class",
-        "The parquet copy of ImageNet is named like this; released label maps have the original names",
+        "As in ImageNet's parquet copy; released label maps have the original names",
         False,
     ),
     "rotated_images": Kind(
-        "images with a rotation tag",
-        "Training and `annotate` ignore EXIF rotations; maps made by a program that applies them do not fit",
-        False,
+        "images with a rotation tag", "Training and `annotate` ignore it; maps made with it applied do not fit", False
     ),
 }
 OF_IMAGES = ("unreadable_images", "rotated_images")

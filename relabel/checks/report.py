@@ -37,21 +37,6 @@ VERDICTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """The settings of a training, and how much to measure.
-
-    Fields:
-        fill, temperature, box_axes: as in `relabel_target`.
-        maps: number of maps to measure; every map is read in any case.
-    """
-
-    fill: float = 0.0
-    temperature: float = 1.0
-    box_axes: str = "xy"
-    maps: int = 10_000
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Report:
     """All results; None or empty where something was not asked for or could not be measured.
@@ -84,8 +69,11 @@ class Report:
 
 def make_report(
     labels: LabelSet,
-    settings: Settings,
     *,
+    fill: float = 0.0,
+    temperature: float = 1.0,
+    box_axes: str = "xy",
+    maps: int = 10_000,
     boxes: BoxReader | None = None,
     classifier: Classifier | None = None,
     teacher_top1_percent: float | None = None,
@@ -94,7 +82,8 @@ def make_report(
 
     Args:
         labels: the maps.
-        settings: see there.
+        fill, temperature, box_axes: of the training, as in `relabel_target`.
+        maps: number of maps to measure; every map is read in any case.
         boxes: reads the objects of an image.
         classifier: for the second test of the axes; needs images.
         teacher_top1_percent: known accuracy of the maps' teacher.
@@ -109,20 +98,20 @@ def make_report(
         notes.append(f"Images skipped when the maps were made: {len(skipped):,}, such as {key}: {reason}")
     calibration, crops, found, axes = None, None, None, []
     if len(integrity.usable):
-        sample = read_sample(labels.store, integrity.usable, settings.maps)
+        sample = read_sample(labels.store, integrity.usable, maps)
         found = look_up(boxes, labels.keys, sample.rows) if boxes else None
-        names, logits = labels.class_names, (settings.fill, settings.temperature)
+        names, logits = labels.class_names, (fill, temperature)
         calibration = calibrate(sample, labels.labels, len(names), *logits)
         if labels.image_path and labels.labels is not None:
             objects = found.of_row if found else {}
-            crops = crop_quality(sample, labels.image_path, labels.labels, names, objects, *logits, settings.box_axes)
+            crops = crop_quality(sample, labels.image_path, labels.labels, names, objects, *logits, box_axes)
         if found:
             axes.append(check_with_boxes(sample, names, found.of_row))
         if classifier and labels.image_path:
             some = sample.only(np.arange(0, len(sample), -(-len(sample) // CLASSIFIED)))
             axes.append(check_with_classifier(some, labels.image_path, len(names), classifier, *logits))
         problems += calibration.problems(teacher_top1_percent)
-        problems += [problem for check in axes for problem in check.problems(settings.box_axes)]
+        problems += [problem for check in axes for problem in check.problems(box_axes)]
         notes += _agreement_notes(calibration)
     else:
         problems.append("There is no label map that can be read.")

@@ -39,10 +39,6 @@ class MapSample:
         """Some of the maps: a slice, or integer [m], indices in the sample."""
         return MapSample(self.rows[chosen], self.scores[chosen], self.classes[chosen])
 
-    def transposed(self) -> "MapSample":
-        """The maps as they are if their files hold [column, row] instead of [row, column]."""
-        return MapSample(self.rows, self.scores.transpose(2, 3), self.classes.transpose(2, 3))
-
 
 def read_sample(store: LabelStore, rows: np.ndarray, size: int, seed: int = 0) -> MapSample:
     """Read the maps of some of the rows, drawn without replacement; 10,000 maps of the paper take 70 MB.

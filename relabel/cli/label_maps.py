@@ -159,7 +159,7 @@ def check(
     from relabel.annotation.label_set import open_label_set
     from relabel.checks.axes import classifier_named
     from relabel.checks.object_boxes import open_object_boxes
-    from relabel.checks.report import Settings, make_report, print_report
+    from relabel.checks.report import make_report, print_report
     from utils.files import write_json
 
     if json:
@@ -170,7 +170,10 @@ def check(
     found = open_label_set(labels, images)
     report = make_report(
         found,
-        Settings(fill=fill, temperature=temperature, box_axes=box_axes, maps=maps),
+        fill=fill,
+        temperature=temperature,
+        box_axes=box_axes,
+        maps=maps,
         boxes=open_object_boxes(boxes, found.class_names) if boxes else None,
         classifier=classifier_named(classifier, classifier_weights, found.class_names) if classifier else None,
         teacher_top1_percent=teacher_accuracy,

@@ -197,22 +197,14 @@ def draw_crop(axes: Axes, image: np.ndarray, box: CropBox, number: int | None = 
 
 def draw_boxes(axes: Axes, boxes: Sequence[CropBox]) -> None:
     """Draw the outline of each box, and its number from 1 in a corner where it hides no other number."""
-    across, down = BADGE / np.array(_inches(axes))
+    dx, dy = BADGE / 2 / np.array(_inches(axes))
     taken: list[tuple[float, float]] = []
     for number, box in enumerate(boxes, 1):
         outline(axes, box, "black", 3.2)
         outline(axes, box, "white", 1.6)  # white on black shows on any image
-        corners = [
-            (x, y)
-            for y in (box.top + down / 2, box.bottom - down / 2)
-            for x in (box.left + across / 2, box.right - across / 2)
-        ]
-        free = (
-            corner
-            for corner in corners
-            if all(abs(corner[0] - x) >= across or abs(corner[1] - y) >= down for x, y in taken)
-        )
-        taken.append(next(free, corners[0]))
+        corners = [(x, y) for y in (box.top + dy, box.bottom - dy) for x in (box.left + dx, box.right - dx)]
+        free = [(x, y) for x, y in corners if all(abs(x - u) >= 2 * dx or abs(y - v) >= 2 * dy for u, v in taken)]
+        taken.append((free or corners)[0])
         _draw_badge(axes, *taken[-1], number)
 
 

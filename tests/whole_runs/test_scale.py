@@ -10,7 +10,7 @@ from PIL import Image
 
 from models.digit_net import DigitNet
 from relabel.annotation.label_set import open_label_set
-from relabel.checks.report import Settings, make_report
+from relabel.checks.report import make_report
 from relabel.cli.run import run
 from relabel.config.load import load_config
 from relabel.data.images import list_images
@@ -100,7 +100,7 @@ def test_twenty_one_thousand_classes_are_trained_evaluated_and_checked(many_clas
     assert loss["loss"] == pytest.approx(np.log(K), rel=0.1) and score["images"] == 20
     labels = open_label_set(many_classes / "labels", images=None)
     tracemalloc.start()
-    report = make_report(labels, Settings(fill=0.0, temperature=1.0, box_axes="xy", maps=100))
+    report = make_report(labels, maps=100)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert not report.integrity.problems() and len(report.integrity.usable) == K

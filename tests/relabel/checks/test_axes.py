@@ -25,7 +25,7 @@ from relabel.checks.sample import MapSample
 from relabel.crop_box import CropBox
 from relabel.label_map import LabelMap
 from tests.memory_store import left_right_map
-from tests.relabel.checks.test_calibration import of, sample_of
+from tests.relabel.checks.test_calibration import of, sample_of, transposed
 from utils.checkpoint import save_checkpoint
 
 K, H, W = 5, 6, 8
@@ -62,7 +62,7 @@ def test_the_left_half_by_hand() -> None:
 @pytest.mark.parametrize("shift", [0.0, -10.0, 10.0])
 def test_a_planted_order_is_found_whatever_the_level_of_the_logits(shift: float) -> None:
     sample, boxes = planted(shift=shift)
-    there, back = check_with_boxes(sample, NAMES, boxes), check_with_boxes(sample.transposed(), NAMES, boxes)
+    there, back = check_with_boxes(sample, NAMES, boxes), check_with_boxes(transposed(sample), NAMES, boxes)
     assert (there.verdict, back.verdict) == (ROW_COLUMN, TRANSPOSED)
     assert (there.row_column, there.transposed) == pytest.approx((back.transposed, back.row_column), abs=1e-4)
     few = {row: boxes[row] for row in range(MIN_IMAGES - 1)}
@@ -146,7 +146,7 @@ def test_a_classifier_finds_the_order(tmp_path: Path) -> None:
     found = check_with_classifier(sample, paths.__getitem__, 3, classifier)
     assert found.verdict == ROW_COLUMN and found.images_informative == found.images_examined == 40
     assert of(found.favouring_row_column_percent) > 90
-    swapped = check_with_classifier(sample.transposed(), paths.__getitem__, 3, classifier)
+    swapped = check_with_classifier(transposed(sample), paths.__getitem__, 3, classifier)
     assert swapped.verdict == TRANSPOSED
     assert (swapped.row_column, swapped.transposed) == pytest.approx((found.transposed, found.row_column), abs=1e-5)
     assert check_with_classifier(sample, paths.__getitem__, 3, Classifier(blind, 8)).verdict == UNDECIDED
@@ -183,7 +183,7 @@ def test_images_that_cannot_be_read_and_maps_of_one_class_are_left_out(tmp_path:
 )
 def test_maps_that_are_read_the_wrong_way_are_a_problem(is_swapped: bool, box_axes: str, advice: str | None) -> None:
     sample, boxes = planted()
-    found: AxisCheck = check_with_boxes(sample.transposed() if is_swapped else sample, NAMES, boxes)
+    found: AxisCheck = check_with_boxes(transposed(sample) if is_swapped else sample, NAMES, boxes)
     problems = found.problems(box_axes)
     assert (advice is None) == (problems == [])
     if advice:

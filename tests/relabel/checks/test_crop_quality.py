@@ -14,7 +14,7 @@ from relabel.data.dataset import ImageDataset, RandomResizedCrop
 from relabel.data.images import ImageList
 from relabel.label_map import LabelMap
 from tests.memory_store import left_right_map, uniform_map
-from tests.relabel.checks.test_calibration import of, sample_of
+from tests.relabel.checks.test_calibration import of, sample_of, transposed
 from utils.estimates import Estimate
 
 NAMES = ["ant", "bee", "cow", "dog"]
@@ -45,8 +45,8 @@ def test_the_crops_are_those_of_training(image_path: Callable[[int], Path]) -> N
     sample = sample_of(*[left_right_map()] * 6)
     folder = image_path(0).parent
     images = ImageList(folder.parent, ["ant"], np.array([f"ant/{i}.png".encode() for i in range(6)]), np.zeros(6, int))
-    dataset = ImageDataset(images, RandomResizedCrop(8, 0.2, flip_prob=0.5, color_jitter=0.0, lighting=0.0, seed=5))
-    drawn = draw_crops(sample, image_path, min_area=0.2, count=3, seed=5)
+    dataset = ImageDataset(images, RandomResizedCrop(8, 0.08, flip_prob=0.5, color_jitter=0.0, lighting=0.0, seed=5))
+    drawn = draw_crops(sample, image_path, count=3, seed=5)
     assert list(drawn.values()) == [[dataset[(epoch, row)].box for epoch in range(3)] for row in range(6)]
 
 
@@ -63,10 +63,8 @@ def test_swapped_axes_are_measured_as_training_would_read_them(image_path: Calla
     Half the crops lie more to the right, and disagree with class 0 on the left.
     """
     sample, labels = sample_of(*[left_right_map(20.0)] * 6), np.zeros(6, dtype=np.int64)
-    readings = ((sample, "xy"), (sample.transposed(), "yx"), (sample.transposed(), "xy"))
-    found = [
-        crop_quality(maps, image_path, labels, NAMES, {}, 0, 1, axes, crops_per_image=50) for maps, axes in readings
-    ]
+    readings = ((sample, "xy"), (transposed(sample), "yx"), (transposed(sample), "xy"))
+    found = [crop_quality(maps, image_path, labels, NAMES, {}, 0, 1, axes, 50) for maps, axes in readings]
     expected, swapped, misread = (of(one.crops_of_another_class_percent) for one in found)
     assert swapped == pytest.approx(expected, abs=1)  # a crop in the very middle may fall to either side
     assert swapped != misread and 40 < expected < 60
@@ -82,7 +80,7 @@ def test_the_best_object_of_the_class_counts(image_path: Callable[[int], Path]) 
     """An object that fills the image is covered by crops of more than half of it."""
     tiny, whole, other = ObjectBox("ant", CropBox(0, 0, 0.1, 0.1)), ObjectBox("ant", WHOLE), ObjectBox("bee", WHOLE)
     alone = covered(image_path, whole)
-    drawn = draw_crops(sample_of(left_right_map()), image_path, 0.08, 50, 0)[0]
+    drawn = draw_crops(sample_of(left_right_map()), image_path, 50)[0]
     assert alone and alone.n == 1 and alone.value == pytest.approx(100 * np.mean([crop.area > 0.5 for crop in drawn]))
     assert covered(image_path, tiny, whole, other) == alone
     assert of(covered(image_path, tiny, other)) == 0 and covered(image_path, other) is None

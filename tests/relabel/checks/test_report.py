@@ -16,7 +16,7 @@ from torch import Tensor
 from relabel.annotation.label_set import LabelSet
 from relabel.checks.axes import ROW_COLUMN, TRANSPOSED, Classifier
 from relabel.checks.object_boxes import ObjectBox
-from relabel.checks.report import Report, Settings, make_report, print_report
+from relabel.checks.report import Report, make_report, print_report
 from relabel.crop_box import CropBox
 from relabel.data.images import list_images
 from relabel.label_map import LabelMap
@@ -84,19 +84,19 @@ def label_set(found: list[LabelMap | str | None], folder: Path | None, orphans: 
 def good(folder: Path) -> Report:
     """With both tests of the axes."""
     labels = label_set(maps(), folder)
-    return make_report(labels, Settings(), boxes=boxes, classifier=CLASSIFIER, teacher_top1_percent=90.0)
+    return make_report(labels, boxes=boxes, classifier=CLASSIFIER, teacher_top1_percent=90.0)
 
 
 def bad(folder: Path) -> Report:
     """Small logits, another teacher's accuracy, a damaged map of a long name with markup in it."""
     found = maps(logit=0.5)
     found[3] = "x" * 150 + "[/bold]: damaged"
-    return make_report(label_set(found, folder), Settings(), boxes=boxes, teacher_top1_percent=150.0)
+    return make_report(label_set(found, folder), boxes=boxes, teacher_top1_percent=150.0)
 
 
 def empty(folder: Path) -> Report:
     """No map can be read, and no images are at hand."""
-    return make_report(label_set([None] * 36, None), Settings(), boxes=boxes)
+    return make_report(label_set([None] * 36, None), boxes=boxes)
 
 
 def test_good_maps_have_no_problem_and_all_parts(folder: Path) -> None:
@@ -128,29 +128,29 @@ def leaves(tree: object, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ..
 
 def test_transposed_maps_are_a_problem_by_either_test(folder: Path) -> None:
     labels = label_set(maps(swap=True), folder)
-    found = make_report(labels, Settings(), boxes=boxes, classifier=CLASSIFIER)
+    found = make_report(labels, boxes=boxes, classifier=CLASSIFIER)
     assert [check.verdict for check in found.axes] == [TRANSPOSED, TRANSPOSED] and len(found.problems) == 2
-    read_so = make_report(labels, Settings(box_axes="yx"), boxes=boxes, classifier=CLASSIFIER)
+    read_so = make_report(labels, box_axes="yx", boxes=boxes, classifier=CLASSIFIER)
     assert read_so.problems == []
 
 
 def test_one_damaged_one_missing_and_one_orphan_are_three_problems(folder: Path) -> None:
     found = maps()
     found[3], found[14] = None, "bee/2.pt: cannot be read"
-    report = make_report(label_set(found, folder, ["cow/old"]), Settings())
+    report = make_report(label_set(found, folder, ["cow/old"]))
     assert len(report.problems) == 3 and report.calibration and report.calibration.maps == 34
     assert [p.splitlines()[1].strip().partition(":")[0] for p in report.problems] == ["ant/03", "bee/2.pt", "cow/old"]
 
 
 def test_maps_without_images_and_labels_are_measured_as_far_as_possible() -> None:
-    report = make_report(label_set(maps(), None), Settings(maps=10), classifier=CLASSIFIER)
+    report = make_report(label_set(maps(), None), maps=10, classifier=CLASSIFIER)
     assert report.calibration and report.calibration.maps == 10 and report.calibration.top1_agreement_percent is None
     assert report.crops is None and report.axes == [] and report.problems == []
     assert report.as_dict()["integrity"]["unreadable_images"] is None
 
 
 def test_boxes_of_other_images_are_a_problem(folder: Path) -> None:
-    (problem,) = make_report(label_set(maps(), folder), Settings(), boxes=lambda key: []).problems
+    (problem,) = make_report(label_set(maps(), folder), boxes=lambda key: []).problems
     assert "None of the 36 images of the sample has object boxes" in problem
 
 
@@ -159,7 +159,7 @@ def test_surprises_are_notes_and_no_problems() -> None:
     keys = labels.keys.astype("S60")
     keys[0], keys[13] = b"ant/a.b", b"n01440764/n01440764_1_n01440764"
     there = np.sort(np.append(keys, [b"wasp/a", b"wasp/b"]))
-    report = make_report(replace(labels, keys=keys, store_keys=there), Settings())
+    report = make_report(replace(labels, keys=keys, store_keys=there))
     assert report.problems == []
     notes = "\n".join(report.notes)
     assert "Label maps of other classes: 2, such as wasp/a." in notes

@@ -13,7 +13,7 @@ import torch
 
 from relabel import __main__ as tools
 from relabel.annotation.label_set import open_label_set
-from relabel.checks.report import Settings, make_report
+from relabel.checks.report import make_report
 from relabel.stores.manifest import MANIFEST, read_manifest
 from relabel.stores.pt_folder import LabelFolder
 from relabel.stores.store import check_present, open_label_store
@@ -58,7 +58,7 @@ def assert_same_or_refused(folder: Path, what: str) -> bool:
 def problems(folder: Path) -> list[str]:
     """Return what `check` finds in a set of label maps."""
     try:
-        return make_report(open_label_set(folder, None), Settings(maps=1)).problems
+        return make_report(open_label_set(folder, None), maps=1).problems
     except UserError as error:
         return [str(error)]
 
