@@ -14,20 +14,14 @@ import torch
 from utils.run_log import MetricsLog, git_state, read_metrics, record_environment, write_status
 
 
-def test_one_json_object_an_event(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path)
+def test_one_json_object_an_event_also_with_numbers_that_are_not_finite(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, keep_bytes=1000)  # longer than the file, which is not padded
     log.write("train", 3, loss=1.5, epoch=1)
-    log.write("validation", 4, top1_percent=50.0)
+    log.write("train", 4, loss=float("nan"), epoch=float("inf"))
     assert read_metrics(tmp_path) == [
         {"event": "train", "step": 3, "loss": 1.5, "epoch": 1},
-        {"event": "validation", "step": 4, "top1_percent": 50.0},
+        {"event": "train", "step": 4, "loss": "nan", "epoch": "inf"},
     ]
-
-
-@pytest.mark.parametrize(("value", "text"), [(float("nan"), "nan"), (float("inf"), "inf")])
-def test_numbers_that_are_not_finite_stay_valid_json(tmp_path: Path, value: float, text: str) -> None:
-    MetricsLog(tmp_path).write("train", 1, loss=value)
-    assert read_metrics(tmp_path)[0]["loss"] == text
 
 
 def test_a_continued_log_is_cut_back_to_its_checkpoint(tmp_path: Path) -> None:
@@ -41,12 +35,6 @@ def test_a_continued_log_is_cut_back_to_its_checkpoint(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path, keep_bytes=kept)
     log.write("train", 2, again=True)
     assert read_metrics(tmp_path) == [{"event": "train", "step": 1}, {"event": "train", "step": 2, "again": True}]
-
-
-def test_a_log_shorter_than_its_checkpoint_says_is_not_padded(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, keep_bytes=1000)
-    log.write("train", 1)
-    assert len(read_metrics(tmp_path)) == 1
 
 
 def test_status_is_replaced_whole(tmp_path: Path) -> None:
