@@ -98,7 +98,7 @@ class Contender:
 
 
 def main() -> None:
-    """The contenders in turn, several times; then ours with other numbers of workers."""
+    """Measure all contenders in turn, several times; then ours with other numbers of workers."""
     options = arguments(__doc__ or "", images_option())
     amount = Amount(8, 2, 1) if options.tiny else Amount(256, 8, 5)
     with exit_on_user_error(), tempfile.TemporaryDirectory() as folder:

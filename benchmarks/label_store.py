@@ -151,7 +151,7 @@ def write_both(pt: Path, packed: Path, keys: np.ndarray, names: list[str], rng: 
 def random_map(rng: np.random.Generator, num_classes: int = K) -> LabelMap:
     """Draw 5 of 20 classes in each cell, with logits like a strong teacher's, in the types of a packed store."""
     k, h, w = SHAPE
-    some = rng.choice(num_classes, 20, replace=False).astype(np.int16)
+    some = rng.choice(num_classes, min(20, num_classes), replace=False).astype(np.int16)
     kept = rng.permuted(np.tile(some, (h * w, 1)), axis=1)[:, :k].T.reshape(SHAPE)
     return LabelMap(rng.normal(8, 3, SHAPE).astype(np.float16), kept)
 

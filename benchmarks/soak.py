@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def minutes_option() -> argparse.ArgumentParser:
-    """The option --minutes, for `arguments`."""
+    """Make the option --minutes for `arguments`."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--minutes", type=float, default=MINUTES, help="how long to watch (default: %(default)g)")
     return parser

@@ -90,7 +90,7 @@ def main() -> None:
     report("a training step with label maps and without", figures, remarks, options.json)
 
 
-def random_batch(count: int, crop: int) -> Batch:
+def random_batch(count: int, crop: int, num_classes: int = K) -> Batch:
     """Make a training batch on the CPU: random pixels, boxes, label maps, flips, jitter and lighting."""
     rng = np.random.default_rng(0)
     samples = []
@@ -99,7 +99,7 @@ def random_batch(count: int, crop: int) -> Batch:
         box = random_crop_box(rng, 500, 375, MIN_AREA)
         # All are flipped, so that small batches flip too; one flip costs as much as all.
         drawn = draw_augmentation(rng, flip_prob=1.0, color_jitter=0.4, lighting=0.1)
-        samples.append(Sample(image, int(rng.integers(K)), box, random_map(rng), drawn, index))
+        samples.append(Sample(image, int(rng.integers(num_classes)), box, random_map(rng, num_classes), drawn, index))
     return collate(samples)
 
 

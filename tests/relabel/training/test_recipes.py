@@ -5,6 +5,7 @@ A card says what the recipe is, its command, what it needs and costs, and what t
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.train_step import random_batch
 from relabel.config.load import load_config
 from relabel.config.schema import SCHEMA
 from relabel.data.images import ImageList
-from relabel.data.loader import Batch
 from relabel.training.build import TrainingData, make_recipe
 from relabel.training.run import make_trainer
 from tests.conftest import ROOT
@@ -173,26 +174,11 @@ def test_a_recipe_trains_a_step(recipe: str, folders: dict[str, str], tmp_path: 
     parameters = [p for p in trainer.model.parameters() if p.ndim > 1]  # a bias before a batch norm has no gradient
     before = [parameter.detach().clone() for parameter in parameters]
     trainer.begin()
-    assert trainer.train_step([batch_of(config, num_classes)] * config.optim.accumulation).finite
+    batch = random_batch(2, 32, num_classes)
+    if not config.data.relabel.use:
+        batch = replace(batch, scores=None, classes=None)
+    assert trainer.train_step([batch] * config.optim.accumulation).finite
     assert [group["lr"] for group in trainer.optimizer.param_groups] == [config.optim.lr.init]
     assert all(parameter.isfinite().all() for parameter in parameters)
     assert not any(torch.equal(old, new) for old, new in zip(before, parameters, strict=True))
     trainer.log.close()
-
-
-def batch_of(config: Any, num_classes: int) -> Batch:
-    """Return two random images, 32 pixels wide; the second has no label where the recipe has extra images."""
-    generator = torch.Generator().manual_seed(0)
-    use = config.data.relabel.use
-    return Batch(
-        images=torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8, generator=generator),
-        labels=torch.tensor([1, -1 if config.data.extra.share else 0]),
-        boxes=torch.tensor([[0.1, 0.2, 0.6, 0.9], [0.0, 0.0, 1.0, 1.0]]),
-        scores=10 * torch.rand(2, 5, 15, 15, generator=generator) if use else None,
-        classes=torch.rand(2, num_classes, 15, 15, generator=generator).topk(5, dim=1).indices if use else None,
-        flips=None,
-        jitter_orders=None,
-        jitter_factors=None,
-        lighting=None,
-        indices=torch.tensor([0, 1]),
-    )
