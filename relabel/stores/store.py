@@ -85,7 +85,7 @@ class LabelMaps(Mapping[str, LabelMap]):
         return map(os.fsdecode, self._keys)
 
     def __len__(self) -> int:
-        """Number of maps."""
+        """Return the number of maps."""
         return len(self._keys)
 
 
