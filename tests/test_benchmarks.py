@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import result
 from benchmarks.cifar10_folder import write_folder
 from benchmarks.code_size import code_lines
 from benchmarks.growth_plots import PANELS, draw_growth, points
@@ -29,14 +30,22 @@ def test_a_program_prints_a_table_and_writes_json(
 ) -> None:
     monkeypatch.setattr(sys, "argv", [program, "--tiny", "--json", str(tmp_path / "result.json")])
     import_module(f"benchmarks.{program}").main()
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert result["title"] in " ".join(capsys.readouterr().out.split()) and result["machine"]["torch"]
-    for figure in result["figures"]:
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert written["title"] in " ".join(capsys.readouterr().out.split()) and written["machine"]["torch"]
+    for figure in written["figures"]:
         low, high = figure["quartiles"]
         assert figure["n"] >= 1 and low <= figure["median"] <= high and figure["unit"]
     for panel in PANELS:
         if panel.program == program:
-            assert all(len(points(result["figures"], curve.figures)) for curve in panel.curves), panel.title
+            assert all(len(points(written["figures"], curve.figures)) for curve in panel.curves), panel.title
+
+
+def test_progress_is_printed_between_rounds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(result, "PROGRESS_EVERY_S", 0.0)
+    seconds = result.time_interleaved({"nothing": int}, {"nothing": 1}, rounds=3)
+    assert len(seconds["nothing"]) == 3 and "timing  2 of 3 rounds" in capsys.readouterr().out
 
 
 def test_lines_of_code_are_counted_without_docstrings_comments_and_blanks() -> None:
