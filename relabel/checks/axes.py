@@ -103,7 +103,7 @@ class AxisCheck:
 
     @classmethod
     def of(cls, evidence: str, measure: str, examined: int, readings: np.ndarray) -> "AxisCheck":
-        """The result for float [n, 2], the measure of each informative image under both readings."""
+        """Summarise float [n, 2], the measure of each informative image under both readings."""
         difference = readings[:, 0] - readings[:, 1]
         row_column, transposed = readings.mean(axis=0).tolist() if len(readings) else (0.0, 0.0)
         favouring = (np.sign(np.round(difference, 5)) + 1) / 2  # a tie counts for neither
@@ -124,7 +124,7 @@ class AxisCheck:
         return self.favouring_row_column_percent.n if self.favouring_row_column_percent else 0
 
     def problems(self, box_axes: str = "xy") -> list[str]:
-        """The problem that training, with these box_axes, would read the maps transposed."""
+        """Report if training, with these box_axes, would read the maps transposed."""
         expected, other = (ROW_COLUMN, "yx") if box_axes == "xy" else (TRANSPOSED, "xy")
         if self.verdict in (expected, UNDECIDED):
             return []
@@ -135,7 +135,7 @@ class AxisCheck:
         ]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; the unit is that of `measure`."""
+        """Return plain values for JSON; the unit is that of `measure`."""
         return asdict(self) | {"verdict": self.verdict, "images_informative": self.images_informative}
 
 
@@ -201,7 +201,7 @@ def check_with_classifier(
 
 
 def _lifts(sample: MapSample, objects: list[tuple[int, int, CropBox]], num_classes: int) -> Iterator[np.ndarray]:
-    """For (index, class, box) of each object, float [.., 2]: box minus whole image, as [row, column] and transposed."""
+    """Yield for (index, class, box) of each object float [.., 2]: box minus whole image, as [row, column] and transposed."""
     for start in range(0, len(objects), BATCH):
         indices, labels, boxes = zip(*objects[start : start + BATCH], strict=True)
         maps = sample.only(np.array(indices, dtype=np.int64))
@@ -214,7 +214,7 @@ def _lifts(sample: MapSample, objects: list[tuple[int, int, CropBox]], num_class
 
 
 def _above_floor(scores: Tensor, fill: float) -> Tensor:
-    """The scores [B, k, h, w] minus the logit of an absent class: `fill`, or the lowest of the map if that is lower.
+    """Subtract from scores [B, k, h, w] the logit of an absent class: `fill`, or the lowest of the map if that is lower.
 
     With a fill above the stored logits, a class would stand out where the map does not store it.
     """
@@ -222,7 +222,7 @@ def _above_floor(scores: Tensor, fill: float) -> Tensor:
 
 
 def _quarters(sample: MapSample, part: slice, image_path: Callable[[int], Path], size: int) -> dict[int, Tensor]:
-    """Index of each readable image -> its top right and bottom left quarter, uint8 [2, 3, S, S]."""
+    """Return index of each readable image -> its top right and bottom left quarter, uint8 [2, 3, S, S]."""
     crops = {}
     for index in range(part.start, part.stop):
         with suppress(UserError):  # reported by the check of all images
@@ -233,7 +233,7 @@ def _quarters(sample: MapSample, part: slice, image_path: Callable[[int], Path],
 
 
 def _fits(maps: MapSample, predicted: Tensor, num_classes: int, fill: float, temperature: float) -> np.ndarray:
-    """How well each reading fits predictions [2 * n, K], float [.., 2]; without images whose two targets are alike."""
+    """Return how well each reading fits predictions [2 * n, K], float [.., 2]; without images whose two targets are alike."""
     n = len(maps)
     in_upper, in_lower = predicted.double().clamp(min=SMALLEST_PROBABILITY).log().view(n, 2, num_classes).unbind(1)
     excess = _above_floor(maps.scores, fill)

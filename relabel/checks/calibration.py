@@ -67,7 +67,7 @@ class Calibration:
     reason: str
 
     def problems(self, teacher_percent: float | None = None) -> list[str]:
-        """What is wrong, each with what to do.
+        """Return what is wrong, each with what to do.
 
         Args:
             teacher_percent: known top-1 accuracy of the teacher; an agreement below half of it, or more than 15 points
@@ -117,20 +117,20 @@ class Pooled:
         return cls(scores, stored, labels)
 
     def log_target(self, fill: float, temperature: float) -> Tensor:
-        """Log of the targets of the whole images, float [n, K]."""
+        """Return the log of the targets of the whole images, float [n, K]."""
         return ((self.scores + (1 - self.stored) * fill) / temperature).log_softmax(dim=1)
 
     def leak(self, fill: float, temperature: float) -> Tensor:
-        """Probability of the classes that no cell stores, float [n]."""
+        """Return the probability of the classes that no cell stores, float [n]."""
         return self.log_target(fill, temperature).exp().masked_fill(self.stored > 0, 0).sum(dim=1)
 
     def loss(self, fill: float, temperature: float) -> Tensor:
-        """Cross-entropy of the labels, float [n], nats."""
+        """Return the cross-entropy of the labels, float [n], nats."""
         assert self.labels is not None
         return -self.log_target(fill, temperature).gather(1, self.labels[:, None])[:, 0]
 
     def tolerable_fill(self, fill: float, temperature: float) -> float | None:
-        """The highest fill, not above the given one, whose mean leak is tolerated; None if there is none in reach."""
+        """Return the highest fill, not above the given one, with a tolerated mean leak; None if none is in reach."""
 
         def excess(tried: float) -> float:
             return float(self.leak(tried, temperature).mean()) - TOLERATED_LEAK
@@ -190,7 +190,7 @@ def calibrate(
 
 
 def cell_leak(scores: Tensor, classes: Tensor, num_classes: int, fill: float, temperature: float) -> Tensor:
-    """Share of each cell's softmax that falls to the classes the cell does not store, float [B, h, w]."""
+    """Return the share of each cell's softmax that falls to the classes the cell does not store, float [B, h, w]."""
     held = classes < num_classes
     absent = num_classes - held.sum(dim=1)
     stored = (scores / temperature).masked_fill(~held, -torch.inf).logsumexp(dim=1)
@@ -199,7 +199,7 @@ def cell_leak(scores: Tensor, classes: Tensor, num_classes: int, fill: float, te
 
 
 def label_rank(target: Tensor, labels: Tensor) -> Tensor:
-    """Number of other classes with at least the label's probability, int64 [B]."""
+    """Count the other classes with at least the label's probability, int64 [B]."""
     return (target >= target.gather(1, labels[:, None])).sum(dim=1) - 1
 
 
@@ -235,7 +235,7 @@ def suggest(pooled: Pooled, scores: Tensor, fill: float = 0.0, temperature: floa
 
 
 def _fill_below_scores(scores: Tensor, num_classes: int, fill: float) -> Suggestion | None:
-    """A fill below nearly all scores, where the given one lies above whole cells: absent classes would win there."""
+    """Suggest a fill below nearly all scores where the given one lies above whole cells: absent classes would win there."""
     above = float((scores.amax(dim=1) < fill).float().mean())
     if scores.shape[1] == num_classes or above <= BELOW_FILL:
         return None
@@ -248,7 +248,7 @@ def _fill_below_scores(scores: Tensor, num_classes: int, fill: float) -> Suggest
 
 
 def _suggest_temperature(pooled: Pooled, fill: float, temperature: float) -> tuple[float | None, str]:
-    """The best of the temperatures tried, each with the fill that suits it, and the reason."""
+    """Return the best of the temperatures tried, each with the fill that suits it, and the reason."""
     if pooled.labels is None:
         return None, ""
     tried = [float(temperature * factor) for factor in TEMPERATURES]

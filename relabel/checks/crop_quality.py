@@ -100,7 +100,7 @@ def crop_quality(
 def draw_crops(
     sample: MapSample, image_path: Callable[[int], Path], count: int, seed: int = 0
 ) -> dict[int, list[CropBox]]:
-    """Index in the sample -> its crops; without the images whose file cannot be read."""
+    """Return index in the sample -> its crops, without the images whose file cannot be read."""
     drawn = {}
     with JobProgress("draw crops", len(sample), "images") as progress:
         for index, row in enumerate(sample.rows.tolist()):

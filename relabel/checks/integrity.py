@@ -91,14 +91,14 @@ class Integrity:
         finding.first += [case][: LISTED - len(finding.first)]
 
     def problems(self) -> list[str]:
-        """What is wrong, each with what to do."""
+        """Return what is wrong, each with what to do."""
         return [
             "\n  ".join([f"{title}: {found.count:,}. The first:", *found.first]) + f"\n{advice}."
             for title, found, advice in self._found(is_problem=True)
         ]
 
     def notes(self) -> list[str]:
-        """What is worth knowing though nothing is wrong."""
+        """Return what is worth knowing though nothing is wrong."""
         return [
             f"{title}: {found.count:,}, such as {found.first[0]}. {advice}."
             for title, found, advice in self._found(is_problem=False)
@@ -111,7 +111,7 @@ class Integrity:
                 yield kind.title[0].upper() + kind.title[1:], found, kind.advice
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: counts, and the first cases of each kind."""
+        """Return plain values for JSON: counts, and the first cases of each kind."""
         found = {name: asdict(self.findings[name]) if name in self.findings else None for name in KINDS}
         return {"images": self.images, "shape_k_h_w": self.shape, "whole_maps": len(self.usable), **found}
 
@@ -183,7 +183,7 @@ def _compare_keys(
 
 
 def _other_spellings(key: str) -> list[str]:
-    """Other names for the map of an image: the original's, the parquet copy's, the stem up to the first dot."""
+    """Return other names for the map of an image: the original's, the parquet copy's, the stem up to the first dot."""
     folder, slash, stem = key.rpartition("/")
     stems = (stem.removesuffix(f"_{folder}"), f"{stem}_{folder}", stem.partition(".")[0])
     return [f"{folder}{slash}{other}" for other in stems if folder and other != stem]

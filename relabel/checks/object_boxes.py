@@ -83,7 +83,7 @@ class SampleBoxes:
     refused: list[str]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {"images_asked": self.asked, "images_with_boxes": len(self.of_row), "refused": self.refused}
 
 

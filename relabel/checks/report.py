@@ -61,7 +61,7 @@ class Report:
     notes: list[str]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; the unit in each name."""
+        """Return plain values for JSON; the unit in each name."""
         boxes = self.object_boxes and self.object_boxes.as_dict()
         axes = [check.as_dict() for check in self.axes]
         return asdict(self) | {"integrity": self.integrity.as_dict(), "object_boxes": boxes, "axes": axes}
@@ -159,7 +159,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
 
 
 def _table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]] = ()) -> Table:
-    """A table whose first column is text and whose others are numbers; nothing in it is cut off."""
+    """Make a table whose first column is text and whose others are numbers; nothing in it is cut off."""
     table = Table(title=f"\n{title}", title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_edge=False)
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="right" if number else "left", overflow="fold", header_style="dim")
@@ -219,7 +219,7 @@ def _crop_table(crops: CropQuality) -> Table:
 
 
 def _measure_table(title: str, rows: Sequence[tuple[str, Estimate | float | None, str]]) -> Table:
-    """A row for each (what, value, unit) that is not None; percentages to a tenth, other values to a hundredth."""
+    """Make a row for each (what, value, unit) that is not None; percentages to a tenth, other values to a hundredth."""
     table = _table(title, ["", "value", "95 % interval", "images"])
     for what, value, unit in rows:
         digits = 1 if unit == " %" else 2

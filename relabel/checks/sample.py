@@ -28,15 +28,15 @@ class MapSample:
     classes: Tensor
 
     def __len__(self) -> int:
-        """Number of maps."""
+        """Return the number of maps."""
         return len(self.rows)
 
     def batches(self) -> Iterator[slice]:
-        """Slices of the sample that are small enough to be measured at once."""
+        """Yield slices of the sample that are small enough to be measured at once."""
         return (slice(start, min(start + BATCH, len(self))) for start in range(0, len(self), BATCH))
 
     def only(self, chosen: np.ndarray | slice) -> "MapSample":
-        """Some of the maps: a slice, or integer [m], indices in the sample."""
+        """Select maps by a slice, or by integer [m], indices in the sample."""
         return MapSample(self.rows[chosen], self.scores[chosen], self.classes[chosen])
 
 

@@ -27,7 +27,7 @@ PANELS = (
 
 
 def mean_mirrored_iou(width: int, height: int, crops: int = CROPS, seed: int = 0) -> tuple[float, float]:
-    """How well random crops overlap with the region that exchanged axes pool.
+    """Measure how well random crops overlap with the region that exchanged axes pool.
 
     Args:
         width, height: of the image, pixels.

@@ -45,7 +45,7 @@ def _name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
     low, high = axes.get_ylim()
     at = -np.inf
     for accuracy, epoch, name, colour in sorted(ends):
-        at = max(accuracy, at + 0.075 * (high - low))
+        at = max(accuracy, at + 0.115 * (high - low))
         axes.annotate(
             f"{name}\n{accuracy:.1f} %", (epoch, at), xytext=(9, 0), textcoords="offset points",
             fontsize=11, color=colour, va="center", annotation_clip=False,

@@ -54,11 +54,11 @@ class Example:
     targets: np.ndarray
 
     def label_text(self, names: Sequence[str]) -> str:
-        """The name of the folder's class."""
+        """Return the name of the folder's class."""
         return "none" if self.label is None else names[self.label]
 
     def shares(self) -> np.ndarray:
-        """How much of each class there is to see, on the map or in a target: float [K]."""
+        """Return how much of each class there is to see, on the map or in a target: float [K]."""
         return np.concatenate([self.cells.mean((1, 2))[None], self.targets]).max(0)
 
 
@@ -128,7 +128,7 @@ def draw_figure(
 
 
 def _boxes(figure: str, file: ImageFile, row: int, crops: int, seed: int) -> list[CropBox]:
-    """The boxes to pool for a figure."""
+    """Return the boxes to pool for a figure."""
     if figure == "sheet":
         return [WHOLE_IMAGE]
     rngs = [keyed_rng(seed, SAMPLE, epoch, row) for epoch in range(crops)]
@@ -137,7 +137,7 @@ def _boxes(figure: str, file: ImageFile, row: int, crops: int, seed: int) -> lis
 
 
 def named_rows(images: ImageList, words: Sequence[str]) -> list[int]:
-    """The rows of images that are named by their path, as CLASS/FILE or as CLASS/STEM.
+    """Return the rows of images that are named by their path, as CLASS/FILE or as CLASS/STEM.
 
     Raises:
         UserError: there is no such image.
@@ -159,7 +159,7 @@ def named_rows(images: ImageList, words: Sequence[str]) -> list[int]:
 
 
 def random_rows(labels: LabelSet, count: int, seed: int) -> list[int]:
-    """Some images that have a label map, in their order.
+    """Draw some of the images that have a label map, in their order.
 
     Raises:
         UserError: none has one.
@@ -174,7 +174,7 @@ def random_rows(labels: LabelSet, count: int, seed: int) -> list[int]:
 
 
 def shown_pixels(file: ImageFile) -> np.ndarray:
-    """The image as uint8 [H, W, 3], made smaller where it is large."""
+    """Return the image as uint8 [H, W, 3], made smaller where it is large."""
     scale = min(1.0, LONGEST_SIDE / max(file.width, file.height))
     height, width = (max(1, round(side * scale)) for side in (file.height, file.width))
     return file.resized_crop(WHOLE_IMAGE, height, width).transpose(1, 2, 0)
@@ -217,7 +217,7 @@ def draw_rows(out: Path, examples: Sequence[Example], names: Sequence[str]) -> N
 
 
 def _units(aspect: float, num_crops: int) -> float:
-    """Width of a row's panels in units of its height."""
+    """Return the width of a row's panels in units of its height."""
     return 2 * aspect + num_crops * (1 + BARS_WIDTH)
 
 
@@ -284,6 +284,6 @@ def draw_sheet(out: Path, examples: Sequence[Example], names: Sequence[str]) -> 
 
 
 def _strongest(target: np.ndarray) -> list[int]:
-    """The largest class of a target [K], and the next ones if they are worth a line."""
+    """Return the largest class of a target [K], and the next ones if they are worth a line."""
     order = [int(index) for index in np.argsort(-target, kind="stable")[:TILE_NAMES]]
     return [index for index in order if index == order[0] or target[index] >= TILE_SHARE]

@@ -72,17 +72,17 @@ def plain_axes(axes: Axes, grid: Literal["x", "y"]) -> None:
 
 
 def page(width: float, height: float) -> tuple[Figure, dict[str, float]]:
-    """An empty figure of a size in inches, and the sides of a grid that keeps the page's margin on either side."""
+    """Make an empty figure of a size in inches, and the sides of a grid that keeps the page's margin on either side."""
     return Figure(figsize=(width, height), dpi=DPI), {"left": MARGIN / width, "right": 1 - MARGIN / width}
 
 
 def image_panel(figure: Figure, place: SubplotSpec) -> Axes:
-    """Axes without ticks."""
+    """Add axes without ticks."""
     return figure.add_subplot(place, xticks=[], yticks=[])
 
 
 def text_area(figure: Figure, place: SubplotSpec) -> Axes:
-    """Axes without a frame, whose coordinates are inches from the upper left corner."""
+    """Add axes without a frame, with coordinates in inches from the upper left corner."""
     axes = figure.add_subplot(place)
     axes.axis("off")
     across, down = _inches(axes)
@@ -93,7 +93,7 @@ def text_area(figure: Figure, place: SubplotSpec) -> Axes:
 def tiles(
     images: Sequence[np.ndarray], columns: int, width: float, lines: int, heading: float
 ) -> tuple[Figure, Axes, list[tuple[Axes, Axes]]]:
-    """A page with a tile for each image: a panel in the middle of a grey mat, and lines of text below it.
+    """Make a page with a tile for each image: a panel in the middle of a grey mat, and lines of text below it.
 
     Args:
         images: uint8 [H, W, 3] each.
@@ -134,13 +134,13 @@ def write_line(
 
 
 def text_width(text: str, points: float = TEXT, weight: str = "normal") -> float:
-    """Inches that a line of text takes."""
+    """Return the inches that a line of text takes."""
     width, _, _ = RULER.get_text_width_height_descent(text, FontProperties(size=points, weight=weight), ismath=False)
     return float(width) / DPI
 
 
 def fitted(text: str, inches: float, points: float = TEXT, weight: str = "normal") -> str:
-    """The text, or as much of its beginning as fits and an ellipsis."""
+    """Return the text, or as much of its beginning as fits and an ellipsis."""
     if text_width(text, points, weight) <= inches:
         return text
     shorter = (text[:length].rstrip() + "…" for length in range(len(text) - 1, 0, -1))
@@ -148,12 +148,12 @@ def fitted(text: str, inches: float, points: float = TEXT, weight: str = "normal
 
 
 def percent(share: float) -> str:
-    """A share as whole percent."""
+    """Format a share as whole percent."""
     return "<1 %" if 0 < share < VISIBLE else f"{100 * share:.0f} %"
 
 
 def class_colours(shares: np.ndarray) -> dict[int, str]:
-    """The colour of each class that counts, one for the whole figure.
+    """Choose a colour for each class that counts, one for the whole figure.
 
     Up to ten classes have their colour by id, so that it is the same on every figure. Of more, the ten heaviest have
     one to themselves; the others share some more, never two that are seen in one image.
@@ -288,7 +288,7 @@ def draw_bars(
 
 
 def largest(target: np.ndarray, lines: int) -> list[tuple[int | None, float]]:
-    """(class, share) of the largest visible shares; the last line is (None, what all others have) if that is visible.
+    """Return (class, share) of the largest visible shares; the last line is (None, what all others have) if that is visible.
 
     Args:
         target: float [K]; sums to 1.
@@ -303,7 +303,7 @@ def largest(target: np.ndarray, lines: int) -> list[tuple[int | None, float]]:
 
 
 def _inches(axes: Axes) -> tuple[float, float]:
-    """Width and height of a panel."""
+    """Return width and height of a panel."""
     axes.apply_aspect()
     return axes.bbox.width / DPI, axes.bbox.height / DPI
 
@@ -316,7 +316,7 @@ def _draw_badge(axes: Axes, x: float, y: float, number: int) -> None:
 
 
 def _two_lines(text: str, inches: float) -> str:
-    """A name on as few lines as it takes, two at most; what they cannot hold ends in an ellipsis."""
+    """Put a name on as few lines as it takes, two at most; what they cannot hold ends in an ellipsis."""
     if text_width(text, SMALL) <= inches:
         return text
     lines = textwrap.wrap(text, max(1, int(inches / 0.075)), max_lines=2, placeholder="…")
@@ -326,7 +326,7 @@ def _two_lines(text: str, inches: float) -> str:
 def _free_place(
     cells: np.ndarray, half: np.ndarray, taken: Sequence[tuple[np.ndarray, np.ndarray]]
 ) -> np.ndarray | None:
-    """The (x, y) near the middle of cells, bool [h, w], where a box of half that size is free; None if none is."""
+    """Return the (x, y) near the middle of cells, bool [h, w], where a box of half that size is free; None if none is."""
     middles = (np.argwhere(cells)[:, ::-1] + 0.5) / cells.shape[::-1]
     nearest = middles[np.argsort(((middles - middles.mean(0)) ** 2).sum(1), kind="stable")]
     if half.max() >= 0.48:

@@ -39,9 +39,9 @@ def test_a_box_is_one_based_and_holds_its_last_pixel(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("sides", [(0, 0, 500, 400), (1, 1, 500, 400), (-3, 0, 512, 400), (0.5, 0.7, 500.2, 401)])
-def test_a_box_at_or_over_the_border_ends_there(tmp_path: Path, sides: tuple[float, float, float, float]) -> None:
-    assert boxes_in(write(tmp_path / "a.xml", box_xml(*sides))) == [ObjectBox(TENCH, WHOLE_IMAGE)]
+def test_a_box_at_or_over_the_border_ends_there(tmp_path: Path) -> None:
+    for sides in ((0, 0, 500, 400), (-3, 0, 512, 400), (0.5, 0.7, 500.2, 401)):
+        assert boxes_in(write(tmp_path / "a.xml", box_xml(*sides))) == [ObjectBox(TENCH, WHOLE_IMAGE)]
 
 
 def test_parts_of_an_object_are_not_objects(tmp_path: Path) -> None:

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
 from relabel.figures.curves import draw_curves, draw_results
 from relabel.figures.panels import PALETTE
-from tests.relabel.figures.test_label_maps import pixels_of
+from tests.relabel.figures.test_label_maps import check_texts_have_room, pixels_of
 
 
 def test_each_row_takes_its_room_and_one_seed_is_enough(tmp_path: Path) -> None:
@@ -31,3 +32,8 @@ def test_the_better_run_ends_higher_and_only_validation_counts(tmp_path: Path) -
     worse, better, begun = (pixels_of(tmp_path / "curves.png", PALETTE[number]) for number in range(3))
     assert len(worse) > 500 and len(better) > 500 and not len(begun)
     assert better[:, 0].min() < worse[:, 0].min() and better[:, 0].max() < worse[:, 0].max()
+
+
+def test_the_names_of_curves_that_end_together_do_not_touch(tmp_path: Path, drawn: list[Figure]) -> None:
+    draw_curves(tmp_path / "curves.png", {"one": records([20, 50, 70]), "other": records([30, 60, 70.1])})
+    check_texts_have_room(drawn[0])
