@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.build import OURS, library_of
+from models.build import OUR_MODELS
 from relabel.annotation.teacher import load_teacher
 from relabel.checks.object_boxes import ObjectBox
 from relabel.checks.sample import BATCH, MapSample
@@ -64,8 +64,9 @@ def classifier_named(arch: str, weights: str, class_names: Sequence[str]) -> Cla
     Raises:
         UserError: as `load_teacher`.
     """
-    size = (OUR_SIZE, OUR_SIZE) if library_of(arch) == OURS else None
-    teacher = load_teacher(arch, weights, class_names, input_size=size, per_cell=False)
+    size = (OUR_SIZE, OUR_SIZE) if arch in OUR_MODELS else None
+    advice = "Correct --classifier or --classifier_weights."
+    teacher = load_teacher(arch, weights, class_names, input_size=size, per_cell=False, advice=advice)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = teacher.network.to(device)
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in (teacher.mean, teacher.std))
@@ -201,7 +202,7 @@ def check_with_classifier(
 
 
 def _lifts(sample: MapSample, objects: list[tuple[int, int, CropBox]], num_classes: int) -> Iterator[np.ndarray]:
-    """Yield for (index, class, box) of each object float [.., 2]: box minus whole image, as [row, column] and transposed."""
+    """Yield float [.., 2], box minus whole image as [row, column] and transposed, of objects (index, class, box)."""
     for start in range(0, len(objects), BATCH):
         indices, labels, boxes = zip(*objects[start : start + BATCH], strict=True)
         maps = sample.only(np.array(indices, dtype=np.int64))
@@ -214,7 +215,7 @@ def _lifts(sample: MapSample, objects: list[tuple[int, int, CropBox]], num_class
 
 
 def _above_floor(scores: Tensor, fill: float) -> Tensor:
-    """Subtract from scores [B, k, h, w] the logit of an absent class: `fill`, or the lowest of the map if that is lower.
+    """Subtract from scores [B, k, h, w] the logit of an absent class: `fill`, or the map's lowest if that is lower.
 
     With a fill above the stored logits, a class would stand out where the map does not store it.
     """
@@ -233,7 +234,7 @@ def _quarters(sample: MapSample, part: slice, image_path: Callable[[int], Path],
 
 
 def _fits(maps: MapSample, predicted: Tensor, num_classes: int, fill: float, temperature: float) -> np.ndarray:
-    """Return how well each reading fits predictions [2 * n, K], float [.., 2]; without images whose two targets are alike."""
+    """Return how well each reading fits predictions [2 * n, K]: float [.., 2], without images of two equal targets."""
     n = len(maps)
     in_upper, in_lower = predicted.double().clamp(min=SMALLEST_PROBABILITY).log().view(n, 2, num_classes).unbind(1)
     excess = _above_floor(maps.scores, fill)

@@ -235,7 +235,7 @@ def suggest(pooled: Pooled, scores: Tensor, fill: float = 0.0, temperature: floa
 
 
 def _fill_below_scores(scores: Tensor, num_classes: int, fill: float) -> Suggestion | None:
-    """Suggest a fill below nearly all scores where the given one lies above whole cells: absent classes would win there."""
+    """Suggest a fill below nearly all scores where the present one is above whole cells: absent classes win there."""
     above = float((scores.amax(dim=1) < fill).float().mean())
     if scores.shape[1] == num_classes or above <= BELOW_FILL:
         return None

@@ -288,7 +288,7 @@ def draw_bars(
 
 
 def largest(target: np.ndarray, lines: int) -> list[tuple[int | None, float]]:
-    """Return (class, share) of the largest visible shares; the last line is (None, what all others have) if that is visible.
+    """Return (class, share) of the largest visible shares; last comes (None, what all others have) if that is visible.
 
     Args:
         target: float [K]; sums to 1.
@@ -326,7 +326,7 @@ def _two_lines(text: str, inches: float) -> str:
 def _free_place(
     cells: np.ndarray, half: np.ndarray, taken: Sequence[tuple[np.ndarray, np.ndarray]]
 ) -> np.ndarray | None:
-    """Return the (x, y) near the middle of cells, bool [h, w], where a box of half that size is free; None if none is."""
+    """Return the (x, y) nearest to the middle of cells, bool [h, w], where a box with these half sides is free."""
     middles = (np.argwhere(cells)[:, ::-1] + 0.5) / cells.shape[::-1]
     nearest = middles[np.argsort(((middles - middles.mean(0)) ** 2).sum(1), kind="stable")]
     if half.max() >= 0.48:
