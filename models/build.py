@@ -21,7 +21,7 @@ TORCHVISION_OPTIONS = {arch: {"aux_logits": False, "init_weights": True} for arc
 # Prime, so no layer has this width: a dimension of this size can only be the number of classes.
 PROBE_CLASSES = 7919
 LISTED_MISMATCHES = 10
-SUGGESTIONS = 3  # of each library
+SUGGESTIONS = 5
 
 
 def library_of(arch: str) -> str:
@@ -194,17 +194,13 @@ def _unknown_name_message(arch: str) -> str:
     import timm
 
     name = arch.removeprefix(FORCE_TIMM)
-    names = {"timm": timm.list_models()}
-    if arch == name:
-        names = {"torchvision": _torchvision_names(), **names, "the demo": list(OUR_MODELS)}
-    suggestions = []
-    for library, known in names.items():
-        if similar := difflib.get_close_matches(name.lower(), known, n=SUGGESTIONS, cutoff=0.5):
-            suggestions.append(", ".join(arch.removesuffix(name) + match for match in similar) + f" ({library})")
-    hint = f"Did you mean {' or '.join(suggestions)}?" if suggestions else "No name is similar."
+    names = timm.list_models() if arch != name else [*OUR_MODELS, *_torchvision_names(), *timm.list_models()]
+    similar = difflib.get_close_matches(name.lower(), dict.fromkeys(names), n=SUGGESTIONS, cutoff=0.5)
+    suggestions = ", ".join(arch.removesuffix(name) + match for match in similar)
     return (
-        f"found arch {arch!r}; expected a classification network of {' or '.join(names)}. {hint} All names: "
-        "torchvision.models.list_models(module=torchvision.models), timm.list_models(), digit_net"
+        f"found arch {arch!r}; expected a classification network of torchvision or timm, or digit_net. "
+        + (f"Did you mean {suggestions}?" if suggestions else "No name is similar.")
+        + " All names: torchvision.models.list_models(module=torchvision.models), timm.list_models()"
     )
 
 

@@ -17,7 +17,6 @@ Refused, with the reason: pooling to more than one cell (VGG, AlexNet) or to a m
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, fx, nn
@@ -121,16 +120,15 @@ def _describe_head(own_head: CellHead, channels: int, pooling: object) -> str | 
     """Find out what a head does with features of this layout; None if they do not fit, or their mean is not enough."""
     layout, cells = own_head.layout, _probe(own_head, channels)
     features = layout.features(cells)
-    with _no_zeros(own_head):
-        logits, apart = _attempt(own_head.part, features), _attempt(own_head, cells)
-        if logits is None or apart is None or logits.shape != apart.shape[:2]:
-            return None
-        if isinstance(layout, Tokens) and pooling == "map":
-            return ATTENTION_HEAD
-        if not _agree(own_head(cells.mean((2, 3), keepdim=True))[:, :, 0, 0], logits):
-            return None
-        if isinstance(layout, Tokens) and not _agree(own_head.part(layout.without_prefix(features)), logits):
-            return CLASS_TOKEN_HEAD
+    logits, apart = _attempt(own_head.part, features), _attempt(own_head, cells)
+    if logits is None or apart is None or logits.shape != apart.shape[:2]:
+        return None
+    if isinstance(layout, Tokens) and pooling == "map":
+        return ATTENTION_HEAD
+    if not _agree(own_head(cells.mean((2, 3), keepdim=True))[:, :, 0, 0], logits):
+        return None
+    if isinstance(layout, Tokens) and not _agree(own_head.part(layout.without_prefix(features)), logits):
+        return CLASS_TOKEN_HEAD
     return LINEAR_HEAD if _agree(apart.mean((2, 3)), logits) else OWN_HEAD
 
 
@@ -138,8 +136,6 @@ def _attempt(module: nn.Module, features: Tensor) -> Tensor | None:
     """Apply a module to features; None if they do not fit it."""
     try:
         output: Tensor = module(features)
-    except (torch.OutOfMemoryError, torch.AcceleratorError):  # RuntimeErrors, but not about the features
-        raise
     except MISFITS:
         return None
     return output
@@ -149,20 +145,6 @@ def _probe(model: nn.Module, channels: int) -> Tensor:
     """Random features of cells, [1, C, 3, 2]; no side equals C, so that swapped axes do not fit."""
     cells = torch.randn(1, channels, 3, 2, generator=torch.Generator().manual_seed(0))
     return cells.to(next(model.parameters(), cells))
-
-
-@contextmanager
-def _no_zeros(model: nn.Module) -> Iterator[None]:
-    """Randomise parameters that are all 0, as in heads of new transformers, which would agree with anything."""
-    generator = torch.Generator().manual_seed(0)
-    zeros = [parameter for parameter in model.parameters() if not parameter.any()]
-    try:
-        for parameter in zeros:
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-        yield
-    finally:
-        for parameter in zeros:
-            parameter.zero_()
 
 
 def _agree(found: Tensor | None, expected: Tensor | None) -> bool:
@@ -206,14 +188,13 @@ def _find_pooling(output: fx.Node, model: nn.Module) -> fx.Node:
 
 
 def _graph_from(pooling: fx.Node, network: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
-    """The network from its pooling to its output: features -> logits [B, K]."""
+    """Cut out the network from its pooling to its output: features -> logits [B, K]."""
     graph = fx.Graph()
     features = {_input_node(pooling, model): graph.placeholder("features")}
     copies = {pooling: graph.node_copy(pooling, features.__getitem__)}
     for node in network.graph.nodes:
-        if node.op != "placeholder" and copies.keys() >= set(
-            node.all_input_nodes
-        ):  # weights, and what pooling leads to
+        # Weights, and what pooling leads to.
+        if node.op != "placeholder" and copies.keys() >= set(node.all_input_nodes):
             copies[node] = graph.node_copy(node, copies.__getitem__)
     if network.graph.output_node() not in copies:
         raise _refusal(model, "its last layers use more of the image than the mean of all cells")

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from relabel.training.validation import NO_CLASS, Predictions
-from utils.errors import UserError
+from utils.errors import naming, with_advice
 from utils.files import replacing
 
 COLUMNS = ("image", "label", "top1", "top1_probability", "label_probability", "top5")
@@ -82,53 +82,54 @@ def read_predictions(path: Path) -> SavedPredictions:
     """Read and check the CSV file of one checkpoint.
 
     Raises:
-        UserError: it is not such a file; the message names the line and the value.
+        UserError: it is not such a file; the message gives the first wrong line or value.
     """
-    try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            lines = list(csv.reader(file, strict=True))
-    except (OSError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as CSV ({error}). {ADVICE}") from None
-    header = tuple(lines[0]) if lines else ()
-    if header not in (COLUMNS, (*COLUMNS, IN_SET)):
-        raise UserError(
-            f"{path}: found the header {','.join(header)[:200]!r}; expected {','.join(COLUMNS)}, with {IN_SET} at the "
-            f"end where there were own labels. {ADVICE}"
+    with with_advice(ADVICE), naming(path):
+        header, rows = _read_csv(path)
+        if header not in (list(COLUMNS), [*COLUMNS, IN_SET]):
+            raise ValueError(
+                f"found the header {','.join(header)[:200]!r}; expected {','.join(COLUMNS)}, with {IN_SET} at the end "
+                "where there were own labels"
+            )
+        if not rows:
+            raise ValueError("has no images")
+        columns = dict(zip(header, zip(*rows, strict=True), strict=True))
+        ((image, times),) = Counter(columns["image"]).most_common(1)
+        if times > 1:
+            raise ValueError(f"found the image {image!r} {times} times; expected each once")
+        if other := {*columns.get(IN_SET, ())} - {"0", "1", ""}:
+            raise ValueError(f"found {IN_SET} = {min(other)!r}; expected 0, 1 or nothing")
+        top1_probability, label_probability = (
+            _probabilities(columns[name]) for name in ("top1_probability", "label_probability")
         )
-    for number, row in enumerate(lines[1:], start=2):
-        if problem := _problem(row, header):
-            raise UserError(f"{path}, line {number}: {problem}. {ADVICE}")
-    if len(lines) == 1:
-        raise UserError(f"{path} has no images. {ADVICE}")
-    columns = dict(zip(header, zip(*lines[1:], strict=True), strict=True))
-    ((image, times),) = Counter(columns["image"]).most_common(1)
-    if times > 1:
-        raise UserError(f"{path} has the image {image!r} {times} times; expected each once. {ADVICE}")
     return SavedPredictions(
         path,
         images=columns["image"],
         labels=columns["label"],
         top1=columns["top1"],
-        top1_probability=np.array(columns["top1_probability"], np.float64),
-        label_probability=np.array(columns["label_probability"], np.float64),
+        top1_probability=top1_probability,
+        label_probability=label_probability,
         in_set=columns.get(IN_SET),
     )
 
 
-def _problem(row: Sequence[str], header: Sequence[str]) -> str:
-    """What is wrong with a row of the file; empty if nothing is."""
-    if len(row) != len(header):
-        return f"found {len(row)} values, expected {len(header)}"
-    for name, text in zip(header, row, strict=True):
-        if name.endswith("_probability") and not _is_probability(text):
-            return f"found {name} = {text!r}, expected a number in 0..1"
-        if name == IN_SET and text not in ("0", "1", ""):
-            return f"found {name} = {text!r}, expected 0, 1 or nothing"
-    return ""
-
-
-def _is_probability(text: str) -> bool:
+def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of a CSV file. ValueError if it cannot be read or a row has another length."""
     try:
-        return 0 <= float(text) <= 1
-    except ValueError:
-        return False
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            header, *rows = csv.reader(file, strict=True)
+    except (OSError, ValueError, csv.Error) as error:
+        raise ValueError(f"cannot be read as CSV ({error})") from error
+    for number, row in enumerate(rows, start=2):
+        if len(row) != len(header):
+            raise ValueError(f"line {number}: found {len(row)} values, expected {len(header)}")
+    return header, rows
+
+
+def _probabilities(texts: Sequence[str]) -> np.ndarray:
+    """Convert a column of probabilities to float64. ValueError for anything else."""
+    values = np.array(texts, np.float64)
+    wrong = ~((values >= 0) & (values <= 1))  # also nan
+    if wrong.any():
+        raise ValueError(f"found the probability {values[wrong][0]:g}; expected a number in 0..1")
+    return values
