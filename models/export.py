@@ -100,7 +100,7 @@ def write_timm_folder(out: Path, model: nn.Module, arch: str, use: Use) -> None:
 
 
 def _timm_twin(model: nn.Module, arch: str, num_classes: int) -> tuple[Any, dict[str, Any]]:
-    """timm's network of the same name with the same weights, and the arguments that build it."""
+    """Build timm's network of the same name with the same weights; also return the arguments that build it."""
     import timm
 
     name, eps = arch.removeprefix(FORCE_TIMM), _batch_norm_eps(model)
@@ -129,7 +129,7 @@ def _timm_refusal(arch: str, reason: str) -> UserError:
 
 
 def _timm_crop(size: int, crop_ratio: float | None) -> dict[str, Any]:
-    """timm resizes the shorter side to floor(size / crop_pct), we to ceil(size / crop_ratio)."""
+    """Convert a crop ratio: timm resizes the shorter side to floor(size / crop_pct), we to ceil(size / crop_ratio)."""
     if crop_ratio is None:
         return {"crop_mode": "squash", "crop_pct": 1.0}
     shorter = math.ceil(size / crop_ratio)
@@ -155,8 +155,8 @@ def write_backbone(out: Path, model: nn.Module, arch: str) -> None:
     Raises:
         UserError: torchvision has no detector with such a backbone, or OUT cannot be written.
     """
-    name, zoo = arch.removeprefix(FORCE_TIMM), torchvision.models
-    resnets = [n for n in zoo.list_models(module=zoo) if zoo.get_model_builder(n).__module__ == zoo.resnet.__name__]
+    name = arch.removeprefix(FORCE_TIMM)
+    resnets = [function for function in torchvision.models.resnet.__all__ if function.islower()]
     if name not in resnets:
         raise UserError(
             f"torchvision's detectors cannot have {arch} as backbone; expected one of {', '.join(resnets)}. Choose the "
@@ -235,7 +235,7 @@ def _check_in_onnxruntime(file: Path, model: nn.Module, images: Tensor) -> None:
 
 
 def _root_cause(error: BaseException) -> str:
-    """The first line of the error that caused all others."""
+    """Return the first line of the error that caused all others."""
     while error.__cause__:
         error = error.__cause__
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -33,7 +33,7 @@ class ExtraRoot:
     store: LabelStore
 
     def __len__(self) -> int:
-        """Number of images."""
+        """M, the number of images."""
         return len(self.images)
 
 

@@ -95,7 +95,7 @@ def list_images(root: str | Path) -> ImageList:
         UserError: no such folder, no class folder, or a class folder without an image.
     """
     root = Path(root)
-    class_names = _folders(root)
+    class_names = folder_names(root)
     if not class_names:
         raise UserError(f"{root}: found no class folder; {EXPECTED_LAYOUT}.")
     files = [_image_names(root / name) for name in class_names]
@@ -117,7 +117,7 @@ def list_any_images(root: str | Path) -> ImageList:
         UserError: as `list_images`; there are no images, or images beside folders.
     """
     root = Path(root)
-    folders, loose = _folders(root), _image_names(root)
+    folders, loose = folder_names(root), _image_names(root)
     if folders and loose:
         raise UserError(
             f"{root}: found {len(loose):,} images ({loose[0]}) beside {len(folders):,} folders ({folders[0]}); "
@@ -137,14 +137,14 @@ def _as_bytes(names: Sequence[str]) -> np.ndarray:
     return np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
 
 
-def _folders(root: Path) -> list[str]:
-    """Sorted names of the visible folders."""
+def folder_names(root: Path) -> list[str]:
+    """Return the sorted names of the visible folders."""
     with _visible(root) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir())
 
 
 def _image_names(folder: Path) -> list[str]:
-    """Sorted names of the visible image files."""
+    """Return the sorted names of the visible image files."""
     with _visible(folder) as entries:
         return sorted(e.name for e in entries if e.name.lower().endswith(EXTENSIONS) and is_file(e))
 

@@ -65,7 +65,7 @@ class SkippedImages:
         self._folder, self._num_images = folder, num_images
 
     def __len__(self) -> int:
-        """Number of images skipped so far."""
+        """Return the number of images skipped so far."""
         return len(self.found)
 
     def note(self, mine: Sequence[SkippedImage], epoch: int) -> None:

@@ -82,26 +82,21 @@ def rows_by_number(images: ImageList) -> tuple[dict[int, int], list[str]]:
     ]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class RealLabels:
-    """ReaL (Beyer et al. 2020).
+def real_results(truth: np.ndarray, predictions: Predictions) -> list[Result]:
+    """Return ReaL accuracy (Beyer et al. 2020): the share of the labelled images whose top-1 class is a label.
 
-    Fields:
+    Args:
         truth: bool [N, K]; some images have no label.
+        predictions: for the N images.
     """
-
-    truth: np.ndarray
-
-    def results(self, predictions: Predictions) -> list[Result]:
-        """Share of the labelled images whose top-1 class is among their labels."""
-        labelled = self.truth.any(axis=1)
-        correct = in_true_set(predictions.top1, self.truth)[labelled]
-        return [Result(VAL, "real_percent", percent(correct), len(correct), "ReaL: any label; unlabelled skipped")]
+    labelled = truth.any(axis=1)
+    correct = in_true_set(predictions.top1, truth)[labelled]
+    return [Result(VAL, "real_percent", percent(correct), len(correct), "ReaL: any label; unlabelled skipped")]
 
 
 def read_real(
     path: Path, images: ImageList, row_of: Mapping[int, int], positions: np.ndarray
-) -> tuple[RealLabels, list[str]]:
+) -> tuple[np.ndarray, list[str]]:
     """Read real.json for the images in val/.
 
     Args:
@@ -111,7 +106,7 @@ def read_real(
         positions: int64 [1000]; class id -> position among the K.
 
     Returns:
-        the labels, and notes on what is missing.
+        bool [N, K], the labels of each image; and notes on what is missing.
 
     Raises:
         UserError: the file is not ReaL's, or labels none of the images.
@@ -127,7 +122,7 @@ def read_real(
         raise UserError(f"{path} has no label for any of the {len(images):,} images of {images.root}. {CHECK_NAMES}")
     complete = len(lists) == VALIDATION_IMAGES
     notes = [] if complete else [f"eval.real: found {len(lists):,} lists, expected {VALIDATION_IMAGES:,}"]
-    return RealLabels(truth), notes
+    return truth, notes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -190,21 +185,16 @@ def read_multi_labels(
         raise UserError(f"{path} annotates none of the {len(images):,} images of {images.root}. {CHECK_NAMES}")
     scored = annotated & ~_mask(problematic, row_of, len(images))
     labels = MultiLabels(correct, unclear, scored, annotated & _mask(major, row_of, len(images)))
-    return labels, _multi_label_notes(labels, len(numbered), int(annotated.sum()))
-
-
-def _multi_label_notes(labels: MultiLabels, of_validation: int, annotated: int) -> list[str]:
+    notes = []
+    if len(numbered) != MULTI_LABEL_IMAGES or len(images) != VALIDATION_IMAGES:
+        notes.append(
+            f"eval.multilabel: {annotated.sum():,} of its {len(numbered):,} images are in val/; "
+            f"the published file has {MULTI_LABEL_IMAGES:,}"
+        )
     n_of_m = int(labels.imagenet_m.sum())
-    notes = [
-        (
-            of_validation != MULTI_LABEL_IMAGES,
-            f"found {of_validation:,} annotated images, expected {MULTI_LABEL_IMAGES:,}",
-        ),
-        (annotated != of_validation, f"{annotated:,} of its {of_validation:,} images are in val/"),
-        (not labels.scored.any(), "all of them are problematic, so there is no score"),
-        (n_of_m != IMAGENET_M_IMAGES, f"found {n_of_m} of the {IMAGENET_M_IMAGES} images of ImageNet-M"),
-    ]
-    return [f"eval.multilabel: {note}" for applies, note in notes if applies]
+    if n_of_m != IMAGENET_M_IMAGES:
+        notes.append(f"eval.multilabel: found {n_of_m} of the {IMAGENET_M_IMAGES} images of ImageNet-M")
+    return labels, notes
 
 
 def _are_class_ids(ids: object) -> bool:
@@ -212,7 +202,7 @@ def _are_class_ids(ids: object) -> bool:
 
 
 def _number(name: str) -> int | None:
-    """The number in the file name of a validation image; None for other names."""
+    """Return the number in the file name of a validation image; None for other names."""
     match = NUMBERED.fullmatch(name)
     return int(match[1]) if match else None
 
@@ -226,7 +216,7 @@ def _mask(names: Iterable[object], row_of: Mapping[int, int], images: int) -> np
 
 
 def _classes(annotation: object, kind: str, position: Mapping[str, int], path: Path, name: str) -> list[int]:
-    """Positions of the classes that an annotation lists as `kind`; the list may be absent."""
+    """Return the positions of the classes that an annotation lists as `kind`; the list may be absent."""
     wnids = annotation.get(kind, []) if isinstance(annotation, dict) else None
     if not isinstance(wnids, list) or not all(isinstance(wnid, str) and wnid in position for wnid in wnids):
         raise UserError(

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from relabel.data.dataset import CenterCrop
-from relabel.data.images import ImageList, list_images
+from relabel.data.images import ImageList, folder_names, list_images
 from relabel.evaluation.results import (
     CORRUPTIONS,
     SEVERITIES,
@@ -24,9 +24,12 @@ from relabel.evaluation.true_labels import TrueLabels
 from relabel.training.validation import Predictions
 from utils.errors import UserError
 
-PUBLISHED_IMAGES = {VAL: 50_000, "imagenet_v2": 10_000, "imagenet_a": 7_500, "imagenet_r": 30_000}
+# Of each set; of ImageNet-C, of each corruption.
+PUBLISHED_IMAGES = {
+    VAL: 50_000, "imagenet_v2": 10_000, "imagenet_a": 7_500, "imagenet_r": 30_000, CORRUPTIONS: 250_000
+}  # fmt: skip
 SUBSET_CLASSES = 200
-C_IMAGES, C_SIZE = 50_000, 224  # images of each corruption and severity; their side, pixels
+C_SIZE = 224  # side of ImageNet-C's images, pixels
 CLASS_ID = re.compile(r"0|[1-9][0-9]{0,2}")
 # Mean errors of AlexNet over the five severities (Hendrycks and Dietterich, 2019), by folder.
 ALEXNET_ERRORS = {
@@ -72,12 +75,12 @@ class ImageSet:
 
 
 def accuracy_and_calibration(name: str, protocol: str) -> list[Callable[[Predictions], list[Result]]]:
-    """What is measured on every set with a folder for each class."""
+    """Return what is measured on every set with a folder for each class."""
     return [partial(accuracy_results, name, protocol=protocol), partial(calibration_results, name)]
 
 
 def describe(transform: CenterCrop) -> str:
-    """How images are resized and cropped, in a few words."""
+    """Describe in a few words how images are resized and cropped."""
     if transform.crop_ratio is None:
         return f"whole image squashed to {transform.size} pixels"
     return f"shorter side to {math.ceil(transform.size / transform.crop_ratio)}, centre crop {transform.size}"
@@ -97,29 +100,21 @@ def imagenet_v2_sets(
     Raises:
         UserError: other folders, or an image set without images.
     """
+    folders = folder_names(root)
+    is_variant = not folders or any(map(CLASS_ID.fullmatch, folders))
     sets = []
-    for folder in _variants(root):
+    for folder in [root] if is_variant else [root / name for name in folders]:
         images = list_images(folder)
+        if other := [name for name in images.class_names if not CLASS_ID.fullmatch(name)]:
+            raise UserError(
+                f"{folder}: found the folder {other[0]}; expected a variant of ImageNetV2, with folders 0, 1, ... 999."
+            )
         ids = np.array([int(name) for name in images.class_names])
         images = replace(images, class_names=class_names, labels=positions[ids][images.labels])
-        variant = folder.resolve().name.removeprefix("imagenetv2-").removesuffix("-format-val")
-        name = f"imagenet_v2/{variant}"
+        name = "imagenet_v2/" + folder.resolve().name.removeprefix("imagenetv2-").removesuffix("-format-val")
         metrics, notes = accuracy_and_calibration(name, "label: class folder"), count_note(name, len(images))
         sets.append(ImageSet(name, images, transform, metrics, notes=notes))
     return sets
-
-
-def _variants(root: Path) -> list[Path]:
-    """The folder itself if its folders are class ids, otherwise its folders."""
-    folders = _folders(root)
-    variants = [root] if any(map(CLASS_ID.fullmatch, folders)) else [root / name for name in folders]
-    for variant in variants or [root]:
-        inside = _folders(variant)
-        if not inside or not all(map(CLASS_ID.fullmatch, inside)):
-            other = [name for name in inside if not CLASS_ID.fullmatch(name)]
-            found = f"the folder {other[0]}" if other else "no folder"
-            raise UserError(f"{variant}: found {found}; expected a variant of ImageNetV2, with folders 0, 1, ... 999.")
-    return variants
 
 
 def subset_set(name: str, root: Path, class_names: list[str], checkpoint: str, transform: CenterCrop) -> ImageSet:
@@ -160,52 +155,35 @@ def imagenet_c_sets(root: Path, class_names: list[str], checkpoint: str, size: i
     Raises:
         UserError: none of the 15 corruptions is there, or a folder holds classes that the network lacks.
     """
-    folders = _folders(root)
+    folders = folder_names(root)
     corruptions = [name for name in ALEXNET_ERRORS if name in folders]
     if not corruptions:
         raise UserError(
             f"{root}: found {', '.join(folders[:5]) or 'no folder'}; expected folders of ImageNet-C's corruptions: "
             f"{', '.join(ALEXNET_ERRORS)}."
         )
-    sets: list[ImageSet] = []
-    counts: dict[str, int] = {}
-    for corruption in corruptions:
-        folder = root / corruption
-        severities = sorted(set(SEVERITIES) & set(_folders(folder)))
-        if not severities:
-            raise UserError(f"{folder}: found none of the folders 1 to 5, the severities.")
-        parts = {s: list_images(folder / s).with_classes_of(class_names, checkpoint) for s in severities}
-        counts |= {f"{corruption}/{severity}": len(part) for severity, part in parts.items()}
-        sets.append(_corruption_set(folder, class_names, parts, unresized(size)))
-    sets[0].notes.extend(_corruption_notes(folders, counts))
+    sets = [_corruption_set(root / name, class_names, checkpoint, unresized(size)) for name in corruptions]
+    absent = [name for name in ALEXNET_ERRORS if name not in folders]
+    other = [name for name in folders if name not in ALEXNET_ERRORS]
+    if absent:
+        sets[0].notes.append(f"{CORRUPTIONS}: no mCE, because corruptions are absent: {', '.join(absent)}")
+    if other:
+        sets[0].notes.append(f"{CORRUPTIONS}: skipped folders that are none of the 15 corruptions: {', '.join(other)}")
     return sets
 
 
-def _corruption_set(
-    folder: Path, class_names: list[str], parts: Mapping[str, ImageList], transform: CenterCrop
-) -> ImageSet:
-    """Join the images of all severities."""
-    names = np.concatenate([np.char.add(f"{severity}/".encode(), part.names) for severity, part in parts.items()])
-    labels = np.concatenate([part.labels for part in parts.values()])
-    severity_of = np.repeat(list(parts), [len(part) for part in parts.values()])
+def _corruption_set(folder: Path, class_names: list[str], checkpoint: str, transform: CenterCrop) -> ImageSet:
+    """Join the images of all severities of a corruption."""
+    severities = [name for name in SEVERITIES if name in folder_names(folder)]
+    if not severities:
+        raise UserError(f"{folder}: found none of the folders 1 to 5, the severities.")
+    parts = [list_images(folder / severity).with_classes_of(class_names, checkpoint) for severity in severities]
+    names = [np.char.add(f"{severity}/".encode(), part.names) for severity, part in zip(severities, parts, strict=True)]
+    images = ImageList(folder, class_names, np.concatenate(names), np.concatenate([part.labels for part in parts]))
+    severity_of = np.repeat(severities, [len(part) for part in parts])
     name = f"{CORRUPTIONS}/{folder.name}"
     metrics = [partial(corruption_results, name, severity_of), partial(calibration_results, name)]
-    return ImageSet(name, ImageList(folder, class_names, names, labels), transform, metrics)
-
-
-def _corruption_notes(folders: Sequence[str], counts: Mapping[str, int]) -> list[str]:
-    notes = []
-    absent = [f"{c}/{s}" for c in ALEXNET_ERRORS for s in SEVERITIES if f"{c}/{s}" not in counts]
-    other = [f"{name} with {count:,}" for name, count in counts.items() if count != C_IMAGES]
-    if absent:
-        notes.append(f"imagenet_c: no mCE, because {len(absent)} of 75 folders are absent, the first: {absent[0]}")
-    if other:
-        notes.append(
-            f"imagenet_c: {len(other)} of {len(counts)} folders do not hold {C_IMAGES:,} images, the first: {other[0]}"
-        )
-    if extra := [name for name in folders if name not in ALEXNET_ERRORS]:
-        notes.append(f"imagenet_c: skipped folders that are none of the 15 corruptions: {', '.join(extra)}")
-    return notes
+    return ImageSet(name, images, transform, metrics, notes=count_note(name, len(images)))
 
 
 def unresized(size: int) -> CenterCrop:
@@ -217,7 +195,7 @@ def unresized(size: int) -> CenterCrop:
 
 
 def corruption_results(name: str, severity_of: np.ndarray, predictions: Predictions) -> list[Result]:
-    """Mean error over severities, and CE if all five are there: that mean relative to AlexNet's.
+    """Return the mean error over severities, and, if all five are there, CE: that mean relative to AlexNet's.
 
     Args:
         name: of the set; its last part is the corruption.
@@ -235,7 +213,7 @@ def corruption_results(name: str, severity_of: np.ndarray, predictions: Predicti
 
 
 def mean_corruption_error(results: Sequence[Result]) -> list[Result]:
-    """MCE, the mean of the CE of all 15 corruptions; empty if one is absent."""
+    """Return mCE, the mean of the CE of all 15 corruptions; nothing if one is absent."""
     found = [result for result in results if result.metric == "ce_percent"]
     if len(found) < len(ALEXNET_ERRORS):
         return []
@@ -244,14 +222,6 @@ def mean_corruption_error(results: Sequence[Result]) -> list[Result]:
 
 
 def count_note(name: str, found: int) -> list[str]:
-    """A note if a set has another number of images than the published one."""
+    """Return a note if a set has another number of images than the published one."""
     expected = PUBLISHED_IMAGES[name.partition("/")[0]]
     return [] if found == expected else [f"{name}: found {found:,} images; the published set has {expected:,}"]
-
-
-def _folders(root: Path) -> list[str]:
-    """Sorted names of the folders in a folder, without hidden ones."""
-    try:
-        return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"{root}: cannot be listed ({error.strerror}).") from error

@@ -105,7 +105,7 @@ def print_results(results: Mapping[str, Sequence[Result]], title: str, console: 
 
 
 def number_table(first_heading: str, number_headings: Iterable[str]) -> Table:
-    """An empty table of a text column and columns of numbers."""
+    """Make an empty table of a text column and columns of numbers."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     table.add_column(first_heading, no_wrap=True)
     for heading in number_headings:
@@ -114,7 +114,7 @@ def number_table(first_heading: str, number_headings: Iterable[str]) -> Table:
 
 
 def _formatted(result: Result) -> str:
-    """The value with 2 decimals for percentages, 3 for nats, none for counts."""
+    """Format the value with 2 decimals for percentages, 3 for nats, none for counts."""
     decimals = {"percent": 2, "nats": 3}.get(result.metric.rpartition("_")[2], 0)
     return f"{result.value:,.{decimals}f}"
 
@@ -124,7 +124,7 @@ def _is_corruption(result: Result) -> bool:
 
 
 def _corruption_table(results: Sequence[Result]) -> Table:
-    """A row for each corruption: its error at each severity, their mean, CE, ECE and NLL."""
+    """Make the table with a row for each corruption: its error at each severity, their mean, CE, ECE and NLL."""
     table = number_table("corruption", [*SEVERITIES, *CORRUPTION_COLUMNS])
     for name, group in groupby(results, key=lambda result: result.set):
         by_metric = {result.metric: result for result in group}

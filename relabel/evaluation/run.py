@@ -4,6 +4,7 @@ All files and folders are read before the first image is classified; then each i
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,8 @@ def _report_path(folder: Path, weights: Path) -> Path:
 def _unnamed_classes(config: FrozenMunch, state_dict: dict[str, Tensor], images: ImageList | None) -> list[str]:
     """Classes of a checkpoint that does not name them: ImageNet's if it has 1000, otherwise the folders of val/."""
     path = Path(config.util.test_weight_file)
-    count = infer_num_classes(config.model.arch, state_dict)
+    with with_advice("Correct --model.arch."):
+        count = infer_num_classes(config.model.arch, state_dict)
     if count == IMAGENET_CLASSES and (images is None or all(map(WNID.fullmatch, images.class_names))):
         return class_names_of_imagenet()
     if images is None:
@@ -136,7 +138,7 @@ def plan_evaluation(config: FrozenMunch, images: ImageList | None, class_names: 
 
 
 def _validation_set(config: FrozenMunch, images: ImageList, positions: np.ndarray) -> ImageSet:
-    """The images of val/, measured by their folders, by published labels and by own labels."""
+    """Make the set of the images of val/, measured by their folders, by published labels and by own labels."""
     wanted, names = config.eval, images.class_names
     metrics, notes, true_labels = imagenet_sets.accuracy_and_calibration(VAL, "label: class folder"), [], None
     if len(names) == IMAGENET_CLASSES and all(map(WNID.fullmatch, names)):
@@ -144,11 +146,14 @@ def _validation_set(config: FrozenMunch, images: ImageList, positions: np.ndarra
     if wanted.real or wanted.multilabel:
         row_of, more = imagenet_labels.rows_by_number(images)
         notes += more
-    for key, read in (("real", imagenet_labels.read_real), ("multilabel", imagenet_labels.read_multi_labels)):
-        if wanted[key]:
-            labels, more = read(Path(wanted[key]), images, row_of, positions)
-            metrics.append(labels.results)
-            notes += more
+    if wanted.real:
+        truth, more = imagenet_labels.read_real(Path(wanted.real), images, row_of, positions)
+        metrics.append(partial(imagenet_labels.real_results, truth))
+        notes += more
+    if wanted.multilabel:
+        labels, more = imagenet_labels.read_multi_labels(Path(wanted.multilabel), images, row_of, positions)
+        metrics.append(labels.results)
+        notes += more
     if wanted.labels:
         true_labels, more = read_true_labels(Path(wanted.labels), images)
         metrics.append(true_labels.results)
