@@ -17,7 +17,7 @@ from models.fully_convolutional import fully_convolutional
 from relabel.augment import MEAN, STD
 from relabel.data.decode import RESAMPLING
 from utils.checkpoint import load_checkpoint, named_classes, split_weights
-from utils.errors import UserError
+from utils.errors import UserError, with_advice
 from utils.processes.torchrun import first_of_node
 
 PRETRAINED, RANDOM = "pretrained", "random"  # instead of a checkpoint's path
@@ -70,6 +70,7 @@ def load_teacher(
     std: tuple[float, float, float] | None = None,
     interpolation: str | None = None,
     per_cell: bool = True,
+    advice: str = "Correct --arch or --weights.",
 ) -> Teacher:
     """Load a classifier as a teacher of label maps.
 
@@ -82,17 +83,19 @@ def load_teacher(
         input_size, mean, std, interpolation: None: the teacher's own, from timm's configuration or torchvision's
             default weights. Networks of this project have ImageNet's mean and std, bilinear, and no size.
         per_cell: False leaves the classifier as it is: its network returns logits [B, K] of whole images.
+        advice: for messages: the flags that select the network and its weights.
 
     Raises:
         UserError: the network is unknown, cannot make maps or needs a size; its weights cannot be loaded or are of
             another network; it does not know the data's classes.
     """
-    if weights not in (PRETRAINED, RANDOM):
-        classifier = _from_file(arch, Path(weights), data_classes)
-    elif arch is None:
-        raise UserError(f"--weights {weights} names no network; give --arch, a name in torchvision or timm")
-    else:
-        classifier = _published(arch) if weights == PRETRAINED else _random(arch, data_classes)
+    with with_advice(advice):
+        if weights not in (PRETRAINED, RANDOM):
+            classifier = _from_file(arch, Path(weights), data_classes)
+        elif arch is None:
+            raise UserError(f"{weights} names no network; expected a name in torchvision or timm")
+        else:
+            classifier = _published(arch) if weights == PRETRAINED else _random(arch, data_classes)
     class_names = _checked_names(classifier, data_classes)
     asked = {"input_size": input_size, "mean": mean, "std": std, "interpolation": interpolation}
     seen = _input_of(classifier, asked)
@@ -136,7 +139,7 @@ def _from_file(arch: str | None, path: Path, data_classes: Sequence[str] | None)
     state_dict = by_name.get("ema", by_name["model"])
     arch = arch or content.get("arch")
     if not isinstance(arch, str):
-        raise UserError(f"{path} does not name its network; give --arch, a name in torchvision or timm")
+        raise UserError(f"{path} does not name its network; expected a name in torchvision or timm")
     try:
         num_classes = infer_num_classes(arch, state_dict)
         model = create_model(arch, num_classes)

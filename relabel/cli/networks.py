@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 from relabel.cli.arguments import Name, Pictures, keep_apart
 from utils.config.value_types import ExistingFile, ExistingFolder, NewFile, NewFolder, NewPicture
-from utils.errors import UserError
+from utils.errors import UserError, with_advice
 
 if TYPE_CHECKING:
     from torch import nn
@@ -131,9 +131,10 @@ def _load_network(weights: Path, arch: str | None, config_file: Path, ema: bool)
     if not isinstance(arch, str):
         raise UserError(f"{weights} does not name its network; give --arch, a name of torchvision's or timm's")
     class_names = named_classes(content, weights)
-    num_classes = len(class_names) if class_names else infer_num_classes(arch, by_name[chosen])
+    with with_advice("Correct --arch."):
+        num_classes = len(class_names) if class_names else infer_num_classes(arch, by_name[chosen])
     config = read_config(str(config_file), {"model.arch": arch})
-    model = build_model(config, num_classes, Precision("O0", torch.device("cpu")))
+    model = build_model(config, num_classes, Precision("O0", torch.device("cpu")), "--arch")
     load_from(weights, model, by_name[chosen], content.get("arch"), "--arch")
     transform = test_transform(config)
     use = Use(num_classes, class_names, transform.size, transform.crop_ratio, MEAN, STD)

@@ -18,7 +18,7 @@ from relabel.data.extra_images import ExtraBatches, spread
 from relabel.data.skipped_images import SkippedImage
 from relabel.label_map import LabelMap
 from utils.errors import UserError
-from utils.processes.workers import Readable, read_batches
+from utils.processes.workers import read_batches
 from utils.random import ORDER, keyed_rng
 
 
@@ -121,7 +121,7 @@ def _stack_augmentations(drawn: list[Augmentation]) -> dict[str, Tensor | None]:
 
 
 def steps_per_epoch(num_images: int, global_batch: int) -> int:
-    """Number of whole global batches in an epoch; the last partial one is dropped.
+    """Return the number of whole global batches in an epoch; the last partial one is dropped.
 
     Raises:
         UserError: there is none.
@@ -227,7 +227,7 @@ class Loader:
         device: of the batches; to CUDA they are copied from pinned memory, during the step before.
     """
 
-    dataset: Readable
+    dataset: Any
     batch_sampler: Iterable[list[Key]]
     num_workers: int
     device: torch.device
@@ -235,7 +235,8 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches of one pass. UserError: an image or label map cannot be read, or a worker was killed."""
         on_cuda = self.device.type == "cuda"
-        batches = read_batches(self.dataset, collate, self.batch_sampler, self.num_workers, pin_memory=on_cuda)
+        flag = "--compute.num_workers"
+        batches = read_batches(self.dataset, collate, self.batch_sampler, self.num_workers, on_cuda, flag)
         return _copy_ahead(batches, self.device) if on_cuda else (batch.to(self.device) for batch in batches)
 
 

@@ -113,13 +113,16 @@ def extra_per_batch(config: FrozenMunch, global_batch: int) -> int:
     return count
 
 
-def build_model(config: FrozenMunch, num_classes: int, precision: Precision) -> nn.Module:
+def build_model(config: FrozenMunch, num_classes: int, precision: Precision, flag: str = "--model.arch") -> nn.Module:
     """Build the network on its device; a seed gives the same start to every process and restart.
+
+    `flag` selects the network on the command line, for messages.
 
     Raises:
         UserError: it does not exist, or cannot classify images of the run's sizes.
     """
-    model = create_model(config.model.arch, num_classes)
+    with with_advice(f"Correct {flag}."):
+        model = create_model(config.model.arch, num_classes)
     set_batch_norm(model, config.optim.bn.momentum, config.optim.bn.eps)
     _check_image_sizes(config, model.eval(), num_classes)
     return model.train().to(precision.device).to(memory_format=torch.channels_last)
@@ -171,8 +174,8 @@ def load_from(
     try:
         load_weights(model, state_dict)
     except UserError as error:
-        made_with = f"\n  The file says that it holds a {arch}: set {flag} {arch}." if arch else ""
-        raise UserError(f"{path}: {error}{made_with}") from None
+        advice = f"The file says that it holds a {arch}: set {flag} {arch}." if arch else f"Correct {flag}."
+        raise UserError(f"{path}: {error}\n  {advice}") from None
 
 
 def memory_advice(config: FrozenMunch) -> str:

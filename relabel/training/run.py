@@ -240,7 +240,7 @@ def errors_reported_once(
             try:
                 yield
             except RuntimeError as error:  # torch raises the death of a loader worker anywhere in the main thread
-                raise_worker_death(error)
+                raise_worker_death(error, "--compute.num_workers")
                 raise
     except Preempted:
         raise

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import resource_tracker
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -25,29 +25,23 @@ T = TypeVar("T")
 _running: "weakref.WeakSet[Generator[Any, None, None]]" = weakref.WeakSet()
 
 
-class Readable(Protocol):
-    """A data set: anything that returns a sample for a key."""
-
-    def __getitem__(self, key: Any) -> Any:
-        """Return the sample of a key."""
-        ...
-
-
 def read_batches(
-    dataset: Readable,
+    dataset: Any,
     collate: Callable[[Sequence[Any]], T],
     key_lists: Iterable[list[Any]],
     num_workers: int,
     pin_memory: bool,
+    flag: str = "--num_workers",
 ) -> Iterator[T]:
     """Read batches in order, ahead of their use. The workers start with the first batch and end with the iterator.
 
     Args:
-        dataset: returns samples; pickled into the workers where they are not forked.
+        dataset: returns the sample of a key, dataset[key]; pickled into the workers where they are not forked.
         collate: makes a batch of a list of samples; runs in the worker.
         key_lists: the keys of each batch.
         num_workers: processes; 0 reads in this one.
         pin_memory: put batches into page-locked memory (they need a method pin_memory).
+        flag: sets num_workers on the command line, for messages.
 
     Raises:
         UserError: as raised by dataset or collate, in this process or a worker; or a worker was killed.
@@ -62,16 +56,16 @@ def read_batches(
         # Its own: starting the workers draws a number, which would otherwise come from the stream that dropout uses.
         generator=torch.Generator(),
     )
-    batches = _read(loader)
+    batches = _read(loader, flag)
     _running.add(batches)
     return batches
 
 
-def _read(loader: DataLoader[Any]) -> Generator[Any, None, None]:
+def _read(loader: DataLoader[Any], flag: str) -> Generator[Any, None, None]:
     """Start the workers, yield their batches, end them."""
     batches = _start(loader)
     try:
-        while (batch := _next(batches)) is not None:
+        while (batch := _next(batches, flag)) is not None:
             yield batch
     finally:
         # Not left to the garbage collector: an exception's traceback may hold the iterator for long, and a collected
@@ -94,33 +88,33 @@ def _start(loader: DataLoader[Any]) -> Iterator[Any]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _next(batches: Iterator[Any]) -> Any:
+def _next(batches: Iterator[Any], flag: str) -> Any:
     """Return the next batch, None after the last; raise a worker's UserError or death."""
     try:
         batch = next(batches, None)
     except RuntimeError as error:
-        raise_worker_death(error)
+        raise_worker_death(error, flag)
         raise
     except (ConnectionError, EOFError, FileNotFoundError) as error:  # it died before it had sent the batch's memory
-        raise _worker_death(error) from error
+        raise _worker_death(error, flag) from error
     if isinstance(batch, _Refusal):
         raise UserError(batch.message)
     return batch
 
 
-def raise_worker_death(error: Exception) -> None:
+def raise_worker_death(error: Exception, flag: str) -> None:
     """Turn torch's report of a worker's death into a UserError; leave any other error alone.
 
     torch raises it wherever the main thread happens to be, so loops over batches call this for their own errors too.
     """
     if str(error).startswith("DataLoader worker (pid"):
-        raise _worker_death(error) from error
+        raise _worker_death(error, flag) from error
 
 
-def _worker_death(error: Exception) -> UserError:
+def _worker_death(error: Exception, flag: str) -> UserError:
     return UserError(
-        f"a process that loads images died ({error}); expected it to live as long as the run. Usually memory or "
-        "/dev/shm has run out: lower num_workers or the batch size, or give the container more of both."
+        f"a process that loads images died ({error}). Usually memory or /dev/shm has run out: lower {flag} or the "
+        "batch size, or give the container more of both."
     )
 
 
@@ -146,7 +140,7 @@ class _Refusal:
 class _BatchReader(Dataset[Any], Generic[T]):
     """The data set as DataLoader uses it: a list of keys in, a whole batch out."""
 
-    def __init__(self, dataset: Readable, collate: Callable[[Sequence[Any]], T]) -> None:
+    def __init__(self, dataset: Any, collate: Callable[[Sequence[Any]], T]) -> None:
         self._dataset = dataset
         self._collate = collate
 

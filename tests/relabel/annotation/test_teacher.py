@@ -211,7 +211,7 @@ def test_an_unknown_network(tmp_path: Path) -> None:
         (str(tmp_path / "bare.pth"), "bare.pth does not name"),
         ("random", "random names no network"),
     ):
-        with pytest.raises(UserError, match=f"{found}.*give --arch"):
+        with pytest.raises(UserError, match=rf"{found}(.|\n)*--arch"):
             load_teacher(None, weights, DIGITS)
 
 

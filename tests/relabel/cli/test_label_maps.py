@@ -184,7 +184,7 @@ def test_label_maps_from_making_to_training(scenes: Path, tmp_path: Path, capsys
         (["--arch", "digitnet", "--weights", "random"], "Did you mean digit_net"),
         (["--arch", "alexnet", "--weights", "random"], "AlexNet cannot make label maps: "),
         (["--arch", "digit_net"], "digit_net has no published weights"),
-        ([], "--weights pretrained names no network; give --arch"),
+        ([], "pretrained names no network(.|\\n)*--arch"),
         (["--arch", "digit_net", "--weights", "nothing.pth"], "found no file nothing.pth; expected pretrained"),
         (["--arch", "digit_net", "--weights", "random", "--top_k", "11"], "--top_k is 11 .*expected 1..10"),
         (["--arch", "resnet18", "--weights", "teacher.pth"], "teacher.pth: the checkpoint does not fit"),

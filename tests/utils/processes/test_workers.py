@@ -61,7 +61,7 @@ def test_a_programmers_mistake_keeps_its_type_and_trace(num_workers: int) -> Non
 
 
 def test_a_killed_worker_ends_the_loop_with_a_message() -> None:
-    with pytest.raises(UserError, match=r"a process that loads images died \(.*worker.*lower num_workers"):
+    with pytest.raises(UserError, match=r"a process that loads images died \(.*worker.*lower --num_workers"):
         read([[1], ["die"], [3]], 1)
 
 
