@@ -98,21 +98,6 @@ def test_decay_shrinks_every_parameter(name: str) -> None:
     assert len(optimizer.param_groups) == 1
 
 
-def test_state_survives_a_checkpoint() -> None:
-    """Two steps, saved and loaded as plain tensors and numbers, two more: the same as four in a row."""
-    for name in ("sgd", "adamp"):
-        network, again = small_network(), small_network()
-        grads = gradients(network, 4)
-        arguments = (name, 0.1, 0.9, name == "sgd", 0.01, False)
-        straight = trained(network, create_optimizer(network.parameters(), *arguments), grads)
-        first = create_optimizer(again.parameters(), *arguments)
-        trained(again, first, grads[:2])
-        second = create_optimizer(again.parameters(), *arguments)
-        second.load_state_dict(first.state_dict())
-        for found, expected in zip(trained(again, second, grads[2:]), straight, strict=True):
-            assert torch.equal(found, expected)
-
-
 def test_nesterov_without_momentum_and_unknown_names_are_refused() -> None:
     for name, momentum, match in (("sgd", 0.0, "[Nn]esterov"), ("adam", 0.9, "sgd or adamp, not 'adam'")):
         with pytest.raises(ValueError, match=match):

@@ -168,7 +168,8 @@ def test_a_rank_whose_launcher_dies_while_it_starts_does_not_train(long_run: Fla
     names = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     output = tmp_path / "output"
     output.touch()
-    script = f"{shlex.join(command_line(long_run))} >>{output} 2>&1 & sleep 0.4; kill -9 $$"
+    until_torch = "until grep -q libtorch /proc/$!/maps; do sleep 0.01; done"
+    script = f"{shlex.join(command_line(long_run))} >>{output} 2>&1 & {until_torch}; kill -9 $$"
     subprocess.run(["bash", "-c", script], env={**environment(), **names}, cwd=ROOT)
     wait_until(lambda: not writers(output), "the rank had ended")
     assert steps_done(long_run["util.run_dir"]) == 0, output.read_text()

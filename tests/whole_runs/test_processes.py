@@ -169,13 +169,6 @@ def test_a_second_run_in_the_same_folder_is_kept_out(flags: Flags, tmp_path: Pat
     assert status(folder)["state"] == "running"
 
 
-@pytest.mark.slow
-def test_batches_that_the_processes_do_not_divide_are_refused_once(flags: Flags, tmp_path: Path) -> None:
-    text = refused_once({**flags, "optim.batch_size": 7}, tmp_path)
-    assert "optim.batch_size is 7, but this node runs 2 processes" in text
-    assert not flags["util.run_dir"].exists()
-
-
 def test_a_port_in_use_is_named(flags: Flags, run_main: RunMain) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
