@@ -107,7 +107,7 @@ FLAGS = [
     ("data.data_path", "ONLY_VAL", "has no train/ in it"),
     ("data.data_path", "ONLY_TRAIN", "has no val/ in it"),
     ("data.relabel.path", "", "expected the folder of label maps.*relabel annotate`.*--data.relabel.use False"),
-    ("data.relabel.path", "NOWHERE", "no such folder; expected label maps.*relabel annotate`.*--data.relabel.use"),
+    ("data.relabel.path", "NOWHERE", "no such folder; expected the folder of label maps.*relabel annotate`.*--data.relabel.use"),
     ("data.keep_list", "no.txt", "data.keep_list = 'no.txt' .*no such file; expected the list of the images"),
     ("model.weights", "no.pth", "model.weights = 'no.pth' .*no such file"),
     ("util.run_dir", "W.pth", "util.run_dir = 'W.pth' .*is a file"),

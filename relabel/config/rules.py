@@ -4,7 +4,8 @@ In a rule, `c` is the tree of the configuration.
 """
 
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,6 @@ def _is_wrong(path: str, kind: str) -> bool:
     return path != "" and _kind(path) != kind
 
 
-def _lacks(data_path: str, split: str) -> bool:
-    return data_path != "" and _kind(data_path) == "folder" and _kind(f"{data_path}/{split}") != "folder"
-
-
 def _lies_in(path: str, folders: Sequence[str]) -> bool:
     try:
         place = Path(path).resolve()
@@ -55,12 +52,20 @@ def _can_continue(run_dir: str) -> bool:
     return any(_kind(f"{run_dir}/checkpoint-{which}.pth") == "file" for which in ("last", "previous"))
 
 
+def _evaluates(c: Any) -> bool:
+    return bool(c.util.test_only)
+
+
+def _trains(c: Any) -> bool:
+    return not c.util.test_only
+
+
 def _trains_on_maps(c: Any) -> bool:
-    return bool(c.data.relabel.use and not c.util.test_only)
+    return bool(c.data.relabel.use and _trains(c))
 
 
 def _trains_on_extra_images(c: Any) -> bool:
-    return bool(c.data.extra.share > 0 and not c.util.test_only)
+    return bool(c.data.extra.share > 0 and _trains(c))
 
 
 def _needs_val(c: Any) -> bool:
@@ -69,10 +74,10 @@ def _needs_val(c: Any) -> bool:
     return not (c.util.test_only and sets_alone)
 
 
-_DATA_LAYOUT = "the folder that holds train/CLASS/IMAGE and val/CLASS/IMAGE; give --data.data_path FOLDER"
-_LABEL_ADVICE = (
-    "give --data.relabel.path FOLDER, make the maps with `python -m relabel annotate`, "
-    "or train without them: --data.relabel.use False"
+_DATA_LAYOUT = "expected the folder that holds train/CLASS/IMAGE and val/CLASS/IMAGE; give --data.data_path FOLDER"
+_LABEL_MAPS = (
+    "expected the folder of label maps, CLASS/STEM.pt for each training image; give --data.relabel.path FOLDER, make "
+    "the maps with `python -m relabel annotate`, or train without them: --data.relabel.use False"
 )
 _LABEL_FILES = {
     "real": "real.json of ReaL",
@@ -149,66 +154,53 @@ RULES = (
 """Rules that need no look at the disk."""
 
 
-def _folders_of_extra_images(name: str, what: str) -> Rule:
+def _must_exist(key: str, kind: str, expected: str, needed: Callable[[Any], bool]) -> Rule:
+    value = attrgetter(key)
+    text = f"no such {kind}; expected {expected}; correct --{key}"
+    return Rule(key, lambda c: needed(c) and _is_wrong(value(c), kind), text)
+
+
+def _folders_must_exist(key: str, expected: str) -> Rule:
+    value = attrgetter(key)
     return Rule(
-        f"data.extra.{name}",
-        lambda c: (
-            _trains_on_extra_images(c) and any(_is_wrong(p, "folder") for p in joined_folders(c.data.extra[name]))
-        ),
-        f"one of the folders does not exist; expected {what}, joined by ':'; correct --data.extra.{name}",
+        key,
+        lambda c: _trains_on_extra_images(c) and any(_is_wrong(path, "folder") for path in joined_folders(value(c))),
+        f"one of the folders does not exist; expected {expected}, joined by ':'; correct --{key}",
     )
 
 
-def _given_to_evaluation(name: str, kind: str, what: str) -> Rule:
+def _must_hold(split: str, needed: Callable[[Any], bool]) -> Rule:
+    """Make the rule that data.data_path, if it is a folder, has this one in it."""
     return Rule(
-        f"eval.{name}",
-        lambda c: c.util.test_only and _is_wrong(c.eval[name], kind),
-        f"no such {kind}; expected {what}; correct --eval.{name}, or leave it out",
+        "data.data_path",
+        lambda c: needed(c) and _kind(c.data.data_path) == "folder" != _kind(f"{c.data.data_path}/{split}"),
+        f"the folder has no {split}/ in it; {_DATA_LAYOUT}",
     )
 
 
 DISK_RULES = (
-    Rule("data.data_path", lambda c: c.data.data_path == "" and _needs_val(c), f"expected {_DATA_LAYOUT}"),
-    Rule("data.data_path", lambda c: _is_wrong(c.data.data_path, "folder"), f"no such folder; expected {_DATA_LAYOUT}"),
-    Rule(
-        "data.data_path",
-        lambda c: not c.util.test_only and _lacks(c.data.data_path, "train"),
-        f"the folder has no train/ in it; expected {_DATA_LAYOUT}",
-    ),
-    Rule(
-        "data.data_path",
-        lambda c: _lacks(c.data.data_path, "val"),
-        f"the folder has no val/ in it; expected {_DATA_LAYOUT}",
-    ),
-    Rule(
-        "data.relabel.path",
-        lambda c: _trains_on_maps(c) and c.data.relabel.path == "",
-        f"expected the folder of label maps, CLASS/STEM.pt for each training image; {_LABEL_ADVICE}",
-    ),
+    Rule("data.data_path", lambda c: c.data.data_path == "" and _needs_val(c), _DATA_LAYOUT),
+    Rule("data.data_path", lambda c: _is_wrong(c.data.data_path, "folder"), f"no such folder; {_DATA_LAYOUT}"),
+    _must_hold("train", lambda c: c.data.data_path != "" and _trains(c)),
+    _must_hold("val", lambda c: c.data.data_path != ""),
+    Rule("data.relabel.path", lambda c: _trains_on_maps(c) and c.data.relabel.path == "", _LABEL_MAPS),
     Rule(
         "data.relabel.path",
         lambda c: _trains_on_maps(c) and _is_wrong(c.data.relabel.path, "folder"),
-        f"no such folder; expected label maps, CLASS/STEM.pt for each training image; {_LABEL_ADVICE}",
+        f"no such folder; {_LABEL_MAPS}",
     ),
-    _folders_of_extra_images("path", "folders of images"),
-    _folders_of_extra_images("labels", "a folder of label maps for each"),
-    Rule(
-        "util.test_weight_file",
-        lambda c: c.util.test_only and _is_wrong(c.util.test_weight_file, "file"),
-        "no such file; expected the checkpoint to evaluate; give --util.test_weight_file FILE",
-    ),
-    *(_given_to_evaluation(name, "file", what) for name, what in _LABEL_FILES.items()),
-    *(_given_to_evaluation(name, "folder", what) for name, what in _IMAGE_SETS.items()),
-    Rule(
+    _folders_must_exist("data.extra.path", "folders of images"),
+    _folders_must_exist("data.extra.labels", "a folder of label maps for each"),
+    _must_exist("util.test_weight_file", "file", "the checkpoint to evaluate", _evaluates),
+    *(_must_exist(f"eval.{name}", "file", what, _evaluates) for name, what in _LABEL_FILES.items()),
+    *(_must_exist(f"eval.{name}", "folder", what, _evaluates) for name, what in _IMAGE_SETS.items()),
+    _must_exist(
         "model.weights",
-        lambda c: not c.util.test_only and _is_wrong(c.model.weights, "file") and not _can_continue(c.util.run_dir),
-        "no such file; expected the checkpoint to start from; give --model.weights FILE, or leave it out",
+        "file",
+        "the checkpoint to start from",
+        lambda c: _trains(c) and not _can_continue(c.util.run_dir),
     ),
-    Rule(
-        "data.keep_list",
-        lambda c: not c.util.test_only and _is_wrong(c.data.keep_list, "file"),
-        "no such file; expected the list of the images to train on; correct --data.keep_list, or leave it out",
-    ),
+    _must_exist("data.keep_list", "file", "the list of the images to train on", _trains),
     Rule(
         "util.run_dir",
         lambda c: _kind(c.util.run_dir) == "file",
@@ -227,17 +219,14 @@ DISK_RULES = (
 )
 """Files and folders that must exist. Their contents are checked where they are read."""
 
-_OF_SEVERAL_PROCESSES = tuple(f"compute.distributed.{name}" for name in ("num_processes_per_node", "url", "backend"))
+
+def _switched_by(switch: str) -> tuple[str, ...]:
+    """List the other keys of a switch's section."""
+    return tuple(key for key in SCHEMA.keys_below(switch.rpartition(".")[0]) if key != switch)
+
 
 DISABLED = (
-    Disabled(
-        tuple(
-            f"data.relabel.{name}"
-            for name in ("path", "supervision", "fill", "temperature", "ground_truth_weight", "box_axes")
-        ),
-        lambda c: not c.data.relabel.use,
-        "data.relabel.use is False",
-    ),
+    Disabled(_switched_by("data.relabel.use"), lambda c: not c.data.relabel.use, "data.relabel.use is False"),
     Disabled(
         ("data.relabel.temperature",),
         lambda c: c.data.relabel.use and c.data.relabel.supervision.endswith("_single"),
@@ -261,10 +250,12 @@ DISABLED = (
     ),
     Disabled(("optim.warmup.lr",), lambda c: c.optim.warmup.epochs == 0, "optim.warmup.epochs is 0"),
     Disabled(
-        _OF_SEVERAL_PROCESSES, lambda c: not c.compute.distributed.use, "compute.distributed.use is False: one process"
+        _switched_by("compute.distributed.use"),
+        lambda c: not c.compute.distributed.use,
+        "compute.distributed.use is False: one process",
     ),
     Disabled(
-        _OF_SEVERAL_PROCESSES,
+        _switched_by("compute.distributed.use"),
         lambda c: c.compute.gpu >= 0 and c.compute.distributed.use,
         "compute.gpu = {c.compute.gpu} means one process on that GPU",
     ),
@@ -285,27 +276,15 @@ RESUME = ResumeRules(
     schema=SCHEMA,
     free=frozenset(
         {
-            "data.on_error",  # a run that met a damaged image may go on without it
+            "data.on_error",  # a run that met a damaged image may continue without it
             "compute.num_workers",
             "compute.distributed.url",
-            "util.print_freq",
-            "util.val_batch_size",
-            "util.checkpoint_minutes",
-            "util.tensorboard",
-            "util.print_config",
-            "util.run_dir",
-            "util.test_weight_file",
+            *SCHEMA.keys_below("util"),
             *SCHEMA.keys_below("eval"),
         }
-    ),
-    warned=frozenset(
-        {
-            "compute.gpu",
-            "compute.distributed.use",
-            "compute.distributed.num_processes_per_node",
-            "compute.distributed.backend",
-        }
-    ),
+    )
+    - {"util.test_only"},
+    warned=frozenset({"compute.gpu", *SCHEMA.keys_below("compute.distributed")}) - {"compute.distributed.url"},
     before={
         "data.keep_list": "",
         "data.decoder": "pillow",
