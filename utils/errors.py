@@ -33,7 +33,8 @@ def with_advice(advice: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise type(error)(f"{error}\n  {advice}") from error
+        error.args = (f"{error}\n  {advice}",)
+        raise
 
 
 @contextmanager
