@@ -1,7 +1,7 @@
 """Runs of main.py in processes of their own, forked from one that has imported everything: none waits for torch.
 
-Several processes of a run find each other as under torchrun, by the variables that it sets. A process can be told to
-kill itself, or to send itself a signal, when it comes to a function for the n-th time: SIGKILL leaves it no more time
+Several processes of a run find each other as under torchrun, by the variables that it sets. A process can be made to
+kill itself, or to send itself a signal, at its n-th call of a function: SIGKILL leaves it no more time
 than from outside, but the moment is certain.
 """
 

@@ -4,6 +4,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ def train(process: Process, config: FrozenMunch) -> None:
         start = share_start(begin)
         with out_of_memory_reported(memory_advice(config)):
             trainer = make_trainer(config, data, precision, process, identity, start)
+        start = replace(start, state=None)  # the trainer has its own copy
         if trainer.finished:
             if process.is_main:
                 report_finished(trainer)
