@@ -130,7 +130,7 @@ def build_model(config: FrozenMunch, num_classes: int, precision: Precision, fla
 
 @torch.inference_mode()
 def _check_image_sizes(config: FrozenMunch, model: nn.Module, num_classes: int) -> None:
-    """Some networks refuse small images, or only take one size. On the CPU no error comes from a GPU instead."""
+    """Check that the network takes the run's image sizes; on the CPU, where no error can come from a GPU instead."""
     for size in sorted({config.data.image_size, config.data.test_size or config.data.image_size}):
         try:
             shape = model(torch.zeros(1, 3, size, size)).shape

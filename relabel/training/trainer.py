@@ -164,7 +164,7 @@ class Trainer:
         return rng
 
     def _gradient_exchange(self, now: bool) -> AbstractContextManager[object]:
-        """Processes exchange the gradients of several micro-batches with the last one."""
+        """Exchange the gradients of several micro-batches among the processes with the last one only."""
         if now or not isinstance(self.network, DistributedDataParallel):
             return nullcontext()
         return self.network.no_sync()

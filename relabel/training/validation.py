@@ -96,7 +96,7 @@ class _Table:
             self.probabilities[rows] = probabilities
 
     def gathered(self, images: ImageList) -> Predictions:
-        """The rows of all processes. Adding zeros is exact, so the number of processes changes nothing."""
+        """Sum the rows of all processes. Adding zeros is exact, so the number of processes changes nothing."""
         assert bool((sum_over_processes(self.times_seen) == 1).all()), "each image is in one process's share, once"
         top5, values = (sum_over_processes(table).cpu().numpy() for table in (self.top5, self.values))
         kept = None if self.probabilities is None else sum_over_processes(self.probabilities).cpu().numpy()
