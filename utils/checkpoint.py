@@ -75,7 +75,7 @@ def link_checkpoint(source: Path, path: Path, keep_old_as: Path | None = None) -
 
 @contextmanager
 def _renamed_to(path: Path, keep_old_as: Path | None) -> Iterator[Path]:
-    """A temporary name that becomes `path` at the end. A rename is on the disk only when its folder is."""
+    """Yield a temporary name that becomes `path` at the end. A rename is on the disk only when its folder is."""
     with replacing(path) as temporary:
         yield temporary
         if keep_old_as and path.exists():

@@ -27,7 +27,7 @@ def top_classes(logits: Tensor, k: int) -> Tensor:
 
 
 def expected_calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error, percent (Guo et al. 2017, equation 3).
+    """Return the expected calibration error, percent (Guo et al. 2017, equation 3).
 
     The interval (0, 1] is cut into bins of equal width; each bin's |accuracy - mean confidence| is weighted by its
     number of images.

@@ -34,12 +34,12 @@ class Precision:
         self.scaler = GradScaler(device.type, enabled=self.dtype is torch.float16)
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The context of a forward pass."""
+        """Enter autocast for a forward pass."""
         return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
 
     @contextmanager
     def evaluation(self, *models: nn.Module) -> Iterator[None]:
-        """The context of forward passes whose logits are compared: the last linear layer runs in float32.
+        """Enter autocast for forward passes whose logits are compared: the last linear layer runs in float32.
 
         Half precision would round logits that lie close together to equal ones.
         """
