@@ -4,16 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.cell_head import CellFeatures, CellHead, Layout, Map, Tokens
+from models.cell_head import CellHead, Layout, Map, Tokens
 from utils.errors import UserError
 
 IMAGES = torch.zeros(2, 3, 32, 48)  # 2 x 3 cells of 16 pixels
 CELLS = torch.arange(2 * 5 * 2 * 3.0).reshape(2, 5, 2, 3)
-
-
-def test_a_map_is_its_cells() -> None:
-    assert torch.equal(Map().cells(CELLS, IMAGES), CELLS)
-    assert torch.equal(Map().features(CELLS), CELLS)
 
 
 def test_channels_may_be_last() -> None:
@@ -33,13 +28,6 @@ def test_tokens_lie_row_by_row_after_the_prefix() -> None:
 def test_the_mean_cell_stands_in_for_each_token_of_the_prefix() -> None:
     prefix = Tokens(prefix=2, stride=16).features(CELLS)[:, :2]
     assert torch.equal(prefix, CELLS.mean((2, 3))[:, None].expand(2, 2, 5))
-
-
-def test_the_prefix_can_be_blanked() -> None:
-    layout = Tokens(prefix=1, stride=16)
-    features = layout.features(CELLS)
-    blanked = layout.without_prefix(features)
-    assert not blanked[:, 0].any() and torch.equal(blanked[:, 1:], features[:, 1:])
 
 
 def test_images_may_be_padded_to_whole_patches() -> None:
@@ -66,8 +54,3 @@ class Largest(nn.Module):
 def test_the_head_sees_one_cell_at_a_time(layout: Layout) -> None:
     maps = CellHead(Largest(), layout)(CELLS)
     assert torch.equal(maps, torch.stack([CELLS.amax(1), CELLS.amin(1)], 1))
-
-
-def test_features_become_cells() -> None:
-    features = CellFeatures(nn.Conv2d(3, 5, 16, 16), Map())
-    assert features(IMAGES).shape == (2, 5, 2, 3)

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
-from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from models import export
@@ -105,17 +104,12 @@ def test_a_folder_that_is_taken_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
-def exported_backbone(folder: Path, model: nn.Module, arch: str) -> dict[str, Tensor]:
-    write_backbone(folder / "backbone.pth", model, arch)
-    weights: dict[str, Tensor] = torch.load(folder / "backbone.pth", weights_only=True)
-    return weights
-
-
 @pytest.mark.parametrize("arch", ["resnet18", "timm/resnet18"])
 def test_a_detectors_backbone_makes_the_features_of_the_classifier(tmp_path: Path, arch: str) -> None:
     model: Any = trained(arch)
     body = resnet_fpn_backbone(backbone_name="resnet18", weights=None).body
-    weights = exported_backbone(tmp_path, model, arch)
+    write_backbone(tmp_path / "backbone.pth", model, arch)
+    weights = torch.load(tmp_path / "backbone.pth", weights_only=True)
     assert weights.keys() == body.state_dict().keys()
     body.load_state_dict(weights)
     with torch.inference_mode():
@@ -123,26 +117,10 @@ def test_a_detectors_backbone_makes_the_features_of_the_classifier(tmp_path: Pat
         torch.testing.assert_close(model.fc(features.mean((2, 3))), model(images()), rtol=1e-4, atol=1e-5)
 
 
-def test_a_detector_trains_on_it(tmp_path: Path) -> None:
-    backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=5)
-    backbone.body.load_state_dict(exported_backbone(tmp_path, trained("resnet18"), "resnet18"))
-    model = MaskRCNN(backbone, num_classes=2, min_size=64, max_size=96)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    masks = torch.zeros(1, 48, 64, dtype=torch.uint8)
-    masks[0, 10:40, 20:50] = 1
-    target = {"boxes": torch.tensor([[20.0, 10.0, 50.0, 40.0]]), "labels": torch.tensor([1]), "masks": masks}
-    before = backbone.body.conv1.weight.detach().clone()
-    loss = sum(model([torch.rand(3, 48, 64)], [target]).values())
-    assert torch.isfinite(loss)
-    loss.backward()
-    optimizer.step()
-    assert not torch.equal(before, backbone.body.conv1.weight)
-
-
 @pytest.mark.parametrize(
     ("arch", "eps", "match"),
     [
-        ("digit_net", 1e-5, "cannot have digit_net as backbone; expected one of resnet101, .*form timm or onnx"),
+        ("digit_net", 1e-5, "cannot have digit_net as backbone; expected one of resnet18, .*form timm or onnx"),
         ("resnet18", 1e-3, r"adds 0.001 .* and torchvision's detectors add 1e-05"),
     ],
 )
@@ -180,12 +158,3 @@ def test_onnx_gives_the_same_logits_for_any_batch(tmp_path: Path, arch: str) -> 
         np.testing.assert_allclose(found, logits(model, images(count)).numpy(), rtol=1e-4, atol=1e-4)
     facts = session.get_modelmeta().custom_metadata_map
     assert json.loads(facts["class_names"]) == NAMES and json.loads(facts["crop_ratio"]) == 0.875
-
-
-@needs_onnx
-@pytest.mark.slow
-def test_an_onnx_file_that_disagrees_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "ONNX_TOLERANCE", -1.0)
-    with pytest.raises(UserError, match=r"the logits of the ONNX file are .* off"):
-        write_onnx(tmp_path / "model.onnx", trained("digit_net"), USE)
-    assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,6 @@ import torchvision
 from torch import Tensor, nn
 
 from models.build import create_model
-from models.digit_net import DigitNet
 from models.fully_convolutional import (
     ATTENTION_HEAD,
     CLASS_TOKEN_HEAD,
@@ -29,7 +28,7 @@ SLOW_LINEAR += ["resnetv2_50x1_bit"]  # its head is a convolution
 SQUARE = {"levit_conv_128s": 224, "tiny_vit_5m_224": 224}  # take no other size
 
 OWN = ["convnext_atto", "mobilenetv3_small_050", "ghostnet_050", "test_mambaout", "mobilenet_v3_small"]
-SLOW_OWN = ["convnext_tiny", "inception_next_atto", "davit_tiny", "caformer_s18", "tiny_vit_5m_224"]
+SLOW_OWN = ["inception_next_atto", "davit_tiny", "caformer_s18", "tiny_vit_5m_224"]
 
 TOKENS = {
     "vit_tiny_patch16_224": CLASS_TOKEN_HEAD,
@@ -92,11 +91,7 @@ def halves(network: Any) -> tuple[Half, Half]:
     """The features and the head of a network, as its library calls them."""
     if hasattr(network, "forward_head"):
         return network.forward_features, network.forward_head
-    return network.features, lambda features: network.classifier(_flat_for(network, network.avgpool(features)))
-
-
-def _flat_for(network: nn.Module, pooled: Tensor) -> Tensor:
-    return pooled.flatten(1) if isinstance(network, torchvision.models.MobileNetV3) else pooled
+    return network.features, lambda features: network.classifier(network.avgpool(features).flatten(1))
 
 
 def channels_last(features: Tensor, network: Any) -> bool:
@@ -158,16 +153,6 @@ def test_each_patch_token_is_classified_as_the_image(arch: str, head: str) -> No
     assert float(maps.std()) > 1e-3
 
 
-@pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
-@torch.inference_mode()
-def test_a_patch_like_the_class_token_gets_the_logits(arch: str) -> None:
-    network, _ = token_network(arch)
-    token = torch.randn(1, 192)
-    logits = network.forward_head(token.expand(1, network.num_prefix_tokens + 15, 192))
-    maps = fully_convolutional(network).classifier(token[:, :, None, None].expand(1, 192, 3, 5))
-    torch.testing.assert_close(maps, logits[:, :, None, None].expand_as(maps), rtol=1e-4, atol=1e-5)
-
-
 @torch.inference_mode()
 def test_a_transformer_of_any_image_size() -> None:
     network = lively(timm.create_model("vit_tiny_patch16_224", num_classes=7, dynamic_img_size=True))
@@ -212,23 +197,6 @@ def test_torchvisions_patch_tokens_take_the_class_tokens_place(arch: str) -> Non
         torch.testing.assert_close(maps.flatten(2)[:, :, n], network.heads(encoded[0][:, 1 + n]), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
-@torch.inference_mode()
-def test_torchvisions_maxvit() -> None:
-    """Its head is norm, hidden layer and linear layer after the pooling."""
-    torch.manual_seed(0)
-    network: Any = lively(create_model("maxvit_t", num_classes=7))
-    features = network.stem(torch.randn(1, 3, 224, 224))
-    for block in network.blocks:
-        features = block(features)
-    maps_of = fully_convolutional(network)
-    maps = maps_of.classifier(features)
-    assert maps_of.head == OWN_HEAD and maps.shape == (1, 7, 7, 7)
-    for i, j in ((0, 0), (2, 5), (6, 6)):
-        alone = network.classifier(features[:, :, i : i + 1, j : j + 1])
-        torch.testing.assert_close(maps[:, :, i, j], alone, rtol=1e-4, atol=1e-5)
-
-
 PLACED = ["small", "vit_tiny_patch16_224"]
 SLOW_PLACED = ["swin_tiny_patch4_window7_224", "mvitv2_tiny", "hiera_tiny_224", "maxvit_t"]
 
@@ -249,16 +217,6 @@ def test_a_patch_changes_its_own_cell_most(arch: str) -> None:
     assert i < rows / 2 and j >= columns / 2
 
 
-@pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "convnext_atto"])
-def test_a_head_of_zeros_is_recognised(arch: str) -> None:
-    """As new transformers have it: every layer would seem to agree with every other."""
-    network: Any = create_model(arch, num_classes=7)
-    for parameter in network.get_classifier().parameters():
-        nn.init.zeros_(parameter)
-    assert not fully_convolutional(network).mean_is_logits
-    assert all(not parameter.any() for parameter in network.get_classifier().parameters())
-
-
 @pytest.mark.parametrize("arch", ["resnet18", "convnext_atto", "vit_tiny_patch16_224"])
 @torch.inference_mode()
 def test_classifier_itself_stays_as_it_was(arch: str) -> None:
@@ -268,20 +226,6 @@ def test_classifier_itself_stays_as_it_was(arch: str) -> None:
     fully_convolutional(network)
     assert torch.equal(network(images), logits)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in network.state_dict().items())
-
-
-@torch.inference_mode()
-def test_a_cell_follows_what_stands_there() -> None:
-    """An image that differs in its lower right corner only: the map changes there and nowhere far away."""
-    torch.manual_seed(0)
-    maps_of = fully_convolutional(lively(DigitNet(4)))
-    images = torch.rand(2, 3, 192, 320)
-    images[1] = images[0]
-    images[1, :, 160:, 280:] = 0
-    change = (lambda maps: (maps[1] - maps[0]).abs().sum(0))(maps_of(images))
-    assert change.shape == (12, 20)
-    assert float(change[-1, -1]) > 1e-3
-    assert float(change[:6].max()) == 0 and float(change[:, :12].max()) == 0
 
 
 class Small(nn.Module):
@@ -298,25 +242,23 @@ class Small(nn.Module):
         return self.head(self.stem(images), self.linear)
 
 
+@pytest.mark.parametrize(
+    "pooled",
+    [
+        lambda cells: cells.mean(dim=(-2, -1), keepdim=True).flatten(1),
+        lambda cells: torch.mean(cells, (2, 3)),
+        lambda cells: (pooled := nn.functional.adaptive_avg_pool2d(cells, 1)).view(pooled.size(0), -1),
+        lambda cells: nn.functional.dropout(cells.mean([2, 3]), 0.9, training=False),
+    ],
+)
 @torch.inference_mode()
-def check_mean(network: Small) -> None:
-    """The mean of the map is the logits."""
+def test_any_way_to_write_the_mean(pooled: Callable[[Tensor], Tensor]) -> None:
+    network = Small(lambda cells, linear: linear(pooled(cells)))
     maps_of = fully_convolutional(network)
     images = torch.randn(2, 3, 7, 9)
     maps = maps_of(images)
-    assert maps.shape == (2, 4, 5, 7) and torch.equal(maps, maps_of(images)) and maps_of.mean_is_logits
+    assert maps.shape == (2, 4, 5, 7) and maps_of.mean_is_logits
     torch.testing.assert_close(maps.mean((2, 3)), network(images))
-
-
-def test_dropout_before_the_head_does_not_act() -> None:
-    check_mean(Small(lambda cells, linear: linear(nn.functional.dropout(cells.mean([2, 3]), 0.9, linear.training))))
-
-
-def test_other_ways_to_write_the_mean() -> None:
-    check_mean(Small(lambda cells, linear: linear(cells.mean(dim=(-2, -1), keepdim=True).flatten(1))))
-    check_mean(Small(lambda cells, linear: linear(torch.mean(cells, (2, 3)))))
-    pooled = nn.functional.adaptive_avg_pool2d
-    check_mean(Small(lambda cells, linear: linear((p := pooled(cells, 1)).view(p.size(0), -1))))
 
 
 @torch.inference_mode()
@@ -338,26 +280,10 @@ def test_other_ends_are_refused_with_the_reason(arch: str, reason: str) -> None:
     [
         (lambda cells, linear: linear(cells.amax((2, 3))), "the image stands before its last layers"),
         (lambda cells, linear: linear(nn.functional.adaptive_max_pool2d(cells, 1).flatten(1)), "max_pool2d stands"),
-        (
-            lambda cells, linear: linear(cells.mean((2, 3)) + cells.amax((2, 3))),
-            "use more of the image than the mean",
-        ),
-        (lambda cells, linear: linear(cells.mean(1).flatten(1)[:, :5]), "stands before its last layers"),
-        (lambda cells, linear: (linear(cells.mean((2, 3))), cells), "output stands before its last layers"),
+        (lambda cells, linear: linear(cells.mean((2, 3)) + cells.amax((2, 3))), "more of the image than the mean"),
         (lambda cells, linear: cells if cells.sum() > 0 else -cells, "it cannot be traced"),
     ],
 )
 def test_heads_that_need_more_than_the_mean_are_refused(head: Any, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         fully_convolutional(Small(head))
-
-
-def test_a_fault_of_the_device_is_not_taken_for_a_head_that_does_not_fit() -> None:
-    network: Any = create_model("convnext_atto", num_classes=7)
-
-    def fail(*inputs: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-    network.head.register_forward_pre_hook(fail)
-    with pytest.raises(torch.OutOfMemoryError):
-        fully_convolutional(network)

@@ -102,16 +102,6 @@ def test_lighting_shifts_colours_along_the_principal_components(image: Image.Ima
     torch.testing.assert_close(moved, expected, atol=1e-5, rtol=0)
 
 
-def test_the_components_are_orthogonal_and_of_length_one() -> None:
-    """Holds for the digits in use to three places, and for no transposition or slip of one of them."""
-    weights = torch.eye(3)
-    shifts = augment(torch.zeros(3, 3, 1, 2, dtype=torch.uint8), lighting=weights) - normalise(
-        torch.zeros(3, 3, 1, 2, dtype=torch.uint8)
-    )
-    directions = shifts[:, :, 0, 0] * torch.tensor(STD) / torch.tensor([0.2175, 0.0188, 0.0045])[:, None]
-    torch.testing.assert_close(directions @ directions.T, torch.eye(3), atol=2e-3, rtol=0)
-
-
 def test_a_mixed_batch_equals_its_images_one_by_one() -> None:
     """Each is flipped, or not, before its jitter; the batch handed in is not modified."""
     rng = np.random.default_rng(5)

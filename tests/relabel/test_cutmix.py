@@ -72,15 +72,6 @@ def test_target_weights_are_the_shares_of_pixels(count: int, height: int, width:
     torch.testing.assert_close(mixed_targets.sum(dim=0), torch.ones(count))  # each image gives what it takes
 
 
-@given(st.floats(0, 1), st.floats(0, 1, exclude_max=True), st.integers(1, 40), SEEDS)
-def test_smoothing_before_or_after_mixing_is_the_same(keep: float, smoothing: float, classes: int, seed: int) -> None:
-    """Both are linear; so the order that the 2021 code took is a convention."""
-    own, other = torch.rand(2, 3, classes, generator=torch.Generator().manual_seed(seed)).softmax(dim=2)
-    before = mix_targets(smooth(own, smoothing), smooth(other, smoothing), keep)
-    after = smooth(mix_targets(own, other, keep), smoothing)
-    torch.testing.assert_close(before, after, rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_the_generator_draws_share_row_column_and_partners_in_this_order(seed: int) -> None:
     images, targets = numbered_batch(6, height=24, width=40)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relabel.label_map import LabelMap, class_dtype, class_translation
+from relabel.label_map import LabelMap, class_translation
 from tests.strategies import SEEDS
 
 
@@ -107,11 +107,6 @@ def test_from_dense_takes_tensors_and_keeps_only_half(kind: torch.dtype) -> None
     assert found.shape == (3, 2, 3)
     assert found.scores[:, 1, 2].tolist() == [5, 4, 3] and found.classes[:, 1, 2].tolist() == [1, 3, 2]
     assert found.scores.dtype == (np.float16 if kind == torch.float16 else np.float32)
-
-
-def test_class_ids_take_the_smallest_type_that_holds_them() -> None:
-    assert class_dtype(1000) == class_dtype(32767) == np.int16
-    assert class_dtype(32768) == np.int32
 
 
 def test_stacked_maps_are_tensors_of_the_arrays_types() -> None:

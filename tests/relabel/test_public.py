@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import relabel
-from relabel import CropBox, LabelMaps, TargetMaker, pool_scores
+from relabel import LabelMaps
 from relabel.annotation.convert import pack
 from relabel.label_map import LabelMap
 from relabel.stores.pt_folder import write_label_map
@@ -38,14 +38,6 @@ def test_label_maps_are_read_by_key_in_either_form(form: str, maps: dict[str, La
     assert "bee/2" not in found and found.get("zebra/1") is None
     with pytest.raises(KeyError, match="ant/3"):
         found["ant/3"]
-
-
-def test_from_a_map_to_a_target(maps: dict[str, LabelMap], tmp_path: Path) -> None:
-    scores, classes = LabelMap.stack([LabelMaps(tmp_path / "packed")["bee/1"]])
-    boxes = CropBox.stack([CropBox(0.25, 0, 0.75, 0.5)])
-    pooled = pool_scores(scores, classes, boxes, 2)
-    target = TargetMaker(2)(classes.new_zeros(1), boxes, scores, classes)
-    np.testing.assert_allclose(target.numpy(), pooled.softmax(1).numpy())
 
 
 def test_every_public_name_is_there_and_no_other() -> None:

@@ -97,15 +97,9 @@ def test_weights_of_2021_need_the_networks_name(tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        (
-            ["w.pth", "no/b.pth", "--form", "backbone"],
-            "OUT no/b.pth cannot be written: its folder does not exist; expected a new file in a folder that",
-        ),
+        (["w.pth", "no/b.pth", "--form", "backbone"], "OUT no/b.pth cannot be written: its folder does not exist"),
         (["w.pth", "w.pth", "--form", "backbone"], "OUT w.pth exists already"),
-        (
-            ["w.pth", "out", "--form", "timm", "--arch", "resnet18"],
-            r"w.pth: .*does not fit(.|\n)*set --arch timm/test_r",
-        ),
+        (["w.pth", "out", "--form", "timm", "--arch", "resnet18"], r"w.pth: .*does not fit(.|\n)*--arch timm/test_r"),
         (["w.pth", "out", "--form", "timm", "--arch", "resnet1"], r"found arch 'resnet1'; expected .*resnet18"),
         (["text.pth", "out", "--form", "timm"], "text.pth "),
     ],

@@ -1,9 +1,7 @@
 """Damaged images: each is refused with path and reason, or read as what it is."""
 
-import base64
 import errno
 import io
-import os
 import re
 import shutil
 import struct
@@ -30,11 +28,6 @@ from utils.errors import UserError
 
 # 13 x 9 pixels in arithmetic code, which Pillow reads and does not write: libjpeg-turbo 2.1, arith_code = TRUE.
 # Left and right red 200 and 20, top and bottom green 180 and 30, blue 60; the borders at column 6 and row 4.
-ARITHMETIC = base64.b64decode(
-    "/9j/2wBDAAgGBgcGBQgHBwcJCQgKDBQNDAsLDBkSEw8UHRofHh0aHBwgJC4nICIsIxwcKDcpLDAxNDQ0Hyc5PTgyPC4zNDL/2wBDAQkJCQwLDBgN"
-    "DRgyIRwhMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjL/yQARCAAJAA0DASIAAhEBAxEB/8wACgAQEAUB"
-    "EBEF/9oADAMBAAIRAxEAPwD+iGZ/SCguViNHDo7Tknvum7VcsxoxYRNe+vsbztBNrHVUoHKfOQWO3f1ZvtNkRRXIdg9NIY8PMjqA/9k="
-)
 
 
 def encoded(kind: str, mode: str = "RGB", **options: object) -> bytes:
@@ -45,7 +38,6 @@ def encoded(kind: str, mode: str = "RGB", **options: object) -> bytes:
 
 
 JPEG, PROGRESSIVE, PNG = encoded("JPEG", quality=90), encoded("JPEG", quality=90, progressive=True), encoded("PNG")
-MPO = encoded("MPO", save_all=True, append_images=[Image.new("RGB", (200, 141))])
 FRAME = JPEG.index(b"\xff\xc0")  # marker, length (2 bytes), precision, height (2), width (2), ...
 TABLE = JPEG.index(b"\xff\xc4")
 SCAN = JPEG.index(b"\xff\xda")
@@ -74,11 +66,8 @@ CONTENTS: dict[str, bytes] = {
     "cut in its header": JPEG[: FRAME + 6],
     "cut in the middle": half(JPEG),
     "cut in the middle, end mark behind": half(JPEG) + JPEG[-2:],
-    "cut in the middle, end mark behind, progressive": half(PROGRESSIVE) + JPEG[-2:],
     "cut in the middle, CMYK, end mark behind": half(encoded("JPEG", "CMYK")) + JPEG[-2:],
     "end mark in the middle": put(JPEG, len(JPEG) // 2, JPEG[-2:]),
-    "cut in the middle, of a camera's two pictures": half(MPO) + JPEG[-2:],
-    "second half zero": half(JPEG) + bytes(len(JPEG) - len(half(JPEG))),
     "a block of zeros in it": put(JPEG, len(JPEG) // 2, bytes(4096)),
     "tables overwritten": put(JPEG, TABLE + 5, b"\xff" * 20),
     "no height": put(JPEG, FRAME + 5, bytes(2)),
@@ -87,8 +76,6 @@ CONTENTS: dict[str, bytes] = {
     "12 bits": put(JPEG, FRAME + 4, b"\x0c"),
     "PNG, second half zero": half(PNG) + bytes(len(PNG) - len(half(PNG))),
     "PNG, 100,000 x 100,000 pixels promised": png_header(100_000, 100_000),
-    "GIF cut": half(encoded("GIF")),
-    "BMP cut": half(encoded("BMP")),
     "TIFF cut": half(encoded("TIFF", compression="tiff_lzw")),
     "WebP cut": half(encoded("WEBP")),
 }
@@ -97,15 +84,12 @@ CONTENTS: dict[str, bytes] = {
 # Odd, and whole; all of them named .JPEG.
 ODD = {
     "EXIF damaged": encoded("JPEG", exif=b"Exif\0\0MM\0\x2a\xff\xff\xff\xff" + bytes(range(256)), quality=97),
-    "EXIF cut": encoded("JPEG", exif=b"Exif\0\0II", quality=97),
     "ICC profile damaged": encoded("JPEG", icc_profile=bytes(range(256)) * 9, quality=97),
     "PNG, ICC profile damaged": encoded("PNG", icc_profile=bytes(range(256)) * 9),
     "markers in a comment": encoded("JPEG", comment=b"\xff\xd9\xff\xda", quality=97),
     "bytes behind": encoded("JPEG", quality=97) + b"\xff\xd8 video of a phone",
     "restart marks": encoded("JPEG", restart_marker_blocks=3, quality=97),
     "WebP": encoded("WEBP", lossless=True),
-    "BMP": encoded("BMP"),
-    "TIFF": encoded("TIFF"),
     "GIF, moving": encoded("GIF", save_all=True, append_images=[Image.new("RGB", (200, 141), "red")]),
     "grey": encoded("JPEG", "L", quality=97),
     "CMYK": encoded("JPEG", "CMYK", quality=97),
@@ -113,31 +97,10 @@ ODD = {
 }
 
 
-def dangling_link(path: Path) -> None:
-    path.symlink_to("gone.JPEG")
-
-
-def link_to_itself(path: Path) -> None:
-    path.symlink_to(path.name)
-
-
-def nothing(path: Path) -> None:
-    """It was listed and is gone."""
-
-
-def forbidden(path: Path) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("root may read everything")
-    path.write_bytes(JPEG)
-    path.chmod(0)
-
-
 THINGS: dict[str, Callable[[Path], None]] = {
-    "link to nothing": dangling_link,
-    "link to itself": link_to_itself,
+    "link to nothing": lambda path: path.symlink_to("gone.JPEG"),
     "a folder": Path.mkdir,
-    "nothing": nothing,
-    "forbidden": forbidden,
+    "nothing": lambda path: None,  # it was listed and is gone
 }
 # Reasons of our own; elsewhere the reason is the message of the format's reader.
 REASONS = {
@@ -149,10 +112,8 @@ REASONS = {
     "PNG, 100,000 x 100,000 pixels promised": "DecompressionBombError",
     "12 bits": "broken data stream|precision|truncated|in no image format",
     "link to nothing": "No such file",
-    "link to itself": "[Ss]ymbolic link",
     "a folder": "Is a directory",
     "nothing": "No such file",
-    "forbidden": "Permission denied",
 }
 
 
@@ -278,16 +239,6 @@ def test_what_is_odd_and_whole_is_read(tmp_path: Path, kind: str, decoder: str) 
     if kind == "YCCK":  # these colours are no photo's; what counts is that they are those of Pillow
         expected = np.asarray(Image.open(io.BytesIO(ODD[kind])).convert("RGB"))
     assert found is not None and abs(found.transpose(1, 2, 0) - expected).mean() < (12 if "GIF" in kind else 6)
-
-
-@pytest.mark.parametrize("decoder", DECODERS)
-def test_arithmetic_code_is_read(tmp_path: Path, decoder: str) -> None:
-    (tmp_path / "photo.JPEG").write_bytes(ARITHMETIC)
-    file = ImageFile(tmp_path / "photo.JPEG", decoder)
-    assert (file.width, file.height) == (13, 9)
-    corners = file.resized_crop(WHOLE_IMAGE, 9, 13)[:, ::8, ::12].astype(int)
-    assert abs(corners[0] - [[200, 20], [200, 20]]).max() < 25
-    assert abs(corners[1] - [[180, 180], [30, 30]]).max() < 25
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

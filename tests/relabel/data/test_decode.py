@@ -131,15 +131,6 @@ def test_the_central_crop_equals_torchvisions_to_the_pixel(
     assert file.centre_box(size, None) == WHOLE_IMAGE
 
 
-def test_the_centre_box_is_where_the_test_crop_lies(tmp_path: Path) -> None:
-    """80 x 40 pixels stay as they are when the shorter side becomes 20 / 0.5 = 40: the crop is plain pixels."""
-    image = photo_like(80, 40)
-    image.save(tmp_path / "made.png")
-    file = ImageFile(tmp_path / "made.png")
-    assert file.centre_box(20, 0.5).pixels(80, 40) == (30, 10, 50, 30)
-    np.testing.assert_array_equal(file.centre_crop(20, 0.5), planes(image)[:, 10:30, 30:50])
-
-
 def test_a_box_is_left_top_right_bottom(tmp_path: Path) -> None:
     """Red on the left, blue on the right, the lower quarter green: each box sees its own colour only."""
     pixels = np.zeros((8, 12, 3), dtype=np.uint8)
@@ -244,15 +235,3 @@ def test_the_smallest_images_are_read(tmp_path: Path, width: int, height: int, d
     for crop in (file.resized_crop(WHOLE_IMAGE, 7, 5), file.centre_crop(8, 0.875), file.centre_crop(8, None)):
         assert abs(crop - np.array([10, 200, 30])[:, None, None]).max() <= 2
         assert crop.flags.writeable
-
-
-@pytest.mark.parametrize("decoder", DECODERS)
-def test_only_the_header_is_read_before_a_crop(tmp_path: Path, decoder: str) -> None:
-    """A truncated file still has its size; the damage shows when it is decoded."""
-    photo_like(300, 201).save(tmp_path / "whole.jpg", quality=95)
-    whole = (tmp_path / "whole.jpg").read_bytes()
-    (tmp_path / "half.jpg").write_bytes(whole[: len(whole) // 2])
-    file = ImageFile(tmp_path / "half.jpg", decoder)
-    assert (file.width, file.height) == (300, 201)
-    with pytest.raises(UserError, match=r"half\.jpg: cannot be read as an image \(.*truncated.*Replace the file"):
-        file.resized_crop(WHOLE_IMAGE, 10, 10)

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from relabel import __main__ as tools
 from relabel.data.dataset import ImageDataset, RandomResizedCrop
 from relabel.data.extra_images import ExtraBatches, MixedDataset, open_extra_root
 from relabel.data.images import list_images
-from relabel.data.loader import TrainBatches, collate, epoch_order
+from relabel.data.loader import TrainBatches, collate
 from relabel.label_map import LabelMap
 from relabel.stores.manifest import Manifest
 from relabel.stores.pt_folder import write_label_map
@@ -22,7 +21,7 @@ from relabel.stores.store import open_label_store
 from relabel.targets import SUPERVISIONS, TargetMaker
 from tests.conftest import CLASSES, Flags, make_photos
 from tests.relabel.training.test_run import StopAt, assert_same_weights, metrics, start, weights
-from utils.checkpoint import BEST, load_checkpoint
+from utils.checkpoint import BEST
 from utils.errors import UserError
 
 VIEW = RandomResizedCrop(16, 0.08, 0.5, 0.4, 0.1, seed=5)
@@ -92,14 +91,6 @@ def test_every_extra_image_comes_once_a_pass_and_each_pass_has_its_own_order(num
     assert [number for number, _ in groupby(keys, key=lambda key: key[0])] == list(range(len(passes)))
     if num_extra == 7:
         assert passes[0] != passes[1]
-
-
-def test_an_epoch_is_one_pass_over_the_main_images() -> None:
-    main = [[key for key in batch if key[1] < 23] for batch in train_batches()]
-    assert [len(batch) for batch in main] == [7] * 9
-    for epoch in range(3):  # 23 // 7 updates each
-        expected = [(epoch, int(index)) for index in epoch_order(4, epoch, 23)[:21]]
-        assert list(chain(*main[3 * epoch : 3 * epoch + 3])) == expected
 
 
 @pytest.mark.parametrize(("world_size", "accumulation"), [(1, 3), (2, 3), (3, 2), (12, 1)])
@@ -214,28 +205,6 @@ def test_other_extra_images_are_refused_when_a_run_continues(
         start(extra_flags)
 
 
-def test_extra_images_are_annotated_by_a_teacher_that_does_not_know_their_folders(
-    flags: Flags, roots: dict[str, Path], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The whole way: teacher, maps of both kinds of images, training on them; and without extra images for contrast."""
-    short: Flags = {**flags, "optim.epochs": 1, "optim.warmup.epochs": 0}
-    start({**short, "data.relabel.use": False, "util.run_dir": tmp_path / "teacher"})
-    view = ["--weights", str(tmp_path / "teacher" / BEST), "--size", "24x32", "--num_workers", "0"]
-    tools.main(["annotate", str(photos / "train"), str(tmp_path / "main"), *view])
-    command = ["annotate", str(roots["far"]), str(tmp_path / "extra"), *view]
-    with pytest.raises(SystemExit):
-        tools.main(command)
-    assert "does not know mule" in capsys.readouterr().err
-    tools.main([*command, "--unlabelled", "true"])
-    flags = short | {"data.relabel.path": tmp_path / "main"}
-    extra = {"data.extra.path": roots["far"], "data.extra.labels": tmp_path / "extra", "data.extra.share": 0.5}
-    start({**flags, **extra, "util.run_dir": tmp_path / "with"})
-    start({**flags, "optim.epochs": 2, "util.run_dir": tmp_path / "without"})  # the same number of updates
-    first, second = weights(tmp_path / "with"), weights(tmp_path / "without")
-    assert not all(torch.equal(first[name], second[name]) for name in first)
-    assert load_checkpoint(tmp_path / "with" / BEST)["class_names"] == list(CLASSES)
-
-
 # ---- refusals, before anything is created
 
 
@@ -243,12 +212,8 @@ def test_extra_images_are_annotated_by_a_teacher_that_does_not_know_their_folder
     ("changed", "message"),
     [
         ({"data.extra.share": 0.05}, r"share is 0\.05, which is 0 of the 6 images of a batch; .*left for train"),
-        ({"data.extra.share": 1}, "data.extra.share = 1 .*expected a number >= 0 and < 1"),
         ({"data.relabel.use": False}, "data.extra.share = 0.5 .*while data.relabel.use is False"),
-        ({"data.extra.path": ""}, "data.extra.path = '' .*folders of the extra images"),
         ({"data.extra.labels": ""}, "as many folders of label maps as data.extra.path"),
-        ({"data.extra.path": "/:/nowhere"}, "data.extra.path = '/:/nowhere' .*one of the folders does not exist"),
-        ({"data.extra.labels": "/:/nowhere"}, "data.extra.labels = .*a folder of label maps for each"),
     ],
 )
 def test_bad_settings_are_refused(extra_flags: Flags, changed: Flags, message: str) -> None:

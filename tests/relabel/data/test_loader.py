@@ -1,7 +1,5 @@
 """Batches: what a step reads, in which order, and that neither workers nor a restart change a bit of it."""
 
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -21,7 +19,6 @@ from relabel.data.loader import Batch, Loader, TestBatches, TrainBatches, collat
 from relabel.label_map import LabelMap
 from relabel.stores.pt_folder import write_label_map
 from relabel.stores.store import open_label_store
-from tests.conftest import ROOT
 from tests.strategies import SEEDS
 from utils.errors import UserError
 
@@ -98,9 +95,7 @@ def test_what_changes_nothing_is_none() -> None:
 
 def test_too_few_images_for_a_batch_are_refused() -> None:
     assert steps_per_epoch(23, 8) == 2 and steps_per_epoch(8, 8) == 1
-    with pytest.raises(
-        UserError, match=r"found 7 training images; expected at least one batch of 8.*optim\.batch_size"
-    ):
+    with pytest.raises(UserError, match=r"found 7 training images; expected at least one batch of 8"):
         steps_per_epoch(7, 8)
 
 
@@ -131,10 +126,8 @@ def test_an_epoch_takes_each_image_at_most_once_over_ranks_and_restarts(
     if world_size > 1:
         ranks = [read(rank, world_size, start_step) for rank in range(world_size)]
         for step, expected in enumerate(whole[start_step:]):
-            parts = [
-                key for rank in ranks for part in rank[step * accumulation : (step + 1) * accumulation] for key in part
-            ]
-            assert parts == expected
+            mine = slice(step * accumulation, (step + 1) * accumulation)
+            assert [key for rank in ranks for part in rank[mine] for key in part] == expected
 
 
 @given(st.lists(st.integers(0, 99)), st.lists(st.integers(100, 199), min_size=1))
@@ -186,32 +179,6 @@ def test_a_damaged_file_ends_the_loop_with_its_own_message(dataset: ImageDataset
         list(Loader(dataset, train_batches(), num_workers, CPU))
     assert str(refusal.value).startswith(f"{path}: cannot be read as an image")
     assert "Traceback" not in str(refusal.value) and "DataLoader" not in str(refusal.value)
-
-
-SPAWNED = """
-import multiprocessing, sys, torch
-from relabel.data.dataset import CenterCrop, ImageDataset
-from relabel.data.images import list_images
-from relabel.data.loader import TestBatches, Loader
-
-if __name__ == "__main__":
-    multiprocessing.set_start_method(sys.argv[1])
-    dataset = ImageDataset(list_images(sys.argv[2]), CenterCrop(8, 0.875))
-    here, there = (list(Loader(dataset, TestBatches(23, 10, 0, 1), n, torch.device("cpu"))) for n in (0, 1))
-    assert len(here) == len(there) == 3
-    assert all(torch.equal(a.images, b.images) for a, b in zip(here, there))
-    print("equal")
-"""
-
-
-@pytest.mark.slow
-def test_workers_need_not_be_forked(dataset: ImageDataset, tmp_path: Path) -> None:
-    (tmp_path / "spawned.py").write_text(SPAWNED)
-    command = [sys.executable, str(tmp_path / "spawned.py"), "spawn", str(dataset.images.root)]
-    result = subprocess.run(
-        command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert result.stdout == "equal\n", result.stderr
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -170,14 +170,6 @@ def test_a_batch_of_which_too_little_is_left_stops_the_run(skipping: Flags) -> N
         start({**skipping, "optim.batch_size": 2, "optim.epochs": 1})
 
 
-def test_extra_images_are_skipped_alike(skipping: Flags, photos: Path, tmp_path: Path) -> None:
-    (tmp_path / "more").mkdir()
-    more = damaged_copy(photos, tmp_path / "more", BAD)
-    extra = {"data.extra.path": more / "train", "data.extra.labels": photos / "labels", "data.extra.share": 0.5}
-    start(skipping | extra | {"data.data_path": photos})
-    assert list(skipped(skipping["util.run_dir"])) == [str(more / "train" / BAD)]
-
-
 def test_a_damaged_label_map_is_never_skipped(skipping: Flags, photos: Path, tmp_path: Path) -> None:
     """Maps can be made again, and others may be wrong too."""
     damaged = damaged_copy(photos, tmp_path / "labels", split="labels") / "labels"

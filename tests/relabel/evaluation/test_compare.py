@@ -14,8 +14,7 @@ from relabel.evaluation.compare import (
     paired_difference,
     verdict,
 )
-from relabel.evaluation.predictions import SavedPredictions, read_predictions, write_predictions
-from relabel.training.validation import Predictions
+from relabel.evaluation.predictions import SavedPredictions, read_predictions
 from utils.errors import UserError
 
 HEADER = "image,label,top1,top1_probability,label_probability,top5"
@@ -53,14 +52,6 @@ def test_differences_by_hand(tmp_path: Path) -> None:
     assert (in_set.first_percent, in_set.second_percent, in_set.difference_points) == (75, 100, 25)
 
 
-def test_own_labels_are_compared_where_both_have_them(tmp_path: Path) -> None:
-    first, _ = saved(tmp_path)
-    rows = [row.rpartition(",")[0] for row in SECOND]
-    assert [d.metric for d in compare(first, read_predictions(save(tmp_path / "3.csv", rows, HEADER)))] == [
-        "top1_percent"
-    ]
-
-
 @pytest.mark.parametrize(("n", "both", "one", "other"), [(50, 20, 12, 3), (400, 200, 30, 31), (300, 0, 0, 6)])
 def test_the_interval_is_that_of_resampled_images(n: int, both: int, one: int, other: int) -> None:
     first, second = np.zeros(n, bool), np.zeros(n, bool)
@@ -74,55 +65,11 @@ def test_the_interval_is_that_of_resampled_images(n: int, both: int, one: int, o
     assert (found.low95, found.high95) == (pytest.approx(low, abs=100.01 / n), pytest.approx(high, abs=100.01 / n))
 
 
-def test_the_same_answers_differ_by_nothing_and_again_gives_the_same_figures() -> None:
-    right = np.random.default_rng(0).random(1000) < 0.7
-    other = np.random.default_rng(1).random(1000) < 0.7
-    same = paired_difference("top1_percent", right, right)
-    assert (same.difference_points, same.low95, same.high95) == (0, 0, 0)
-    assert paired_difference("top1_percent", right, other) == paired_difference("top1_percent", right, other)
-
-
 def test_the_verdict_follows_the_interval() -> None:
     right, half = np.ones(100, bool), np.arange(100) % 2 == 0
     assert verdict(paired_difference("top1_percent", half, right)) == "the second is better on images like these"
     assert verdict(paired_difference("top1_percent", right, half)) == "the first is better on images like these"
     assert "within the uncertainty" in verdict(paired_difference("top1_percent", half, ~half))
-
-
-def test_files_of_an_evaluation_are_read_whatever_images_are_called(tmp_path: Path) -> None:
-    names = np.array([b'a,b/"x".JPEG', "ä/ü 1.JPEG".encode(), b"z/\xff.JPEG"])
-    classes, labels = ["a,b", "ä", "z"], np.arange(3)
-    top5 = np.array([[0, 1], [2, 1], [-1, -1]])
-    write_predictions(
-        tmp_path / "p.csv",
-        Predictions(names, labels, classes, top5, np.array([0.9, 0.5, 0]), np.array([0.9, 0.25, 0]), None),
-        np.array([1, 0, -1]),
-    )
-    found = read_predictions(tmp_path / "p.csv")
-    assert [name.encode("utf-8", "surrogateescape") for name in found.images] == names.tolist()
-    assert found.labels == ("a,b", "ä", "z") and found.top1 == ("a,b", "z", "")
-    assert found.in_set == ("1", "0", "") and found.label_probability.tolist() == [0.9, 0.25, 0]
-    assert compare(found, found)[0].first_percent == pytest.approx(100 / 3)
-
-
-@pytest.mark.parametrize(
-    ("text", "match"),
-    [
-        ("", "found the header ''; expected image,label,top1,"),
-        ("image,label\n", "found the header 'image,label'"),
-        (f"{HEADER}\n", "has no images"),
-        (f"{HEADER}\na/1,a,a,0.9,0.9\n", "line 2: found 5 values, expected 6"),
-        (f"{HEADER}\na/1,a,a,0.9,0.9,a\na/2,a,a,1.5,0.9,a\n", r"line 3: found top1_probability = '1.5', .* 0..1"),
-        (f"{HEADER}\na/1,a,a,0.9,nan,a\n", "line 2: found label_probability = 'nan'"),
-        (f"{HEADER},in_set\na/1,a,a,0.9,0.9,a,2\n", "line 2: found in_set = '2', expected 0, 1 or nothing"),
-        (f"{HEADER}\na/1,a,a,0.9,0.9,a\na/1,a,a,0.9,0.9,a\n", "has the image 'a/1' 2 times"),
-        (f'{HEADER}\n"a/1"x,a,a,0.9,0.9,a\n', "cannot be read as CSV"),
-    ],
-)
-def test_what_is_no_such_file_is_refused(tmp_path: Path, text: str, match: str) -> None:
-    (tmp_path / "p.csv").write_text(text)
-    with pytest.raises(UserError, match=f"p.csv.*{match}.*--eval.predictions True"):
-        read_predictions(tmp_path / "p.csv")
 
 
 @pytest.mark.parametrize(
@@ -171,10 +118,3 @@ def test_a_file_to_compare_is_never_written_over(tmp_path: Path, capsys: pytest.
         tools.main(["compare", f"{tmp_path}/1.csv", f"{tmp_path}/2.csv", "--json", f"{tmp_path}/1.csv"])
     assert caught.value.code == 2 and "is or lies in FIRST" in capsys.readouterr().err
     assert (tmp_path / "1.csv").read_bytes() == before
-
-
-def test_a_picture_needs_images_and_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    saved(tmp_path)
-    with pytest.raises(SystemExit) as caught:
-        tools.main(["compare", str(tmp_path / "1.csv"), str(tmp_path / "2.csv"), "--images", str(tmp_path)])
-    assert caught.value.code == 2 and "needs both --images, the folder, and --out" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """Published image sets: how their folders are read, and their metrics by hand."""
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +19,10 @@ from relabel.evaluation.imagenet_sets import (
 )
 from relabel.evaluation.results import Result
 from relabel.training.validation import Predictions
-from tests.miniatures import save_images, wnids
+from tests.miniatures import wnids
 from utils.errors import UserError
 
 TRANSFORM = CenterCrop(16, 0.875)
-CORRUPTIONS = """gaussian_noise shot_noise impulse_noise defocus_blur glass_blur motion_blur zoom_blur snow frost fog
-    brightness contrast elastic_transform pixelate jpeg_compression"""
-PUBLISHED_ERRORS = """.886428 .894468 .922640 .819880 .826268 .785948 .798360 .866816 .826572 .819324 .564592 .853204
-    .646056 .717840 .606500"""
 # CE % of ResNet-50 in the order of ALEXNET_ERRORS, rounded, and its mCE (Hendrycks and Dietterich 2019, table 1).
 RESNET50_CE, RESNET50_MCE = (80, 82, 83, 75, 89, 78, 80, 78, 75, 66, 57, 71, 85, 77, 77), 76.7
 
@@ -78,14 +73,10 @@ def test_every_variant_in_a_folder_is_a_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "match"),
     [
-        (
-            ["0/a.jpeg", "n01440764/a.jpeg"],
-            "found the folder n01440764; expected a variant of ImageNetV2.*0, 1, .* 999",
-        ),
-        (["0/a.jpeg", "1000/a.jpeg"], "found the folder 1000"),
+        (["0/a.jpeg", "1000/a.jpeg"], "found the folder 1000; expected a variant of ImageNetV2.*0, 1, .* 999"),
         (["0/a.jpeg", "007/a.jpeg"], "found the folder 007"),
         (["v/0/a.jpeg", "w/cat/a.jpeg"], "w: found the folder cat"),
-        (["v/a.jpeg"], "v: found no folder; expected a variant of ImageNetV2"),
+        (["v/a.jpeg"], "v: found no class folder"),
     ],
 )
 def test_other_folders_than_v2_s_are_refused(tmp_path: Path, names: list[str], match: str) -> None:
@@ -105,25 +96,6 @@ def test_a_subset_is_chosen_among_its_own_classes(tmp_path: Path) -> None:
         "imagenet_a: found 3 images; the published set has 7,500",
         "imagenet_a: found 2 of its 200 classes; predictions are restricted to these",
     ]
-
-
-def test_a_subset_of_other_classes_is_refused(tmp_path: Path) -> None:
-    root = touch(tmp_path / "a", [f"{wnids()[3]}/a.jpg", "cat/a.jpg"])
-    with pytest.raises(UserError, match=r"found 1 of 2 class folders that w\.pth .* the first: cat"):
-        subset_set("imagenet_r", root, wnids(), "w.pth", TRANSFORM)
-    root = touch(tmp_path / "b", [f"{wnid}/a.jpg" for wnid in wnids()[:201]])
-    with pytest.raises(UserError, match="found 201 class folders; expected its 200"):
-        subset_set("imagenet_r", root, wnids(), "w.pth", TRANSFORM)
-
-
-def test_accuracy_and_calibration_of_a_set_by_hand(tmp_path: Path) -> None:
-    root = touch(tmp_path, [f"{n}/{i}.jpeg" for n in (4, 5) for i in range(2)])
-    (image_set,) = imagenet_v2_sets(root, wnids(), np.arange(1000), TRANSFORM)
-    predictions = of_truth(image_set, np.array([True, False, True, True]))
-    found = {result.metric: result for metric in image_set.metrics for result in metric(predictions)}
-    assert found["top1_percent"].value == 75 and found["top1_percent"].n == 4
-    assert found["ece_percent"].value == pytest.approx(0)  # three of four right, and sure by 0.75 of each
-    assert found["nll_nats"].value == pytest.approx(-(3 * math.log(0.75) + math.log(0.25)) / 4)
 
 
 def imagenet_c(tmp_path: Path) -> Path:
@@ -147,9 +119,7 @@ def test_mean_corruption_error_by_hand(tmp_path: Path) -> None:
     sets = imagenet_c_sets(imagenet_c(tmp_path), wnids(), "w.pth", 224)
     assert [image_set.name for image_set in sets] == [f"imagenet_c/{name}" for name in ALEXNET_ERRORS]
     assert labels_of(sets[9])[f"3/{wnids()[40]}/a.JPEG"] == wnids()[40]
-    assert sets[0].notes == [
-        "imagenet_c: 75 of 75 folders do not hold 50,000 images, the first: gaussian_noise/1 with 3"
-    ]
+    assert sets[0].notes == ["imagenet_c/gaussian_noise: found 15 images; the published set has 250,000"]
     results = measured(sets, {"fog": 2, "snow": 5})
     found = {(result.set, result.metric): result for result in results}
     fog = found["imagenet_c/fog", "error_percent"]
@@ -160,14 +130,11 @@ def test_mean_corruption_error_by_hand(tmp_path: Path) -> None:
     assert mce.value == pytest.approx((40 / 0.819324 + 100 / 0.866816) / 15) and mce.n == 15 * 15
 
 
-def test_alexnet_s_errors_and_the_published_mce_of_resnet50() -> None:
-    assert list(ALEXNET_ERRORS) == CORRUPTIONS.split()
-    assert list(ALEXNET_ERRORS.values()) == [float(error) for error in PUBLISHED_ERRORS.split()]
+def test_the_published_mce_of_resnet50() -> None:
     pairs = zip(ALEXNET_ERRORS, RESNET50_CE, strict=True)
     ces = [Result(f"imagenet_c/{name}", "ce_percent", ce, 1, "") for name, ce in pairs]
-    assert mean_corruption_error(ces)[0].value == pytest.approx(
-        RESNET50_MCE, abs=0.5
-    )  # of CEs rounded to whole percent
+    # Of CEs rounded to whole percent.
+    assert mean_corruption_error(ces)[0].value == pytest.approx(RESNET50_MCE, abs=0.5)
 
 
 def test_severities_weigh_the_same_however_many_images_they_have(tmp_path: Path) -> None:
@@ -178,27 +145,22 @@ def test_severities_weigh_the_same_however_many_images_they_have(tmp_path: Path)
 
 
 def test_a_missing_severity_leaves_no_mce_and_a_note(tmp_path: Path) -> None:
-    root = touch(
-        tmp_path, [f"{c}/{s}/{wnids()[4]}/a.JPEG" for c in ("fog", "snow", "saturate") for s in (1, 2, 3, 4, 5)]
-    )
-    (root / "snow" / "5" / wnids()[4] / "a.JPEG").unlink()
-    (root / "snow" / "5" / wnids()[4]).rmdir()
-    (root / "snow" / "5").rmdir()
+    folders = [f"{c}/{s}" for c in ("fog", "snow", "saturate") for s in range(1, 6) if (c, s) != ("snow", 5)]
+    root = touch(tmp_path, [f"{folder}/{wnids()[4]}/a.JPEG" for folder in folders])
     sets = imagenet_c_sets(root, wnids(), "w.pth", 224)
+    notes = [note for image_set in sets for note in image_set.notes]
     metrics = [(result.set, result.metric) for result in measured(sets, {})]
     assert ("imagenet_c/fog", "ce_percent") in metrics and ("imagenet_c/snow", "error_percent") in metrics
     assert ("imagenet_c/snow", "ce_percent") not in metrics and ("imagenet_c", "mce_percent") not in metrics
-    assert sets[0].notes[0] == "imagenet_c: no mCE, because 66 of 75 folders are absent, the first: gaussian_noise/1"
-    assert sets[0].notes[2] == "imagenet_c: skipped folders that are none of the 15 corruptions: saturate"
+    assert any(note.startswith("imagenet_c: no mCE, because corruptions are absent: gaussian_noi") for note in notes)
+    assert "imagenet_c: skipped folders that are none of the 15 corruptions: saturate" in notes
+    assert "imagenet_c/snow: found 4 images; the published set has 250,000" in notes
 
 
 @pytest.mark.parametrize(
     ("names", "match"),
     [
-        (
-            ["noise/fog/1/n01440764/a.JPEG"],
-            "found noise; expected folders of ImageNet-C's corruptions: gaussian_noise, ",
-        ),
+        (["noise/fog/1/n01440764/a.JPEG"], "found noise; expected folders of ImageNet-C's corruptions: gaussian_n"),
         (["fog/n01440764/a.JPEG"], "fog: found none of the folders 1 to 5"),
         (["fog/1/cat/a.JPEG"], "class folders that w.pth do not have, the first: cat"),
     ],
@@ -218,9 +180,3 @@ def test_images_of_c_are_cropped_and_not_resized(tmp_path: Path, size: int, deco
     transform = unresized(size)
     crop = ImageFile(tmp_path / "a.JPEG", decoder).centre_crop(transform.size, transform.crop_ratio)
     np.testing.assert_array_equal(crop, pixels[:, start : start + size, start : start + size])
-
-
-def test_larger_crops_enlarge_them(tmp_path: Path) -> None:
-    save_images(tmp_path, {"a.JPEG": 3}, 224, 224)
-    transform = unresized(300)
-    assert ImageFile(tmp_path / "a.JPEG").centre_crop(transform.size, transform.crop_ratio).shape == (3, 300, 300)

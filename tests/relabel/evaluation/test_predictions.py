@@ -5,9 +5,13 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from relabel.evaluation.predictions import write_predictions
+from relabel.evaluation.predictions import COLUMNS, read_predictions, write_predictions
 from relabel.training.validation import NO_CLASS, Predictions
+from utils.errors import UserError
+
+HEADER = ",".join(COLUMNS)
 
 
 def test_the_file_says_what_the_arrays_say(tmp_path: Path) -> None:
@@ -29,7 +33,29 @@ def test_the_file_says_what_the_arrays_say(tmp_path: Path) -> None:
         [os.fsdecode(b"dog/\xff.jpg"), "dog", "dog", "0.666667", "0.666667", 'dog/a cat, black/a "fox"', "1"],
         ["dog/3.jpg", "dog", "", "0", "0", "", ""],
     ]
+    found = read_predictions(tmp_path / "p.csv")
+    assert found.images == tuple(row[0] for row in rows[1:]) and found.labels == ("a cat, black", "dog", "dog")
+    assert found.top1 == ('a "fox"', "dog", "") and found.in_set == ("0", "1", "")
+    assert found.label_probability.tolist() == [0.25, 0.666667, 0]
     write_predictions(tmp_path / "p.csv", predictions)
-    assert (tmp_path / "p.csv").read_bytes().splitlines()[
-        0
-    ] == b"image,label,top1,top1_probability,label_probability,top5"
+    assert read_predictions(tmp_path / "p.csv").in_set is None
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("", "cannot be read as CSV"),
+        ("image,label\n", "found the header 'image,label'; expected image,label,top1,"),
+        (f"{HEADER}\n", "has no images"),
+        (f"{HEADER}\na/1,a,a,0.9,0.9\n", "line 2: found 5 values, expected 6"),
+        (f"{HEADER}\na/1,a,a,0.9,high,a\n", "'high'"),
+        (f"{HEADER}\na/1,a,a,0.9,0.9,a\na/2,a,a,1.5,0.9,a\n", r"found the probability 1.5; .* 0..1"),
+        (f"{HEADER}\na/1,a,a,0.9,nan,a\n", "found the probability nan"),
+        (f"{HEADER},in_set\na/1,a,a,0.9,0.9,a,2\n", "found in_set = '2'; expected 0, 1 or nothing"),
+        (f"{HEADER}\na/1,a,a,0.9,0.9,a\na/1,a,a,0.9,0.9,a\n", "found the image 'a/1' 2 times"),
+    ],
+)
+def test_what_is_no_such_file_is_refused(tmp_path: Path, text: str, match: str) -> None:
+    (tmp_path / "p.csv").write_text(text)
+    with pytest.raises(UserError, match=f"(?s)p.csv: .*{match}.*--eval.predictions True"):
+        read_predictions(tmp_path / "p.csv")

@@ -57,12 +57,6 @@ def test_the_table_shows_each_set_once_and_every_value() -> None:
     assert "imagenet_m_right 40 68 ImageNet-M" in lines
 
 
-def test_both_weights_stand_side_by_side() -> None:
-    pairs = {name: [Result("val", "top1_percent", value, 4, "p")] for name, value in (("model", 50.0), ("ema", 75.0))}
-    lines = [" ".join(line.split()) for line in printed(pairs).splitlines()]
-    assert "set, metric model ema n protocol" in lines and "top1_percent 50.00 75.00 4 p" in lines
-
-
 def test_corruptions_have_a_row_each_and_fit_80_columns() -> None:
     results = []
     for name in ("fog", "elastic_transform"):
@@ -77,13 +71,3 @@ def test_corruptions_have_a_row_each_and_fit_80_columns() -> None:
     assert "mce_percent 76.70 3,750,000 p" in lines and "error_percent" not in text
     assert "n = 250,000 per corruption" in text and "…" not in text
     assert max(map(len, text.splitlines())) <= 80
-
-
-def test_nothing_in_brackets_is_taken_for_markup() -> None:
-    assert "v2/[bold]x" in printed({"model": [Result("v2/[bold]x", "top1_percent", 1.0, 4, "[red]p")]})
-
-
-def test_a_long_path_stays_on_one_line() -> None:
-    console = Console(record=True, width=80, file=io.StringIO())
-    print_results({"model": [Result("val", "top1_percent", 1.0, 4, "p")]}, f"{'runs/' * 30}w.pth", console)
-    assert f"{'runs/' * 30}w.pth" in console.export_text().splitlines()
