@@ -1,7 +1,7 @@
 """Check that this machine and its Python can train, and print the command that mends what is wrong.
 
-Only the standard library is imported here, so this runs whatever is broken. pip, torch.utils.collect_env and the
-libraries run in processes of their own, because a broken library may raise anything or kill its process.
+Only the standard library is imported here, so this runs whatever is broken. The libraries are imported in processes of
+their own, because a broken one may raise anything or kill its process.
 """
 
 from __future__ import annotations  # this program must start in any Python 3 to say which one is needed
@@ -10,6 +10,7 @@ import os
 import re
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,11 +32,17 @@ WORKER_BYTES = 2 * 512 * 3 * 224 * 224  # two batches of images, which a loader 
 MOST_WORKERS = 32
 OPEN_FILES = 1024
 
+IMPORTS = {name: f"import {name}" for name in ("torch", "torchvision", "timm")}
 DECODE = """
 import io, simplejpeg
 from PIL import Image
 Image.new("RGB", (16, 8)).save(file := io.BytesIO(), "JPEG")
 assert simplejpeg.decode_jpeg(file.getvalue()).shape == (8, 16, 3), "it misreads a JPEG file"
+"""
+# The CUDA version that torch was built for, and the GPU that it can use.
+GPU = """
+import torch
+print(torch.version.cuda or "", torch.cuda.get_device_name() if torch.cuda.is_available() else "", sep="|")
 """
 
 
@@ -60,15 +67,15 @@ def doctor() -> None:
     Checks Python, the required packages, torch and torchvision together, the GPU, the JPEG decoder, shared memory, open
     files and the folder that runs are written to. Exit status 1 when something is wrong.
     """
-    environment = _run("-m", "torch.utils.collect_env").stdout
+    cores = len(os.sched_getaffinity(0))
     findings = [
         check_python(sys.version_info[:2]),
         check_packages(),
         *check_libraries(),
-        check_gpu(environment, DRIVER.exists()),
-        check_shared_memory(Path("/dev/shm"), len(os.sched_getaffinity(0))),
+        check_gpu(_run("-c", GPU).stdout.strip(), DRIVER.exists()),
+        check_shared_memory(Path("/dev/shm"), cores),
         check_open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
-        Finding("cores", str(len(os.sched_getaffinity(0)))),
+        Finding("cores", str(cores)),
         check_writable(Path("runs") if Path("runs").exists() else Path()),
     ]
     lines = textwrap.TextWrapper(80, subsequent_indent=" " * 22, break_long_words=False, break_on_hyphens=False)
@@ -93,7 +100,7 @@ def check_python(found: tuple[int, ...]) -> Finding:
 def check_packages() -> Finding:
     """Check that the packages of requirements.txt (lines NAME>=VERSION) are there, new enough, and fit each other."""
     wanted = re.findall(r"^([\w.-]+)>=([\d.]+)", REQUIREMENTS.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    found = {name: installed(name) for name, _ in wanted}
+    found = {name: _installed(name) for name, _ in wanted}
     wrong = [
         f"{name} {found[name] or 'missing'} (>= {least})"
         for name, least in wanted
@@ -106,7 +113,7 @@ def check_packages() -> Finding:
     return Finding("packages", " ".join(conflicts) or f"all {len(wanted)} of {REQUIREMENTS.name}", fix)
 
 
-def installed(package: str) -> str:
+def _installed(package: str) -> str:
     """Return the version of an installed package, '' where there is none."""
     try:
         return version(package)
@@ -127,50 +134,46 @@ def check_libraries() -> list[Finding]:
 
     Missing ones are reported with the packages; what needs a broken one is not reported too.
     """
-    findings = []
-    for name in ("simplejpeg", "torch", "torchvision", "timm"):
-        found, done = installed(name), _run("-c", DECODE if name == "simplejpeg" else f"import {name}")
-        if found and done.returncode == 0:
-            findings.append(Finding(name, found))
-        elif found:
-            crash = f"the process that imported it ended with status {done.returncode}"
-            error = done.stderr.strip().rpartition("\n")[2] if done.returncode == 1 else crash
-            single = f"{PIP} install --force-reinstall --no-deps {name}"
-            findings.append(Finding(name, f"{found}; {error}", single if name == "simplejpeg" else REINSTALL))
-            if name != "simplejpeg":
-                break
-    return findings
+    findings = [_check_library("simplejpeg", DECODE, f"{PIP} install --force-reinstall --no-deps simplejpeg")]
+    for name, program in IMPORTS.items():
+        findings.append(_check_library(name, program, REINSTALL))
+        if findings[-1].fix:
+            break
+    return [finding for finding in findings if finding.found]
 
 
-def check_gpu(environment: str, driver: bool) -> Finding:
+def _check_library(name: str, program: str, fix: str) -> Finding:
+    """Run a program that uses a library; nothing is found where it is not installed."""
+    found, done = _installed(name), _run("-c", program)
+    if not found or done.returncode == 0:
+        return Finding(name, found)
+    crash = f"the process that imported it ended with status {done.returncode}"
+    error = done.stderr.strip().rpartition("\n")[2] if done.returncode == 1 else crash
+    return Finding(name, f"{found}; {error}", fix)
+
+
+def check_gpu(answer: str, driver: bool) -> Finding:
     """Check that torch can use the machine's GPU.
 
     Args:
-        environment: output of torch.utils.collect_env, '' where torch is broken.
+        answer: output of the program GPU, '' where torch is broken.
         driver: whether NVIDIA's driver is loaded.
     """
-    facts = dict(line.split(": ", 1) for line in environment.splitlines() if ": " in line)
-    model, build = facts.get("GPU models and configuration", ""), facts.get("CUDA used to build PyTorch", "")
-    sign = model if "GPU" in model else "an NVIDIA driver" if driver else ""
-    if not environment:
-        return Finding("gpu", f"{sign or 'none'}; unknown whether torch can use it")
-    if facts.get("Is CUDA available") == "True":
-        return Finding("gpu", f"{model}, CUDA {build}")
-    if not sign:
-        return Finding("gpu", "none: everything runs on the CPU")
-    if not re.match(r"\d", build):
-        return Finding("gpu", f"{sign} is there, but this torch is a build for CPUs", REINSTALL)
-    fix = f"nvidia-smi  # its driver must support CUDA {build}; in a container: docker run --gpus all"
-    return Finding("gpu", f"{sign} is there, but torch cannot use it", fix)
+    cuda, _, name = answer.partition("|")
+    if name or not driver:
+        return Finding("gpu", f"{name}, CUDA {cuda}" if name else "none: everything runs on the CPU")
+    if not answer:
+        return Finding("gpu", "an NVIDIA driver is loaded; unknown whether torch can use the GPU")
+    if not cuda:
+        return Finding("gpu", "an NVIDIA driver is loaded, but this torch is a build for CPUs", REINSTALL)
+    fix = f"nvidia-smi  # its driver must support CUDA {cuda}; in a container: docker run --gpus all"
+    return Finding("gpu", "an NVIDIA driver is loaded, but torch cannot use the GPU", fix)
 
 
 def check_shared_memory(folder: Path, cores: int) -> Finding:
     """Check that there is room for the batches that loader workers hand over."""
-    if not folder.is_dir():
-        fix = f"mount a tmpfs at {folder}; or read without workers: num_workers 0"
-        return Finding("shared memory", f"there is no {folder}, through which workers hand over images", fix)
-    status, workers = os.statvfs(folder), min(cores, MOST_WORKERS)
-    free, needed = status.f_bavail * status.f_frsize, WORKER_BYTES * workers
+    workers = min(cores, MOST_WORKERS)
+    free, needed = shutil.disk_usage(folder).free if folder.is_dir() else 0, WORKER_BYTES * workers
     found = f"{free / 2**20:,.0f} MiB free in {folder}"
     if free >= needed:
         return Finding("shared memory", found)

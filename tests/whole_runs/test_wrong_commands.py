@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from relabel.config.load import BASE_FILE, load_config
-from relabel.config.schema import SCHEMA
 from tests.conftest import ROOT
-from tests.wrong_commands import FLAGS, FOLDERS, HELP, WRONG, Case, put_folders, words
+from tests.wrong_commands import FOLDERS, HELP, WRONG, Case, put_folders, words
 from utils.errors import UserError
 
 Outcomes = list[dict[str, Any]]
@@ -64,19 +63,26 @@ def test_the_promised_number_of_lines() -> None:
     assert len({(tuple(case.argv), case.file, tuple(case.environment.items())) for case in WRONG}) == len(WRONG) >= 60
 
 
-def test_a_wrong_value_of_every_key_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+OUT_OF_RANGE = {
+    "optim.epochs": "0", "optim.batch_size": "0", "optim.accumulation": "0", "optim.warmup.epochs": "-1",
+    "optim.lr.init": "1e300", "optim.lr.decay_type": "step", "optim.bn.momentum": "1.1", "optim.bn.eps": "0",
+    "optim.momentum": "1", "optim.wd.base": "-1", "optim.label_smoothing": "1", "optim.ema.decay": "-0.1",
+    "data.dataset": "cifar10", "data.image_size": "0", "data.rrc_minimum": "0", "data.crop_ratio": "1.1",
+    "data.test_size": "0", "data.cutmix.prob": "2", "data.cutmix.off_epoch": "-1", "data.flip_prob": "-0.1",
+    "data.relabel.fill": "-1001", "data.relabel.temperature": "1e-4", "data.relabel.ground_truth_weight": "1.01",
+    "data.extra.share": "1", "data.decoder": "pil", "model.arch": "", "compute.gpu": "-2", "compute.seed": "-2",
+    "compute.num_workers": "-1", "compute.distributed.backend": "mpi", "util.val_batch_size": "0",
+    "compute.distributed.num_processes_per_node": "0", "compute.distributed.url": "tcp://localhost:99999",
+}  # fmt: skip
+
+
+def test_values_out_of_range_are_reported_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     put_folders()
-    wrong = {
-        key: text
-        for key, text, _ in FLAGS
-        if key in SCHEMA.types and key in SCHEMA.validate({key: SCHEMA.types[key].read(text)})[1]
-    }
-    assert len(wrong) >= 25
     with pytest.raises(UserError) as caught:
-        load_config("", FOLDERS | wrong)
-    assert str(caught.value).startswith(f"{len(wrong)} problems; nothing was started.")
-    for key in wrong:
+        load_config("", FOLDERS | OUT_OF_RANGE)
+    assert str(caught.value).startswith(f"{len(OUT_OF_RANGE)} problems; nothing was started.")
+    for key in OUT_OF_RANGE:
         assert f"\n  - {key} = " in str(caught.value)
 
 
@@ -84,9 +90,8 @@ def test_a_wrong_value_of_every_key_is_told_at_once(tmp_path: Path, monkeypatch:
     ("argv", "status"),
     [
         ([str(ROOT / "main.py"), *words(FOLDERS), "--optim.epoch", "3"], 2),
-        ([str(ROOT / "main.py"), "--config-file-path", "my.yaml", "--help"], 0),
         (["-m", "relabel", "annotate", "nowhere", "new"], 2),
-        (["-m", "relabel"], 0),
+        (["-m", "relabel", "--help"], 0),
     ],
 )
 def test_a_process_ends_before_torch_is_imported_and_without_a_trace(

@@ -12,7 +12,7 @@ import pytest
 from pydantic import Field
 
 from tests.conftest import ROOT
-from utils.config.tool_commands import Command, run_commands
+from utils.config.tool_commands import run_commands
 from utils.config.value_types import Count, ExistingFile, ExistingFolder, Joined, Positive, Size
 from utils.errors import UserError
 
@@ -107,24 +107,11 @@ def error_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 # More of each kind are in tests/wrong_commands.py.
 ONE_MISTAKE = [
     (["pant"], r"pant \(command line\): no such command; did you mean paint\?; expected one of paint, take-a-rest"),
-    (["xyz"], "xyz .*no such command; expected one of paint, take-a-rest"),
     (["--wall", "wall", "paint"], "--wall .*the command comes first; write tools paint ..."),
-    (["-v"], "-v .*the command comes first; write tools COMMAND ..."),
-    (["pant", "--help"], r"did you mean paint\?"),
-    ([*GOOD, "stray"], "stray .*belongs to no flag; remove it"),
-    ([*GOOD, "-1"], "-1 .*belongs to no flag"),
-    ([*GOOD, "coats", "3"], "coats .*two hyphens; write --coats"),
-    (["paint", "coats=3", *GOOD[1:]], "coats=3 .*two hyphens; write --coats=3"),
-    ([*GOOD, "--", "--coats", "3"], r"-- \(command line\): what follows would be dropped; remove it"),
-    ([*GOOD, "--coats", "--dry", "true"], "--coats .*has no value; write --coats VALUE"),
     ([*GOOD, "--dry"], "--dry .*has no value"),
-    ([*GOOD, "--coats", "3", "--coats", "4"], "--coats .*given twice: '3' and '4'; keep one"),
     ([*GOOD, "--wall", "wall"], "--wall .*given twice: 'wall' and 'wall'"),
-    ([*GOOD, "--COATS=3"], r"--COATS .*no such flag; did you mean --coats\?"),
     (["paint", "wall", "--colr=red"], r"--colr .*no such flag; did you mean --colour\?"),
-    ([*GOOD, "--nodry"], "--nodry .*no such flag"),
     ([*GOOD, "--coats", "ten"], r"--coats = 'ten' \(command line\): expected a whole number >= 1; the default is 2"),
-    ([*GOOD, "--coats="], "--coats = '' .*expected a whole number"),
     ([*GOOD, "--share", "1.5"], "--share = '1.5' .*expected a number >= 0 and <= 1; the default is 0.5"),
     ([*GOOD, "--dry", "yes"], "--dry = 'yes' .*expected true or false; the default is false"),
     (
@@ -134,7 +121,6 @@ ONE_MISTAKE = [
     ([*GOOD, "--shift", "1,b"], "--shift = '1,b' .*expected numbers; the default is 0.5,-1"),
     ([*GOOD, "--tin", "wall"], "--tin = 'wall' .*expected a file that exists, or none; the default is none"),
     (["paint", "wall", "--colour", "gren"], r"--colour = 'gren' .*expected one of red, green; did you mean green\?\n"),
-    (["paint", "w" * 5000, "--colour", "red"], "WALL = 'www.*expected a folder that exists"),
     (["paint", "wall"], r"--colour red\|green \(command line\): is missing; expected one of red, green"),
     (["paint", "--colour", "red"], r"WALL \(command line\): is missing; expected a folder that exists"),
     (["take-a-rest", "a", ""], "END = '' .*expected a path"),
@@ -183,17 +169,13 @@ def test_all_mistakes_are_reported_together(capsys: pytest.CaptureFixture[str]) 
     ("argv", "given"),
     [
         ([], {}),
-        (["--coats=010"], {"coats": 10}),
         (["--size", "7x9"], {"size": (7, 9)}),
-        (["--share", "1"], {"share": 1.0}),
         (["--dry", "TRUE"], {"dry": True}),
         (["--shift", "-1,.5"], {"shift": (-1.0, 0.5)}),
         (["--tin", "tin"], {"tin": Path("tin")}),
         (["--tin", "None"], {"tin": None}),
-        (["--note", "a,b"], {"note": "a,b"}),
         (["--note", "-abc"], {"note": "-abc"}),
         (["--note=--abc"], {"note": "--abc"}),
-        (["--note="], {"note": ""}),
         (["--note", "none"], {"note": "none"}),
     ],
 )
@@ -206,9 +188,7 @@ def test_values_arrive_with_their_declared_types(argv: list[str], given: dict[st
 @pytest.mark.parametrize(
     "argv",
     [
-        ["take-a-rest", "a", "b", "--hours", "3"],
         ["take_a_rest", "--hours=3", "a", "b"],
-        ["take-a-rest", "a", "--hours", "3", "b"],
         ["take-a-rest", "--start", "a", "b", "--hours", "3"],
         ["take-a-rest", "--end=b", "--hours", "3", "a"],
     ],
@@ -218,11 +198,6 @@ def test_arguments_and_flags_mix(argv: list[str]) -> None:
     assert [{"start": Path("a"), "end": Path("b"), "hours": 3}] == CALLS
 
 
-def test_words_that_are_names_of_parameters_can_be_arguments() -> None:
-    run("take-a-rest", "end", "hours")
-    assert [{"start": Path("end"), "end": Path("hours"), "hours": 1}] == CALLS
-
-
 def test_a_user_error_of_a_command_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         run("take-a-rest", "a", "b", "--hours", "13")
@@ -230,7 +205,7 @@ def test_a_user_error_of_a_command_is_reported(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == "error: found 13 hours; expected fewer\n"
 
 
-@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["--help", "paint"]])
+@pytest.mark.parametrize("argv", [[], ["--help", "paint"]])
 def test_the_first_screen_shows_the_commands(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         run(*argv)
@@ -240,7 +215,7 @@ def test_the_first_screen_shows_the_commands(capsys: pytest.CaptureFixture[str],
     assert re.search(r"\n  paint +Paint a wall\.\n  take-a-rest +Rest\.\n", out)
 
 
-@pytest.mark.parametrize("argv", [["paint", "--help"], ["paint", "-h"], ["paint", "x", "--coats", "--help"]])
+@pytest.mark.parametrize("argv", [["paint", "-h"], ["paint", "x", "--coats", "--help"]])
 def test_the_screen_of_a_command_is_its_signature_and_docstring(
     capsys: pytest.CaptureFixture[str], argv: list[str]
 ) -> None:
@@ -255,18 +230,6 @@ def test_the_screen_of_a_command_is_its_signature_and_docstring(
     assert "--tin FILE of paint. [a file that exists, or none; default none]" in flat
     assert "--shift X,Y of the brush. [numbers; default 0.5,-1]" in flat
     assert "UserError" not in out and max(map(len, out.splitlines())) <= 80
-
-
-def test_a_parameter_must_be_documented() -> None:
-    def sloppy(*, first: int = 1, second: int = 2) -> None:
-        """Do something.
-
-        Args:
-            first: explained.
-        """
-
-    with pytest.raises(AssertionError, match="sloppy: second lacks"):
-        Command.of(sloppy)
 
 
 def test_ctrl_c_ends_a_command_without_a_traceback_and_lets_it_clean_up(here: Path) -> None:
