@@ -23,7 +23,7 @@ from tests.conftest import Flags
 from tests.relabel.test_label_pooling import LargestTensor
 from utils.run_log import read_metrics
 
-FILES = 100_000
+FILES = 30_000
 K = 21_000  # classes of ImageNet-21K
 TRAINED, BATCH = 32, 16
 
