@@ -8,6 +8,7 @@ import io
 import multiprocessing
 import os
 import random
+import re
 import resource
 import signal
 import sys
@@ -15,6 +16,7 @@ import tempfile
 import traceback
 import warnings
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,11 +25,10 @@ from typing import Any
 from tests.fuzz_targets import TARGETS, Target
 from utils.errors import UserError
 
-CASES_A_CHILD = 500  # read by one child before the next one takes its place
 MEMORY = 3 * 2**30  # bytes of addresses that reading may add; torch reserves room that it never touches
 PATIENCE_S = 60  # for one case
 NUMBERS = (0, 1, 2, 127, 128, 255, 256, 32767, 32768, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1)
-TEXTS = (b"-1", b"0", b"00", b"1e999", b"9" * 25, b"9" * 400, b"9" * 5000, b"1.5", b"0_1", b"nan", b"\xd9\xa1")
+DIGITS = (b"-1", b"0", b"00", b"1e999", b"9" * 25, b"9" * 400, b"9" * 5000, b"1.5", b"0_1", b"nan", b"\xd9\xa1")
 TOKENS = (b"\0", b"\xff", b"\n", b'"', b"'", b"../", b"/", b"\\", b"\\ud800", b"\xed\xa0\x80", b"[", b"{", b"(" * 300)
 # What a reader of files never does.
 BANNED_EVENTS: tuple[str, ...] = ("subprocess.", "os.exec", "os.fork", "os.posix_spawn", "os.system", "socket.connect")
@@ -39,80 +40,43 @@ Files = dict[str, bytes]
 
 @dataclass(slots=True)
 class Outcome:
-    """What the cases of a target led to.
-
-    Fields:
-        cases: read.
-        accepted: of them, those that gave a valid value.
-        findings: (number of the case, name of the file, its content, what happened) of those that gave neither.
-    """
+    """Number of cases read, number of those that gave a valid value, and what those did that gave neither."""
 
     cases: int = 0
     accepted: int = 0
-    findings: list[tuple[int, str, bytes, str]] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class Fuzzed:
-    """One target with its valid files in a folder."""
-
-    name: str
-    target: Target
-    folder: Path
-    files: Files
-    seed: int
-
-    def case(self, number: int) -> tuple[str, bytes]:
-        """Name and content of a case: one of the valid files, changed."""
-        rng = random.Random(f"{self.name} {self.seed} {number}")
-        name = rng.choice(sorted(self.files))
-        content = self.files[name]
-        if content.startswith(b"PK") and rng.random() < 0.6:
-            return name, _in_archive(content, rng, self.target.tokens)
-        return name, mutated(content, rng, self.target.tokens)
+def make_case(name: str, files: Files, seed: int, number: int) -> tuple[str, bytes]:
+    """Name and content of a case: one of a target's valid files, changed."""
+    rng = random.Random(f"{name} {seed} {number}")
+    file = rng.choice(sorted(files))
+    change = in_archive if files[file].startswith(b"PK") and rng.random() < 0.6 else mutated
+    return file, change(files[file], rng, TARGETS[name].tokens)
 
 
 def mutated(content: bytes, rng: random.Random, tokens: tuple[bytes, ...]) -> bytes:
-    """One to six random changes."""
-    changed = bytearray(content)
+    """Replace one to six short pieces; sometimes cut off what follows."""
     for _ in range(rng.choice((1, 1, 1, 2, 3, 6))):
-        at = rng.randrange(len(changed) + 1)
-        end = at + min(rng.randrange(1, 40), len(changed) - at)
-        match rng.randrange(8):
-            case 0 if changed:
-                changed[at % len(changed)] ^= 1 << rng.randrange(8)
-            case 1:
-                changed[at:end] = rng.randbytes(end - at)
-            case 2:
-                changed[at:at] = rng.choice((*TOKENS, *TEXTS, *tokens))
-            case 3:
-                changed[at:end] = b""
-            case 4:
-                changed[at:at] = changed[at:end] * rng.choice((1, 2, 50))
-            case 5:
-                size = rng.choice((1, 2, 4, 8))
-                number = rng.choice(NUMBERS) % 256**size
-                changed[at : at + size] = number.to_bytes(size, rng.choice(("little", "big")))
-            case 6:
-                _replace_number(changed, at, rng)
-            case _:
-                if rng.random() < 0.2:
-                    del changed[at:]
-    return bytes(changed)
+        at = rng.randrange(len(content) + 1)
+        piece, rest = content[at : at + rng.randrange(1, 40)], content[at:]
+        size = rng.choice((1, 2, 4, 8))
+        number = (rng.choice(NUMBERS) % 256**size).to_bytes(size, rng.choice(("little", "big")))
+        changed = (
+            bytes([byte ^ 1 << rng.randrange(8) for byte in piece[:1]]) + piece[1:],
+            rng.randbytes(len(piece)),
+            rng.choice((*TOKENS, *DIGITS, *tokens)) + piece,
+            b"",
+            piece * rng.choice((2, 3, 51)),
+            number + piece[size:],
+            re.sub(rb"[0-9]+", rng.choice((*DIGITS, b"%d" % rng.choice(NUMBERS))), piece, count=1),
+        )
+        content = content[:at] + rng.choice(changed) + (b"" if rng.random() < 0.03 else rest[len(piece) :])
+    return content
 
 
-def _replace_number(changed: bytearray, at: int, rng: random.Random) -> None:
-    """Put another number in the place of the first one after a position that is written in digits."""
-    digits = [i for i in range(at, min(at + 200, len(changed))) if 48 <= changed[i] <= 57]
-    if digits:
-        end = digits[0]
-        while end < len(changed) and 48 <= changed[end] <= 57:
-            end += 1
-        changed[digits[0] : end] = rng.choice((*TEXTS, str(rng.choice(NUMBERS)).encode()))
-
-
-def _in_archive(content: bytes, rng: random.Random, tokens: tuple[bytes, ...]) -> bytes:
-    """A zip file with one changed member under a checksum that fits."""
+def in_archive(content: bytes, rng: random.Random, tokens: tuple[bytes, ...]) -> bytes:
+    """Change one member of a zip file, under a checksum that fits."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     chosen = rng.choice([name for name in members if rng.random() < 0.2 or name.endswith("pkl")])
@@ -125,70 +89,58 @@ def _in_archive(content: bytes, rng: random.Random, tokens: tuple[bytes, ...]) -
 
 
 def fuzz(name: str, cases: int, seed: int = 0) -> Outcome:
-    """Read so many mutated files."""
-    target, outcome = TARGETS[name], Outcome()
+    """Read so many changed files of a target, up to the first that ends the process."""
+    fork, outcome = multiprocessing.get_context("fork"), Outcome()
     with tempfile.TemporaryDirectory() as directory:
-        folder = Path(directory)
-        target.prepare(folder)
-        fuzzed = Fuzzed(name, target, folder, {path.name: path.read_bytes() for path in folder.iterdir()}, seed)
-        while outcome.cases < cases:
-            _read_in_child(fuzzed, range(outcome.cases, min(outcome.cases + CASES_A_CHILD, cases)), outcome)
+        TARGETS[name].prepare(Path(directory))
+        files = {path.name: path.read_bytes() for path in Path(directory).iterdir()}
+        ours, theirs = fork.Pipe(duplex=False)
+        child = fork.Process(target=_child, args=(name, Path(directory), files, seed, cases, theirs))
+        child.start()
+        theirs.close()
+        with suppress(EOFError):
+            while True:
+                accepted, what = ours.recv()
+                if what:
+                    outcome.findings.append(f"case {outcome.cases}: {what}")
+                outcome.cases += 1
+                outcome.accepted += accepted
+        child.join()
+    if child.exitcode:
+        outcome.findings.append(f"case {outcome.cases}: the process died: status {child.exitcode}")
     return outcome
 
 
-def _read_in_child(fuzzed: Fuzzed, numbers: range, outcome: Outcome) -> None:
-    """Let a child read these cases; where it dies, the case that it was reading is the finding."""
-    fork = multiprocessing.get_context("fork")
-    ours, theirs = fork.Pipe(duplex=False)
-    child = fork.Process(target=_child, args=(fuzzed, numbers, theirs))
-    child.start()
-    theirs.close()
-    done = 0
-    try:
-        while True:
-            accepted, what = ours.recv()
-            if what:
-                outcome.findings.append((numbers[done], *fuzzed.case(numbers[done]), what))
-            outcome.accepted += accepted
-            done += 1
-    except EOFError:
-        child.join()
-    if child.exitcode:
-        died = f"the process died: status {child.exitcode} (-{int(signal.SIGALRM)}: over {PATIENCE_S} s)"
-        outcome.findings.append((numbers[done], *fuzzed.case(numbers[done]), died))
-        done += 1
-    outcome.cases += done
-    for path in fuzzed.folder.iterdir():
-        if path.name not in fuzzed.files:
-            outcome.findings.append((numbers[max(done - 1, 0)], path.name, b"", "this file was written"))
-            path.unlink()
-        else:
-            path.write_bytes(fuzzed.files[path.name])
-
-
-def _child(fuzzed: Fuzzed, numbers: range, results: "Connection[Any, Any]") -> None:
+def _child(name: str, folder: Path, files: Files, seed: int, cases: int, results: "Connection[Any, Any]") -> None:
     """Read the cases one by one and send (accepted, what went wrong) of each."""
     warnings.simplefilter("ignore")
-    limit_memory()
+    has = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (has + MEMORY, has + MEMORY))
     noticed: list[str] = []
     sys.addaudithook(lambda event, args: noticed.append(f"{event}{args}") if _is_banned(event, args) else None)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for number in numbers:
-        file, content = fuzzed.case(number)
-        (fuzzed.folder / file).write_bytes(content)
+    before = _memory()
+    for number in range(cases):
+        file, content = make_case(name, files, seed, number)
+        (folder / file).write_bytes(content)
         noticed.clear()
         signal.alarm(PATIENCE_S)
-        accepted, what = verdict(fuzzed.target, fuzzed.folder / file)
+        accepted, what = _verdict(TARGETS[name], folder / file)
         signal.alarm(0)
         if noticed:
             what = f"did what no reader does: {noticed[0]}"
-        if (grown := 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)) > fuzzed.target.memory:
-            what, before = f"took {grown / 2**20:,.0f} MiB of memory", before + grown // 1024
-        results.send((accepted, what))
-        (fuzzed.folder / file).write_bytes(fuzzed.files[file])
+        if _memory() - before > TARGETS[name].memory:
+            what = f"took {(_memory() - before) / 2**20:,.0f} MiB of memory"
+        before = _memory()
+        results.send((accepted, what and f"{file}: {what}\n{content[:2000]!r}"))
+        (folder / file).write_bytes(files[file])
 
 
-def verdict(target: Target, path: Path) -> tuple[bool, str]:
+def _memory() -> int:
+    """Return the most bytes that this process has held."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _verdict(target: Target, path: Path) -> tuple[bool, str]:
     """Whether a reader gave a valid value, and what went wrong if it neither did that nor raised a UserError."""
     try:
         target.read(path)
@@ -197,12 +149,6 @@ def verdict(target: Target, path: Path) -> tuple[bool, str]:
     except BaseException:
         return False, traceback.format_exc()
     return True, ""
-
-
-def limit_memory() -> None:
-    """Let this process take MEMORY bytes of addresses more than it has."""
-    has = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    resource.setrlimit(resource.RLIMIT_AS, (has + MEMORY, has + MEMORY))
 
 
 def _is_banned(event: str, args: tuple[Any, ...]) -> bool:

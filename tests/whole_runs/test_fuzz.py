@@ -12,9 +12,8 @@ import pytest
 
 from tests import fuzz as module
 from tests.conftest import Tried, cases
-from tests.fuzz import TARGETS, Fuzzed, fuzz
+from tests.fuzz import TARGETS, fuzz, make_case
 from tests.fuzz_targets import Target
-from utils.errors import UserError
 
 USUAL_CASES = {"label_map": 800, "packed_store": 1000, "config": 400, "published_labels": 800, "boxes": 2000}
 USUAL_CASES |= {"image": 600, "tables": 2000, "checkpoint": 1200}
@@ -39,7 +38,6 @@ def raise_this(error: Exception) -> None:
 
 CARELESS: dict[str, tuple[Callable[[Path], object], str]] = {
     "raises": (lambda path: raise_this(KeyError("class_names")), "KeyError: 'class_names'"),
-    "empty": (lambda path: raise_this(UserError("")), "a UserError without a message"),
     "writes": (lambda path: path.with_suffix(".cache").write_text("written"), "did what no reader does: open"),
     "starts": (lambda path: subprocess.run(["true"], check=True), "did what no reader does: subprocess"),
     "grows": (lambda path: np.ones(2**26), "MiB of memory"),
@@ -55,13 +53,10 @@ def test_what_no_reader_may_do_is_found(monkeypatch: pytest.MonkeyPatch, name: s
     if name == "hangs":
         monkeypatch.setattr(module, "PATIENCE_S", 1)
     outcome = fuzz("careless", cases=3)
-    assert outcome.cases == 3 and outcome.accepted in (0, 3)
-    assert any(reported in what for *_, what in outcome.findings), outcome.findings
+    assert reported in outcome.findings[0]
 
 
-def test_a_case_is_the_same_wherever_it_is_made(tmp_path: Path) -> None:
-    files = {"a.file": b"a valid file", "b.file": bytes(range(256))}
-    first, second = (Fuzzed("careless", Target(write_a_file, repr), tmp_path, files, seed=5) for _ in range(2))
-    made = [first.case(number) for number in range(50)]
-    assert made == [second.case(number) for number in range(50)]
-    assert len({content for _, content in made}) > 40
+def test_a_case_is_the_same_wherever_it_is_made() -> None:
+    files = {"a.pt": b"a valid file", "b.pt": bytes(range(256))}
+    first, second = ([make_case("label_map", files, 5, number) for number in range(50)] for _ in range(2))
+    assert first == second and len({content for _, content in first}) > 40

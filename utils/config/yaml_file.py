@@ -1,8 +1,8 @@
 """Read and write YAML config files. PyYAML reads YAML 1.1; this reads 1.2's plain values and refuses surprises."""
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,13 @@ _PLAIN_VALUES = {
     _BOOL: r"(true|True|TRUE|false|False|FALSE)$",
     _INT: r"[-+]?[0-9]+$",
     _FLOAT: r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$",
+}
+_READ: dict[str, Callable[[str], object]] = {
+    _STR: str,
+    _NULL: lambda text: None,
+    _BOOL: boolean,
+    _INT: number,
+    _FLOAT: number,
 }
 
 
@@ -61,32 +68,31 @@ def read_config_file(path: Path, source: str, schema: Schema) -> tuple[dict[str,
     Returns:
         The settings of known keys, and every problem found. A file that cannot be read spoils every key.
     """
+    reader = _Reader(path, source, schema)
     try:
-        root = _compose(_read(path))
+        root = _compose(path)
+        if isinstance(root, yaml.MappingNode):
+            reader.read_section(root, "")
+            return reader.settings, reader.problems
         if root is None:
             return {}, []
-        if isinstance(root, yaml.MappingNode):
-            found = list(_Sections(path, source, schema).walk(root, ""))
-            settings = {key: item for key, item in found if isinstance(item, Setting)}
-            return settings, [item for _, item in found if isinstance(item, Problem)]
         text = "expected sections, each followed by a colon and by its keys below it, indented"
     except OSError as error:
         text = f"cannot be read: {error.strerror}; give an existing file"
     except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:  # "\\UFFFFFFFF" is no character
-        text = f"is not YAML: {_reason(error)}; correct the file"
+        reason = " ".join(str(error).split())
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+            reason = f"line {error.problem_mark.line + 1}: {error.problem}"
+        text = f"is not YAML: {reason}; correct the file"
     return {}, [Problem("config file", str(path), text, keys=tuple(schema.types))]
 
 
-def _read(path: Path) -> bytes:
+def _compose(path: Path) -> yaml.Node | None:
+    """Return the node tree of the only document; nothing in it is constructed, so no tag can run anything."""
     with path.open("rb") as file:
         data = file.read(_LARGEST_FILE + 1)
     if len(data) > _LARGEST_FILE:
         raise yaml.YAMLError("larger than a megabyte")
-    return data
-
-
-def _compose(data: bytes) -> yaml.Node | None:
-    """Return the node tree of the only document; nothing in it is constructed, so no tag can run anything."""
     loader = _Loader(data)
     try:
         return loader.get_single_node()
@@ -94,83 +100,67 @@ def _compose(data: bytes) -> yaml.Node | None:
         loader.dispose()
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
-        return f"line {error.problem_mark.line + 1}: {error.problem}"
-    return " ".join(str(error).split())
-
-
-@dataclass(frozen=True, slots=True)
-class _Sections:
-    """The sections of one file, checked against the keys of a schema."""
+@dataclass(slots=True)
+class _Reader:
+    """Settings and problems of one file, found by checking its nodes against the keys of a schema."""
 
     path: Path
     source: str
     schema: Schema
+    settings: dict[str, Setting] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
 
-    def walk(self, node: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, Setting | Problem]]:
-        """Yield (dotted key, setting or problem) for everything below one section."""
+    def read_section(self, node: yaml.MappingNode, prefix: str) -> None:
+        """Read everything below one section; `prefix` is its dotted name and a dot, or ''."""
         if node.tag != _MAP:
-            below, where = prefix[:-1], self._line(node)
             text = f"expected a plain section, found the tag {node.tag}; remove the tag"
-            keys = self.schema.keys_below(below) or tuple(self.schema.types)
-            yield below, Problem(below or "config file", where, text, keys=keys)
+            keys = self.schema.keys_below(prefix[:-1]) or tuple(self.schema.types)
+            self._refuse(node, prefix[:-1] or "config file", text, keys)
             return
         first_lines: dict[str, int] = {}
-        for key_node, value_node in node.value:
-            where = self._line(key_node)
-            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != _STR:
-                yield "", _not_a_name(key_node, prefix, where)
+        for name_node, value_node in node.value:
+            if not isinstance(name_node, yaml.ScalarNode) or name_node.tag != _STR:
+                found = f"`{name_node.value}`" if isinstance(name_node, yaml.ScalarNode) else _kind(name_node)
+                subject = f"a key of {prefix[:-1]}" if prefix else "a key"
+                self._refuse(name_node, subject, f"must be plain text, found {found}; write the name of a key", ())
                 continue
-            name = normal_key(key_node.value)
-            key = prefix + name
-            if name in first_lines:
-                text = f"given twice, first on line {first_lines[name]}; keep one of them"
-                yield key, Problem(key, where, text, keys=self.schema.keys_below(key))
-            elif "." in name:
+            key = prefix + normal_key(name_node.value)
+            if key in first_lines:
+                text = f"given twice, first on line {first_lines[key]}; keep one of them"
+                self._refuse(name_node, key, text, self.schema.keys_below(key))
+            elif "." in name_node.value:
                 text = "keys are nested in a file: the section, a colon, and the key below it, indented"
-                yield key, Problem(key, where, text, keys=(key,))
+                self._refuse(name_node, key, text, (key,))
+            elif key in self.schema.sections and isinstance(value_node, yaml.MappingNode):
+                self.read_section(value_node, key + ".")
             elif key in self.schema.sections:
-                yield from self._section(value_node, key, where)
+                if value_node.tag != _NULL:  # an empty section, all of its keys commented out, changes nothing
+                    keys = self.schema.keys_below(key)
+                    text = f"is a section; its keys go below it, indented: {', '.join(keys[:4])}"
+                    self._refuse(name_node, key, text, keys)
             elif key in self.schema.types:
-                yield key, self._value(value_node, key, where)
+                self._read_value(name_node, value_node, key)
             else:
-                yield key, unknown_key(key, where, self.schema)
-            first_lines.setdefault(name, key_node.start_mark.line + 1)
+                self.problems.append(unknown_key(key, self._line(name_node), self.schema))
+            first_lines.setdefault(key, name_node.start_mark.line + 1)
+
+    def _read_value(self, name_node: yaml.Node, node: yaml.Node, key: str) -> None:
+        if not isinstance(node, yaml.ScalarNode):
+            text = f"expected one value, found {_kind(node)}; write `{key.rpartition('.')[2]}: VALUE`"
+            self._refuse(name_node, key, text, (key,))
+        elif node.tag not in _READ:
+            text = f"expected a plain value, found the tag {node.tag}; remove the tag"
+            self._refuse(name_node, key, text, (key,))
+        else:
+            is_null = node.tag == _STR and self.schema.types[key].is_null(node.value)
+            value = None if is_null else _READ[node.tag](node.value)
+            self.settings[key] = Setting(value, self._line(name_node), self.source)
 
     def _line(self, node: yaml.Node) -> str:
         return f"{self.path}, line {node.start_mark.line + 1}"
 
-    def _section(self, node: yaml.Node, key: str, where: str) -> Iterator[tuple[str, Setting | Problem]]:
-        if isinstance(node, yaml.MappingNode):
-            yield from self.walk(node, key + ".")
-        elif node.tag != _NULL:  # an empty section, all of its keys commented out, changes nothing
-            keys = self.schema.keys_below(key)
-            text = f"is a section; its keys go below it, indented: {', '.join(keys[:4])}"
-            yield key, Problem(key, where, text, keys=keys)
-
-    def _value(self, node: yaml.Node, key: str, where: str) -> Setting | Problem:
-        if not isinstance(node, yaml.ScalarNode):
-            text = f"expected one value, found {_kind(node)}; write `{key.rpartition('.')[2]}: VALUE`"
-            return Problem(key, where, text, keys=(key,))
-        if node.tag not in (_STR, *_PLAIN_VALUES):
-            return Problem(key, where, f"expected a plain value, found the tag {node.tag}; remove the tag", keys=(key,))
-        return Setting(self._scalar(node, key), where, self.source)
-
-    def _scalar(self, node: yaml.ScalarNode, key: str) -> object:
-        if node.tag == _NULL:
-            return None
-        if node.tag == _BOOL:
-            return boolean(node.value)
-        if node.tag == _STR:
-            return None if self.schema.types[key].is_null(node.value) else node.value
-        return number(node.value)
-
-
-def _not_a_name(node: yaml.Node, prefix: str, where: str) -> Problem:
-    found = f"`{node.value}`" if isinstance(node, yaml.ScalarNode) else _kind(node)
-    subject = f"a key of {prefix[:-1]}" if prefix else "a key"
-    return Problem(subject, where, f"must be plain text, found {found}; write the name of a key")
+    def _refuse(self, node: yaml.Node, subject: str, text: str, keys: tuple[str, ...]) -> None:
+        self.problems.append(Problem(subject, self._line(node), text, keys=keys))
 
 
 def _kind(node: yaml.Node) -> str:
