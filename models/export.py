@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
 from models.build import FORCE_TIMM, load_weights
+from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
 from utils.files import new_folder, replacing
 
@@ -175,10 +175,7 @@ def write_backbone(out: Path, model: nn.Module, arch: str) -> None:
         if not key.startswith("fc.") and not key.endswith("num_batches_tracked")
     }
     load_weights(body, weights)
-    content = BytesIO()  # torch.save raises an error of its own kind for a full disk
-    torch.save(weights, content)
-    with replacing(out) as temporary:
-        temporary.write_bytes(content.getbuffer())
+    save_checkpoint(weights, out)
 
 
 # ONNX

@@ -113,7 +113,7 @@ def export_model(
 
 
 def _load_network(weights: Path, arch: str | None, config_file: Path, ema: bool) -> "tuple[nn.Module, str, Use, str]":
-    """The network that an evaluation would build, on the CPU; its name, its use, and a title for its weights."""
+    """Build the network as an evaluation does, on the CPU; also return its name, its use and its weights' title."""
     import torch
 
     from models.build import infer_num_classes

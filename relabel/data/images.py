@@ -3,8 +3,7 @@
 import os
 from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -138,23 +137,20 @@ def _as_bytes(names: Sequence[str]) -> np.ndarray:
 
 
 def folder_names(root: Path) -> list[str]:
-    """Return the sorted names of the visible folders."""
-    with _visible(root) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir())
+    """Return the sorted names of the visible folders. UserError if `root` cannot be listed."""
+    return _visible(root, os.DirEntry.is_dir)
 
 
 def _image_names(folder: Path) -> list[str]:
     """Return the sorted names of the visible image files."""
-    with _visible(folder) as entries:
-        return sorted(e.name for e in entries if e.name.lower().endswith(EXTENSIONS) and is_file(e))
+    return _visible(folder, lambda entry: entry.name.lower().endswith(EXTENSIONS) and is_file(entry))
 
 
-@contextmanager
-def _visible(folder: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
-    """Open the entries of a folder that are not hidden. UserError if it cannot be listed."""
+def _visible(folder: Path, is_wanted: Callable[[os.DirEntry[str]], bool]) -> list[str]:
+    """Return the sorted names of the wanted entries of a folder that are not hidden."""
     try:
         with os.scandir(folder) as entries:
-            yield (entry for entry in entries if not entry.name.startswith("."))
+            return sorted(e.name for e in entries if not e.name.startswith(".") and is_wanted(e))
     except OSError as error:
         raise UserError(f"{folder}: cannot be listed ({error.strerror}); {EXPECTED_LAYOUT}.") from error
 
@@ -182,12 +178,10 @@ def keep_listed(images: ImageList, path: str | Path) -> ImageList:
     available = set(images.names.tolist())
     wrong = [os.fsdecode(name) for name, count in names.items() if count > 1 or name not in available]
     if wrong or not names:
-        found = "no names"
-        if wrong:
-            found = f"{len(wrong):,} names that are no image in {images.root} or occur twice, first {wrong[0][:999]!r}"
         raise UserError(
-            f"{path}: found {found}; expected names such as {images.name(0)!r}, each once. "
-            "Correct the file, or --data.keep_list."
+            f"{path}: found {len(names):,} names, of which {len(wrong):,} are no image in {images.root} or occur twice"
+            f": {', '.join(wrong)[:999]}; expected names such as {images.name(0)!r}, each once.\n"
+            "  Correct the file, or --data.keep_list."
         )
     kept = np.array([name in names for name in images.names.tolist()])
     return replace(images, names=images.names[kept], labels=images.labels[kept])

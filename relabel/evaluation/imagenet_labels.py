@@ -67,7 +67,7 @@ def rows_by_number(images: ImageList) -> tuple[dict[int, int], list[str]]:
     unnumbered = []
     for row in range(len(images)):
         number = _number(images.name(row).rpartition("/")[2])
-        if number is None:
+        if number < 0:
             unnumbered.append(images.name(row))
         elif row_of.setdefault(number, row) != row:
             raise UserError(
@@ -163,28 +163,25 @@ def read_multi_labels(
 ) -> tuple[MultiLabels, list[str]]:
     """Read human_accuracy_v3.0.0.json for the images in val/; arguments, notes and errors as for `read_real`."""
     content = read_json(path, EXPECTED_MULTI_LABELS)
-    if not (
-        isinstance(content, dict)
-        and isinstance(annotations := content.get("initial_annots"), dict)
-        and isinstance(problematic := content.get("problematic_images"), dict | list)  # an object in the published file
-        and isinstance(major := content.get("imagenet_m", []), dict | list)  # absent before version 3
-    ):
-        raise UserError(f"{path}: {EXPECTED_MULTI_LABELS}.")
-    # The file also annotates images of ImageNetV2, which have no such numbers.
-    numbered = {number: (name, entry) for name, entry in annotations.items() if (number := _number(name)) is not None}
     correct, unclear = np.zeros((2, len(images), len(images.class_names)), dtype=bool)
     annotated = np.zeros(len(images), dtype=bool)
     position = dict(zip(class_names_of_imagenet(), positions.tolist(), strict=True))
-    for number in numbered.keys() & row_of.keys():
-        name, annotation = numbered[number]
-        row = row_of[number]
-        annotated[row] = True
-        correct[row, _classes(annotation, "correct", position, path, name)] = True
-        unclear[row, _classes(annotation, "unclear", position, path, name)] = True
+    try:
+        # The file also annotates images of ImageNetV2, which have no such numbers.
+        numbered = {_number(name): annotation for name, annotation in content["initial_annots"].items()}
+        numbered.pop(-1, None)
+        for number in numbered.keys() & row_of.keys():
+            row, annotation = row_of[number], numbered[number]
+            annotated[row] = True
+            correct[row, [position[wnid] for wnid in annotation.get("correct", [])]] = True
+            unclear[row, [position[wnid] for wnid in annotation.get("unclear", [])]] = True
+        problematic = _mask(content["problematic_images"], row_of, len(images))
+        imagenet_m = _mask(content.get("imagenet_m", []), row_of, len(images))  # absent before version 3
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: found {type(error).__name__}: {error}; {EXPECTED_MULTI_LABELS}.") from error
     if not annotated.any():
         raise UserError(f"{path} annotates none of the {len(images):,} images of {images.root}. {CHECK_NAMES}")
-    scored = annotated & ~_mask(problematic, row_of, len(images))
-    labels = MultiLabels(correct, unclear, scored, annotated & _mask(major, row_of, len(images)))
+    labels = MultiLabels(correct, unclear, annotated & ~problematic, annotated & imagenet_m)
     notes = []
     if len(numbered) != MULTI_LABEL_IMAGES or len(images) != VALIDATION_IMAGES:
         notes.append(
@@ -201,26 +198,14 @@ def _are_class_ids(ids: object) -> bool:
     return isinstance(ids, list) and all(type(index) is int and 0 <= index < IMAGENET_CLASSES for index in ids)
 
 
-def _number(name: str) -> int | None:
-    """Return the number in the file name of a validation image; None for other names."""
+def _number(name: str) -> int:
+    """Return the number in the file name of a validation image; -1 for other names."""
     match = NUMBERED.fullmatch(name)
-    return int(match[1]) if match else None
+    return int(match[1]) if match else -1
 
 
-def _mask(names: Iterable[object], row_of: Mapping[int, int], images: int) -> np.ndarray:
+def _mask(names: Iterable[str], row_of: Mapping[int, int], images: int) -> np.ndarray:
     """Mark the images with these file names, bool [N]."""
     mask = np.zeros(images, dtype=bool)
-    numbers = map(_number, map(str, names))
-    mask[[row_of[number] for number in numbers if number is not None and number in row_of]] = True
+    mask[[row_of[number] for number in map(_number, names) if number in row_of]] = True
     return mask
-
-
-def _classes(annotation: object, kind: str, position: Mapping[str, int], path: Path, name: str) -> list[int]:
-    """Return the positions of the classes that an annotation lists as `kind`; the list may be absent."""
-    wnids = annotation.get(kind, []) if isinstance(annotation, dict) else None
-    if not isinstance(wnids, list) or not all(isinstance(wnid, str) and wnid in position for wnid in wnids):
-        raise UserError(
-            f"{path}: found {str(wnids)[:60]} as `{kind}` of {name}; expected a list of ImageNet's wnids. Download the "
-            "file again."
-        )
-    return [position[wnid] for wnid in wnids]

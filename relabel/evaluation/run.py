@@ -82,21 +82,17 @@ def _report_path(folder: Path, weights: Path) -> Path:
 
 
 def _unnamed_classes(config: FrozenMunch, state_dict: dict[str, Tensor], images: ImageList | None) -> list[str]:
-    """Classes of a checkpoint that does not name them: ImageNet's if it has 1000, otherwise the folders of val/."""
+    """Name the classes of a checkpoint that does not: ImageNet's if it has 1000, otherwise the folders of val/."""
     path = Path(config.util.test_weight_file)
     with with_advice("Correct --model.arch."):
         count = infer_num_classes(config.model.arch, state_dict)
     if count == IMAGENET_CLASSES and (images is None or all(map(WNID.fullmatch, images.class_names))):
         return class_names_of_imagenet()
-    if images is None:
+    if images is None or len(images.class_names) != count:
+        found = "no val/" if images is None else f"{len(images.class_names):,} class folders in {images.root}"
         raise UserError(
-            f"{path} has {count:,} classes and does not name them; expected ImageNet's {IMAGENET_CLASSES}.\n"
-            "  Give another --util.test_weight_file."
-        )
-    if len(images.class_names) != count:
-        raise UserError(
-            f"{images.root} has {len(images.class_names)} class folders, but {path} has {count} classes and does not "
-            "name them.\n  Set --data.data_path to the data it was trained for."
+            f"{path} has {count:,} classes and does not name them; expected ImageNet's {IMAGENET_CLASSES} or the class "
+            f"folders of val/; found {found}.\n  Set --data.data_path to the data it was trained for."
         )
     return images.class_names
 

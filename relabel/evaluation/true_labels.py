@@ -75,35 +75,31 @@ def read_true_labels(path: Path, images: ImageList) -> tuple[TrueLabels, list[st
     rows = {images.name(row): row for row in range(len(images))}
     position = {name: index for index, name in enumerate(images.class_names)}
     truth = np.zeros((len(images), len(position)), dtype=bool)
-    unknown_images: dict[str, None] = {}  # ordered sets
-    unknown_classes: dict[str, None] = {}
+    unknown_images: list[str] = []
     for name, label in _json_pairs(path) if path.suffix == ".json" else _tsv_pairs(path):
         index = position.get(label, NO_CLASS) if isinstance(label, str) else label
         if not 0 <= index < len(position):
-            unknown_classes[str(label)] = None
-        elif name in rows:
+            raise UserError(
+                f"{path}: found the class {label!r} of {name}, which the checkpoint does not have; expected names such "
+                f"as {images.class_names[0]!r}, or in JSON positions in 0..{len(position) - 1}. Correct the file."
+            )
+        if name in rows:
             truth[rows[name], index] = True
         else:
-            unknown_images[name] = None
-    first_image = next(iter(unknown_images), None)
-    if unknown_classes:
-        raise UserError(
-            f"{path}: found {len(unknown_classes):,} classes that the checkpoint does not have, the first: "
-            f"{next(iter(unknown_classes))!r}; expected names such as {images.class_names[0]!r}, or in JSON positions "
-            f"in 0..{len(position) - 1}. Correct the file."
-        )
+            unknown_images.append(name)
     if not truth.any():
-        found = "no label" if first_image is None else f"names such as {first_image!r}"
         raise UserError(
-            f"{path} has no label for any of the {len(images):,} images of {images.root}: found {found}; expected "
-            f"names such as {images.name(0)!r}. Correct the file, or --data.data_path."
+            f"{path} has no label for any of the {len(images):,} images of {images.root}: found "
+            f"{', '.join(unknown_images[:1]) or 'no name'}; expected names such as {images.name(0)}. "
+            "Correct the file, or --data.data_path."
         )
     notes = []
     if unknown_images:
-        notes.append(f"eval.labels: left out {len(unknown_images):,} names not in val/, the first: {first_image}")
-    unlabelled = np.flatnonzero(~truth.any(axis=1))
-    if len(unlabelled):
-        first = images.name(int(unlabelled[0]))
+        names = dict.fromkeys(unknown_images)
+        notes.append(f"eval.labels: left out {len(names):,} names not in val/, the first: {unknown_images[0]}")
+    unlabelled = np.flatnonzero(~truth.any(axis=1)).tolist()
+    if unlabelled:
+        first = images.name(unlabelled[0])
         notes.append(f"eval.labels: left out {len(unlabelled):,} images without a label, the first: {first}")
     return TrueLabels(truth), notes
 

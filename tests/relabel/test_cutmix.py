@@ -77,7 +77,7 @@ def test_the_generator_draws_share_row_column_and_partners_in_this_order(seed: i
     images, targets = numbered_batch(6, height=24, width=40)
     rng = np.random.default_rng(seed)
     keep, row, column, partners = rng.beta(0.7, 0.7), rng.integers(24), rng.integers(40), rng.permutation(6)
-    (top, bottom), (left, right), kept = cut_box(keep, row, column, 24, 40)
+    (top, bottom), (left, right), kept = cut_box(keep, int(row), int(column), 24, 40)
     expected = images.clone()
     expected[:, :, top:bottom, left:right] = torch.from_numpy(partners).float()[:, None, None, None]
     mixed, mixed_targets = cutmix(images, targets, np.random.default_rng(seed), beta=0.7)
