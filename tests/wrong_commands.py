@@ -174,7 +174,7 @@ ENVIRONMENTS = [
     ({"RANK": "1", "WORLD_SIZE": "2"}, "RANK = '1' .*LOCAL_RANK, LOCAL_WORLD_SIZE, .*are not set; .*torchrun"),
     (SECOND_PROCESS | {"RANK": "-1"}, "RANK = '-1' .*expected a whole number"),
     (SECOND_PROCESS | {"RANK": "2"}, "RANK = '2' .*expected less than WORLD_SIZE = 2"),
-    (SECOND_PROCESS | {"MASTER_PORT": "99999"}, "MASTER_PORT = '99999' .*expected at most 65535"),
+    (SECOND_PROCESS | {"MASTER_PORT": "tcp"}, "MASTER_PORT = 'tcp' .*expected a whole number"),
 ]
 
 # Words of `python -m relabel`, how many mistakes, the message.

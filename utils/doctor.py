@@ -21,6 +21,7 @@ from pathlib import Path
 
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements.txt"
 PYTHON = (3, 11)
+NEW_PYTHON = "install Python 3.11 or newer, then: rm -rf .venv && make test PYTHON=python3.11"
 IN_VENV = sys.prefix != sys.base_prefix  # outside, systems refuse to let pip change their packages
 PYTHON_HERE = shlex.quote(sys.executable)
 PIP = f"{PYTHON_HERE} -m pip" if IN_VENV else f"{PYTHON_HERE} -m venv .venv && .venv/bin/python -m pip"
@@ -31,6 +32,7 @@ DRIVER = Path("/proc/driver/nvidia/version")  # containers show it even where th
 WORKER_BYTES = 2 * 512 * 3 * 224 * 224  # two batches of images, which a loader worker holds in shared memory
 MOST_WORKERS = 32
 OPEN_FILES = 1024
+MORE_FILES = f"ulimit -n {OPEN_FILES}"
 
 IMPORTS = {name: f"import {name}" for name in ("torch", "torchvision", "timm")}
 DECODE = """
@@ -67,14 +69,17 @@ def doctor() -> None:
     Checks Python, the required packages, torch and torchvision together, the GPU, the JPEG decoder, shared memory, open
     files and the folder that runs are written to. Exit status 1 when something is wrong.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores, limit = len(os.sched_getaffinity(0)), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    enough = limit >= OPEN_FILES or limit == resource.RLIM_INFINITY
     findings = [
-        check_python(sys.version_info[:2]),
+        Finding(
+            "python", f"{sys.version.split()[0]}, {sys.executable}", "" if sys.version_info >= PYTHON else NEW_PYTHON
+        ),
         check_packages(),
         *check_libraries(),
         check_gpu(_run("-c", GPU).stdout.strip(), DRIVER.exists()),
         check_shared_memory(Path("/dev/shm"), cores),
-        check_open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
+        Finding("open files", f"at most {limit:,}; workers may need {OPEN_FILES:,}", "" if enough else MORE_FILES),
         Finding("cores", str(cores)),
         check_writable(Path("runs") if Path("runs").exists() else Path()),
     ]
@@ -85,16 +90,6 @@ def doctor() -> None:
     print(*(f"\n{finding.subject}: to mend it\n    {finding.fix}" for finding in wrong), sep="\n")
     print("" if wrong else "Nothing is wrong.", flush=True)
     sys.exit(bool(wrong))
-
-
-def check_python(found: tuple[int, ...]) -> Finding:
-    """Check the first two numbers of Python's version."""
-    needed = ".".join(map(str, PYTHON))
-    text = f"{sys.version.split()[0]}, {sys.executable}"
-    if found >= PYTHON:
-        return Finding("python", text)
-    fix = f"install Python {needed} or newer, then: rm -rf .venv && make test PYTHON=python{needed}"
-    return Finding("python", f"{text}; expected {needed} or newer", fix)
 
 
 def check_packages() -> Finding:
@@ -183,14 +178,6 @@ def check_shared_memory(folder: Path, cores: int) -> Finding:
         f"{found}; {workers} loader workers may need {needed / 2**20:,.0f}",
         f"mount -o remount,size={size} {folder}  # in a container: docker run --shm-size {size}; or lower num_workers",
     )
-
-
-def check_open_files(limit: int) -> Finding:
-    """Check that the workers may open what they share."""
-    if limit >= OPEN_FILES or limit == resource.RLIM_INFINITY:
-        return Finding("open files", f"at most {limit:,}" if limit >= 0 else "no limit")
-    found = f"at most {limit:,}; loader workers may need {OPEN_FILES:,}"
-    return Finding("open files", found, f"ulimit -n {OPEN_FILES}")
 
 
 def check_writable(folder: Path) -> Finding:

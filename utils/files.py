@@ -39,23 +39,18 @@ def make_writable(folder: Path, name: str, advice: str) -> None:
         raise UserError(f"{name} {folder} cannot be written: {error.strerror}.\n  {advice}") from None
 
 
-def temporary_name(path: Path) -> Path:
-    """Return the name of a file or folder until it is whole; `remove_temporaries` recognises such names."""
-    return path.with_name(f".{path.name[-_NAME_KEPT:]}.{os.getpid()}{TEMPORARY}")
-
-
 @contextmanager
 def replacing(path: Path, advice: str = "Make room, or allow writing.") -> Iterator[Path]:
     """Yield a temporary name beside a path, and rename it to the path at the end: readers never see half a file.
 
     Args:
-        path: the file to write.
+        path: the file to write, or the folder where there is none or an empty one.
         advice: what to do if it cannot be written.
 
     Raises:
         UserError: the file cannot be written; nothing of it is left then.
     """
-    temporary = temporary_name(path)
+    temporary = path.with_name(f".{path.name[-_NAME_KEPT:]}.{os.getpid()}{TEMPORARY}")
     try:
         yield temporary
         temporary.replace(path)
@@ -63,6 +58,8 @@ def replacing(path: Path, advice: str = "Make room, or allow writing.") -> Itera
         reason = error.strerror or error
         raise UserError(f"{path} cannot be written: {reason}. {advice}") from error
     finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
         with suppress(OSError):
             temporary.unlink()
 
@@ -88,15 +85,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     path = path.resolve()  # "." has no name
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"{path} is taken; expected no such folder, or an empty one. Name another, or remove this one.")
-    temporary = temporary_name(path)
-    try:
+    with replacing(path) as temporary:
         temporary.mkdir(parents=True)
         yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}. Make room, or allow writing.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def is_file(entry: os.DirEntry[str]) -> bool:
@@ -136,23 +127,21 @@ def locked(folder: Path, name: str, busy: str, advice: str) -> Iterator[None]:
         raise UserError(f"{name} {folder} cannot be read: {error.strerror}.\n  {advice}") from None
     try:
         deadline = time.monotonic() + _LOCK_PATIENCE_S
-        while not _try_lock(descriptor):
-            if time.monotonic() > deadline:
-                raise UserError(f"another process is {busy} in {folder}.\n  Wait for it, stop it, or: {advice}")
-            time.sleep(0.1)
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    message = f"another process is {busy} in {folder}.\n  Wait for it, stop it, or: {advice}"
+                    raise UserError(message) from None
+                time.sleep(0.1)
+                continue
+            except OSError:  # a file system without locks
+                pass
+            break
         yield
     finally:
         os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True
 
 
 def write_json(path: Path, content: Any) -> None:

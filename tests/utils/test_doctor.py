@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from utils.doctor import check_gpu, check_open_files, check_python, check_shared_memory, check_writable
+from utils.doctor import check_gpu, check_shared_memory, check_writable
 
 TORCH = """
 class version: cuda = None
@@ -103,12 +103,6 @@ def test_missing_and_old_packages(tmp_path: Path) -> None:
     assert f"{sys.executable} -m venv .venv && .venv/bin/python -m pip install -r {ROOT}/requirements.txt" in out
 
 
-def test_a_python_that_is_too_old() -> None:
-    assert check_python((3, 11)).fix == check_python((3, 14)).fix == ""
-    old = check_python((3, 10))
-    assert "expected 3.11 or newer" in old.found and "PYTHON=python3.11" in old.fix
-
-
 def test_the_gpu() -> None:
     assert check_gpu("13.0|NVIDIA H200", driver=True).found == "NVIDIA H200, CUDA 13.0"
     assert check_gpu("|", driver=False).fix == check_gpu("13.0|", driver=False).fix == ""
@@ -130,7 +124,6 @@ def test_little_shared_memory(tmp_path: Path) -> None:
 def test_few_open_files_and_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     status, out = diagnose(site_with(tmp_path, {}), Path("/proc"), limit="200")  # where even root cannot write
     assert status == 1 and "WRONG run folder /proc cannot be written" in out and "as run_dir" in out
-    assert "WRONG open files at most 200; loader workers may need 1,024" in out and "ulimit -n 1024" in out
-    assert check_open_files(1024).fix == check_open_files(-1).fix == ""
+    assert "WRONG open files at most 200; workers may need 1,024" in out and "ulimit -n 1024" in out
     (tmp_path / "runs").touch()
     assert "cannot be written" in check_writable(tmp_path / "runs").found

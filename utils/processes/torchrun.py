@@ -9,7 +9,6 @@ from utils.errors import UserError
 STARTED_BY = os.getppid()  # read before torch is imported, which takes long enough for the parent to die
 _ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}  # of a single process
 _MEETING = ("MASTER_ADDR", "MASTER_PORT")  # where several processes meet
-_LARGEST_PORT = 65_535
 _ADVICE = "start the processes with torchrun, which sets it, or unset it"
 
 
@@ -52,17 +51,10 @@ def torchrun_problems() -> list[Problem]:
     wrong = [name for name in numbers if not re.fullmatch("[0-9]{1,9}", found[name])]
     if wrong:
         return [_problem(name, found[name], f"expected a whole number; {_ADVICE}") for name in wrong]
-    if int(found["MASTER_PORT"]) > _LARGEST_PORT:
-        return [_problem("MASTER_PORT", found["MASTER_PORT"], f"expected at most {_LARGEST_PORT}; {_ADVICE}")]
-    pairs = (
-        ("RANK", "less than", "WORLD_SIZE"),
-        ("LOCAL_RANK", "less than", "LOCAL_WORLD_SIZE"),
-        ("LOCAL_WORLD_SIZE", "at most", "WORLD_SIZE"),
-    )
     return [
-        _problem(small, found[small], f"expected {relation} {large} = {found[large]}; {_ADVICE}")
-        for small, relation, large in pairs
-        if int(found[small]) + (relation == "less than") > int(found[large])
+        _problem(rank, found[rank], f"expected less than {size} = {found[size]}; {_ADVICE}")
+        for rank, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+        if int(found[rank]) >= int(found[size])
     ]
 
 
