@@ -8,9 +8,8 @@ image's difficulty cancels out.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -87,57 +86,47 @@ class AxisCheck:
 
     Fields:
         evidence: "object boxes" or "a classifier".
-        measure: that is compared, with its unit.
-        images_examined: images that the test could use.
+        measure: what is compared, with its unit.
+        images_examined: images that have what the test needs.
+        images_informative: images for which the two readings differ.
         row_column, transposed: mean of the measure under each reading, over the informative images.
-        difference: the first minus the second, over the n informative images; None of fewer than two.
+        difference: the first minus the second, over the informative images; None for fewer than two.
         favouring_row_column_percent: informative images in favour of [row, column].
+        verdict: ROW_COLUMN, TRANSPOSED or UNDECIDED.
     """
 
     evidence: str
     measure: str
     images_examined: int
+    images_informative: int
     row_column: float
     transposed: float
     difference: Estimate | None
     favouring_row_column_percent: Estimate | None
+    verdict: str
 
     @classmethod
     def of(cls, evidence: str, measure: str, examined: int, readings: np.ndarray) -> "AxisCheck":
         """Summarise float [n, 2], the measure of each informative image under both readings."""
         difference = readings[:, 0] - readings[:, 1]
         row_column, transposed = readings.mean(axis=0).tolist() if len(readings) else (0.0, 0.0)
-        favouring = (np.sign(np.round(difference, 5)) + 1) / 2  # a tie counts for neither
-        estimates = Estimate.mean(difference), Estimate.percent(favouring)
-        return cls(evidence, measure, examined, row_column, transposed, *estimates)
-
-    @property
-    def verdict(self) -> str:
-        """One of ROW_COLUMN, TRANSPOSED, UNDECIDED."""
-        found = self.difference
-        if found is None or found.n < MIN_IMAGES or abs(found.value) <= SURE * found.standard_error:
-            return UNDECIDED
-        return ROW_COLUMN if found.value > 0 else TRANSPOSED
-
-    @property
-    def images_informative(self) -> int:
-        """Number of images for which the two readings differ."""
-        return self.favouring_row_column_percent.n if self.favouring_row_column_percent else 0
+        favouring = Estimate.percent((np.sign(np.round(difference, 5)) + 1) / 2)  # a tie counts for neither
+        found, verdict = Estimate.mean(difference), UNDECIDED
+        if found and found.n >= MIN_IMAGES and abs(found.value) > SURE * found.standard_error:
+            verdict = ROW_COLUMN if found.value > 0 else TRANSPOSED
+        return cls(evidence, measure, examined, len(readings), row_column, transposed, found, favouring, verdict)
 
     def problems(self, box_axes: str = "xy") -> list[str]:
         """Report if training, with these box_axes, would read the maps transposed."""
-        expected, other = (ROW_COLUMN, "yx") if box_axes == "xy" else (TRANSPOSED, "xy")
-        if self.verdict in (expected, UNDECIDED):
+        if self.verdict in (UNDECIDED, ROW_COLUMN if box_axes == "xy" else TRANSPOSED):
             return []
-        stored, read = ("column, row", "row, column")[:: 1 if self.verdict == TRANSPOSED else -1]
+        stored, read, other = "row, column", "column, row", "xy"
+        if self.verdict == TRANSPOSED:
+            stored, read, other = read, stored, "yx"
         return [
             f"The maps are stored [{stored}] by the test with {self.evidence}, but would be read as [{read}]. Make "
             f"them again, or train with --data.relabel.box_axes {other}."
         ]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON; the unit is that of `measure`."""
-        return asdict(self) | {"verdict": self.verdict, "images_informative": self.images_informative}
 
 
 def check_with_boxes(
@@ -162,11 +151,10 @@ def check_with_boxes(
     ]
     informative = [item for item in objects if item[2].iou(item[2].mirrored()) < SYMMETRIC_IOU]
     lifts = np.concatenate([np.empty((0, 2)), *_lifts(sample, informative, len(class_names))])
-    images, image_of = np.unique(np.array([index for index, *_ in informative], dtype=np.int64), return_inverse=True)
-    sums = np.stack([np.bincount(image_of, lift, len(images)) for lift in lifts.T], axis=1)
-    per_image = sums / np.bincount(image_of, minlength=len(images))[:, None]
+    image_of = np.array([index for index, *_ in informative])
+    per_image = [lifts[image_of == index].mean(axis=0) for index in np.unique(image_of)]
     examined = len({index for index, *_ in objects})
-    return AxisCheck.of("object boxes", "logit, object's box minus image", examined, per_image)
+    return AxisCheck.of("object boxes", "logit, object's box minus image", examined, np.reshape(per_image, (-1, 2)))
 
 
 def check_with_classifier(

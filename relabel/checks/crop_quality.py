@@ -29,21 +29,21 @@ class CropQuality:
     """Measurements of random crops. None: nothing to measure them on.
 
     Fields:
-        images, crops_per_image: that were measured.
-        min_area_fraction: smallest area of a crop, fraction of the image.
-        crops_of_another_class_percent: whose target is highest for another class than the folder's.
+        images: number of images measured.
+        crops_of_another_class_percent: crops whose target is highest for a class other than the folder's.
         classes_per_crop: number of classes above 10 % in a target.
         crops_with_iou_above_half_percent: with a box of the folder's class, the best of several.
         crops_with_iou_above_half_published_percent: the same on ImageNet.
+        crops_per_image, min_area_fraction: how crops are drawn; the smallest area is a fraction of the image.
     """
 
     images: int
-    crops_per_image: int
-    min_area_fraction: float
     crops_of_another_class_percent: Estimate | None
     classes_per_crop: Estimate | None
     crops_with_iou_above_half_percent: Estimate | None
     crops_with_iou_above_half_published_percent: float = PUBLISHED_COVERED_PERCENT
+    crops_per_image: int = 1
+    min_area_fraction: float = MIN_AREA
 
 
 def crop_quality(
@@ -55,9 +55,8 @@ def crop_quality(
     fill: float = 0.0,
     temperature: float = 1.0,
     box_axes: str = "xy",
-    crops_per_image: int = 1,
 ) -> CropQuality:
-    """Draw crops of the sample's images, the boxes that training draws in the epochs 0, 1, ..., and pool their targets.
+    """Draw a crop of each image of the sample, as training does in its first epoch, and pool its target.
 
     Args:
         sample: of the maps. Images whose file cannot be read are left out.
@@ -66,47 +65,37 @@ def crop_quality(
         class_names: K names.
         boxes: row -> the objects of an image, where they are known.
         fill, temperature, box_axes: as in `relabel_target`.
-        crops_per_image: number of epochs.
     """
-    drawn = draw_crops(sample, image_path, crops_per_image)
+    drawn = draw_crops(sample, image_path)
+    crops, readable = list(drawn.values()), sample.only(np.array(list(drawn), dtype=np.int64))
     other, classes, covered = [], [], []
-    for part in sample.batches():
-        readable = [index for index in range(part.start, part.stop) if index in drawn]
-        if not readable:
-            continue
-        maps = sample.only(np.repeat(readable, crops_per_image))
-        crops = CropBox.stack([box for index in readable for box in drawn[index]])
+    for part in readable.batches():
+        maps = readable.only(part)
         target = relabel_target(
-            maps.scores, maps.classes, crops, len(class_names), fill=fill, temperature=temperature, box_axes=box_axes
-        )
-        own = torch.from_numpy(labels[maps.rows].astype(np.int64))
-        other += (target.argmax(dim=1) != own).float().view(-1, crops_per_image).mean(dim=1).tolist()
-        classes += (target > SHOWN).sum(dim=1).float().view(-1, crops_per_image).mean(dim=1).tolist()
-    for index, crops_here in drawn.items():
-        row = int(sample.rows[index])
+            maps.scores, maps.classes, CropBox.stack(crops[part]), len(class_names),
+            fill=fill, temperature=temperature, box_axes=box_axes,
+        )  # fmt: skip
+        other += (target.argmax(dim=1) != torch.from_numpy(labels[maps.rows])).tolist()
+        classes += (target > SHOWN).sum(dim=1).tolist()
+    for row, crop in zip(readable.rows.tolist(), crops, strict=True):
         objects = [found.box for found in boxes.get(row, ()) if found.class_name == class_names[labels[row]]]
         if objects:
-            covered.append(np.mean([max(crop.iou(box) for box in objects) > MIN_IOU for crop in crops_here]))
+            covered.append(max(crop.iou(box) for box in objects) > MIN_IOU)
     return CropQuality(
-        images=len(drawn),
-        crops_per_image=crops_per_image,
-        min_area_fraction=MIN_AREA,
+        images=len(crops),
         crops_of_another_class_percent=Estimate.percent(np.array(other)),
         classes_per_crop=Estimate.mean(np.array(classes)),
         crops_with_iou_above_half_percent=Estimate.percent(np.array(covered)),
     )
 
 
-def draw_crops(
-    sample: MapSample, image_path: Callable[[int], Path], count: int, seed: int = 0
-) -> dict[int, list[CropBox]]:
-    """Return index in the sample -> its crops, without the images whose file cannot be read."""
+def draw_crops(sample: MapSample, image_path: Callable[[int], Path]) -> dict[int, CropBox]:
+    """Return index in the sample -> the crop of the first epoch with seed 0, without unreadable images."""
     drawn = {}
     with JobProgress("draw crops", len(sample), "images") as progress:
         for index, row in enumerate(sample.rows.tolist()):
             progress.advance(1)
             with suppress(UserError):  # reported by the check of all images
                 file = ImageFile(image_path(row))
-                rngs = (keyed_rng(seed, SAMPLE, epoch, row) for epoch in range(count))
-                drawn[index] = [random_crop_box(rng, file.width, file.height, MIN_AREA) for rng in rngs]
+                drawn[index] = random_crop_box(keyed_rng(0, SAMPLE, 0, row), file.width, file.height, MIN_AREA)
     return drawn

@@ -17,7 +17,6 @@ from utils.errors import UserError
 from utils.progress import JobProgress
 
 LISTED = 3
-METADATA = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,10 +211,8 @@ def orientation(path: Path) -> int:
     except Exception as error:  # damaged headers raise almost anything in Pillow
         raise UnidentifiedImageError(str(error)) from error
     with opened as image:
-        present = image.info.keys() & METADATA
-        # Without "exif", Pillow would decode a whole PNG to look for it behind the pixels.
-        if not present or image.format == "TIFF" or (image.format == "PNG" and "exif" not in present):
-            return 1
+        if "exif" not in image.info or image.format == "TIFF":
+            return 1  # without "exif", Pillow would decode a whole PNG to look for it behind the pixels
         try:
             value = image.getexif().get(ExifTags.Base.Orientation, 1)
         except Exception:

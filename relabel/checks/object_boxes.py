@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-from xml.etree.ElementTree import Element, TreeBuilder
-from xml.parsers import expat
+from xml.etree.ElementTree import XML, Element, ParseError, TreeBuilder, XMLParser
 
 import numpy as np
 
@@ -172,12 +171,12 @@ def read_voc_file(path: Path, class_folder: str) -> list[ObjectBox]:
             content = file.read(LARGEST_XML + 1)
         if len(content) > LARGEST_XML:
             raise ValueError(f"it has more than {LARGEST_XML:,} bytes")
-        root = _parse(content)
+        root = XML(content, XMLParser(target=_TreeWithoutDoctype()))  # noqa: S314 (no entities without doctype)
         width, height = _number(root, "size/width"), _number(root, "size/height")
         if width <= 0 or height <= 0:
             raise ValueError(f"its <size> is {width:g} x {height:g}")
         return [_object(element, width, height, class_folder) for element in root.iterfind("object")]
-    except (OSError, ValueError, LookupError, expat.ExpatError) as error:
+    except (OSError, ValueError, LookupError, ParseError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise UserError(
             f"{path}: cannot be read as object boxes: {reason}. Expected a Pascal-VOC file: <size> and, for each "
@@ -185,20 +184,11 @@ def read_voc_file(path: Path, class_folder: str) -> list[ObjectBox]:
         ) from error
 
 
-def _parse(content: bytes) -> Element:
-    """Parse an XML document without document type, so that nothing in it can expand or refer to other files."""
-    builder = TreeBuilder()
-    parser = expat.ParserCreate()
-    parser.StartDoctypeDeclHandler = _refuse_doctype
-    parser.StartElementHandler = builder.start
-    parser.EndElementHandler = builder.end
-    parser.CharacterDataHandler = builder.data
-    parser.Parse(content, True)
-    return builder.close()
+class _TreeWithoutDoctype(TreeBuilder):
+    """Builds the tree of an XML document, in which nothing can expand or refer to other files."""
 
-
-def _refuse_doctype(name: str, *_: object) -> None:
-    raise ValueError("it declares a document type, which could refer to other files")
+    def doctype(self, *_: object) -> None:
+        raise ValueError("it declares a document type, which could refer to other files")
 
 
 def _object(element: Element, width: float, height: float, class_folder: str) -> ObjectBox:

@@ -63,8 +63,7 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; the unit in each name."""
         boxes = self.object_boxes and self.object_boxes.as_dict()
-        axes = [check.as_dict() for check in self.axes]
-        return asdict(self) | {"integrity": self.integrity.as_dict(), "object_boxes": boxes, "axes": axes}
+        return asdict(self) | {"integrity": self.integrity.as_dict(), "object_boxes": boxes}
 
 
 def make_report(

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,13 @@ import torch
 from PIL import Image
 
 from models.build import create_model, load_weights
+from relabel import __main__ as tools
+from relabel.cli.run import run
+from relabel.config.load import load_config
 from relabel.data.dataset import CenterCrop, ImageDataset
 from relabel.data.images import list_images
 from relabel.data.loader import Loader, TestBatches
-from relabel.demo.reproduce import DIGITS, PHOTOS, SHIPPED_TEACHER, reproduce
+from relabel.demo.reproduce import DIGITS, PHOTOS, SHIPPED_TEACHER, make_digits_teacher, reproduce
 from relabel.demo.results import Student, gains
 from relabel.demo.scenes import write_scenes
 from relabel.demo.small_images import DigitImages
@@ -27,17 +31,29 @@ from utils.processes.distributed import Process
 CPU = torch.device("cpu")
 
 
-def relabel(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command from another folder than the project's."""
-    command = [sys.executable, "-m", "relabel", *map(str, words)]
-    settings = {**environment(), "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=settings, cwd=cwd)
+@pytest.fixture
+def steps_in_this_process(monkeypatch: pytest.MonkeyPatch, own_handlers: None) -> None:
+    """Run the steps of a reproduction without starting a process for each; the teacher learns for an epoch only."""
+
+    def run_here(words: Sequence[str], folder: Path) -> None:
+        if words[1] == "main.py":
+            flags = {key.removeprefix("--"): value for key, value in zip(words[4::2], words[5::2], strict=True)}
+            once = {"optim.epochs": "1", "optim.warmup.epochs": "0", "compute.num_workers": "0"}
+            run(load_config(words[3], flags | once))
+        else:
+            tools.main(list(words[3:]))
+
+    monkeypatch.setattr("relabel.demo.reproduce.run_command", run_here)
 
 
 @pytest.mark.slow
-def test_the_demo_in_small_ends_with_a_table_figures_and_their_paths(tmp_path: Path) -> None:
-    words = ("reproduce", "--out", "demo", "--rows", 2, "--seeds", 1, "--train", 128, "--val", 10)
-    first = relabel(*words, cwd=tmp_path)
+def test_the_demo_in_small_ends_with_a_table_figures_and_their_paths(
+    tmp_path: Path, steps_in_this_process: None
+) -> None:
+    words = ["--rows", "2", "--seeds", "1", "--train", "128", "--val", "10"]
+    command = [sys.executable, "-m", "relabel", "reproduce", "--out", "demo", *words]
+    settings = {**environment(), "PYTHONPATH": str(ROOT)}
+    first = subprocess.run(command, capture_output=True, text=True, timeout=300, env=settings, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     out = tmp_path / "demo"
     assert "-m relabel annotate" in first.stdout and "configs/digits/relabel.yaml" in first.stdout
@@ -49,8 +65,8 @@ def test_the_demo_in_small_ends_with_a_table_figures_and_their_paths(tmp_path: P
     assert all(run["row"] in first.stdout.partition("supervision")[2] for run in results["runs"])
     assert all(0 <= run[name] <= 100 for run in results["runs"] for name in ("top1_percent", "map_percent"))
     assert all(run["top1_in_set_percent"] >= run["top1_percent"] for run in results["runs"])
-    again = relabel(*words, cwd=tmp_path)  # nothing is trained twice, and nothing changes
-    assert again.returncode == 0 and (out / "original-seed0.log").read_text().count("is finished") == 1
+    reproduce(out, None, 2, 1, 128, 10)  # nothing is trained twice, and nothing changes
+    assert (out / "original-seed0.log").read_text().count("is finished") == 1
     assert json.loads((out / "results.json").read_text())["runs"] == results["runs"]
 
 
@@ -71,10 +87,8 @@ def test_a_gain_is_over_the_first_row_with_the_same_seed() -> None:
     assert found["original"].tolist() == [0, 0] and found["ReLabel"].tolist() == [5, 12]
 
 
-@pytest.mark.slow
-def test_the_teacher_can_be_made_from_scratch(tmp_path: Path) -> None:
-    made = relabel("digits-annotator", "--out", "a.pth", "--work", "work", "--train", 128, "--val", 10, cwd=tmp_path)
-    assert made.returncode == 0, made.stderr
+def test_the_teacher_can_be_made_from_scratch(tmp_path: Path, steps_in_this_process: None) -> None:
+    make_digits_teacher(tmp_path / "a.pth", tmp_path / "work", train=128, val=10)
     fresh, shipped = load_checkpoint(tmp_path / "a.pth"), load_checkpoint(SHIPPED_TEACHER)
     assert fresh.keys() == shipped.keys() and fresh["class_names"] == shipped["class_names"]
     assert (tmp_path / "a.pth").stat().st_size < 1_200_000
