@@ -181,8 +181,8 @@ def _find_pooling(output: fx.Node, model: nn.Module) -> fx.Node:
     """Search backwards from the output for the node that reduces all cells to one feature."""
     node = _input_node(output, model)
     while not (_is_global_average(node, model) or _takes_class_token(node, model)):
-        if "pool" in _describe(node, model).lower():
-            raise _refusal(model, f"{_describe(node, model)} stands before its last layers, not the mean of all cells")
+        if "pool" in node.name:
+            raise _refusal(model, f"found {node.name} before its last layers instead of the mean of all cells")
         node = _input_node(node, model)
     return node
 
@@ -207,7 +207,7 @@ def _graph_from(pooling: fx.Node, network: fx.GraphModule, model: nn.Module) -> 
 def _input_node(node: fx.Node, model: nn.Module) -> fx.Node:
     source = node.args[0] if node.args else None
     if not isinstance(source, fx.Node):
-        raise _refusal(model, f"{_describe(node, model)} stands before its last layers, not the mean of all cells")
+        raise _refusal(model, f"found {node.name} before its last layers instead of the mean of all cells")
     return source
 
 
@@ -225,14 +225,6 @@ def _takes_class_token(node: fx.Node, model: nn.Module) -> bool:
     """Whether the node picks the first token of a network of known patch size, as torchvision's ViT does."""
     is_first = node.target is operator.getitem and node.args[1] == FIRST_TOKEN
     return is_first and isinstance(getattr(model, "patch_size", None), int)
-
-
-def _describe(node: fx.Node, model: nn.Module) -> str:
-    if node.op == "call_module":
-        return type(model.get_submodule(str(node.target))).__name__
-    if node.op == "placeholder":
-        return "the image"
-    return str(getattr(node.target, "__name__", node.target))
 
 
 def _refusal(model: nn.Module, reason: str) -> UserError:

@@ -88,12 +88,6 @@ def random_crop_box(rng: np.random.Generator, width: int, height: int, min_area:
             top = int(rng.integers(height - down + 1))
             left = int(rng.integers(width - across + 1))
             return CropBox.from_pixels(left, top, left + across, top + down, width, height)
-    return _central_box(width, height)
-
-
-def _central_box(width: int, height: int) -> CropBox:
-    """Return the largest central box of an allowed aspect ratio."""
-    across = min(width, round(height * RATIO_RANGE[1]))
-    down = min(height, round(width / RATIO_RANGE[0]))
+    across, down = min(width, round(height * RATIO_RANGE[1])), min(height, round(width / RATIO_RANGE[0]))
     left, top = (width - across) // 2, (height - down) // 2
     return CropBox.from_pixels(left, top, left + across, top + down, width, height)

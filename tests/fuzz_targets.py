@@ -21,7 +21,7 @@ from relabel.config.schema import SCHEMA
 from relabel.crop_box import WHOLE_IMAGE, CropBox
 from relabel.data.decode import DECODERS, ImageFile
 from relabel.data.images import ImageList, keep_listed
-from relabel.evaluation.imagenet_labels import read_multi_labels, read_real, rows_by_number
+from relabel.evaluation.imagenet_labels import image_numbers, read_multi_labels, read_real
 from relabel.evaluation.predictions import read_predictions
 from relabel.evaluation.true_labels import read_true_labels
 from relabel.label_map import LabelMap
@@ -130,11 +130,11 @@ def read_yaml(path: Path) -> None:
 
 
 @cache
-def imagenet_images() -> tuple[ImageList, dict[int, int], np.ndarray]:
+def imagenet_images() -> tuple[ImageList, np.ndarray, np.ndarray]:
     """Four of ImageNet's validation images, their numbers, and its class ids."""
     names = np.array([f"{wnids()[0]}/{val_name(number)}".encode() for number in range(1, 5)])
     images = ImageList(Path("val"), wnids(), names, np.zeros(4, np.int32))
-    return images, rows_by_number(images)[0], np.arange(1000)
+    return images, image_numbers(images)[0], np.arange(1000)
 
 
 def write_published(folder: Path) -> None:
@@ -152,11 +152,11 @@ def write_published(folder: Path) -> None:
 
 def read_published(path: Path) -> None:
     """Truth of four images."""
-    images, row_of, positions = imagenet_images()
+    images, numbers, positions = imagenet_images()
     if path.name == "real.json":
-        assert read_real(path, images, row_of, positions)[0].shape == (4, 1000)
+        assert read_real(path, images, numbers, positions)[0].shape == (4, 1000)
     else:
-        labels, _ = read_multi_labels(path, images, row_of, positions)
+        labels, _ = read_multi_labels(path, images, numbers, positions)
         assert labels.correct.shape == labels.unclear.shape == (4, 1000)
         assert not (labels.scored & ~labels.correct.any(1)).all()
 

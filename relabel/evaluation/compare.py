@@ -45,7 +45,7 @@ class Difference:
 
 
 def compare(first: SavedPredictions, second: SavedPredictions) -> list[Difference]:
-    """Paired differences in top-1, and by own labels where both files have them.
+    """Return the paired differences in top-1, and by own labels on the images that have them in both files.
 
     Raises:
         UserError: the files differ in their images or labels; the message names the first difference.
@@ -55,12 +55,7 @@ def compare(first: SavedPredictions, second: SavedPredictions) -> list[Differenc
     differences = [paired_difference("top1_percent", *correct)]
     if first.in_set is not None and second.in_set is not None:
         in_set = np.array([first.in_set, second.in_set])
-        labelled = in_set[0] != ""
-        if (labelled != (in_set[1] != "")).any():
-            raise UserError(
-                f"{first.path} and {second.path} have own labels for different images. Evaluate both with the same "
-                "--eval.labels"
-            )
+        labelled = (in_set != "").all(axis=0)
         if labelled.any():
             differences.append(paired_difference("top1_in_set_percent", *(in_set[:, labelled] == "1")))
     return differences

@@ -5,7 +5,7 @@ the parquet copy of ImageNet. ImageNet's class ids are positions in the sorted l
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,31 +54,15 @@ def imagenet_positions(class_names: Sequence[str], path: Path, key: str) -> np.n
     return np.array([position[name] for name in wanted])
 
 
-def rows_by_number(images: ImageList) -> tuple[dict[int, int], list[str]]:
-    """Identify the images in val/ by the numbers in their names.
-
-    Returns:
-        number (from 1) -> row of the image list; and a note on images with other names.
-
-    Raises:
-        UserError: two images have the same number.
-    """
-    row_of: dict[int, int] = {}
-    unnumbered = []
-    for row in range(len(images)):
-        number = _number(images.name(row).rpartition("/")[2])
-        if number < 0:
-            unnumbered.append(images.name(row))
-        elif row_of.setdefault(number, row) != row:
-            raise UserError(
-                f"{images.path(row_of[number])} and {images.path(row)} have the same number; expected each once. "
-                "Remove one of them."
-            )
-    if not unnumbered:
-        return row_of, []
-    return row_of, [
-        f"val: {len(unnumbered):,} images are not named like ILSVRC2012_val_00000001.JPEG and have no published "
-        f"labels, the first: {unnumbered[0]}"
+def image_numbers(images: ImageList) -> tuple[np.ndarray, list[str]]:
+    """Return the numbers in the names of the images in val/, int64 [N]; and a note on images with other names (-1)."""
+    numbers = np.array([_number(images.name(row).rpartition("/")[2]) for row in range(len(images))])
+    other = np.flatnonzero(numbers < 0).tolist()
+    if not other:
+        return numbers, []
+    return numbers, [
+        f"val: {len(other):,} images are not named like ILSVRC2012_val_00000001.JPEG and have no published labels, the "
+        f"first: {images.name(other[0])}"
     ]
 
 
@@ -95,14 +79,14 @@ def real_results(truth: np.ndarray, predictions: Predictions) -> list[Result]:
 
 
 def read_real(
-    path: Path, images: ImageList, row_of: Mapping[int, int], positions: np.ndarray
+    path: Path, images: ImageList, numbers: np.ndarray, positions: np.ndarray
 ) -> tuple[np.ndarray, list[str]]:
     """Read real.json for the images in val/.
 
     Args:
         path: of the file.
         images: of val/; K class names.
-        row_of: image number -> row, see `rows_by_number`.
+        numbers: int64 [N]; see `image_numbers`.
         positions: int64 [1000]; class id -> position among the K.
 
     Returns:
@@ -115,7 +99,7 @@ def read_real(
     if not isinstance(lists, list) or not all(map(_are_class_ids, lists)):
         raise UserError(f"{path}: {EXPECTED_REAL}.")
     truth = np.zeros((len(images), len(images.class_names)), dtype=bool)
-    for number, row in row_of.items():
+    for row, number in enumerate(numbers.tolist()):
         if 0 < number <= len(lists):
             truth[row, positions[lists[number - 1]]] = True
     if not truth.any():
@@ -159,24 +143,23 @@ class MultiLabels:
 
 
 def read_multi_labels(
-    path: Path, images: ImageList, row_of: Mapping[int, int], positions: np.ndarray
+    path: Path, images: ImageList, numbers: np.ndarray, positions: np.ndarray
 ) -> tuple[MultiLabels, list[str]]:
     """Read human_accuracy_v3.0.0.json for the images in val/; arguments, notes and errors as for `read_real`."""
     content = read_json(path, EXPECTED_MULTI_LABELS)
     correct, unclear = np.zeros((2, len(images), len(images.class_names)), dtype=bool)
-    annotated = np.zeros(len(images), dtype=bool)
     position = dict(zip(class_names_of_imagenet(), positions.tolist(), strict=True))
     try:
         # The file also annotates images of ImageNetV2, which have no such numbers.
         numbered = {_number(name): annotation for name, annotation in content["initial_annots"].items()}
         numbered.pop(-1, None)
-        for number in numbered.keys() & row_of.keys():
-            row, annotation = row_of[number], numbered[number]
-            annotated[row] = True
+        annotated = np.isin(numbers, list(numbered))
+        for row in np.flatnonzero(annotated).tolist():
+            annotation = numbered[int(numbers[row])]
             correct[row, [position[wnid] for wnid in annotation.get("correct", [])]] = True
             unclear[row, [position[wnid] for wnid in annotation.get("unclear", [])]] = True
-        problematic = _mask(content["problematic_images"], row_of, len(images))
-        imagenet_m = _mask(content.get("imagenet_m", []), row_of, len(images))  # absent before version 3
+        problematic = np.isin(numbers, list(map(_number, content["problematic_images"])))
+        imagenet_m = np.isin(numbers, list(map(_number, content.get("imagenet_m", []))))  # absent before version 3
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: found {type(error).__name__}: {error}; {EXPECTED_MULTI_LABELS}.") from error
     if not annotated.any():
@@ -202,10 +185,3 @@ def _number(name: str) -> int:
     """Return the number in the file name of a validation image; -1 for other names."""
     match = NUMBERED.fullmatch(name)
     return int(match[1]) if match else -1
-
-
-def _mask(names: Iterable[str], row_of: Mapping[int, int], images: int) -> np.ndarray:
-    """Mark the images with these file names, bool [N]."""
-    mask = np.zeros(images, dtype=bool)
-    mask[[row_of[number] for number in map(_number, names) if number in row_of]] = True
-    return mask

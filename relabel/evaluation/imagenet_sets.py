@@ -118,17 +118,15 @@ def subset_set(name: str, root: Path, class_names: list[str], checkpoint: str, t
         transform: for the images.
 
     Raises:
-        UserError: the folder holds classes that the network lacks, or more than 200.
+        UserError: the folder holds classes that the network lacks.
     """
     images = list_images(root)
     images.with_classes_of(class_names, checkpoint)  # raises if a class is unknown
     count = len(images.class_names)
-    if count > SUBSET_CLASSES:
-        raise UserError(f"{root}: found {count} class folders; expected its {SUBSET_CLASSES}.")
     among = np.array([class_names.index(wnid) for wnid in images.class_names])
     notes = count_note(name, len(images))
     if count != SUBSET_CLASSES:
-        notes.append(f"{name}: found {count} of its {SUBSET_CLASSES} classes; predictions are restricted to these")
+        notes.append(f"{name}: found {count} classes instead of {SUBSET_CLASSES}; predictions are restricted to these")
     metrics = accuracy_and_calibration(name, f"among its {count} classes")
     return ImageSet(name, images, transform, metrics, among, notes=notes)
 

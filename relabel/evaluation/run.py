@@ -140,14 +140,14 @@ def _validation_set(config: FrozenMunch, images: ImageList, positions: np.ndarra
     if len(names) == IMAGENET_CLASSES and all(map(WNID.fullmatch, names)):
         notes += imagenet_sets.count_note(VAL, len(images))
     if wanted.real or wanted.multilabel:
-        row_of, more = imagenet_labels.rows_by_number(images)
+        numbers, more = imagenet_labels.image_numbers(images)
         notes += more
     if wanted.real:
-        truth, more = imagenet_labels.read_real(Path(wanted.real), images, row_of, positions)
+        truth, more = imagenet_labels.read_real(Path(wanted.real), images, numbers, positions)
         metrics.append(partial(imagenet_labels.real_results, truth))
         notes += more
     if wanted.multilabel:
-        labels, more = imagenet_labels.read_multi_labels(Path(wanted.multilabel), images, row_of, positions)
+        labels, more = imagenet_labels.read_multi_labels(Path(wanted.multilabel), images, numbers, positions)
         metrics.append(labels.results)
         notes += more
     if wanted.labels:

@@ -80,7 +80,7 @@ def read_true_labels(path: Path, images: ImageList) -> tuple[TrueLabels, list[st
         index = position.get(label, NO_CLASS) if isinstance(label, str) else label
         if not 0 <= index < len(position):
             raise UserError(
-                f"{path}: found the class {label!r} of {name}, which the checkpoint does not have; expected names such "
+                f"{path}: found the class {label!r} of {name!r}, which the checkpoint does not have; expected names such "
                 f"as {images.class_names[0]!r}, or in JSON positions in 0..{len(position) - 1}. Correct the file."
             )
         if name in rows:
@@ -90,7 +90,7 @@ def read_true_labels(path: Path, images: ImageList) -> tuple[TrueLabels, list[st
     if not truth.any():
         raise UserError(
             f"{path} has no label for any of the {len(images):,} images of {images.root}: found "
-            f"{', '.join(unknown_images[:1]) or 'no name'}; expected names such as {images.name(0)}. "
+            f"{unknown_images[:1]}; expected names such as {images.name(0)!r}. "
             "Correct the file, or --data.data_path."
         )
     notes = []
@@ -117,7 +117,7 @@ def _json_pairs(path: Path) -> Iterator[tuple[str, str | int]]:
 
 def _tsv_pairs(path: Path) -> Iterator[tuple[str, str]]:
     try:
-        lines = path.read_bytes().decode("utf-8-sig", "surrogateescape").replace("\r\n", "\n").split("\n")
+        lines = path.read_text("utf-8-sig", "surrogateescape").split("\n")
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); {EXPECTED}.") from error
     if lines[0] != HEADER:

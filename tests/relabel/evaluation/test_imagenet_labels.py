@@ -9,11 +9,11 @@ import pytest
 
 from relabel.data.images import ImageList
 from relabel.evaluation.imagenet_labels import (
+    image_numbers,
     imagenet_positions,
     read_multi_labels,
     read_real,
     real_results,
-    rows_by_number,
 )
 from relabel.evaluation.results import Result
 from relabel.training.validation import Predictions
@@ -57,17 +57,12 @@ def test_real_counts_any_label_and_skips_empty_lists(tmp_path: Path) -> None:
     path = write(tmp_path / "real.json", [[7], [], [1], [2, 9, 30], [30]])
     parquet = val_name(4).replace(".JPEG", f"_{wnids()[8]}.JPEG")
     images = listed([parquet, val_name(2), val_name(5), val_name(1), "holiday.JPEG"])
-    row_of, notes = rows_by_number(images)
+    numbers, notes = image_numbers(images)
     assert len(notes) == 1 and notes[0].startswith("val: 1 images") and f"{wnids()[0]}/holiday.JPEG" in notes[0]
-    truth, notes = read_real(path, images, row_of, KEEP)
+    truth, notes = read_real(path, images, numbers, KEEP)
     found = values(real_results(truth, answers(images, [9, 7, 31, 7, 7])))
     assert found == {"real_percent": (round(100 * 2 / 3, 6), 3)}
     assert notes == ["eval.real: found 5 lists, expected 50,000"]
-
-
-def test_an_image_that_is_there_twice_is_refused() -> None:
-    with pytest.raises(UserError, match="same number"):
-        rows_by_number(listed([val_name(1), val_name(1).replace(".JPEG", "_n01440764.JPEG")]))
 
 
 @pytest.mark.skipif(not REAL.is_file(), reason="needs the real real.json in ../shared/data")
@@ -75,7 +70,7 @@ def test_the_real_file() -> None:
     lists = json.loads(REAL.read_text())
     assert len(lists) == 50_000 and sum(not ids for ids in lists) == 3_163
     images = listed([val_name(number) for number in range(1, 50_001)])
-    truth, notes = read_real(REAL, images, rows_by_number(images)[0], KEEP)
+    truth, notes = read_real(REAL, images, image_numbers(images)[0], KEEP)
     right = answers(images, [ids[-1] if ids else 0 for ids in lists])
     half = answers(images, [ids[0] if ids and row % 2 else 1001 for row, ids in enumerate(lists)])
     assert values(real_results(truth, right)) == {"real_percent": (100.0, 46_837)} and notes == []
@@ -113,9 +108,7 @@ def val_images() -> ImageList:
 
 def test_both_protocols_of_shankar_and_imagenet_m_by_hand(tmp_path: Path) -> None:
     images = val_images()
-    labels, notes = read_multi_labels(
-        write(tmp_path / "h.json", annotations()), images, rows_by_number(images)[0], KEEP
-    )
+    labels, notes = read_multi_labels(write(tmp_path / "h.json", annotations()), images, image_numbers(images)[0], KEEP)
     # Answers to images:            1  2  3  7  4  5  6  8
     found = values(labels.results(answers(images, [5, 7, 0, 0, 9, 8, 9, 1])))
     # Correct or unclear: class 0 both of two (3 is problematic), class 1 one of three: mean of 100 and 33.3 %.
@@ -131,7 +124,7 @@ def test_both_protocols_of_shankar_and_imagenet_m_by_hand(tmp_path: Path) -> Non
 def test_annotated_images_outside_val_are_counted(tmp_path: Path) -> None:
     images = listed([val_name(2), val_name(3)])
     path = write(tmp_path / "h.json", annotations(problematic_images=[val_name(3)]))  # a list of names will do
-    labels, notes = read_multi_labels(path, images, rows_by_number(images)[0], KEEP)
+    labels, notes = read_multi_labels(path, images, image_numbers(images)[0], KEEP)
     found = values(labels.results(answers(images, [0, 1])))
     assert found["multilabel_per_class_percent"] == (100, 1) and found["imagenet_m_right"] == (0, 1)
     assert notes[0].startswith("eval.multilabel: 2 of its 6 images are in val/")
@@ -148,7 +141,7 @@ def test_annotated_images_outside_val_are_counted(tmp_path: Path) -> None:
 def test_another_file_than_real_json_is_refused(tmp_path: Path, content: Any, match: str) -> None:
     images = listed([val_name(1)])
     with pytest.raises(UserError, match=match):
-        read_real(write(tmp_path / "real.json", content), images, rows_by_number(images)[0], KEEP)
+        read_real(write(tmp_path / "real.json", content), images, image_numbers(images)[0], KEEP)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +155,7 @@ def test_another_file_than_real_json_is_refused(tmp_path: Path, content: Any, ma
 def test_another_file_than_shankar_s_is_refused(tmp_path: Path, content: Any, match: str) -> None:
     images = val_images()
     with pytest.raises(UserError, match=match):
-        read_multi_labels(write(tmp_path / "h.json", content), images, rows_by_number(images)[0], KEEP)
+        read_multi_labels(write(tmp_path / "h.json", content), images, image_numbers(images)[0], KEEP)
 
 
 def test_a_checkpoint_of_other_classes_is_refused() -> None:

@@ -94,7 +94,7 @@ def test_a_subset_is_chosen_among_its_own_classes(tmp_path: Path) -> None:
     assert labels_of(image_set) == {f"{w[7]}/a.jpg": w[7], f"{w[500]}/a.jpg": w[500], f"{w[500]}/b.jpg": w[500]}
     assert image_set.notes == [
         "imagenet_a: found 3 images; the published set has 7,500",
-        "imagenet_a: found 2 of its 200 classes; predictions are restricted to these",
+        "imagenet_a: found 2 classes instead of 200; predictions are restricted to these",
     ]
 
 
