@@ -72,11 +72,6 @@ class Parameter:
             return (self.type.separator or " ").join(f"{part:g}" for part in self.default)
         return str(self.default).lower() if isinstance(self.default, bool | None) else str(self.default)
 
-    def refusal(self, text: str) -> str:
-        """Advice on a text that does not fit."""
-        has_default = self.default is not inspect.Parameter.empty
-        return self.type.refusal(text) + (f"; the default is {self.shown_default}" if has_default else "")
-
     def help_entry(self) -> str:
         """Lines of a help screen: name, meaning, type and default."""
         state = "any number" if self.repeated else "required" if self.required else f"default {self.shown_default}"
@@ -116,32 +111,30 @@ class Command:
             UserError: lists all that is wrong with them: form, missing and unknown names, values that do not fit.
         """
         single = {name: parameter for name, parameter in self.parameters.items() if not parameter.repeated}
-        repeated = next((parameter for parameter in self.parameters.values() if parameter.repeated), None)
+        repeated = next((name for name in self.parameters if name not in single), "")
         positional = [name for name in single if single[name].positional]
-        line = parse_command_line(argv, single, positional, takes_more=repeated is not None)
-        values: dict[str, Any] = {}
-        more: list[Any] = []
-        for text in line.more:
-            assert repeated
+        line = parse_command_line(argv, single, positional, takes_more=repeated != "")
+        given = [(name, text) for name, text in line.texts.items() if name in single]
+        values: dict[str, list[Any]] = {name: [] for name in self.parameters}
+        for name, text in [*given, *((repeated, text) for text in line.more)]:
+            parameter = self.parameters[name]
             try:
-                more.append(repeated.type.parse(text))
+                values[name].append(parameter.type.parse(text))
             except ValidationError:
-                line.refuse(text, repeated.refusal(text))
-        for name, text in line.texts.items():
-            if name not in single:
-                near = nearest(name, single)
-                line.refuse(f"--{name}", f"no such flag{did_you_mean(near, prefix='--')}", *near)
-                continue
-            try:
-                values[name] = single[name].type.parse(text)
-            except ValidationError:
-                line.refuse(f"{single[name].subject} = {text!r}", single[name].refusal(text), name)
+                advice = parameter.type.refusal(text)
+                if parameter.default is not inspect.Parameter.empty:
+                    advice += f"; the default is {parameter.shown_default}"
+                line.refuse(f"{parameter.subject} = {text!r}", advice, name)
+        for name in [name for name in line.texts if name not in single]:
+            near = nearest(name, single)
+            line.refuse(f"--{name}", f"no such flag{did_you_mean(near, prefix='--')}", *near)
         for name, parameter in single.items():
             if parameter.required and name not in {*line.texts, *line.spoiled}:
                 line.refuse(parameter.written, f"is missing; expected {parameter.type.expected}")
         if line.problems:
             raise UserError(report(line.problems, f"How it is written: {program} {self.name} --help"))
-        return [values.pop(name) for name in positional] + more, values
+        arguments = [value for name in (*positional, repeated) for value in values.pop(name, [])]
+        return arguments, {name: found[0] for name, found in values.items() if found}
 
     def help_text(self, program: str) -> str:
         """Write usage, docstring, and every parameter with its meaning, type and default."""

@@ -44,11 +44,18 @@ def launch(function: Callable[[Process, T], None], argument: T, settings: Any, s
         UserError: settings that this machine cannot serve.
         SystemExit: a process failed; its exit status.
     """
-    backend = _backend(settings.distributed.backend, section)
+    backend: str = settings.distributed.backend
+    gpus, n = torch.cuda.device_count(), settings.distributed.num_processes_per_node
+    if backend == "auto":
+        backend = "nccl" if gpus else "gloo"
     if under_torchrun():
         _run_under_torchrun(function, argument, settings.gpu, backend, section)
         return
-    n = _count_processes(settings, backend, section)
+    if settings.gpu >= 0 or not settings.distributed.use:
+        n = 1
+    elif n == 1:
+        n = max(gpus, 1)
+    _check_gpus(n, backend, section)
     if n == 1:
         function(Process(0, 1, 0, 1, _device(settings.gpu, 0, section)), argument)
         return
@@ -60,35 +67,14 @@ def launch(function: Callable[[Process, T], None], argument: T, settings: Any, s
         sys.exit(status)
 
 
-def _count_processes(settings: Any, backend: str, section: str) -> int:
-    if settings.gpu >= 0 or not settings.distributed.use:
-        return 1
-    wanted: int = settings.distributed.num_processes_per_node
-    n = max(torch.cuda.device_count(), 1) if wanted == 1 else wanted
-    _check_gpus(n, backend, section)
-    return n
-
-
 def _check_gpus(processes: int, backend: str, section: str) -> None:
     gpus = torch.cuda.device_count()
-    if backend == "nccl" and processes > max(gpus, 1):
+    if backend == "nccl" and processes > gpus:
         raise UserError(
-            f"this node would run {processes} processes, but it shows {gpus} GPU(s) and nccl needs one for each.\n"
+            f"this node would run {processes} process(es), but it shows {gpus} GPU(s) and nccl needs one for each.\n"
             f"  Start one process per GPU (--{section}.distributed.num_processes_per_node 1), or set "
-            f"--{section}.distributed.backend gloo."
+            f"--{section}.distributed.backend auto (nccl on GPUs, gloo on CPUs) or gloo."
         )
-
-
-def _backend(backend: str, section: str) -> str:
-    """Resolve the backend; refuse what the machine lacks, even for a single process, which uses none."""
-    if backend == "auto":
-        return "nccl" if torch.cuda.is_available() else "gloo"
-    if backend == "nccl" and not torch.cuda.is_available():
-        raise UserError(
-            f"{section}.distributed.backend is nccl, but this machine shows no GPU.\n"
-            f"  Set --{section}.distributed.backend auto (nccl on GPUs, gloo on CPUs)."
-        )
-    return backend
 
 
 def _device(gpu: int, local_rank: int, section: str = "") -> torch.device:

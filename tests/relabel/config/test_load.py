@@ -184,14 +184,6 @@ def test_copies_are_equal_and_frozen(load: Load, again: Callable[[Any], Any]) ->
         config.optim.lr.init = 3.0
 
 
-def test_plain_tree_and_yaml_lead_back_to_the_same_config(load: Load, tmp_path: Path) -> None:
-    config = load(None, {"util.run_dir": "1e-3", "data.crop_ratio": "none", "optim.wd.base": "1e-5"})
-    plain = config.toDict()
-    assert {type(plain), type(plain["optim"]), type(plain["optim"]["lr"])} == {dict}
-    (tmp_path / "again.yaml").write_text(to_yaml(plain), encoding="utf-8")
-    assert load_config("again.yaml", {}).toDict() == plain
-
-
 DIGITS = st.text("0123456789", min_size=1, max_size=5)
 EXPONENTS = st.sampled_from(["", "e0", "E+2", "e-3", "e-05", "E1"])
 WHOLE = st.builds("".join, st.tuples(st.sampled_from(["", "+", "00"]), DIGITS)).map(lambda text: (text, int(text)))
