@@ -96,8 +96,6 @@ def create_pretrained_model(arch: str) -> tuple[nn.Module, str]:
             options = {"aux_logits": False} if arch in TORCHVISION_OPTIONS else {}
             return torchvision.models.get_model(arch, weights=weights, **options), str(weights)
         model = timm.create_model(name, pretrained=True)
-    except MemoryError:
-        raise
     except Exception as error:  # fetching involves four libraries, each with errors of its own
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise UserError(

@@ -16,7 +16,7 @@ Refused, with the reason: pooling to more than one cell (VGG, AlexNet) or to a m
 """
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -97,22 +97,17 @@ class _Method(nn.Module):
 def _from_methods(model: nn.Module) -> FullyConvolutional:
     second = _Method(model, "forward_head")
     channels: int = model.num_features  # type: ignore[assignment]
-    for layout in _layouts(model):
+    layouts: list[Layout] = [Map(), Map(channels_last=True)]
+    stages = getattr(model, "feature_info", None)
+    if isinstance(stages, list) and stages:
+        layouts.append(Tokens(getattr(model, "num_prefix_tokens", 0), stages[-1]["reduction"]))
+    for layout in layouts:
         own_head = CellHead(second, layout)
         head = _describe_head(own_head, channels, getattr(model, "global_pool", None))
         if head:
             features = CellFeatures(_Method(model, "forward_features"), layout)
             return FullyConvolutional(features, own_head, head)
     raise _refusal(model, "its head uses more of the features than their mean or a class token")
-
-
-def _layouts(model: nn.Module) -> Iterator[Layout]:
-    """Layouts that are possible between the halves."""
-    yield Map()
-    yield Map(channels_last=True)
-    stages = getattr(model, "feature_info", None)
-    if isinstance(stages, list) and stages:
-        yield Tokens(getattr(model, "num_prefix_tokens", 0), stages[-1]["reduction"])
 
 
 @torch.inference_mode()

@@ -15,11 +15,10 @@ from relabel.data.extra_images import ExtraBatches, MixedDataset, open_extra_roo
 from relabel.data.images import list_images
 from relabel.data.loader import TrainBatches, collate
 from relabel.label_map import LabelMap
-from relabel.stores.manifest import Manifest
 from relabel.stores.pt_folder import write_label_map
 from relabel.stores.store import open_label_store
 from relabel.targets import SUPERVISIONS, TargetMaker
-from tests.conftest import CLASSES, Flags, make_photos
+from tests.conftest import Flags, make_photos
 from tests.relabel.training.test_run import StopAt, assert_same_weights, metrics, start, weights
 from utils.checkpoint import BEST
 from utils.errors import UserError
@@ -132,17 +131,6 @@ def test_extra_samples_have_their_own_image_map_and_place_and_no_label(
         mixed[(0, 30)]
 
 
-def test_maps_of_another_list_of_classes_are_translated_by_name(roots: dict[str, Path]) -> None:
-    k, h, w = SHAPE
-    manifest = Manifest(form="pt", maps=7, k=k, h=h, w=w, class_names=["cow", "ant", "emu", "bee"], made_by={})
-    manifest.write(roots["far-labels"] / "manifest.json")  # the files' ids 2 and 0 are now emu and cow
-    label_map = open_extra_root(roots["far"], roots["far-labels"], CLASSES, SHAPE).store.read(0)
-    assert (label_map.classes[1] == 2).all(), "cow is the third of the training classes"
-    assert (label_map.classes[0] == 3).all(), "emu is none of them: it is ignored"
-    with pytest.raises(UserError, match="far-labels: the label maps lack 1 of the data's 4 classes, the first: 'dog'"):
-        open_extra_root(roots["far"], roots["far-labels"], [*CLASSES, "dog"], SHAPE)
-
-
 @pytest.mark.parametrize("supervision", SUPERVISIONS)
 def test_the_target_of_an_extra_image_is_its_map_whatever_weight_labels_have(
     mixed: MixedDataset, supervision: str
@@ -175,7 +163,7 @@ def test_a_preempted_run_with_extra_images_continues_exactly(
     }
     flags = extra_flags | settings
     start({**flags, "util.run_dir": tmp_path / "undisturbed"})
-    assert "11 extra images with label maps, 3 in a batch" in capsys.readouterr().out
+    assert "11 extra images with label maps, 50 % of each batch" in capsys.readouterr().out
     assert [e["step"] for e in metrics(tmp_path / "undisturbed") if e["event"] == "validation"] == [10, 20]
     assert all("extra" not in name for name in weights(tmp_path / "undisturbed"))
     with monkeypatch.context() as patch, pytest.raises(SystemExit):

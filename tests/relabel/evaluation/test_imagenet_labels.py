@@ -121,15 +121,6 @@ def test_both_protocols_of_shankar_and_imagenet_m_by_hand(tmp_path: Path) -> Non
     ]
 
 
-def test_annotated_images_outside_val_are_counted(tmp_path: Path) -> None:
-    images = listed([val_name(2), val_name(3)])
-    path = write(tmp_path / "h.json", annotations(problematic_images=[val_name(3)]))  # a list of names will do
-    labels, notes = read_multi_labels(path, images, image_numbers(images)[0], KEEP)
-    found = values(labels.results(answers(images, [0, 1])))
-    assert found["multilabel_per_class_percent"] == (100, 1) and found["imagenet_m_right"] == (0, 1)
-    assert notes[0].startswith("eval.multilabel: 2 of its 6 images are in val/")
-
-
 @pytest.mark.parametrize(
     ("content", "match"),
     [

@@ -94,7 +94,7 @@ def test_measures_by_hand(tmp_path: Path, images: ImageList) -> None:
         ("a.tsv", "image\tclass\nant/1.jpg ant\n", "line 2: found 'ant/1.jpg ant'; expected CLASS/FILE, a tab"),
         ("a.tsv", "image\tclass\nant/1.jpg\tAnt\nant/2.jpg\tdog\n", "found the class 'Ant'.* such as 'ant'"),
         ("a.tsv", "image\tclass\nant/1.jpg\t0\n", "found the class '0'"),
-        ("a.tsv", "image\tclass\nx/1.jpg\tant\n", "no label for any of the 4 images found .'x/1.jpg'.; .* 'ant/1"),
+        ("a.tsv", "image\tclass\nx/1.jpg\tant\n", "no label for any of the 4 images .* found .'x/1.jpg'.; .* 'ant/1"),
         ("a.json", "[1]", r"found \[1\]; expected a TSV file"),
         ("a.json", '{"ant/1.jpg": ["ant"], "ant/1.jpg": ["bee"]}', "the name 'ant/1.jpg' is there twice"),
         ("a.json", {"ant/1.jpg": "ant"}, "found ant for 'ant/1.jpg'"),
