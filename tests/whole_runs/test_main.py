@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 import main
-from tests.conftest import ROOT
+from relabel.cli.run import run
+from relabel.config.load import load_config
+from tests.conftest import ROOT, Flags
 from tests.wrong_commands import SECOND_PROCESS, put_folders
+from utils.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +97,12 @@ def test_one_process_of_a_node_reports_a_mistake(
         main.main(["stray"])
     assert caught.value.code == 2
     assert capsys.readouterr().err == ""
+
+
+def test_an_unknown_network_names_the_flag_that_selects_it(flags: Flags) -> None:
+    with pytest.raises(UserError, match=r"Did you mean digit_net(.|\n)*Correct --model\.arch"):
+        run(load_config("", {key: str(value) for key, value in (flags | {"model.arch": "digitnet"}).items()}))
+    assert not flags["util.run_dir"].exists()
 
 
 def test_ctrl_c_before_the_run_leaves_no_traceback(here: Path) -> None:

@@ -181,7 +181,7 @@ def test_label_maps_from_making_to_training(scenes: Path, tmp_path: Path, capsys
 @pytest.mark.parametrize(
     ("flags", "match"),
     [
-        (["--arch", "digitnet", "--weights", "random"], "Did you mean digit_net"),
+        (["--arch", "digitnet", "--weights", "random"], "Did you mean digit_net(.|\\n)*Correct --arch or --weights"),
         (["--arch", "alexnet", "--weights", "random"], "AlexNet cannot make label maps: "),
         (["--arch", "digit_net"], "digit_net has no published weights"),
         ([], "pretrained names no network(.|\\n)*--arch"),
