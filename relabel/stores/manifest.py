@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from utils.errors import UserError
-from utils.files import read_json, write_json
+from utils.files import read_json, remove_temporaries, write_json
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -88,12 +88,31 @@ class Manifest(BaseModel):
         content["sha256"][MANIFEST] = self.digest()
         write_json(path, content)
 
-    def check_same_settings(self, wanted: "Manifest", folder: Path) -> None:
-        """Refuse to continue label maps with other settings; their number, hashes and skipped images may differ.
+    def begin(self, folder: Path, name: str = MANIFEST) -> None:
+        """Begin label maps in an empty folder with this manifest, or check that those in it are of the same settings.
+
+        Their number, hashes and skipped images may differ. Temporary files of killed processes are removed.
+
+        Args:
+            folder: of the label maps; exists.
+            name: of the manifest while they are being made.
 
         Raises:
-            UserError: naming the differences.
+            UserError: the folder holds label maps made with other settings (naming the differences), or other files.
         """
+        begun = read_manifest(folder) or read_manifest(folder, name)
+        if begun is not None:
+            begun._check_same_settings(self, folder)
+        elif others := sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")):
+            raise UserError(
+                f"{folder} is not empty: it holds {others[0]}, but no {MANIFEST} of how label maps were made; expected "
+                "a new or empty folder, or label maps made with the same settings. Name another folder"
+            )
+        else:
+            self.write(folder / name)
+        remove_temporaries(folder)
+
+    def _check_same_settings(self, wanted: "Manifest", folder: Path) -> None:
         found, expected = (dict(_leaves(m.model_dump(exclude={"sha256", "skipped", "maps"}))) for m in (self, wanted))
         names = [name for name in {**found, **expected} if found.get(name) != expected.get(name)]
         if names:

@@ -66,7 +66,7 @@ class PackedStore:
         if manifest.maps != len(store_keys) - np.isin(skipped, store_keys).sum():
             raise UserError(f"{folder}: {MANIFEST} counts {manifest.maps:,} maps, unlike {KEYS}. {_FETCH_AGAIN}")
         self._records = find_rows(store_keys, keys, skipped)
-        self._crcs = crcs if self._records is None else crcs[self._records]
+        self._crcs = crcs[self._records]
         self._key_crcs = np.fromiter(map(crc32, keys), CRC_TYPE, len(keys))
         self._file = -1
 
@@ -102,16 +102,16 @@ class PackedStore:
 
     def missing(self) -> np.ndarray:
         """See LabelStore."""
-        return np.zeros(0, np.int64) if self._records is None else np.flatnonzero(self._records < 0)
+        return np.flatnonzero(self._records < 0)
 
     def location(self, row: int) -> str:
         """See LabelStore."""
-        number = row if self._records is None else int(self._records[row])
+        number = self._records.item(row)
         return f"a record of {self._folder}" if number < 0 else f"{self._folder}/{MAPS}, record {number:,}"
 
     def _record(self, row: int) -> bytes:
         """Return the bytes of a row's record, checked against its CRC."""
-        number = row if self._records is None else self._records.item(row)
+        number = self._records.item(row)
         if number < 0:
             raise UserError(f"{self._folder} holds no label map of row {row:,} of the images. Make the missing maps.")
         if self._file < 0:
@@ -143,7 +143,7 @@ def read_whole_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def find_rows(store_keys: np.ndarray, keys: np.ndarray, skipped: np.ndarray) -> np.ndarray | None:
+def find_rows(store_keys: np.ndarray, keys: np.ndarray, skipped: np.ndarray) -> np.ndarray:
     """Find the record of each key in a store.
 
     Args:
@@ -152,10 +152,8 @@ def find_rows(store_keys: np.ndarray, keys: np.ndarray, skipped: np.ndarray) -> 
         skipped: bytes [n]; the store_keys without a map.
 
     Returns:
-        int32 [N]; -1 for a key without a map. None if row i is record i for all keys.
+        int32 [N]; -1 for a key without a map.
     """
-    if not len(skipped) and np.array_equal(keys, store_keys):
-        return None
     records = np.searchsorted(store_keys, keys).clip(max=len(store_keys) - 1)
     is_there = (store_keys[records] == keys) & ~np.isin(keys, skipped)
     return np.where(is_there, records, -1).astype(np.int32)

@@ -7,10 +7,10 @@ from zlib import crc32
 import numpy as np
 
 from relabel.label_map import LabelMap
-from relabel.stores.manifest import MANIFEST, Manifest, read_manifest
+from relabel.stores.manifest import MANIFEST, Manifest
 from relabel.stores.packed import CRC_TYPE, CRCS, KEYS, MAPS, UNFINISHED, open_array, record_type, sha256_of
 from utils.errors import UserError, naming
-from utils.files import remove_temporaries, replacing
+from utils.files import replacing
 
 LARGEST_CLASS_COUNT = 65_535  # ids are uint16
 
@@ -56,15 +56,8 @@ class PackedWriter:
         for name in (MAPS, KEYS, CRCS):
             if (self.folder / name).is_symlink():  # writing would change the file that it points to
                 raise UserError(f"{self.folder / name} is a link; expected a file of a store, or none. Remove it")
-        finished = read_manifest(self.folder)
-        begun = finished or read_manifest(self.folder, UNFINISHED)
-        if begun is not None:
-            begun.check_same_settings(self.manifest, self.folder)
-        else:
-            self._refuse_other_files()
-            self.manifest.write(self.folder / UNFINISHED)
-        remove_temporaries(self.folder)
-        if finished is None and not (self.folder / MAPS).exists():  # the last file to be made
+        self.manifest.begin(self.folder, UNFINISHED)
+        if not (self.folder / MANIFEST).exists() and not (self.folder / MAPS).exists():  # the last file to be made
             self._make_files()
         return self._done()
 
@@ -114,14 +107,6 @@ class PackedWriter:
 
     def _crc(self, row: int, record: bytes) -> int:
         return crc32(record, crc32(self._keys[row]))
-
-    def _refuse_other_files(self) -> None:
-        """Refuse a folder with files and no manifest: they are not ours to overwrite."""
-        if others := sorted(path.name for path in self.folder.iterdir() if not path.name.startswith(".")):
-            raise UserError(
-                f"{self.folder} is not empty: it holds {others[0]}{' and more' if len(others) > 1 else ''}; expected a "
-                "new or empty folder, or an unfinished store of these very maps. Name another folder"
-            )
 
     def _done(self) -> np.ndarray:
         """bool [N]; the records that fit their CRC."""

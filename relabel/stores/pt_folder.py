@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from relabel.label_map import LabelMap, class_dtype, class_translation
-from relabel.stores.manifest import MANIFEST, Manifest, read_manifest
+from relabel.stores.manifest import MANIFEST, Manifest
 from utils.checkpoint import damaged_part, is_plain, refuse_inflated
 from utils.errors import UserError, naming
 from utils.files import is_file, remove_temporaries, replacing
@@ -66,17 +66,7 @@ class FolderWriter:
         Raises:
             UserError: the folder holds maps made with other settings (naming the differences), or without a manifest.
         """
-        found = read_manifest(self._folder)
-        if found is not None:
-            found.check_same_settings(self._manifest, self._folder)
-        elif others := sorted(path.name for path in self._folder.iterdir() if not path.name.startswith(".")):
-            raise UserError(
-                f"{self._folder} is not empty: it holds {others[0]}, but no {MANIFEST} of how label maps were made; "
-                "expected a new or empty folder, or label maps made with the same settings. Name another folder"
-            )
-        else:
-            self._manifest.write(self._folder / MANIFEST)
-        remove_temporaries(self._folder)
+        self._manifest.begin(self._folder)
         for folder in filter(Path.is_dir, self._folder.iterdir()):
             if folder.is_symlink():
                 raise UserError(f"{folder} is a link, so label maps would be written elsewhere. Remove it")
@@ -248,11 +238,9 @@ def _problem(value: object) -> str:
     """Describe a loaded object that is not a plain tensor of two planes; '' if it is one."""
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__}"
-    if value.is_nested:
-        return "a nested tensor"
-    found = f"of shape {list(value.shape)} and type {str(value.dtype).removeprefix('torch.')}"
     if not is_plain(value):
-        return f"a tensor {found}, which is not plain numbers in memory"
+        return "a sparse, nested or quantized tensor"
+    found = f"of shape {list(value.shape)} and type {str(value.dtype).removeprefix('torch.')}"
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():  # a small file could fill the memory
         return f"a tensor of repeated numbers {found}"
     is_map = value.ndim == 4 and value.shape[0] == 2 and value.numel() > 0

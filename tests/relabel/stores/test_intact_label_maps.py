@@ -148,13 +148,3 @@ def test_check_finds_damage_in_pt_files_that_carry_a_checksum(tmp_path: Path) ->
     store.read(0)
     with pytest.raises(UserError, match=r"a\.pt.*damaged"):
         store.check(0)
-
-
-def test_checksums_of_another_store_are_detected(store: Path, tmp_path: Path) -> None:
-    """The maps of a store with other keys, which are as many and as long."""
-    (tmp_path / "other").mkdir()
-    write_store(tmp_path / "other", np.array([key.replace(b"image", b"photo") for key in KEYS.tolist()]))
-    (store / "maps.npy").write_bytes((tmp_path / "other" / "maps.npy").read_bytes())
-    assert not assert_same_or_refused(store, "the same maps") and problems(store) == []
-    (store / "crc32.npy").write_bytes((tmp_path / "other" / "crc32.npy").read_bytes())
-    assert assert_same_or_refused(store, "checksums of other keys") and problems(store)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from relabel.label_map import LabelMap
 from relabel.stores.manifest import Manifest, read_manifest
-from relabel.stores.packed import CRCS, KEYS, MAPS, PackedStore, find_rows, sha256_of
+from relabel.stores.packed import CRCS, KEYS, MAPS, find_rows, sha256_of
 from relabel.stores.packed_writer import PackedWriter
 from relabel.stores.pt_folder import write_label_map
 from relabel.stores.store import LabelStore, check_one_per_class, check_present, keys_of, open_label_store, sorted_keys
@@ -82,7 +82,7 @@ def test_a_row_is_found_as_in_a_dict(store_keys: list[str], data: st.DataObject)
     skipped = data.draw(st.sets(st.sampled_from(store_keys)))
     rows = {key: row for row, key in enumerate(sorted(store_keys, key=os.fsencode)) if key not in skipped}
     found = find_rows(sorted_keys(store_keys), np.array([os.fsencode(key) for key in keys]), sorted_keys([*skipped]))
-    assert [rows.get(key, -1) for key in keys] == (list(range(len(keys))) if found is None else found.tolist())
+    assert [rows.get(key, -1) for key in keys] == found.tolist()
 
 
 def test_numpy_alone_can_read_it(folder: Path) -> None:
@@ -212,26 +212,12 @@ def test_a_file_cut_short_while_it_is_open(folder: Path) -> None:
         store.read(len(NAMES) - 1)
 
 
-@pytest.mark.parametrize("name", [MAPS, KEYS, CRCS])
-def test_truncated_and_missing_files_are_refused_at_the_start(folder: Path, name: str) -> None:
-    whole = (folder / name).read_bytes()
-    for content in (*(whole[:length] for length in (0, 5, 40, 100, len(whole) // 2, len(whole) - 1)), whole + b"\0"):
-        (folder / name).write_bytes(content)
-        with pytest.raises(UserError, match=rf"{name}.*(fetch it again)"):
-            open_store(folder)
-    (folder / name).unlink()
-    with pytest.raises(UserError, match=rf"{name}.*(fetch it again)"):
-        open_store(folder)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"version": 2}, "found version 2 of the format; expected 1"),
-        ({"maps": "12"}, "maps: Input should be a valid integer"),
         ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
         ({"class_names": ["a", "a"]}, "two classes have the same name"),
-        ({"k": 0}, "k: Input should be greater"),
         ({"k": 2**12, "h": 2**12, "w": 2**12}, r"a map has more than 268,435,456 scores"),
         ({"k": 2}, r"maps\.npy: found"),
         ({"maps": 12}, r"manifest\.json counts 12 maps"),
@@ -241,13 +227,6 @@ def test_a_manifest_that_does_not_fit_is_refused(folder: Path, change: dict[str,
     path = folder / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "sha256": {}, **change}))
     with pytest.raises(UserError, match=message):
-        open_store(folder)
-
-
-@pytest.mark.parametrize("text", ["", "[]", "null", "[" * 100_000, '{"version": 1}', "\udcff"])
-def test_another_file_as_manifest_is_refused(folder: Path, text: str) -> None:
-    (folder / "manifest.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(UserError, match=r"manifest\.json"):
         open_store(folder)
 
 
@@ -298,31 +277,35 @@ def test_a_header_that_lies_is_refused_before_memory_is_allocated(folder: Path, 
         (folder / name).write_bytes(whole)
 
 
-@pytest.mark.parametrize(
-    ("name", "change", "message"),
-    [
-        (CRCS, lambda crcs: crcs.astype(np.int64), r"crc32\.npy: found .*int64; expected \[13\] of uint32"),
-        (CRCS, lambda crcs: np.append(crcs, crcs[:1]), r"crc32\.npy: found \[14\].*; expected \[13\]"),
-        (KEYS, lambda keys: keys[:0], r"keys\.npy: found no key"),
-    ],
-)
-def test_arrays_of_another_type_or_length_are_refused(folder: Path, name: str, change: object, message: str) -> None:
-    assert callable(change)
-    replace_file(folder, name, npy(change(np.load(folder / name))))
-    with pytest.raises(UserError, match=message):
-        open_store(folder)
+def test_arrays_of_another_type_or_length_are_refused(folder: Path) -> None:
+    crcs, no_keys = np.load(folder / CRCS), np.load(folder / KEYS)[:0]
+    for name, array, found in (
+        (CRCS, crcs.astype(np.int64), r"found .*int64; expected \[13\] of uint32"),
+        (CRCS, np.append(crcs, crcs[:1]), r"found \[14\].*; expected \[13\]"),
+        (KEYS, no_keys, "found no key"),
+    ):
+        replace_file(folder, name, npy(array))
+        with pytest.raises(UserError, match=f"{name}: {found}"):
+            open_store(folder)
 
 
 @pytest.mark.parametrize("name", [MAPS, KEYS, CRCS, "manifest.json"])
-def test_a_pipe_in_place_of_a_file_does_not_block(folder: Path, name: str) -> None:
+def test_something_else_in_place_of_a_file_is_refused(folder: Path, name: str) -> None:
+    """Nothing, an empty file, half of it and more, JSON of other kinds, and a pipe, which must not block."""
+    whole = (folder / name).read_bytes()
+    for content in (b"", whole[: len(whole) // 2], whole + b"\0", b"[]", b"[" * 100_000, b'{"version": 1}', b"\xff"):
+        (folder / name).write_bytes(content)
+        with pytest.raises(UserError, match=name):
+            open_store(folder)
     (folder / name).unlink()
+    with pytest.raises(UserError, match=name):
+        open_store(folder)
     os.mkfifo(folder / name)
     with pytest.raises(UserError, match=rf"{name} cannot be read \(it is no"):
         open_store(folder)
 
 
-@pytest.mark.parametrize("class_names", [CLASSES, ["class3"]], ids=["same classes", "translated"])
-@pytest.mark.parametrize("wrong", [K, 40_000])
+@pytest.mark.parametrize(("class_names", "wrong"), [(CLASSES, K), (["class3"], 40_000)])
 def test_a_class_id_out_of_range_behind_a_valid_crc_is_refused(
     folder: Path, class_names: list[str], wrong: int
 ) -> None:
@@ -348,15 +331,6 @@ def test_maps_that_the_store_cannot_hold_are_not_written(tmp_path: Path) -> None
         writer.write(1, LabelMap(random_map(1).scores, np.full(SHAPE, 30)))
     with pytest.raises(UserError, match=r"label map of n00/\S+ has scores beyond 65,504"):
         writer.write(0, LabelMap(np.full(SHAPE, 7e4, np.float32), random_map(0).classes))
-
-
-def test_without_its_manifest_there_is_no_store(folder: Path, tmp_path: Path) -> None:
-    begin(tmp_path / "half").write(0, random_map(0))
-    with pytest.raises(UserError, match=r"half is not a complete packed store.*interrupted, give the same command"):
-        open_store(tmp_path / "half")
-    (folder / "manifest.json").unlink()
-    with pytest.raises(UserError, match="not a complete packed store"):
-        PackedStore(folder, NAMES, CLASSES)
 
 
 def assert_same_files(first: Path, second: Path) -> None:
@@ -388,16 +362,6 @@ def test_a_store_that_was_killed_while_its_files_were_made_continues(tmp_path: P
     assert_same_files(folder, write_store(tmp_path / "second"))
 
 
-def test_a_job_with_other_settings_or_images_does_not_continue_a_store(tmp_path: Path) -> None:
-    begin(tmp_path / "store")
-    with pytest.raises(UserError, match=r'settings other than.*:\n  made_by\.teacher: "one", not "two"\n'):
-        begin(tmp_path / "store", MANIFEST.model_copy(update={"made_by": {"teacher": "two"}}))
-    keys = NAMES.copy()
-    keys[-1] = b"zzz"
-    with pytest.raises(UserError, match=r"a store for other images: 13 that are not these 13 by name"):
-        begin(tmp_path / "store", keys=keys)
-
-
 def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     """A thesis, an array of a common name, a draft; temporary files of killed processes are removed from a store."""
     for folder in (tmp_path / "new", tmp_path / "other"):
@@ -406,19 +370,7 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
         (folder / f".{MAPS}.123.tmp").touch()
     np.save(tmp_path / "other" / KEYS, np.arange(5))
     begin(tmp_path / "new")
-    with pytest.raises(UserError, match=r"other is not empty: it holds keys\.npy; expected a new or empty folder"):
+    with pytest.raises(UserError, match=r"other is not empty: it holds keys\.npy(.|\n)*expected a new or empty folder"):
         begin(tmp_path / "other")
     assert np.load(tmp_path / "other" / KEYS).tolist() == [0, 1, 2, 3, 4]
     assert sorted(path.name for path in tmp_path.rglob(".*")) == [".draft.tmp", ".draft.tmp", f".{MAPS}.123.tmp"]
-
-
-def test_skipped_images_have_an_empty_record(tmp_path: Path) -> None:
-    """So that the store can be continued for them."""
-    folder = write_store(tmp_path / "store", ALL - {0, 6, 12})
-    store = open_store(folder)
-    assert store.missing().tolist() == [0, 6, 12]
-    for row in ALL - {0, 6, 12}:
-        assert_map(store.read(row), row)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert len(manifest["skipped"]) == 3 and manifest["maps"] == 10 and len(np.load(folder / MAPS)) == 13
-    assert np.flatnonzero(~PackedWriter(folder, NAMES, MANIFEST).begin()).tolist() == [0, 6, 12]

@@ -2,8 +2,8 @@
 
 import os
 import pickle
+import shutil
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from relabel.label_map import LabelMap
 from relabel.stores.manifest import Manifest
-from relabel.stores.pt_folder import FolderWriter, LabelFolder, list_label_files, map_path, write_label_map
+from relabel.stores.pt_folder import LabelFolder, list_label_files, map_path, write_label_map
 from relabel.stores.store import LabelStore, check_one_per_class, check_present, exclusive_folder, open_label_store
 from tests.strategies import KEYS as ANY_KEY
 from tests.strategies import SEEDS
@@ -52,10 +52,6 @@ def store(folder: Path) -> LabelStore:
 def open_folder(folder: Path, keys: list[str] | np.ndarray = KEYS, num_classes: int = K) -> LabelStore:
     classes = [f"class{i}" for i in range(num_classes)]
     return open_label_store(folder, np.array(keys, dtype=np.bytes_), classes)
-
-
-def image_path(row: int) -> Path:
-    return Path("train", f"{KEYS[row]}.JPEG")
 
 
 @pytest.mark.parametrize("as_zip", [True, False])
@@ -119,33 +115,24 @@ def test_opening_lists_no_folder_and_the_store_is_cheap_to_pickle(
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(store)).read(12_345).scores, random_map(5).scores)
 
 
-@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.write_text("not a folder", encoding="utf-8")])
-def test_no_such_folder(tmp_path: Path, make: Callable[[Path], object]) -> None:
-    path = tmp_path / "labels"
-    make(path)
-    with pytest.raises(UserError, match=r"found (nothing|a file) at .*labels; .*relabel annotate"):
-        open_folder(path)
+def test_missing_maps_are_counted_and_the_first_is_named(folder: Path, store: LabelStore, tmp_path: Path) -> None:
+    def first_missing() -> str:
+        with pytest.raises(UserError, match="`python -m relabel annotate`") as error:
+            check_present(store, lambda row: Path("train", f"{KEYS[row]}.JPEG"))
+        return str(error.value)
 
-
-def test_one_missing_map(folder: Path, store: LabelStore) -> None:
     (folder / "n02" / "b.pt").unlink()
-    with pytest.raises(UserError) as error:
-        check_present(store, image_path)
-    message = str(error.value)
+    message = first_missing()
     assert message.startswith("1 of 5 images have no label map.")
-    assert f"image train/n02/b.JPEG; expected its map at {folder}/n02/b.pt" in message
-    assert "the folder is there, the file is not" in message
-    assert "`python -m relabel annotate`" in message
+    assert f"image train/n02/b.JPEG; expected its map at {folder}/n02/b.pt (the folder is there" in message
     with pytest.raises(UserError, match=r"found no label map at .*n02/b\.pt.*relabel annotate"):
         store.read(2)
-
-
-def test_a_whole_class_folder_is_missing(folder: Path, store: LabelStore) -> None:
-    for path in (folder / "n02").iterdir():
-        path.unlink()
-    (folder / "n02").rmdir()
-    with pytest.raises(UserError, match=r"2 of 5 .*n02/b\.JPEG.*n02/b\.pt \(the whole folder is missing"):
-        check_present(store, image_path)
+    shutil.rmtree(folder / "n02")
+    assert first_missing().startswith("2 of 5") and "(the whole folder is missing)" in first_missing()
+    (tmp_path / "file").touch()
+    for name, found in (("file", "a file"), ("absent", "nothing")):
+        with pytest.raises(UserError, match=rf"found {found} at .*{name}; .*relabel annotate"):
+            open_folder(tmp_path / name)
 
 
 def test_the_maps_of_a_folder_can_be_listed(folder: Path) -> None:
@@ -167,13 +154,15 @@ def test_one_map_of_each_class_is_read(folder: Path, store: LabelStore) -> None:
 
 
 def test_one_shape_per_folder(folder: Path, store: LabelStore) -> None:
+    """That of the first map that is read, which a worker knows too, or that of the manifest."""
     check_one_per_class(store, LABELS)
     write_label_map(folder, "n02/c", random_map(1, h=6, w=4))
-    expected = r"n02/c\.pt: found .*\[3, 6, 4\]; expected \[3, 4, 6\] as in .*n01/a\.pt"
-    with pytest.raises(UserError, match=expected):
-        store.read(3)
-    with pytest.raises(UserError, match=expected):
-        pickle.loads(pickle.dumps(store)).read(3)  # a worker knows the shape too
+    for opened in (store, pickle.loads(pickle.dumps(store))):
+        with pytest.raises(UserError, match=r"n02/c\.pt: found .*\[3, 6, 4\]; expected \[3, 4, 6\] as in .*n01/a\.pt"):
+            opened.read(3)
+    write_manifest(folder, h=6, w=4)
+    with pytest.raises(UserError, match=r"shape \[k, h, w\] = \[3, 4, 6\]; expected \[3, 6, 4\] as in .*labels"):
+        open_folder(folder).check(0)
 
 
 def changed(plane: int, value: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -194,18 +183,14 @@ def twice() -> torch.Tensor:
     [
         ({"scores": torch.zeros(3)}, r"found a dict; expected a float32 or float16 tensor \[2, k, h, w\]"),
         (torch.zeros(3, 4, 6), r"found a tensor of shape \[3, 4, 6\] and type float32; expected .*\[2, k, h, w\]"),
-        (torch.zeros(3, 3, 4, 6), r"shape \[3, 3, 4, 6\]"),
         (torch.zeros(2, 3, 0, 6), r"shape \[2, 3, 0, 6\]"),
         (torch.zeros(2, 3, 4, 6, dtype=torch.float64), "type float64; expected a float32 or float16"),
-        (torch.zeros(2, 3, 4, 6).to_sparse(), r"shape \[2, 3, 4, 6\]"),
-        (torch.zeros(1).expand(2, 3, 4, 6), r"a tensor of repeated numbers of shape \[2, 3, 4, 6\]"),
+        (torch.zeros(2, 3, 4, 6).to_sparse(), "a sparse, nested or quantized tensor"),
         (torch.zeros(2, 1, 1, 1).expand(2, 2**15, 2**15, 2**15), "a tensor of repeated numbers of shape"),
-        (torch.zeros(2, 3, 4, 6, device="meta"), r"shape \[2, 3, 4, 6\]"),
-        (torch.nested.nested_tensor([torch.zeros(3, 4, 6)] * 2), "found a nested tensor"),
+        (torch.nested.nested_tensor([torch.zeros(3, 4, 6)] * 2), "found a sparse, nested or quantized tensor"),
         (changed(0, np.nan), "the score nan in the cell at row 2, column 5"),
         (changed(1, 30), r"the class id 30 in the cell at row 2, column 5; expected ids in 0\.\.29 .*30 classes"),
         (changed(1, -1), "the class id -1 in the cell"),
-        (changed(1, 1e30), r"the class id 1\S*e\+30 in plane 1; expected whole numbers in 0\.\.29"),
         (changed(1, 7.5), r"the class id 7\.5 in plane 1; expected whole numbers in 0\.\.29"),
         (changed(1, np.inf, torch.float16), "the class id inf in plane 1; expected whole numbers"),
         (planes_of(random_map(0)).flip(0), "in plane 1; expected whole numbers.*another order"),
@@ -218,33 +203,23 @@ def test_a_wrong_map_is_refused(folder: Path, store: LabelStore, content: object
         store.read(0)
 
 
-@pytest.mark.parametrize(
-    ("top", "num_classes", "accepted"), [(2047, 9999, True), (2048, 2049, True), (2048, 2050, False)]
-)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_ids_that_half_precision_cannot_tell_apart(
-    tmp_path: Path, top: int, num_classes: int, accepted: bool, dtype: torch.dtype
-) -> None:
+def test_an_id_that_half_precision_cannot_tell_apart_is_refused(tmp_path: Path) -> None:
     """2049 is stored as 2048 in half precision: with 2050 classes nobody knows which of the two was meant."""
-    torch.save(torch.full((2, 1, 2, 3), float(top), dtype=dtype), tmp_path / "a.pt")
-    store = open_folder(tmp_path, ["a"], num_classes)
-    if accepted or dtype == torch.float32:
-        assert (store.read(0).classes == top).all()
-    else:
-        with pytest.raises(UserError, match=r"a\.pt: found the class id 2048 in half precision.*expected float32"):
-            store.read(0)
+    torch.save(torch.full((2, 1, 2, 3), 2048.0, dtype=torch.float16), tmp_path / "a.pt")
+    assert (open_folder(tmp_path, ["a"], 2049).read(0).classes == 2048).all()
+    with pytest.raises(UserError, match=r"a\.pt: found the class id 2048 in half precision.*expected float32"):
+        open_folder(tmp_path, ["a"], 2050).read(0)
+    label_map = LabelMap(np.ones((1, 2, 3), np.float16), np.full((1, 2, 3), 2049))
+    with pytest.raises(UserError, match=r"b\.pt: float16 holds class ids exactly only to 2048.*float32"):
+        write_label_map(tmp_path, "b", label_map)
 
 
 # Damaged and malicious files
 
 
-@pytest.mark.parametrize("as_zip", [True, False])
-def test_truncated_and_foreign_files_are_refused(folder: Path, store: LabelStore, as_zip: bool) -> None:
+def test_foreign_files_are_refused(folder: Path, store: LabelStore) -> None:
     path = folder / "n01" / "a.pt"
-    torch.save(planes_of(random_map(0)), path, _use_new_zipfile_serialization=as_zip)
-    whole = path.read_bytes()
-    lengths = (0, 1, 2, 10, *range(20, len(whole) - 1, len(whole) // 12), len(whole) - 1)
-    for content in (*(whole[:n] for n in lengths), b"PK\x03\x04broken", b"<html>404</html>"):
+    for content in (b"", b"PK\x03\x04broken", b"<html>404</html>"):
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"n01/a\.pt: cannot be read as a label map \(.*make it again"):
             store.read(0)
@@ -262,75 +237,14 @@ def test_nothing_in_a_file_runs(folder: Path, store: LabelStore, tmp_path: Path)
     assert not (tmp_path / "it-ran").exists()
 
 
-# Writing
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_written_files_have_the_released_form(tmp_path: Path, dtype: type) -> None:
-    label_map = random_map(3, dtype=dtype)
-    path = write_label_map(tmp_path, "n01/x.y", label_map)
-    assert path == tmp_path / "n01" / "x.y.pt"
-    planes = torch.load(path, weights_only=True)
-    assert planes.shape == (2, 3, 4, 6)
-    np.testing.assert_array_equal(planes[0], label_map.scores)
-    np.testing.assert_array_equal(planes[1], label_map.classes)
-    assert planes.numpy().dtype == dtype
-
-
-def test_writing_leaves_one_file_and_the_same_bytes(tmp_path: Path) -> None:
-    path = write_label_map(tmp_path, "n01/a", random_map(3))
-    first = path.read_bytes()
-    write_label_map(tmp_path, "n01/a", random_map(4))
-    write_label_map(tmp_path, "n01/a", random_map(3))
-    assert path.read_bytes() == first
-    assert [entry.name for entry in path.parent.iterdir()] == ["a.pt"]
-
-
-def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
-    path = write_label_map(tmp_path, "n01/a", random_map(3))
-    path.unlink()
-    path.mkdir()  # a folder in the way: the rename fails
-    with pytest.raises(UserError, match=r"a\.pt cannot be written: .*same command again"):
-        write_label_map(tmp_path, "n01/a", random_map(4))
-    assert [entry.name for entry in path.parent.iterdir()] == ["a.pt"]
-
-
-def test_ids_that_half_precision_cannot_hold_are_not_written(tmp_path: Path) -> None:
-    label_map = LabelMap(np.ones((1, 2, 3), np.float16), np.full((1, 2, 3), 2049))
-    with pytest.raises(UserError, match=r"a\.pt: float16 holds class ids exactly only to 2048.*float32"):
-        write_label_map(tmp_path, "a", label_map)
-    assert list(tmp_path.iterdir()) == []
-
-
-# A folder with a manifest
-
-
-def manifest(**changes: object) -> Manifest:
-    values = {"form": "pt", "maps": 5, "k": 3, "h": 4, "w": 6, "class_names": CLASSES, "made_by": {"teacher": "one"}}
-    return Manifest.model_validate({**values, **changes})
-
-
-def test_a_writer_keeps_its_own_maps_and_refuses_others(tmp_path: Path) -> None:
-    keys = np.array(KEYS, dtype=np.bytes_)
-    writer = FolderWriter(tmp_path, keys, manifest())
-    writer.begin()
-    writer.write(2, random_map(2))
-    again = FolderWriter(tmp_path, keys, manifest())
-    assert again.begin().tolist() == [False, False, True, False, False]
-    again.write(4, random_map(4))
-    again.commit({"n01/a": "it is damaged"})
-    np.testing.assert_array_equal(LabelFolder(tmp_path, keys, CLASSES).read(2).scores, random_map(2).scores)
-    other = manifest(k=2, made_by={"teacher": "two"})
-    with pytest.raises(UserError, match=r"settings other than(.|\n)*k: 3, not 2\n  made_by.teacher: \"one\""):
-        FolderWriter(tmp_path, keys, other).begin()
-    (tmp_path / "manifest.json").unlink()
-    with pytest.raises(UserError, match=r"is not empty: it holds n02, but no manifest\.json"):
-        FolderWriter(tmp_path, keys, manifest()).begin()
+def write_manifest(folder: Path, h: int = 4, w: int = 6) -> None:
+    manifest = Manifest(form="pt", maps=5, k=3, h=h, w=w, class_names=CLASSES, made_by={})
+    manifest.write(folder / "manifest.json")
 
 
 def test_ids_are_translated_by_the_names_of_the_manifest(folder: Path) -> None:
     """The data has three of the maps' thirty classes, in another order: the others count for nothing."""
-    manifest().write(folder / "manifest.json")
+    write_manifest(folder)
     wanted = ["class7", "class29", "class0"]
     store = open_label_store(folder, np.array(KEYS, dtype=np.bytes_), wanted)
     original, read = random_map(3).to_dense(K, fill=-9), store.read(3).to_dense(3, fill=-9)
@@ -360,13 +274,6 @@ def test_an_archive_that_would_fill_the_memory_is_refused(folder: Path, store: L
     for read in (store.read, store.check):
         with pytest.raises(UserError, match=r"cannot be read as a label map .*bytes that would be .* when unpacked"):
             read(0)
-
-
-def test_files_must_have_the_shape_of_their_manifest(folder: Path) -> None:
-    names = [f"class{i}" for i in range(K)]
-    Manifest(form="pt", maps=len(KEYS), k=3, h=6, w=4, class_names=names, made_by={}).write(folder / "manifest.json")
-    with pytest.raises(UserError, match=r"shape \[k, h, w\] = \[3, 4, 6\]; expected \[3, 6, 4\] as in .*labels"):
-        open_folder(folder).check(0)
 
 
 def test_a_second_writer_is_kept_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
