@@ -112,7 +112,7 @@ def _from_methods(model: nn.Module) -> FullyConvolutional:
 
 @torch.inference_mode()
 def _describe_head(own_head: CellHead, channels: int, pooling: object) -> str | None:
-    """Find out what a head does with features of this layout; None if they do not fit, or their mean is not enough."""
+    """Name the kind of a head from its logits for random features; None if the layout does not fit it."""
     layout, cells = own_head.layout, _probe(own_head, channels)
     features = layout.features(cells)
     logits, apart = _attempt(own_head.part, features), _attempt(own_head, cells)

@@ -21,8 +21,8 @@ SEQUENTIAL_FRAMES, PROGRESSIVE_FRAME = (0xC0, 0xC1), 0xC2
 FRAMES = (*SEQUENTIAL_FRAMES, PROGRESSIVE_FRAME)
 SCAN, END_MARK, RESTART_INTERVAL = 0xDA, 0xD9, 0xDD
 TABLES = (0xC4, 0xDB, RESTART_INTERVAL)
-REMARKS = (0xFE, *range(0xE0, 0xF0))  # comments and application segments
-ALONE = (0x01, *range(0xD0, 0xD9))  # markers without a segment
+METADATA = (0xFE, *range(0xE0, 0xF0))  # comments and application segments
+STANDALONE = (0x01, *range(0xD0, 0xD9))  # markers without a segment
 # Two application segments give the colour space. This JFIF segment replaces the file's, of which libjpeg may warn.
 JFIF, ADOBE = b"\xff\xe0\x00\x10JFIF\0\x01\x02\0\0\x01\0\x01\0\0", b"\xff\xee\x00\x0eAdobe"
 # In entropy code a zero follows each 255; restart markers are allowed.
@@ -45,14 +45,14 @@ class JpegFrame:
     Fields:
         width, height: pixels.
         channels: 1 or 3.
-        in_one_piece: whether all rows must be decoded: a progressive file has some of every row in each scan; with
+        needs_all_rows: whether all rows must be decoded: a progressive file has some of every row in each scan; with
             restart markers, bytes left over look like damage.
     """
 
     width: int
     height: int
     channels: int
-    in_one_piece: bool
+    needs_all_rows: bool
 
 
 def read_frame(data: bytes) -> JpegFrame | None:
@@ -68,13 +68,13 @@ def read_frame(data: bytes) -> JpegFrame | None:
             return None
         expected = end
         if marker == SCAN:
-            return frame if frame and (frame.in_one_piece or _is_only_scan(data, start, frame.channels)) else None
+            return frame if frame and (frame.needs_all_rows or _is_only_scan(data, start, frame.channels)) else None
         if frame is None and marker in FRAMES:
             frame = _frame(data, start + 4, restarts or marker == PROGRESSIVE_FRAME)
         elif marker == RESTART_INTERVAL:
             restarts = any(data[start + 4 : end])
-            frame = replace(frame, in_one_piece=restarts or frame.in_one_piece) if frame else None
-        elif marker not in (*TABLES, *REMARKS):
+            frame = replace(frame, needs_all_rows=restarts or frame.needs_all_rows) if frame else None
+        elif marker not in (*TABLES, *METADATA):
             return None
     return None
 
@@ -85,7 +85,7 @@ def _segments(data: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
     while (at := data.find(b"\xff", at)) >= 0 and at + 10 <= len(data) and (marker := data[at + 1]) != END_MARK:
         if marker in (0x00, 0xFF):
             at += 1
-        elif marker in ALONE:
+        elif marker in STANDALONE:
             at += 2
         else:
             end = at + 2 + int.from_bytes(data[at + 2 : at + 4])
@@ -95,12 +95,12 @@ def _segments(data: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
             at = end
 
 
-def _frame(data: bytes, at: int, in_one_piece: bool) -> JpegFrame | None:
+def _frame(data: bytes, at: int, needs_all_rows: bool) -> JpegFrame | None:
     """Parse the frame header whose precision, height, width and number of channels begin at `at`."""
     precision, channels = data[at], data[at + 5]
     height, width = int.from_bytes(data[at + 1 : at + 3]), int.from_bytes(data[at + 3 : at + 5])
     supported = precision == 8 and channels in (1, 3) and 0 < height * width <= MOST_PIXELS
-    return JpegFrame(width, height, channels, in_one_piece) if supported else None
+    return JpegFrame(width, height, channels, needs_all_rows) if supported else None
 
 
 def _is_only_scan(data: bytes, at: int, channels: int) -> bool:
@@ -121,8 +121,8 @@ def decode_rows(data: bytes, frame: JpegFrame, rows: int) -> np.ndarray | None:
         uint8 [rows, width, 3]; RGB, EXIF rotation ignored. None if the decoder fails or warns of damage.
     """
     assert 1 <= rows <= frame.height, (rows, frame)
-    height = frame.height if frame.in_one_piece else min(rows + MARGIN_ROWS, frame.height)
-    shortened = bytearray(without_remarks(data, colours=True))
+    height = frame.height if frame.needs_all_rows else min(rows + MARGIN_ROWS, frame.height)
+    shortened = bytearray(without_metadata(data, colours=True))
     at = next(start + 5 for marker, start, _ in _segments(shortened) if marker in FRAMES)  # two bytes: the height
     shortened[at : at + 2] = height.to_bytes(2)
     pixels = np.empty((height, frame.width, 3), dtype=np.uint8)
@@ -141,7 +141,7 @@ def damage_in(data: bytes) -> str:
     A JPEG has no checksum, so damage that decodes without a warning is not found.
     """
     try:  # small and grey, as the pixels are not used
-        plain = without_remarks(data, colours=False)
+        plain = without_metadata(data, colours=False)
         simplejpeg.decode_jpeg(plain, "GRAY", fastdct=True, min_height=1, min_width=1)
     except ValueError as error:
         left = LEFT_AT_END.match(str(error))
@@ -150,8 +150,8 @@ def damage_in(data: bytes) -> str:
     return ""
 
 
-def without_remarks(data: bytes, colours: bool) -> bytes:
-    """Return a JPEG file without the header segments that do not affect its pixels.
+def without_metadata(data: bytes, colours: bool) -> bytes:
+    """Return a JPEG file without the metadata segments, which do not affect its pixels.
 
     simplejpeg reports only libjpeg's first warning, so a warning about such a segment would hide damage.
 
@@ -165,7 +165,7 @@ def without_remarks(data: bytes, colours: bool) -> bytes:
         if marker == SCAN and sequential:
             segment = segment[:-3] + b"\0\x3f\0"  # all coefficients, the only valid value, which some files get wrong
         sequential = sequential or marker in SEQUENTIAL_FRAMES
-        if marker not in REMARKS or (colours and segment.startswith(ADOBE)):
+        if marker not in METADATA or (colours and segment.startswith(ADOBE)):
             kept.append(segment)
         elif colours and segment.startswith(JFIF[:9]):
             kept.append(JFIF)

@@ -80,8 +80,8 @@ def read_true_labels(path: Path, images: ImageList) -> tuple[TrueLabels, list[st
         index = position.get(label, NO_CLASS) if isinstance(label, str) else label
         if not 0 <= index < len(position):
             raise UserError(
-                f"{path}: found the class {label!r} of {name!r}, which the checkpoint does not have; expected names such "
-                f"as {images.class_names[0]!r}, or in JSON positions in 0..{len(position) - 1}. Correct the file."
+                f"{path}: found the class {label!r} of {name!r}, which the checkpoint does not have; expected names "
+                f"such as {images.class_names[0]!r}, or in JSON positions in 0..{len(position) - 1}. Correct the file."
             )
         if name in rows:
             truth[rows[name], index] = True
@@ -89,9 +89,8 @@ def read_true_labels(path: Path, images: ImageList) -> tuple[TrueLabels, list[st
             unknown_images.append(name)
     if not truth.any():
         raise UserError(
-            f"{path} has no label for any of the {len(images):,} images of {images.root}: found "
-            f"{unknown_images[:1]}; expected names such as {images.name(0)!r}. "
-            "Correct the file, or --data.data_path."
+            f"{path} has no label for any of the {len(images):,} images of {images.root}: found {unknown_images[:1]}; "
+            f"expected names such as {images.name(0)!r}. Correct the file, or --data.data_path."
         )
     notes = []
     if unknown_images:

@@ -83,7 +83,7 @@ def test_timms_transforms_see_an_image_as_our_test_does(
         ("timm/test_resnet", 1e-3, r"adds 1e-05 to the variance and this training 0.001 \(optim.bn.eps; none"),
     ],
 )
-def test_what_timm_has_otherwise_is_refused(tmp_path: Path, arch: str, eps: float, match: str) -> None:
+def test_networks_that_timm_builds_differently_are_refused(tmp_path: Path, arch: str, eps: float, match: str) -> None:
     with pytest.raises(UserError, match=match):
         write_timm_folder(tmp_path / "out", trained(arch, eps), arch, USE)
     assert list(tmp_path.iterdir()) == []
@@ -116,7 +116,7 @@ def test_a_detectors_backbone_makes_the_features_of_the_classifier(tmp_path: Pat
         ("resnet18", 1e-3, r"adds 0.001 .* and torchvision's detectors add 1e-05"),
     ],
 )
-def test_what_detectors_cannot_use_is_refused(tmp_path: Path, arch: str, eps: float, match: str) -> None:
+def test_networks_that_detectors_cannot_use_are_refused(tmp_path: Path, arch: str, eps: float, match: str) -> None:
     with pytest.raises(UserError, match=match):
         write_backbone(tmp_path / "backbone.pth", trained(arch, eps), arch)
     assert list(tmp_path.iterdir()) == []

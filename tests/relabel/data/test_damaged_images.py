@@ -229,7 +229,7 @@ def test_no_flipped_png_is_read_as_another_image(tmp_path: Path, tried: Tried) -
 
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("kind", ODD)
-def test_what_is_odd_and_whole_is_read(tmp_path: Path, kind: str, decoder: str) -> None:
+def test_unusual_but_intact_images_are_read(tmp_path: Path, kind: str, decoder: str) -> None:
     """Each shows the photo, as far as its format can; an animation its first frame."""
     (tmp_path / "photo.JPEG").write_bytes(ODD[kind])
     found = pixels(tmp_path / "photo.JPEG", decoder)

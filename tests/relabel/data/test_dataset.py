@@ -109,7 +109,7 @@ def test_each_image_gets_its_own_label_map(root: Path, tmp_path: Path) -> None:
         assert label_map is not None and (label_map.scores == index).all() and label_map.shape == (2, 3, 4)
 
 
-def test_it_is_cheap_to_pickle() -> None:
+def test_a_dataset_is_cheap_to_pickle() -> None:
     """100,000 images: 4 bytes a character of a name and 8 of a label, next to nothing else."""
     names = np.array([f"n{i // 1300:08d}/n{i // 1300:08d}_{i}.JPEG" for i in range(100_000)], dtype=np.bytes_)
     classes = [f"n{i:08d}" for i in range(77)]

@@ -74,12 +74,12 @@ def test_a_thumbnail_in_the_header_is_not_taken_for_the_image() -> None:
     ],
     ids=["empty", "no end mark", "a marker in the scan", "appended to", "CMYK", "not a JPEG"],
 )
-def test_what_the_fast_way_does_not_take_has_no_frame(data: bytes) -> None:
+def test_unsupported_files_have_no_frame(data: bytes) -> None:
     assert read_frame(data) is None
 
 
 @pytest.mark.parametrize("filler", [b"\xff", b"\xff\xff\xff", b"\x00"])
-def test_what_stands_between_segments_is_left_to_pillow(filler: bytes) -> None:
+def test_bytes_between_segments_are_left_to_pillow(filler: bytes) -> None:
     """Fill bytes are allowed, others are damage; taken for a length, they would lead into the middle of a segment."""
     data = jpeg(40, 22)
     at = data.index(b"\xff\xdb")

@@ -135,7 +135,7 @@ def test_a_killed_run_that_skips_continues_exactly(
     assert skipped(skipping["util.run_dir"]) == skipped(tmp_path / "undisturbed")
 
 
-def test_what_is_skipped_is_counted_listed_and_reported_once(
+def test_skipped_images_are_counted_listed_and_reported_once(
     skipping: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start(skipping)

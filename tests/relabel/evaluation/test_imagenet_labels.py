@@ -129,7 +129,7 @@ def test_both_protocols_of_shankar_and_imagenet_m_by_hand(tmp_path: Path) -> Non
         ([[], [1]], "has no label for any of the 1 images of val.*ImageNet's names"),
     ],
 )
-def test_another_file_than_real_json_is_refused(tmp_path: Path, content: Any, match: str) -> None:
+def test_malformed_real_json_is_refused(tmp_path: Path, content: Any, match: str) -> None:
     images = listed([val_name(1)])
     with pytest.raises(UserError, match=match):
         read_real(write(tmp_path / "real.json", content), images, image_numbers(images)[0], KEEP)
@@ -143,7 +143,7 @@ def test_another_file_than_real_json_is_refused(tmp_path: Path, content: Any, ma
         (annotations(initial_annots={val_name(1): {"correct": ["tench"]}}), "found KeyError: 'tench'; expected"),
     ],
 )  # fmt: skip
-def test_another_file_than_shankar_s_is_refused(tmp_path: Path, content: Any, match: str) -> None:
+def test_malformed_multi_labels_are_refused(tmp_path: Path, content: Any, match: str) -> None:
     images = val_images()
     with pytest.raises(UserError, match=match):
         read_multi_labels(write(tmp_path / "h.json", content), images, image_numbers(images)[0], KEEP)

@@ -79,7 +79,7 @@ def test_every_variant_in_a_folder_is_a_set(tmp_path: Path) -> None:
         (["v/a.jpeg"], "v: found no class folder"),
     ],
 )
-def test_other_folders_than_v2_s_are_refused(tmp_path: Path, names: list[str], match: str) -> None:
+def test_folders_that_are_not_v2_are_refused(tmp_path: Path, names: list[str], match: str) -> None:
     with pytest.raises(UserError, match=match):
         imagenet_v2_sets(touch(tmp_path, names), wnids(), np.arange(1000), TRANSFORM)
 
@@ -165,7 +165,7 @@ def test_a_missing_severity_leaves_no_mce_and_a_note(tmp_path: Path) -> None:
         (["fog/1/cat/a.JPEG"], "class folders that w.pth do not have, the first: cat"),
     ],
 )
-def test_other_folders_than_c_s_are_refused(tmp_path: Path, names: list[str], match: str) -> None:
+def test_folders_that_are_not_c_are_refused(tmp_path: Path, names: list[str], match: str) -> None:
     with pytest.raises(UserError, match=match):
         imagenet_c_sets(touch(tmp_path, names), wnids(), "w.pth", 224)
 

@@ -14,7 +14,7 @@ from utils.errors import UserError
 HEADER = ",".join(COLUMNS)
 
 
-def test_the_file_says_what_the_arrays_say(tmp_path: Path) -> None:
+def test_predictions_are_written_and_read_back(tmp_path: Path) -> None:
     predictions = Predictions(
         names=np.array([b"a cat, black/1.jpg", b"dog/\xff.jpg", b"dog/3.jpg"]),
         labels=np.array([0, 1, 1]),
@@ -55,7 +55,7 @@ def test_the_file_says_what_the_arrays_say(tmp_path: Path) -> None:
         (f"{HEADER}\na/1,a,a,0.9,0.9,a\na/1,a,a,0.9,0.9,a\n", "found the image 'a/1' 2 times"),
     ],
 )
-def test_what_is_no_such_file_is_refused(tmp_path: Path, text: str, match: str) -> None:
+def test_malformed_files_are_refused(tmp_path: Path, text: str, match: str) -> None:
     (tmp_path / "p.csv").write_text(text)
     with pytest.raises(UserError, match=f"(?s)p.csv: .*{match}.*--eval.predictions True"):
         read_predictions(tmp_path / "p.csv")

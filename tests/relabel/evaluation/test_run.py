@@ -118,7 +118,7 @@ def test_a_named_subset_of_the_classes_is_evaluated_with_the_checkpoints_ids(tes
         ({"arch": "resnet18", "state_dict": {"fc.weight": torch.ones(3, 9)}}, "set --model.arch resnet18"),
     ],
 )
-def test_what_does_not_fit_is_refused(test_flags: Flags, content: Any, message: str) -> None:
+def test_checkpoints_that_do_not_fit_are_refused(test_flags: Flags, content: Any, message: str) -> None:
     torch.save(content, test_flags["util.test_weight_file"])
     with pytest.raises(UserError, match=message):
         start(test_flags)

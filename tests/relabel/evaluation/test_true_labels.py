@@ -101,9 +101,7 @@ def test_measures_by_hand(tmp_path: Path, images: ImageList) -> None:
         ("a.json", {"ant/1.jpg": [3]}, "found the class 3 .* in 0..2"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_meant_is_refused(
-    tmp_path: Path, images: ImageList, name: str, content: Any, match: str
-) -> None:
+def test_invalid_labels_are_refused(tmp_path: Path, images: ImageList, name: str, content: Any, match: str) -> None:
     text = content if isinstance(content, str) else json.dumps(content)
     with pytest.raises(UserError, match=match):
         read(tmp_path / name, text, images)
