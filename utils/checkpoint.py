@@ -1,6 +1,5 @@
 """Checkpoints: written whole or not at all, and loaded without executing anything that they contain."""
 
-import hashlib
 import io
 import os
 import re
@@ -21,6 +20,7 @@ from utils.errors import UserError
 from utils.files import replacing
 
 LAST, PREVIOUS, BEST = "checkpoint-last.pth", "checkpoint-previous.pth", "checkpoint-best.pth"
+DAMAGED = "checkpoint-damaged.pth"
 WRAPPERS = ("state_dict", "model")  # where checkpoints hold their weights; the second as in published DeiT files
 
 # Checkpoints of 2021 hold their accuracy as a NumPy scalar. Rebuilding one from its bytes executes nothing.
@@ -47,15 +47,15 @@ def save_checkpoint(state: dict[str, Any], path: Path, keep_old_as: Path | None 
     Raises:
         UserError: the file cannot be written. The old one, if any, is untouched.
     """
-    with _renamed_to(path, keep_old_as) as temporary, temporary.open("wb") as file:
+    with _renamed_to(path, keep_old_as) as temporary:
         try:
-            torch.save(state, file)
+            with temporary.open("wb") as file:
+                torch.save(state, file)
         except RuntimeError as error:
             if "inline_container" in str(error):  # how torch reports a full disk
                 raise OSError(str(error)) from error
             raise
-        file.flush()
-        os.fsync(file.fileno())
+        _sync(temporary)
 
 
 def link_checkpoint(source: Path, path: Path, keep_old_as: Path | None = None) -> None:
@@ -67,10 +67,8 @@ def link_checkpoint(source: Path, path: Path, keep_old_as: Path | None = None) -
         try:
             os.link(source, temporary)
         except OSError:
-            with source.open("rb") as file, temporary.open("wb") as copy:
-                shutil.copyfileobj(file, copy)
-                copy.flush()
-                os.fsync(copy.fileno())
+            shutil.copyfile(source, temporary)
+            _sync(temporary)
 
 
 @contextmanager
@@ -80,7 +78,12 @@ def _renamed_to(path: Path, keep_old_as: Path | None) -> Iterator[Path]:
         yield temporary
         if keep_old_as and path.exists():
             path.replace(keep_old_as)
-    descriptor = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Force a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -177,21 +180,6 @@ def _load_run(path: Path) -> dict[str, Any]:
     if missing := [key for key, kind in kinds.items() if not isinstance(state.get(key), kind)]:
         raise DamagedCheckpoint(f"{path} is not a checkpoint of a run: it lacks {', '.join(missing)}.")
     return state
-
-
-def checksums_digest(path: Path) -> str:
-    """Identify a checkpoint's content by the checksums in its archive, without reading it; "" if there are none."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            parts = [(part.filename, part.file_size, part.CRC) for part in archive.infolist()]
-    except (OSError, ValueError, zipfile.BadZipFile):
-        return ""
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-def set_aside_damaged(folder: Path) -> None:
-    """Rename a damaged last checkpoint, so that it never replaces the intact previous one."""
-    (folder / LAST).replace(folder / "checkpoint-damaged.pth")
 
 
 def split_weights(content: Any, path: Path) -> dict[str, dict[str, torch.Tensor]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from utils.checkpoint import checksums_digest, load_checkpoint, load_latest, set_aside_damaged
+from utils.checkpoint import DAMAGED, LAST, PREVIOUS, load_checkpoint, load_latest
 from utils.config.frozen_munch import FrozenMunch
 from utils.config.rules import ResumeRules
 from utils.config.schema import flatten, nest
@@ -28,14 +28,12 @@ class Start:
         seed: of every random choice.
         state: content of the checkpoint to continue from; None: the run begins at step 0.
         checkpoint: its file.
-        last_is_damaged: a newer checkpoint could not be read.
         is_new: the folder holds no run.
     """
 
     seed: int
     state: dict[str, Any] | None = None
     checkpoint: Path | None = None
-    last_is_damaged: bool = False
     is_new: bool = False
 
 
@@ -68,7 +66,7 @@ def find_start(
         _compare_identities(folder, state, identity | {"seed": before[rules.seed]})
         if len(state["meters"]) != processes:
             _warn(f"this run had {len(state['meters'])} process(es) and continues with {processes}")
-    return Start(before[rules.seed], state, checkpoint, last_is_damaged=bool(note))
+    return Start(before[rules.seed], state, checkpoint)
 
 
 def share_start(find: Callable[[], Start]) -> Start:
@@ -84,26 +82,31 @@ def share_start(find: Callable[[], Start]) -> Start:
     """
     found: list[Start] = []
 
-    def without_content() -> tuple[Start, str]:
+    def without_content() -> tuple[Start, object]:
         found.append(find())
-        path = found[0].checkpoint
-        return replace(found[0], state=None), checksums_digest(path) if path else ""
+        return replace(found[0], state=None), _moment(found[0].state)
 
-    start, digest = from_main(without_content)
+    start, moment = from_main(without_content)
     if start.checkpoint is None:
         return start
-    state = found[0].state if found else _read_same(start.checkpoint, digest)
-    if None in gather_objects(state and state["step"]):
+    state = found[0].state if found else _read(start.checkpoint)
+    if not all(gather_objects(_moment(state) == moment)):
         state = from_main(lambda: state)
     return replace(start, state=state)
 
 
-def _read_same(path: Path, digest: str) -> dict[str, Any] | None:
-    """Read the checkpoint that has this digest; None if this process sees none, or another."""
+def _read(path: Path) -> dict[str, Any] | None:
+    """Read a checkpoint; None if this process sees none."""
     try:
-        return load_checkpoint(path) if digest and checksums_digest(path) == digest else None
+        content: dict[str, Any] = load_checkpoint(path)
     except UserError:
         return None
+    return content
+
+
+def _moment(state: Any) -> object:
+    """Return what no two checkpoints have in common: the step, and the seconds that the run had taken."""
+    return (state.get("step"), state.get("elapsed_s")) if isinstance(state, dict) else None
 
 
 def open_run_folder(folder: Path, config: FrozenMunch, start: Start, rules: ResumeRules) -> None:
@@ -116,8 +119,8 @@ def open_run_folder(folder: Path, config: FrozenMunch, start: Start, rules: Resu
     """
     if start.is_new and (folder / CONFIG).exists():
         raise UserError(f"another run has just begun in {folder}.")
-    if start.last_is_damaged:
-        set_aside_damaged(folder)
+    if start.checkpoint == folder / PREVIOUS and (folder / LAST).exists():
+        (folder / LAST).replace(folder / DAMAGED)  # else it would replace the intact previous one
     remove_temporaries(folder)
     write_text(folder / CONFIG, to_yaml(nest(flatten(config.toDict()) | {rules.seed: start.seed})))
 

@@ -1,4 +1,4 @@
-"""The parts of a run, built from its config: data, network, optimizer, recipe, loaders; each checked as it is built."""
+"""The parts of a run, built from its config: data, network, optimizer, schedule, loaders; each checked when built."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,6 @@ from relabel.data.loader import Batch, Loader, TestBatches, TrainBatches, steps_
 from relabel.data.skipped_images import SkippingDataset
 from relabel.stores.store import LabelStore, check_one_per_class, check_present, open_label_store
 from relabel.targets import TargetMaker
-from relabel.training.trainer import Recipe
 from utils.checkpoint import load_checkpoint, named_classes, split_weights
 from utils.config.frozen_munch import FrozenMunch
 from utils.errors import UserError, with_advice
@@ -95,22 +94,6 @@ def open_training_data(config: FrozenMunch) -> TrainingData:
     shape = store.read(0).shape
     roots = [open_extra_root(path, labels, images.class_names, shape) for path, labels in folders]
     return TrainingData(images, val, store, roots)
-
-
-def extra_per_batch(config: FrozenMunch, global_batch: int) -> int:
-    """Return the extra images in the batch of one update over all processes: data.extra.share of it, rounded.
-
-    Raises:
-        UserError: that is none of it, or all.
-    """
-    share = config.data.extra.share
-    count = round(share * global_batch)
-    if share and not 0 < count < global_batch:
-        raise UserError(
-            f"data.extra.share is {share:g}, which is {count} of the {global_batch} images of a batch; expected some "
-            "of them, and some left for train/.\n  Change --data.extra.share or --optim.batch_size."
-        )
-    return count
 
 
 def build_model(config: FrozenMunch, num_classes: int, precision: Precision, flag: str = "--model.arch") -> nn.Module:
@@ -201,43 +184,17 @@ def make_optimizer(config: FrozenMunch, model: nn.Module, device: torch.device) 
     )
 
 
-def check_batches(images: ImageList, batch_size: int, process: Process, config: FrozenMunch) -> None:
-    """Check that the training set fills a batch, and that the micro-batches are of equal size. UserError if not."""
-    global_batch = batch_size * process.world_size
-    steps_per_epoch(len(images), global_batch - extra_per_batch(config, global_batch))
-    if batch_size % config.optim.accumulation:
-        raise UserError(
-            f"optim.accumulation is {config.optim.accumulation}, which does not divide the {batch_size} images that "
-            f"each process has in a batch.\n  Change --optim.accumulation or --optim.batch_size."
-        )
-
-
-def make_recipe(config: FrozenMunch, images: ImageList, global_batch: int, seed: int) -> Recipe:
-    """Build the recipe as plain values and functions; the schedule's length comes from the data."""
-    optim, cut = config.optim, config.data.cutmix
-    steps = steps_per_epoch(len(images), global_batch - extra_per_batch(config, global_batch))
-    return Recipe(
-        epochs=optim.epochs,
+def make_schedule(config: FrozenMunch, steps: int) -> Callable[[int], float]:
+    """Return the function from the step to its learning rate; `steps` is their number in an epoch."""
+    optim = config.optim
+    return partial(
+        learning_rate,
         steps_per_epoch=steps,
-        accumulation=optim.accumulation,
-        learning_rate=partial(
-            learning_rate,
-            steps_per_epoch=steps,
-            epochs=optim.epochs,
-            warmup_epochs=optim.warmup.epochs,
-            lr_init=optim.lr.init,
-            warmup_lr=optim.warmup.lr,
-            decay_type=optim.lr.decay_type,
-        ),
-        targets=make_targets(config, len(images.class_names)),
-        cutmix_prob=cut.prob,
-        cutmix_beta=cut.beta,
-        cutmix_epochs=optim.epochs - cut.off_epoch,
-        clip_grad_norm=optim.clip_grad_norm,
-        ema_decay=optim.ema.decay,
-        seed=seed,
-        print_freq=config.util.print_freq,
-        checkpoint_s=60.0 * config.util.checkpoint_minutes,
+        epochs=optim.epochs,
+        warmup_epochs=optim.warmup.epochs,
+        lr_init=optim.lr.init,
+        warmup_lr=optim.warmup.lr,
+        decay_type=optim.lr.decay_type,
     )
 
 
@@ -256,34 +213,54 @@ def make_targets(config: FrozenMunch, num_classes: int) -> TargetMaker:
 
 
 def train_loader(
-    config: FrozenMunch, data: TrainingData, recipe: Recipe, batch_size: int, process: Process
-) -> Callable[[int], Iterable[Batch]]:
-    """Return first update -> this process's training batches from there to the end of the run."""
-    keys = config.data
+    config: FrozenMunch, data: TrainingData, process: Process, seed: int
+) -> tuple[int, Callable[[int], Iterable[Batch]]]:
+    """Build the training batches.
+
+    Returns:
+        Updates in an epoch; first update -> this process's batches from there to the end of the run.
+
+    Raises:
+        UserError: the images do not fill a batch, or a batch cannot be divided as the config asks.
+    """
+    keys, accumulation = config.data, config.optim.accumulation
+    batch_size = process.share(config.optim.batch_size, "optim.batch_size")
+    if batch_size % accumulation:
+        raise UserError(
+            f"optim.accumulation is {accumulation}, which does not divide the {batch_size} images that each process "
+            f"has in a batch.\n  Change --optim.accumulation or --optim.batch_size."
+        )
+    global_batch = batch_size * process.world_size
+    from_extra = round(keys.extra.share * global_batch)
+    if data.extra and not 0 < from_extra < global_batch:
+        raise UserError(
+            f"data.extra.share is {keys.extra.share:g}, which is {from_extra} of the {global_batch} images of a batch; "
+            "expected some of them, and some left for train/.\n  Change --data.extra.share or --optim.batch_size."
+        )
+    steps = steps_per_epoch(len(data.images), global_batch - from_extra)
     transform = RandomResizedCrop(
-        keys.image_size, keys.rrc_minimum, keys.flip_prob, keys.color_jitter, keys.lighting, recipe.seed
+        keys.image_size, keys.rrc_minimum, keys.flip_prob, keys.color_jitter, keys.lighting, seed
     )
     main = ImageDataset(data.images, transform, data.store, resolve_decoder(keys.decoder))
     mixed = MixedDataset(main, data.extra) if data.extra else main
     dataset = SkippingDataset(mixed) if keys.on_error == "skip" else mixed
-    per_batch = extra_per_batch(config, batch_size * process.world_size)
-    extra = ExtraBatches(len(main), data.extra_images, per_batch, recipe.seed) if data.extra else None
+    extra = ExtraBatches(len(main), data.extra_images, from_extra, seed) if data.extra else None
 
     def batches(start_step: int) -> Iterable[Batch]:
         sampler = TrainBatches(
             num_images=len(data.images),
             batch_size_per_process=batch_size,
-            accumulation=recipe.accumulation,
+            accumulation=accumulation,
             rank=process.rank,
             world_size=process.world_size,
-            seed=recipe.seed,
+            seed=seed,
             start_step=start_step,
-            total_steps=recipe.total_steps,
+            total_steps=config.optim.epochs * steps,
             extra=extra,
         )
         return Loader(dataset, sampler, workers_of(config, process), process.device)
 
-    return batches
+    return steps, batches
 
 
 def test_transform(config: FrozenMunch) -> CenterCrop:

@@ -20,10 +20,9 @@ from relabel.stores.store import label_fingerprint
 from relabel.training.build import (
     TrainingData,
     build_model,
-    check_batches,
-    extra_per_batch,
     make_optimizer,
-    make_recipe,
+    make_schedule,
+    make_targets,
     memory_advice,
     open_training_data,
     set_up_device,
@@ -35,7 +34,7 @@ from relabel.training.trainer import Preempted, Trainer
 from relabel.training.validation import Score, evaluate
 from utils.config.frozen_munch import FrozenMunch
 from utils.errors import EXIT_PREEMPTED, SharedError, UserError, out_of_memory_reported, with_advice
-from utils.files import locked, make_writable, remove_temporaries
+from utils.files import locked, make_writable
 from utils.precision import Precision
 from utils.processes.distributed import Process, from_main
 from utils.processes.workers import end_workers, raise_worker_death
@@ -54,18 +53,17 @@ def train(process: Process, config: FrozenMunch) -> None:
     """
     set_up_device(process.device)
     data = open_training_data(config)
-    process.share(config.util.val_batch_size, "util.val_batch_size")
-    check_batches(data.images, process.share(config.optim.batch_size, "optim.batch_size"), process, config)
     precision = Precision(config.compute.opt_level, process.device)
     identity = identity_of(config, data, precision)
 
     folder = Path(config.util.run_dir)
     existed = folder.is_dir()
+    lock = locked(folder, "the run folder", "training", ANOTHER_FOLDER)
     with ExitStack() as stack:  # the main process locks the run folder to the end
 
         def begin() -> Start:
             if existed:
-                stack.enter_context(locked(folder, "the run folder", "training", ANOTHER_FOLDER))
+                stack.enter_context(lock)
             with with_advice(ANOTHER_FOLDER):
                 return find_start(folder, config, identity, process.world_size, RESUME)
 
@@ -73,23 +71,23 @@ def train(process: Process, config: FrozenMunch) -> None:
         with out_of_memory_reported(memory_advice(config)):
             trainer = make_trainer(config, data, precision, process, identity, start)
         start = replace(start, state=None)  # the trainer has its own copy
-        if trainer.finished:
+        if from_main(lambda: read_status(folder)) == "done" and trainer.step == trainer.total_steps:
             if process.is_main:
-                report_finished(trainer)
+                print(f"{folder} is finished: {trainer.result}\nFor a new run, set another --util.run_dir.", flush=True)
             return
 
         def open_folder() -> None:
             make_writable(folder, "the run folder", ANOTHER_FOLDER)
             if not existed:
-                stack.enter_context(locked(folder, "the run folder", "training", ANOTHER_FOLDER))
+                stack.enter_context(lock)
             with with_advice(ANOTHER_FOLDER):
                 open_run_folder(folder, config, start, RESUME)
-            introduce(config, data, trainer)
+            introduce(data, trainer)
 
         from_main(open_folder)
         if config.compute.compile:
             trainer.model.compile()
-        fit(trainer, memory_advice(config))
+        fit(trainer)
 
 
 def make_trainer(
@@ -101,15 +99,14 @@ def make_trainer(
     start: Start,
 ) -> Trainer:
     """Build all parts, in the state of the checkpoint if there is one; nothing is written yet."""
+    steps, train_batches = train_loader(config, data, process, start.seed)
+    test_batches = test_loader(config, data.val, process)
     torch.manual_seed(start.seed)
     model = build_model(config, len(data.images.class_names), precision)
     if config.model.weights and start.state is None:
         loaded = start_weights(config, model, data.images.class_names)
         if process.is_main:
             print(loaded, flush=True)
-    batch_size = process.share(config.optim.batch_size, "optim.batch_size")
-    recipe = make_recipe(config, data.images, batch_size * process.world_size, start.seed)
-    test_batches = test_loader(config, data.val, process)
 
     def validate(networks: Mapping[str, nn.Module]) -> dict[str, Score]:
         return evaluate(networks, data.val, test_batches(), precision, process)
@@ -117,28 +114,21 @@ def make_trainer(
     trainer = Trainer(
         model=model,
         optimizer=make_optimizer(config, model, process.device),
-        recipe=recipe,
+        config=config,
+        seed=start.seed,
+        steps_per_epoch=steps,
         precision=precision,
         process=process,
-        train_batches=train_loader(config, data, recipe, batch_size, process),
+        train_batches=train_batches,
+        learning_rate=make_schedule(config, steps),
+        make_targets=make_targets(config, len(data.images.class_names)),
         evaluate=validate,
         skipped_images=SkippedImages(Path(config.util.run_dir), len(data.images) + data.extra_images),
-        folder=Path(config.util.run_dir),
         identity={**identity, "seed": start.seed},
-        tensorboard=config.util.tensorboard,
     )
     if start.state is not None:
         trainer.resume(start.state)
     return trainer
-
-
-def report_finished(trainer: Trainer) -> None:
-    """Report that a run has nothing left to do."""
-    if read_status(trainer.folder) != "done":  # killed after its last checkpoint
-        remove_temporaries(trainer.folder)
-        trainer.mark_done()
-    best = f"best top-1 {trainer.best_accuracy:.2f} % after epoch {trainer.best_epoch}"
-    print(f"{trainer.folder} is finished: {best}. Set another --util.run_dir for a new run.", flush=True)
 
 
 def identity_of(config: FrozenMunch, data: TrainingData, precision: Precision) -> dict[str, Any]:
@@ -170,9 +160,9 @@ def fingerprint(*lists: ImageList) -> str:
     return hashlib.sha256(b"\n".join(name for images in lists for name in images.names.tolist())).hexdigest()
 
 
-def introduce(config: FrozenMunch, data: TrainingData, trainer: Trainer) -> None:
+def introduce(data: TrainingData, trainer: Trainer) -> None:
     """Print what is about to run, and record what it runs on."""
-    recipe, process, folder = trainer.recipe, trainer.process, trainer.folder
+    config, process, folder = trainer.config, trainer.process, trainer.folder
     was_killed = read_status(folder) == "running"  # nobody is: this process has the lock
     write_status(folder, "running", step=trainer.step, epoch=trainer.epoch)
     record_environment(
@@ -186,30 +176,26 @@ def introduce(config: FrozenMunch, data: TrainingData, trainer: Trainer) -> None
     )
     batch = config.optim.batch_size // process.local_world_size * process.world_size
     parameters = sum(p.numel() for p in trainer.model.parameters())
-    labels = f"label maps {config.data.relabel.path}" if config.data.relabel.use else "the folders' labels"
+    processes = "1 process" if process.world_size == 1 else f"{process.world_size} processes"
+    labels = f"label maps {config.data.relabel.path}" if config.data.relabel.use else "the labels of the class folders"
     lines = [
         trainer.precision.note,
-        f"{config.model.arch}, {parameters / 1e6:.2f} million parameters, {trainer.precision.name}, "
-        f"{process.world_size} process(es) on {process.device.type}, seed {recipe.seed}",
+        f"{config.model.arch}, {parameters / 1e6:.2f} million parameters, {trainer.precision.name}, {processes} on "
+        f"{process.device.type}, seed {trainer.seed}",
         f"{len(data.images):,} training images of {len(data.images.class_names):,} classes with {labels}; "
         f"{len(data.val):,} validation images",
-        f"{data.extra_images:,} extra images with label maps, {extra_per_batch(config, batch):,} in a batch"
+        f"{data.extra_images:,} extra images with label maps, {100 * config.data.extra.share:g} % of each batch"
         if data.extra
         else "",
-        f"{recipe.epochs} epochs of {recipe.steps_per_epoch:,} steps, batch {batch:,}; run folder {folder}",
+        f"{config.optim.epochs} epochs of {trainer.steps_per_epoch:,} steps, batch size {batch:,}; run folder {folder}",
         "the process that trained here before was killed" if was_killed else "",
-        f"continuing at step {trainer.step:,} of {recipe.total_steps:,}" if trainer.step else "",
+        f"continuing at step {trainer.step:,} of {trainer.total_steps:,}" if trainer.step else "",
     ]
     print("\n".join(filter(None, lines)), flush=True)
 
 
-def fit(trainer: Trainer, advice: str) -> None:
-    """Run the trainer; an error of any process is recorded in status.json.
-
-    Args:
-        trainer: ready to begin.
-        advice: what to do when memory runs out.
-    """
+def fit(trainer: Trainer) -> None:
+    """Run the trainer; an error of any process is recorded in status.json."""
 
     def record(error: Exception) -> None:
         with suppress(UserError):  # the error itself matters more than that it cannot be recorded
@@ -219,7 +205,7 @@ def fit(trainer: Trainer, advice: str) -> None:
         return read_status(trainer.folder) == "failed"
 
     try:
-        with errors_reported_once(trainer.process, record, is_echo, advice):
+        with errors_reported_once(trainer.process, record, is_echo, memory_advice(trainer.config)):
             trainer.fit()
     except Preempted:
         sys.exit(EXIT_PREEMPTED)

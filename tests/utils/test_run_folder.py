@@ -25,7 +25,7 @@ from relabel.stores.manifest import read_manifest
 from relabel.stores.pt_folder import write_label_map
 from tests.conftest import CLASSES, ROOT, Flags
 from tests.relabel.training.test_run import EVERYTHING, StopAt, assert_same_weights, metrics, start, status, weights
-from utils.checkpoint import LAST, checksums_digest, load_checkpoint, save_checkpoint
+from utils.checkpoint import LAST, load_checkpoint, save_checkpoint
 from utils.config.schema import flatten, nest
 from utils.errors import UserError
 from utils.run_folder import Start, share_start
@@ -190,15 +190,15 @@ def test_a_checkpoint_that_records_less_continues(short: Flags, data: Path) -> N
 def test_each_process_reads_the_checkpoint_and_only_without_it_is_it_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_file: str
 ) -> None:
-    path, state = tmp_path / LAST, {"step": 7, "w": torch.ones(3)}
+    path, state = tmp_path / LAST, {"step": 7, "elapsed_s": 1.5, "w": torch.ones(3)}
     save_checkpoint(state, path)
-    answers: list[Any] = [(Start(3, None, path), checksums_digest(path)), state]  # of the main process, in turn
+    answers: list[Any] = [(Start(3, None, path), (7, 1.5)), state]  # of the main process, in turn
     if has_file == "another":
-        save_checkpoint({"step": 7, "w": torch.zeros(3)}, path)
+        save_checkpoint(state | {"elapsed_s": 2.5, "w": torch.zeros(3)}, path)
     elif has_file == "none":
         path.unlink()
     monkeypatch.setattr("utils.run_folder.from_main", lambda function: answers.pop(0))
-    monkeypatch.setattr("utils.run_folder.gather_objects", lambda value: [7, value])
+    monkeypatch.setattr("utils.run_folder.gather_objects", lambda value: [True, value])
     found = share_start(lambda: pytest.fail("the main process alone looks for it"))
     assert replace(found, state=None) == Start(3, None, path)
     assert found.state is not None and torch.equal(found.state["w"], torch.ones(3))

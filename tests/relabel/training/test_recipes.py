@@ -16,8 +16,9 @@ import torch
 from benchmarks.train_step import random_batch
 from relabel.config.load import load_config
 from relabel.config.schema import SCHEMA
+from relabel.data.extra_images import ExtraRoot
 from relabel.data.images import ImageList
-from relabel.training.build import TrainingData, make_recipe
+from relabel.training.build import TrainingData, make_schedule, train_loader
 from relabel.training.run import make_trainer
 from tests.conftest import ROOT
 from utils.config.command_line import parse_command_line
@@ -31,6 +32,8 @@ RECIPES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglo
 OF_NETWORKS = [r for r in RECIPES if r.count("/") > 1 or re.search(r"relabel_train_(?!resnet(18|101)_cutmix)", r)]
 IMAGENET_IMAGES = 1_281_167
 CPU = torch.device("cpu")
+NO_STORE: Any = None  # no label map is read
+ALONE = Process(0, 1, 0, 1, CPU)
 
 Settings = dict[str, Any]
 SGD: Settings = {
@@ -145,13 +148,13 @@ def test_a_recipe_of_the_paper_has_the_papers_settings_and_schedule(name: str, f
     config = load_config(str(ROOT / recipe), folders)
     values = flatten(config.toDict())
     assert {key: values[key] for key in settings} == settings
-    schedule = make_recipe(config, made_list(IMAGENET_IMAGES, 1000), config.optim.batch_size, seed=0)
-    assert f"{schedule.total_steps:,} updates ({schedule.epochs} epochs x {schedule.steps_per_epoch:,}" in text
-    warm, peak = 5 * schedule.steps_per_epoch, settings["optim.lr.init"]
-    steps = (0, warm // 2, warm, (warm + schedule.total_steps) // 2, schedule.total_steps - 1)
-    rates = [schedule.learning_rate(step) for step in steps]
+    images, epochs = made_list(IMAGENET_IMAGES, 1000), config.optim.epochs
+    extra = [ExtraRoot(images, NO_STORE)] if config.data.extra.share else []
+    steps, _ = train_loader(config, TrainingData(images, images, extra=extra), ALONE, seed=0)
+    assert f"{epochs * steps:,} updates ({epochs} epochs x {steps:,}" in text
+    warm, peak, total = 5 * steps, settings["optim.lr.init"], epochs * steps
+    rates = [make_schedule(config, steps)(step) for step in (0, warm // 2, warm, (warm + total) // 2, total - 1)]
     assert rates == pytest.approx([0, peak / 2, peak, peak / 2, 0], rel=1e-3, abs=1e-9)
-    assert schedule.cutmix_epochs == (295 if "cutmix" in name else schedule.epochs - 5)
 
 
 def made_list(num_images: int, num_classes: int) -> ImageList:
@@ -168,9 +171,9 @@ def test_a_recipe_trains_a_step(recipe: str, folders: dict[str, str], tmp_path: 
     flags = {"model.weights": "", "util.run_dir": str(tmp_path / "run")}
     config = load_config(str(ROOT / recipe), folders | flags)
     data = TrainingData(made_list(10 * config.optim.batch_size, num_classes), made_list(10, num_classes))
-    trainer = make_trainer(config, data, Precision("O0", CPU), Process(0, 1, 0, 1, CPU), {}, Start(seed=0))
+    trainer = make_trainer(config, data, Precision("O0", CPU), ALONE, {}, Start(seed=0))
     trainer.folder.mkdir()
-    trainer.step = config.optim.warmup.epochs * trainer.recipe.steps_per_epoch
+    trainer.step = config.optim.warmup.epochs * trainer.steps_per_epoch
     parameters = [p for p in trainer.model.parameters() if p.ndim > 1]  # a bias before a batch norm has no gradient
     before = [parameter.detach().clone() for parameter in parameters]
     trainer.begin()
