@@ -7,7 +7,6 @@ The batches depend only on the list of images and the batch size, not on the num
 interrupted job and one shared by several processes end with the same bytes.
 """
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -70,6 +70,13 @@ class Summary:
     written: int = 0
     absent_sum: float = 0.0
     skipped: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def over_all(cls, shares: Sequence["Summary"]) -> "Summary":
+        """Add up the shares of all processes."""
+        skipped = {name: reason for share in shares for name, reason in share.skipped.items()}
+        kept, written, absent = np.sum([(share.kept, share.written, share.absent_sum) for share in shares], axis=0)
+        return cls(int(kept), int(written), float(absent), skipped)
 
     @property
     def absent_probability(self) -> float:
@@ -130,12 +137,12 @@ def annotate(
 
         done = from_main(begin)
         share = _annotate_share(images, annotator, writer, done, settings.batch_size, num_workers, process)
-        summary = _sum_up(gather_objects(share))
+        summary = Summary.over_all(gather_objects(share))
         if summary.skipped and not (skip_unreadable and summary.written + summary.kept):
             raise SharedError(_unreadable_message(summary.skipped, len(images)))
         from_main(lambda: writer.commit({name.rpartition(".")[0]: why for name, why in summary.skipped.items()}))
     if process.is_main:
-        print(_description(summary, annotator.shape, time.monotonic() - start), flush=True)
+        _print_summary(summary, annotator.shape, time.monotonic() - start)
     return summary
 
 
@@ -154,17 +161,12 @@ class _SquashedImages:
             return row, np.zeros((3, *self._size), np.uint8), str(error)
 
 
-@dataclass(slots=True, eq=False)
-class _ImageBatch:
-    """Whole images, squashed: uint8 [B, 3, rows, columns]; black if one cannot be read, with the reason, else ""."""
+class _ImageBatch(NamedTuple):
+    """Whole images, squashed: uint8 [B, 3, rows, columns]; black where one cannot be read, with the reason, else ""."""
 
     rows: list[int]
     images: Tensor
     reasons: list[str]
-
-    def pin_memory(self) -> "_ImageBatch":
-        """Copy the images to page-locked memory; called by DataLoader."""
-        return _ImageBatch(self.rows, self.images.pin_memory(), self.reasons)
 
 
 def _collate(read: Sequence[tuple[int, np.ndarray, str]]) -> _ImageBatch:
@@ -302,24 +304,14 @@ def _write(maps: _QueuedMaps, images: ImageList, writer: Writer, done: np.ndarra
             share.written += 1
 
 
-def _sum_up(shares: Sequence[Summary]) -> Summary:
-    total = Summary()
-    for share in shares:
-        total.kept += share.kept
-        total.written += share.written
-        total.absent_sum += share.absent_sum
-        total.skipped |= share.skipped
-    return total
-
-
 def _manifest(annotator: _Annotator, settings: Settings, form: Form, maps: int) -> Manifest:
     """Return what all maps of a call have in common, also with those of an interrupted one."""
     teacher = annotator.teacher
     made_by = {
         "teacher": teacher.description,
-        "input_size": teacher.input_size,
-        "mean": teacher.mean,
-        "std": teacher.std,
+        "input_size": list(teacher.input_size),
+        "mean": list(teacher.mean),
+        "std": list(teacher.std),
         "interpolation": teacher.interpolation,
         "flip": settings.flip,
         "precision": annotator.precision.name,
@@ -328,22 +320,20 @@ def _manifest(annotator: _Annotator, settings: Settings, form: Form, maps: int) 
     }
     k, h, w = annotator.shape
     names = teacher.class_names or [str(index) for index in range(teacher.num_classes)]
-    plain = json.loads(json.dumps(made_by))  # as it will be read again
-    return Manifest(form=form, maps=maps, k=k, h=h, w=w, class_names=names, made_by=plain)
+    return Manifest(form=form, maps=maps, k=k, h=h, w=w, class_names=names, made_by=made_by)
 
 
-def _description(summary: Summary, shape: tuple[int, int, int], seconds: float) -> str:
+def _print_summary(summary: Summary, shape: tuple[int, int, int], seconds: float) -> None:
     k, h, w = shape
     kept = f", {summary.kept:,} existed already" if summary.kept else ""
-    lines = [
+    print(
         f"label maps: {k} classes per cell, {h} x {w} cells; {summary.written:,} written in {duration(seconds)}{kept}"
-    ]
+    )
     if summary.written:
         share = f"{100 * summary.absent_probability:.1f} %"
-        lines.append(f"classes outside a cell's top {k} hold {share} of its probability (fill 0, temperature 1)")
+        print(f"classes outside a cell's top {k} hold {share} of its probability (fill 0, temperature 1)")
     if summary.skipped:
-        lines.append(f"skipped:{listed(list(summary.skipped.values()))}")
-    return "\n".join(lines)
+        print(f"skipped:{listed(list(summary.skipped.values()))}")
 
 
 def _unreadable_message(skipped: dict[str, str], num_images: int) -> str:

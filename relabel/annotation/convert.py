@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from relabel.crop_box import MIN_AREA, CropBox, random_crop_box
 from relabel.data.class_names import class_names_of_imagenet
@@ -187,16 +186,14 @@ def _print_rounding(files: LabelStore, packed: LabelStore, num_classes: int) -> 
     rows = np.setdiff1d(np.arange(len(files)), packed.missing())
     rows = np.sort(np.random.default_rng(0).permutation(rows)[:COMPARED_MAPS])
     largest, moved = compare_targets(files, packed, rows, num_classes)
-    crops = len(rows) * CROPS_PER_MAP
-    if largest == 0:
-        print(f"the targets of {crops:,} random crops are identical before and after", flush=True)
-    else:
-        print(
-            f"scores were rounded to float16: in the targets of {crops:,} random crops, {100 * moved:.2g} % of the "
-            f"probability moves to other classes on average, and no probability changes by more than "
-            f"{100 * largest:.2g} percentage points",
-            flush=True,
+    crops = f"{len(rows) * CROPS_PER_MAP:,} random crops"
+    text = f"the targets of {crops} are identical before and after"
+    if largest:
+        text = (
+            f"scores were rounded to float16: in the targets of {crops}, {100 * moved:.2g} % of the probability moves "
+            f"to other classes on average, and none changes by more than {100 * largest:.2g} percentage points"
         )
+    print(text, flush=True)
 
 
 def compare_targets(first: LabelStore, second: LabelStore, rows: np.ndarray, num_classes: int) -> tuple[float, float]:
@@ -215,13 +212,9 @@ def compare_targets(first: LabelStore, second: LabelStore, rows: np.ndarray, num
     for row in rows.tolist():
         draws = [keyed_rng(0, SAMPLE, number, row) for number in range(CROPS_PER_MAP)]
         boxes = CropBox.stack([random_crop_box(rng, SIDE, SIDE, MIN_AREA) for rng in draws])
-        change = (_targets(first, row, boxes, num_classes) - _targets(second, row, boxes, num_classes)).abs()
+        maps = [LabelMap.stack([store.read(row)] * CROPS_PER_MAP) for store in (first, second)]
+        before, after = (relabel_target(scores, classes, boxes, num_classes) for scores, classes in maps)
+        change = (after - before).abs()
         largest = max(largest, float(change.max()))
         moved.append(float(change.sum(dim=1).mean()) / 2)
     return largest, float(np.mean(moved))
-
-
-def _targets(store: LabelStore, row: int, boxes: Tensor, num_classes: int) -> Tensor:
-    """Return the targets of several crops of one map, float32 [B, K]."""
-    scores, classes = LabelMap.stack([store.read(row)] * len(boxes))
-    return relabel_target(scores, classes, boxes, num_classes)

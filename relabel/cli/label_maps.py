@@ -31,9 +31,7 @@ Fill = Annotated[float, Field(ge=-1000, le=1000)]
 Temperature = Annotated[float, Field(ge=1e-3, le=1000)]
 Deviation = Annotated[float, Field(gt=0)]
 Means = Annotated[
-    tuple[float, float, float],
-    Joined(","),
-    Field(title="R,G,B", description="three numbers such as 0.5,0.5,0.5"),
+    tuple[float, float, float], Joined(","), Field(title="R,G,B", description="three numbers such as 0.5,0.5,0.5")
 ]
 Deviations = Annotated[
     tuple[Deviation, Deviation, Deviation],

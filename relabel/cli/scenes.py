@@ -78,11 +78,7 @@ def scenes(
 
 
 def digits_annotator(
-    *,
-    out: NewFile,
-    work: NewFolder = Path("runs/digits-annotator"),
-    train: Scenes = 16000,
-    val: Scenes = 1500,
+    *, out: NewFile, work: NewFolder = Path("runs/digits-annotator"), train: Scenes = 16000, val: Scenes = 1500
 ) -> None:
     """Train the teacher of the digit scenes from scratch, on scenes that its students never see.
 

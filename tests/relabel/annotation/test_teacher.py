@@ -1,6 +1,5 @@
 """Teachers from every source: their classes, their input, and what is refused."""
 
-import hashlib
 import json
 import re
 from importlib.metadata import version
@@ -15,10 +14,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from models.build import create_model, create_pretrained_model
-from models.digit_net import DigitNet
+from models.build import create_model
 from relabel.annotation.teacher import Teacher, load_teacher
-from relabel.data.decode import RESAMPLING
 from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
 
@@ -57,11 +54,6 @@ def test_random_weights_are_the_same_again_and_warned_about(capsys: pytest.Captu
         assert one.network(torch.zeros(1, 3, 64, 96)).shape == (1, 4, 2, 3)
 
 
-def test_random_weights_without_data_have_1000_classes_without_names() -> None:
-    teacher = load_teacher("resnet18", "random", None)
-    assert (teacher.num_classes, teacher.class_names) == (1000, None)
-
-
 # Input
 
 
@@ -73,14 +65,12 @@ def test_random_weights_without_data_have_1000_classes_without_names() -> None:
         ("timm/resnet18", (224, 224), 0.485, "bicubic"),
         ("test_resnet", (160, 160), 0.5, "bilinear"),
         ("vit_tiny_patch16_384.augreg_in21k_ft_in1k", (384, 384), 0.5, "bicubic"),
-        pytest.param("swin_v2_t", (256, 256), 0.485, "bicubic", marks=pytest.mark.slow),
         pytest.param("vit_b_16", (224, 224), 0.485, "bilinear", marks=pytest.mark.slow),
     ],
 )
 def test_the_input_is_that_of_the_library(arch: str, size: tuple[int, int], mean: float, interpolation: str) -> None:
     teacher = load_teacher(arch, "random", DIGITS)
     assert (teacher.input_size, teacher.mean[0], teacher.interpolation) == (size, mean, interpolation)
-    assert teacher.interpolation in RESAMPLING
     assert len(teacher.mean) == len(teacher.std) == 3 and all(isinstance(number, float) for number in teacher.std)
 
 
@@ -116,19 +106,10 @@ def test_our_checkpoint_names_network_and_classes(tmp_path: Path) -> None:
     assert (teacher.num_classes, teacher.class_names) == (4, DIGITS)
     expected = {"arch": "digit_net", "library": "this project", "library_version": None, "weights": "best.pth"}
     assert teacher.description.items() >= expected.items()
-    assert (teacher.description["head"], teacher.description["mean_is_logits"]) == (
-        "linear after average pooling",
-        True,
-    )
-
-
-def test_averaged_weights_come_first(tmp_path: Path) -> None:
-    averaged = DigitNet(4)
-    more = {"arch": "digit_net", "state_dict_ema": averaged.state_dict()}
-    network = checkpoint(tmp_path / "ema.pth", "digit_net", 4, **more)
-    teacher = load_teacher(None, str(tmp_path / "ema.pth"), DIGITS, input_size=(56, 72))
-    images = torch.randn(1, 3, 56, 72)
-    assert same_weights(teacher, averaged, images) and not same_weights(teacher, network, images)
+    assert teacher.description["head"] == "linear after average pooling" and teacher.description["mean_is_logits"]
+    checkpoint(tmp_path / "later.pth", "digit_net", 4, arch="digit_net", epoch=3)  # the same weights in another file
+    later = load_teacher(None, str(tmp_path / "later.pth"), None, input_size=(56, 72))
+    assert later.class_names is None and later.description["weights_sha256"] == teacher.description["weights_sha256"]
 
 
 @pytest.mark.parametrize(
@@ -148,11 +129,6 @@ def test_a_bare_checkpoint_is_of_the_datas_classes(tmp_path: Path, arch: str, na
     assert json.loads(json.dumps(teacher.description)) == teacher.description
 
 
-def test_classes_of_a_bare_checkpoint_stay_unknown_without_data(tmp_path: Path) -> None:
-    checkpoint(tmp_path / "bare.pth", "test_resnet", 4)
-    assert load_teacher("test_resnet", str(tmp_path / "bare.pth"), None).class_names is None
-
-
 def test_a_bare_checkpoint_of_1000_classes_has_imagenets(tmp_path: Path) -> None:
     checkpoint(tmp_path / "bare.pth", "test_resnet", 1000)
     for data_classes in (None, ["n15075141", "n01440764"]):
@@ -162,27 +138,7 @@ def test_a_bare_checkpoint_of_1000_classes_has_imagenets(tmp_path: Path) -> None
     assert load_teacher("test_resnet", str(tmp_path / "bare.pth"), others).class_names == others
 
 
-def test_the_hash_is_of_the_weights_not_of_the_file(tmp_path: Path) -> None:
-    network = checkpoint(tmp_path / "one.pth", "digit_net", 4, arch="digit_net")
-    checkpoint(tmp_path / "two.pth", "digit_net", 4, arch="digit_net", epoch=3)
-    found = {
-        load_teacher(None, str(tmp_path / name), None, input_size=(8, 8)).description["weights_sha256"]
-        for name in ("one.pth", "two.pth")
-    }
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(f"{name} {list(tensor.shape)}\n".encode() + tensor.numpy().tobytes())
-    assert found == {digest.hexdigest()}
-
-
 # Classes
-
-
-def test_a_teacher_may_know_more_than_the_data_in_another_order(tmp_path: Path) -> None:
-    names = ["zebra", *reversed(DIGITS)]
-    checkpoint(tmp_path / "more.pth", "digit_net", 5, arch="digit_net", class_names=names)
-    teacher = load_teacher(None, str(tmp_path / "more.pth"), DIGITS[1:3], input_size=(56, 72))
-    assert (teacher.num_classes, teacher.class_names) == (5, names)
 
 
 @pytest.mark.parametrize(
@@ -205,19 +161,10 @@ def test_other_classes_are_refused(
 # What cannot be loaded
 
 
-def test_an_unknown_network(tmp_path: Path) -> None:
+def test_a_checkpoint_that_does_not_name_its_network(tmp_path: Path) -> None:
     checkpoint(tmp_path / "bare.pth", "digit_net", 4)
-    for weights, found in (
-        (str(tmp_path / "bare.pth"), "bare.pth does not name"),
-        ("random", "random names no network"),
-    ):
-        with pytest.raises(UserError, match=rf"{found}(.|\n)*--arch"):
-            load_teacher(None, weights, DIGITS)
-
-
-def test_no_such_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"found no file preTrained; expected pretrained, random or"):
-        load_teacher("resnet18", "preTrained", DIGITS)
+    with pytest.raises(UserError, match=r"bare\.pth does not name(.|\n)*--arch"):
+        load_teacher(None, str(tmp_path / "bare.pth"), DIGITS)
 
 
 def test_weights_that_do_not_fit_are_refused_with_the_file(tmp_path: Path) -> None:
@@ -227,11 +174,6 @@ def test_weights_that_do_not_fit_are_refused_with_the_file(tmp_path: Path) -> No
     for arch, name in (("resnet18", "bad.pth"), ("test_resnet", "digits.pth"), (None, "names.pth")):
         with pytest.raises(UserError, match=f"{name}.? "):
             load_teacher(arch, str(tmp_path / name), DIGITS)
-
-
-def test_a_network_that_cannot_make_maps() -> None:
-    with pytest.raises(UserError, match="AlexNet cannot make label maps"):
-        load_teacher("alexnet", "random", DIGITS)
 
 
 # Published weights: the libraries' own loading, from caches that these tests fill; nothing is downloaded
@@ -295,28 +237,14 @@ def test_timms_published_weights(hub_cache: Path, arch: str) -> None:
     assert (teacher.input_size, teacher.description["library"]) == ((160, 160), "timm")
 
 
-def test_published_weights_have_no_other_classes(hub_cache: Path) -> None:
-    fill_hub_cache(hub_cache, TIMM_ARCH)
-    with pytest.raises(UserError, match=r"found a teacher of 1,000 classes \(it does not know digit_0\)"):
-        load_teacher(TIMM_ARCH, "pretrained", DIGITS)
-
-
 @pytest.mark.parametrize(
     ("arch", "cache", "reason"),
     [(TORCHVISION_ARCH, "torch_home", "URLError"), (TIMM_ARCH, "hub_cache", "LocalEntryNotFoundError")],
 )
 def test_no_cache_and_no_network(arch: str, cache: str, reason: str, request: pytest.FixtureRequest) -> None:
     request.getfixturevalue(cache)
-    with pytest.raises(UserError, match=rf"published weights of {arch} .*cannot be fetched.*\({reason}: ") as error:
+    with pytest.raises(UserError, match=rf"published weights of {arch} .*cannot be fetched.*\({reason}: "):
         load_teacher(arch, "pretrained", None)
-    assert len(str(error.value).splitlines()) == 1
-
-
-def test_networks_without_published_weights(hub_cache: Path) -> None:
-    with pytest.raises(UserError, match=r"digit_net has no published weights; expected a checkpoint"):
-        create_pretrained_model("digit_net")
-    with pytest.raises(UserError, match=r"convnext_atto_rms has no published weights"):
-        create_pretrained_model("convnext_atto_rms")
 
 
 def test_published_features_without_a_classifier(hub_cache: Path) -> None:

@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from relabel.checks.calibration import Calibration, Pooled, calibrate, cell_leak, label_rank
+from relabel.checks.calibration import Pooled, calibrate, cell_leak, label_rank
 from relabel.checks.sample import MapSample, read_sample
 from relabel.label_map import LabelMap
 from relabel.targets import relabel_target
 from tests.memory_store import MemoryStore, left_right_map, uniform_map
 
 K = 10
-LEAKS = [(4, 0.95), (6, 0.71), (8, 0.25), (10, 0.043), (12, 0.006)]
 
 
 def sample_of(*maps: LabelMap) -> MapSample:
@@ -26,18 +25,13 @@ def of(estimate: object) -> float:
     return float(getattr(estimate, "value"))  # noqa: B009
 
 
-@pytest.mark.parametrize(("logit", "leaked"), LEAKS)
+@pytest.mark.parametrize(("logit", "leaked"), [(4, 0.95), (8, 0.25), (12, 0.006)])
 @pytest.mark.parametrize("k", [1, 5])
 def test_the_leak_of_one_class_alone_among_a_thousand(logit: float, leaked: float, k: int) -> None:
-    """The table takes one class with that logit and 999 others at 0: leak = 999 / (999 + e^logit).
-
-    With the other four of a top 5 far below 0, 995 others remain, which rounds to the same.
-    """
+    """One class with that logit and 999 others at 0: leak = 999 / (999 + e^logit); with k of 5 nearly the same."""
     found = calibrate(sample_of(uniform_map(logit, 7, k), uniform_map(logit, 30, k)), None, 1000)
-    in_cells = of(found.leak_in_cells_percent)
-    assert in_cells / 100 == pytest.approx((1000 - k) / (1000 - k + np.exp(logit)), rel=1e-5)
-    assert in_cells / 100 == pytest.approx(leaked, rel=0.02)
-    assert of(found.leak_in_whole_image_target_percent) == pytest.approx(in_cells, rel=1e-4)  # the same everywhere
+    assert of(found.leak_in_cells_percent) / 100 == pytest.approx(leaked, rel=0.02)
+    assert of(found.leak_in_whole_image_target_percent) == pytest.approx(of(found.leak_in_cells_percent), rel=1e-4)
 
 
 def test_leak_and_target_equal_those_of_a_dense_softmax() -> None:
@@ -94,30 +88,16 @@ def test_several_classes_and_percentiles_by_hand() -> None:
     assert top_logits["50"] == pytest.approx(49.5) and top_logits["1"] == pytest.approx(0.99)
 
 
-def test_half_precision_maps_are_measured_as_single() -> None:
-    single = uniform_map(9.0, 3, k=2, others=1.0)
-    half = LabelMap(single.scores.astype(np.float16), single.classes)
-    found, expected = (calibrate(sample_of(m, m), np.array([3, 3]), 50) for m in (half, single))
-    assert of(found.leak_in_cells_percent) == pytest.approx(of(expected.leak_in_cells_percent))
-    assert of(found.cross_entropy_nats) == pytest.approx(of(expected.cross_entropy_nats))
-
-
-def agreeing(share: float, n: int = 400) -> Calibration:
-    maps = [uniform_map(12.0, 0 if i < share * n else 5) for i in range(n)]
-    return calibrate(sample_of(*maps), np.zeros(n, dtype=np.int64), 20)
-
-
 @pytest.mark.parametrize(
     ("share", "n", "teacher", "is_wrong"),
-    [(0.75, 400, 88.0, False), (0.65, 400, 88.0, True), (0.2, 400, 30.0, False), (0.05, 400, 30.0, True),
-     (0.01, 400, None, False), (0.6, 10, 88.0, False)],
-)  # fmt: skip
-def test_a_teacher_better_than_its_maps(share: float, n: int, teacher: float | None, is_wrong: bool) -> None:
+    [(0.75, 400, 88.0, False), (0.65, 400, 88.0, True), (0.2, 400, 30.0, False), (0.6, 10, 88.0, False)],
+)
+def test_a_teacher_better_than_its_maps(share: float, n: int, teacher: float, is_wrong: bool) -> None:
     """More than 15 points below the teacher, or below half of it; what chance can do is not wrong."""
-    problems = agreeing(share, n).problems(teacher)
+    maps = [uniform_map(12.0, 0 if i < share * n else 5) for i in range(n)]
+    problems = calibrate(sample_of(*maps), np.zeros(n, dtype=np.int64), 20).problems(teacher)
     assert bool(problems) == is_wrong
-    if is_wrong:
-        assert "mean, std and size" in problems[0] and f"{100 * share:.1f} %" in problems[0]
+    assert not is_wrong or ("mean, std and size" in problems[0] and f"{100 * share:.1f} %" in problems[0])
 
 
 def test_scores_that_make_no_targets_are_a_problem_and_soft_targets_are_none() -> None:
@@ -128,7 +108,7 @@ def test_scores_that_make_no_targets_are_a_problem_and_soft_targets_are_none() -
     assert calibrate(sample_of(uniform_map(8.0, 3)), None, 1000).problems() == []
 
 
-@pytest.mark.parametrize("logit", [-2.0, 4.0, 6.0, 8.0])
+@pytest.mark.parametrize("logit", [-2.0, 6.0])
 def test_the_fill_comes_down_until_five_percent_leak(logit: float) -> None:
     """999 e^f / (999 e^f + e^logit) = 0.05 at f = logit - ln(999 * 19) = logit - 9.85."""
     sample = sample_of(uniform_map(logit, 7), uniform_map(logit, 8))

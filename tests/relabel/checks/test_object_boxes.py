@@ -5,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from relabel.checks.object_boxes import LARGEST_XML, ObjectBox, look_up, open_object_boxes, read_truth, read_voc_file
 from relabel.crop_box import WHOLE_IMAGE, CropBox
@@ -64,10 +62,8 @@ def test_imagenets_dogs_bear_english_names(tmp_path: Path) -> None:
         (box_xml(250, 1, 250, 400), SIZE, "250, 1, 250, 400 is empty"),
         (box_xml(501.5, 1, 600, 400), SIZE, "outside the 500 x 400 pixels"),
         (box_xml("nan", 1, 20, 30), SIZE, "<bndbox/xmin> is 'nan', not a number"),
-        (box_xml(1, 1, "wide", 30), SIZE, "<bndbox/xmax> is 'wide', not a number"),
         ("<object><name>cat</name></object>", SIZE, "<bndbox/xmin> is missing"),
         (box_xml(1, 1, 20, 30, name=" "), SIZE, "an <object> has no <name>"),
-        (box_xml(1, 1, 20, 30), "", "<size/width> is missing"),
         (box_xml(1, 1, 20, 30), "<size><width>0</width><height>0</height></size>", "its <size> is 0 x 0"),
         ("</annotation>", SIZE, "not well-formed"),
     ],
@@ -126,16 +122,6 @@ def test_a_huge_and_a_deep_file_are_refused(tmp_path: Path) -> None:
         boxes_in(path)
 
 
-@given(st.binary(max_size=200) | st.text(alphabet="<>/&;annotiobjeczx 0", max_size=80).map(str.encode))
-def test_whatever_a_file_holds_is_an_answer_or_a_user_error(
-    tmp_path_factory: pytest.TempPathFactory, content: bytes
-) -> None:
-    path = tmp_path_factory.mktemp("any") / "a.xml"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"a\.xml"):
-        boxes_in(path)
-
-
 def test_both_layouts_and_the_parquet_spelling_are_found(tmp_path: Path) -> None:
     write(tmp_path / TENCH / "n01440764_10.xml", box_xml(1, 1, 250, 400))
     write(tmp_path / "ILSVRC2012_val_00000001.xml", box_xml(251, 1, 500, 400))
@@ -182,10 +168,8 @@ def test_digit_scenes_count_classes_by_position(tmp_path: Path) -> None:
     "content",
     [
         "[1]",
-        '{"a": {"labels": [1]}}',
         '{"a": {"labels": [1], "boxes": []}}',
         '{"a": {"labels": ["x"], "boxes": [[0, 0, 1, 1]]}}',
-        '{"a": {"labels": [1], "boxes": [[0, 0, 1]]}}',
         '{"a": {"labels": [1], "boxes": [[0, 0, NaN, 1]]}}',
         "[" * 100_000,
         '{"a": {"labels": [1], "boxes": [[0, 0, 1%s, 1]]}}' % ("0" * 400),
