@@ -99,18 +99,15 @@ def read_predictions(path: Path) -> SavedPredictions:
             raise ValueError(f"found the image {image!r} {times} times; expected each once")
         if other := {*columns.get(IN_SET, ())} - {"0", "1", ""}:
             raise ValueError(f"found {IN_SET} = {min(other)!r}; expected 0, 1 or nothing")
-        top1_probability, label_probability = (
-            _probabilities(columns[name]) for name in ("top1_probability", "label_probability")
+        return SavedPredictions(
+            path,
+            images=columns["image"],
+            labels=columns["label"],
+            top1=columns["top1"],
+            top1_probability=_probabilities(columns["top1_probability"]),
+            label_probability=_probabilities(columns["label_probability"]),
+            in_set=columns.get(IN_SET),
         )
-    return SavedPredictions(
-        path,
-        images=columns["image"],
-        labels=columns["label"],
-        top1=columns["top1"],
-        top1_probability=top1_probability,
-        label_probability=label_probability,
-        in_set=columns.get(IN_SET),
-    )
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:

@@ -16,13 +16,7 @@ from utils.metrics import expected_calibration_error
 
 VAL, CORRUPTIONS = "val", "imagenet_c"
 SEVERITIES = ("1", "2", "3", "4", "5")
-# Heading -> metric, decimals.
-CORRUPTION_COLUMNS = {
-    "mean": ("error_percent", 1),
-    "CE %": ("ce_percent", 1),
-    "ECE %": ("ece_percent", 1),
-    "NLL": ("nll_nats", 2),
-}
+CORRUPTION_COLUMNS = {"mean": "error_percent", "CE %": "ce_percent", "ECE %": "ece_percent", "NLL": "nll_nats"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +124,8 @@ def _corruption_table(results: Sequence[Result]) -> Table:
         by_metric = {result.metric: result for result in group}
         errors = by_metric["error_percent"].parts
         cells = [f"{errors[severity]:.1f}" if severity in errors else "-" for severity in SEVERITIES]
-        for metric, decimals in CORRUPTION_COLUMNS.values():
+        for metric in CORRUPTION_COLUMNS.values():
+            decimals = 2 if metric == "nll_nats" else 1
             cells.append(f"{by_metric[metric].value:.{decimals}f}" if metric in by_metric else "-")
         table.add_row(name.partition("/")[2], *cells)
     return table
