@@ -45,13 +45,9 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_no_digit_image_is_in_both_splits() -> None:
-    train, val = ({image.tobytes() for image in digit_images(split)[0]} for split in ("train", "val"))
-    assert len(digit_images("train")[0]) == 1300 and len(digit_images("val")[0]) == 497
-    assert not train & val
-
-
 def test_digits_do_not_overlap_and_have_the_stated_sizes(scenes: list[Scene]) -> None:
+    train, val = ({image.tobytes() for image in digit_images(split)[0]} for split in ("train", "val"))
+    assert len(digit_images("train")[0]) == 1300 and len(digit_images("val")[0]) == 497 and not train & val
     for scene in scenes:
         boxes = [box.pixels(WIDTH, HEIGHT) for box in scene.boxes]
         sides = [right - left for left, _, right, _ in boxes]
@@ -60,12 +56,9 @@ def test_digits_do_not_overlap_and_have_the_stated_sizes(scenes: list[Scene]) ->
         assert all(OTHER_SIZES[0] <= side <= OTHER_SIZES[1] for side in sides[1:])
         assert all(a.iou(b) == 0 for a, b in combinations(scene.boxes, 2))
     assert {len(scene.labels) for scene in scenes} == {2, 3, 4}
-
-
-def test_the_label_is_balanced_and_usually_the_largest_digit(scenes: list[Scene]) -> None:
     assert np.bincount([scene.labels[0] for scene in scenes]).tolist() == [30] * 10
     largest = [max(scene.boxes, key=lambda box: box.area) == scene.boxes[0] for scene in scenes]
-    assert np.mean(largest) > 0.85
+    assert np.mean(largest) > 0.85  # gives the label
 
 
 def test_ink_is_inside_the_boxes_and_the_rest_is_flat_noise(scenes: list[Scene]) -> None:
@@ -76,10 +69,8 @@ def test_ink_is_inside_the_boxes_and_the_rest_is_flat_noise(scenes: list[Scene])
             inside[top:bottom, left:right] = True
         background = scene.pixels[~inside] / 255
         assert scene.pixels.shape == (HEIGHT, WIDTH, 3) and scene.pixels.dtype == np.uint8
-        assert (np.median(background, axis=0) < 0.5 + NOISE / 2).all()
         assert background.std(axis=0).min() > 0.3 * NOISE and background.std(axis=0).max() < 1.2 * NOISE
-        # Ink is lighter than the background in every channel, so each box is lighter than what surrounds the boxes.
-        assert scene.pixels[inside].mean() / 255 > background.mean()
+        assert scene.pixels[inside].mean() / 255 > background.mean()  # ink is lighter
 
 
 def test_files_are_laid_out_as_imagenet_with_their_truth(folder: Path) -> None:
@@ -113,17 +104,11 @@ def test_the_bytes_repeat_and_other_files_are_never_overwritten(folder: Path, tm
     assert contents(folder) == before and [path.name for path in tmp_path.iterdir()] == ["again"]
 
 
-@pytest.mark.parametrize(("seed", "train", "val"), [(-1, 30, 20), (0, 9, 20), (0, 30, 0)])
-def test_numbers_out_of_range_are_refused_before_anything_is_made(
-    tmp_path: Path, seed: int, train: int, val: int
-) -> None:
-    with pytest.raises(UserError, match=f"seed {seed}, train {train}, val {val}; expected"):
-        write_scenes(DIGITS, tmp_path / "scenes", seed=seed, train=train, val=val)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+def test_a_refused_or_failed_write_leaves_nothing(tmp_path: Path) -> None:
     """No file may grow beyond 3 kB, as on a disk that fills up: the truth of ten scenes fits, no image does."""
+    for seed, train, val in ((-1, 30, 20), (0, 9, 20)):
+        with pytest.raises(UserError, match=f"seed {seed}, train {train}, val {val}; expected"):
+            write_scenes(DIGITS, tmp_path / "scenes", seed=seed, train=train, val=val)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with pytest.raises(UserError, match=r"scenes cannot be written: File too large"):
         try:

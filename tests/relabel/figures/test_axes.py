@@ -18,17 +18,11 @@ from tests.relabel.figures.test_label_maps import texts
 LOWER_LEFT = CropBox(0.1, 0.6, 0.4, 0.9)
 
 
-@pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500)])
-def test_on_photos_half_of_the_crops_overlap_by_less_than_half(width: int, height: int) -> None:
+def test_on_photos_half_of_the_crops_overlap_by_less_than_half() -> None:
     """0.475 and 52 % are the known values for 500x375; one IoU has a standard deviation of about 0.27."""
-    mean, below_half = mean_mirrored_iou(width, height, crops=6000)
+    mean, below_half = mean_mirrored_iou(500, 375, crops=6000)
     assert mean == pytest.approx(0.475, abs=4 * 0.27 / 6000**0.5)
     assert below_half == pytest.approx(0.52, abs=4 * 0.5 / 6000**0.5)
-
-
-def test_the_far_from_square_suffer_most() -> None:
-    means = [mean_mirrored_iou(width, 100, crops=1000)[0] for width in (110, 200, 500)]
-    assert means[0] > means[1] > means[2]
 
 
 def where(pixels: np.ndarray, colour: str) -> np.ndarray:
@@ -38,16 +32,13 @@ def where(pixels: np.ndarray, colour: str) -> np.ndarray:
     return (found.min(0) + found.max(0)) / 2 / pixels.shape[:2]
 
 
-@pytest.mark.parametrize("size", [(300, 400), (400, 300)])
-def test_the_right_region_is_the_crop_and_the_mirrored_one_is_not(
-    tmp_path: Path, drawn: list[Figure], size: tuple[int, int]
-) -> None:
+def test_the_right_region_is_the_crop_and_the_mirrored_one_is_not(tmp_path: Path, drawn: list[Figure]) -> None:
     dense = np.zeros((3, 6, 8), dtype=np.float32)
     dense[0, 3:], dense[1, :3] = 12, 12  # class 0 below, class 1 above
-    image, boxes = np.full((*size, 3), 128, dtype=np.uint8), [LOWER_LEFT, LOWER_LEFT.mirrored()]
+    image, boxes = np.full((300, 400, 3), 128, dtype=np.uint8), [LOWER_LEFT, LOWER_LEFT.mirrored()]
     shown = make_example(image, 0, LabelMap.from_dense(dense, 2), boxes, 3)
     names = ["ant", "bee", "cow"]
-    draw_axes_figure(tmp_path / "axes.png", image, shown.cells, LOWER_LEFT, shown.targets, names, size[1], size[0])
+    draw_axes_figure(tmp_path / "axes.png", image, shown.cells, LOWER_LEFT, shown.targets, names, 400, 300)
     with Image.open(tmp_path / "axes.png") as figure:
         assert figure.format == "PNG" and figure.width > 1200 and figure.height > 500
         pixels = np.asarray(figure.convert("RGB")).astype(float)

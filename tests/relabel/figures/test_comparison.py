@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
@@ -33,21 +32,13 @@ def test_the_images_that_differ_most_come_first(tmp_path: Path, images: Path, dr
     (figure,) = drawn
     check_texts_have_room(figure)
     shown = texts(figure)
+    coloured = {text.get_text(): str(text.get_color()) for text in written(figure)}
+    assert coloured["≠ a"] == "#c62828" and coloured["c"] != "#c62828"  # only wrong answers are red
     shown = shown[shown.index("c") :]  # after the heading
     assert shown[:6] == ["c", "1st", "≠ a", "50 %", "2nd", "c"]
     assert [text for text in shown if text.startswith("of the label")] == [
         "of the label: 10 % → 90 %", "of the label: 60 % → 10 %", "of the label: 20 % → 40 %",
     ]  # fmt: skip
-
-
-def test_a_wrong_answer_is_red_and_a_right_one_is_not(tmp_path: Path, images: Path, drawn: list[Figure]) -> None:
-    draw_comparison_sheet(tmp_path / "sheet.png", *both(tmp_path), images, count=12)
-    (figure,) = drawn
-    check_texts_have_room(figure)
-    coloured = {text.get_text(): str(text.get_color()) for text in written(figure)}
-    assert coloured["≠ a"] == coloured["≠ c"] == "#c62828" and coloured["e"] != "#c62828"
-    with Image.open(tmp_path / "sheet.png") as image:
-        assert image.format == "PNG" and np.asarray(image).std() > 0
 
 
 def test_long_names_are_cut_where_they_would_touch(tmp_path: Path, images: Path, drawn: list[Figure]) -> None:
@@ -58,17 +49,12 @@ def test_long_names_are_cut_where_they_would_touch(tmp_path: Path, images: Path,
     check_texts_have_room(drawn[0])
 
 
-@pytest.mark.parametrize("name", ["../1.JPEG", "/etc/passwd", "a/../../1.JPEG"])
-def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path, images: Path, name: str) -> None:
-    rows = [f"{name},a,a,0.9,0.9,a,1"]
-    found = read_predictions(save(tmp_path / "1.csv", rows))
-    with pytest.raises(UserError, match="which leads out of"):
-        draw_comparison_sheet(tmp_path / "sheet.png", found, found, images, count=1)
-    assert not (tmp_path / "sheet.png").exists()
-
-
-def test_a_missing_image_is_named(tmp_path: Path, images: Path) -> None:
+def test_a_missing_image_and_a_name_that_leads_out_of_the_folder_are_refused(tmp_path: Path, images: Path) -> None:
     (images / "c" / "1.JPEG").unlink()
     with pytest.raises(UserError, match=r"c/1.JPEG"):
         draw_comparison_sheet(tmp_path / "sheet.png", *both(tmp_path), images, count=1)
+    for name in ("/etc/passwd", "a/../../1.JPEG"):
+        found = read_predictions(save(tmp_path / "1.csv", [f"{name},a,a,0.9,0.9,a,1"]))
+        with pytest.raises(UserError, match="which leads out of"):
+            draw_comparison_sheet(tmp_path / "sheet.png", found, found, images, count=1)
     assert not (tmp_path / "sheet.png").exists()
