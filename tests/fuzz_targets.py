@@ -184,19 +184,19 @@ def read_boxes(path: Path) -> None:
 
 
 def write_images(folder: Path) -> None:
-    """A small photo in every format, and in JPEG's ways of writing one."""
+    """A small image in every format, and in several kinds of JPEG."""
     rng = np.random.default_rng(0)
-    photo = Image.fromarray(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)).resize((47, 30), Image.Resampling.BICUBIC)
+    image = Image.fromarray(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)).resize((47, 30), Image.Resampling.BICUBIC)
     exif = Image.Exif()
     exif[0x0112] = 6
-    photo.save(folder / "baseline.jpg", quality=90, exif=exif)
-    photo.save(folder / "progressive.jpg", quality=90, progressive=True)
-    photo.save(folder / "restart.jpg", quality=90, restart_marker_rows=1)
-    photo.convert("L").save(folder / "grey.jpg")
-    photo.convert("CMYK").save(folder / "print.jpg")
+    image.save(folder / "baseline.jpg", quality=90, exif=exif)
+    image.save(folder / "progressive.jpg", quality=90, progressive=True)
+    image.save(folder / "restart.jpg", quality=90, restart_marker_rows=1)
+    image.convert("L").save(folder / "grey.jpg")
+    image.convert("CMYK").save(folder / "print.jpg")
     for suffix in ("png", "webp", "bmp", "tif", "gif", "ppm"):
-        photo.save(folder / f"photo.{suffix}")
-    photo.convert("P").save(folder / "palette.png", transparency=bytes(range(256)))
+        image.save(folder / f"image.{suffix}")
+    image.convert("P").save(folder / "palette.png", transparency=bytes(range(256)))
 
 
 def read_image(path: Path) -> None:

@@ -34,7 +34,6 @@ MOST_WORKERS = 32
 OPEN_FILES = 1024
 MORE_FILES = f"ulimit -n {OPEN_FILES}"
 
-IMPORTS = {name: f"import {name}" for name in ("torch", "torchvision", "timm")}
 DECODE = """
 import io, simplejpeg
 from PIL import Image
@@ -104,8 +103,8 @@ def check_packages() -> Finding:
     if wrong:
         return Finding("packages", ", ".join(wrong), INSTALL)
     conflicts = [line for line in _run("-m", "pip", "check").stdout.splitlines() if line.split()[0].lower() in found]
-    fix = REINSTALL if conflicts else ""
-    return Finding("packages", " ".join(conflicts) or f"all {len(wanted)} of {REQUIREMENTS.name}", fix)
+    found_all = f"all {len(wanted)} of {REQUIREMENTS.name}"
+    return Finding("packages", " ".join(conflicts), REINSTALL) if conflicts else Finding("packages", found_all)
 
 
 def _installed(package: str) -> str:
@@ -130,8 +129,8 @@ def check_libraries() -> list[Finding]:
     Missing ones are reported with the packages; what needs a broken one is not reported too.
     """
     findings = [_check_library("simplejpeg", DECODE, f"{PIP} install --force-reinstall --no-deps simplejpeg")]
-    for name, program in IMPORTS.items():
-        findings.append(_check_library(name, program, REINSTALL))
+    for name in ("torch", "torchvision", "timm"):
+        findings.append(_check_library(name, f"import {name}", REINSTALL))
         if findings[-1].fix:
             break
     return [finding for finding in findings if finding.found]

@@ -130,15 +130,14 @@ def locked(folder: Path, name: str, busy: str, advice: str) -> Iterator[None]:
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     message = f"another process is {busy} in {folder}.\n  Wait for it, stop it, or: {advice}"
                     raise UserError(message) from None
                 time.sleep(0.1)
-                continue
             except OSError:  # a file system without locks
-                pass
-            break
+                break
         yield
     finally:
         os.close(descriptor)

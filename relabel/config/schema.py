@@ -62,7 +62,7 @@ _TYPES: dict[str, Any] = {
     "data.cutmix.off_epoch": Count,
     "optim.optimizer": Literal["sgd", "adamp"],
     "optim.epochs": Positive,
-    "optim.start_epoch": int,  # any other than 0 is refused by a rule that says why
+    "optim.start_epoch": int,  # a rule refuses any other than 0, with the reason
     "optim.batch_size": Positive,
     "optim.accumulation": Positive,
     "optim.bn.momentum": Share | None,

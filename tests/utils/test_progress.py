@@ -1,4 +1,4 @@
-"""Progress of long jobs, for eyes."""
+"""Progress of long jobs: durations, lines and time left."""
 
 import pytest
 

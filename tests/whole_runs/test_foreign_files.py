@@ -106,7 +106,7 @@ Attack = Callable[[list[Path], Callable[[], object]], None]
 
 @pytest.fixture
 def attack(tmp_path: Path, capsys: pytest.CaptureFixture[str], tried: Tried) -> Attack:
-    """Put every hostile file in the place of these, and check that a command refuses it and runs nothing."""
+    """Replace these files by every hostile file in turn, and check that a command refuses it and runs nothing."""
 
     def put_and_run(paths: list[Path], command: Callable[[], object]) -> None:
         contents = hostile_files(tmp_path / "it-ran").values()

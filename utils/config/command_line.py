@@ -13,7 +13,7 @@ class CommandLine:
     """A command line, read from left to right.
 
     Attributes:
-        known: the names of flags, with underscores.
+        names: of flags and arguments, with underscores.
         arguments: those of them that can be given by position, in their order.
         takes_more: whether any number of words may follow those.
         file_flag: the flag that names a config file, '' if there is none.
@@ -22,7 +22,7 @@ class CommandLine:
         problems: mistakes of form.
     """
 
-    known: Collection[str]
+    names: Collection[str]
     arguments: Sequence[str]
     takes_more: bool = False
     file_flag: str = ""
@@ -42,7 +42,7 @@ class CommandLine:
 
 def parse_command_line(
     argv: Sequence[str],
-    known: Collection[str],
+    names: Collection[str],
     arguments: Sequence[str] = (),
     takes_more: bool = False,
     file_flag: str = "",
@@ -51,9 +51,9 @@ def parse_command_line(
 
     Args:
         argv: the words after the program's name, or its command's.
-        known, arguments, takes_more, file_flag: as in CommandLine.
+        names, arguments, takes_more, file_flag: as in CommandLine.
     """
-    line = CommandLine(known, arguments, takes_more, file_flag)
+    line = CommandLine(names, arguments, takes_more, file_flag)
     words = list(argv)
     while words:
         word = words.pop(0)
@@ -75,7 +75,7 @@ def _read_flag(line: CommandLine, word: str, words: list[str]) -> None:
     name = normal_key(flag)
     if not name:
         line.refuse(word, "has no name; write --NAME VALUE")
-    elif name not in line.known:
+    elif name not in line.names:
         line.texts.setdefault(name, text)
     elif not has_value:
         line.refuse(f"--{flag}", f"has no value; write --{flag} VALUE", name)
@@ -88,13 +88,13 @@ def _read_flag(line: CommandLine, word: str, words: list[str]) -> None:
 def _read_word(line: CommandLine, word: str, words: list[str]) -> None:
     """Read a word as the next argument, or refuse it; a flag without hyphens takes its value out of `words`."""
     name = normal_key(word.lstrip("-").partition("=")[0])
-    looks_like_flag = word.startswith("-") or ("=" in word and name in line.known)
+    looks_like_flag = word.startswith("-") or ("=" in word and name in line.names)
     free = [argument for argument in line.arguments if argument not in line.texts]
     if free and not looks_like_flag:
         line.texts[free[0]] = word
     elif line.takes_more and not looks_like_flag:
         line.more.append(word)
-    elif name in line.known and not (name in line.arguments and name in line.texts):
+    elif name in line.names and not (name in line.arguments and name in line.texts):
         line.refuse(word, f"flags start with two hyphens; write --{word.lstrip('-')}", name)
         if "=" not in word and _value_follows(words):
             words.pop(0)

@@ -44,13 +44,13 @@ def normal_key(name: str) -> str:
     return name.replace("-", "_")
 
 
-def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """Find at most three known names that the user may have meant, best first.
+def nearest(name: str, candidates: Iterable[str]) -> list[str]:
+    """Find at most three candidates that the user may have meant, best first.
 
     A name whose last part is right (after the last dot) was put in the wrong section, or in none; any other is taken
     for a misspelling, or for the start of the only name that starts so.
     """
-    lower = {key.lower(): key for key in known}
+    lower = {key.lower(): key for key in candidates}
     if name.lower() in lower:
         return [lower[name.lower()]]
     last = name.lower().rpartition(".")[2]

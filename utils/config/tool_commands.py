@@ -196,7 +196,7 @@ def _find_command(commands: Mapping[str, Command], argv: Sequence[str], program:
 
 
 def _split_docstring(text: str) -> tuple[str, dict[str, str]]:
-    """Return what a docstring says before its sections, and the meaning of each name under `Args:`."""
+    """Return the text of a docstring before its sections, and the meaning of each name under `Args:`."""
     description, _, args = text.partition("\nArgs:\n")
     args = re.split(r"^\S", args, maxsplit=1, flags=re.MULTILINE)[0]  # up to the next section
     entries = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", args, flags=re.MULTILINE)

@@ -103,8 +103,7 @@ def _run_under_torchrun(
     die_with_parent(torchrun.STARTED_BY, signal.SIGTERM)
     process = _torchrun_process()
     _check_gpus(process.local_world_size, backend, section)
-    device_id = process.device if backend == "nccl" else None
-    with _process_group(process, backend=backend, device_id=device_id):
+    with _process_group(process, backend):
         function(process, argument)
 
 
@@ -118,7 +117,7 @@ def shared_job() -> Iterator[Process]:
         yield Process(0, 1, 0, 1, _device(-1, 0))
         return
     process = _torchrun_process()
-    with _process_group(process, backend="gloo", timeout=_JOB_TIMEOUT):
+    with _process_group(process, "gloo", timeout=_JOB_TIMEOUT):
         try:
             yield process
         except UserError as error:
@@ -129,10 +128,11 @@ def shared_job() -> Iterator[Process]:
 
 
 @contextmanager
-def _process_group(process: Process, **options: Any) -> Iterator[None]:
+def _process_group(process: Process, backend: str, **options: Any) -> Iterator[None]:
     """Open torch's process group, unless the process is alone; close it unless the block fails."""
     if process.world_size > 1:
-        dist.init_process_group(**options)
+        device = process.device if backend == "nccl" else None
+        dist.init_process_group(backend, device_id=device, **options)
     yield
     if process.world_size > 1:
         dist.destroy_process_group()
@@ -166,9 +166,7 @@ def _child(
         process = Process(rank, n, rank, n, _device(-1, rank))
         if process.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, available_cores() // n))
-        device_id = process.device if backend == "nccl" else None
-        options = {"init_method": url, "rank": rank, "world_size": n}
-        with _process_group(process, backend=backend, device_id=device_id, **options):
+        with _process_group(process, backend, init_method=url, rank=rank, world_size=n):
             function(process, argument)
 
 

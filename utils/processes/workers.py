@@ -69,7 +69,7 @@ def _read(loader: DataLoader[Any], flag: str) -> Generator[Any, None, None]:
             yield batch
     finally:
         # Not left to the garbage collector: an exception's traceback may hold the iterator for long, and a collected
-        # one has lost the queues through which workers are told to end.
+        # one has lost the queues through which workers are asked to end.
         if isinstance(batches, _MultiProcessingDataLoaderIter):
             batches._shutdown_workers()
             for worker in batches._workers:

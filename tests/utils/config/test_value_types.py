@@ -1,4 +1,4 @@
-"""What a type accepts, and in which words it says so."""
+"""What a type accepts, and how it is described."""
 
 import math
 from pathlib import Path

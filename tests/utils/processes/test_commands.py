@@ -46,13 +46,13 @@ def test_a_failed_command_ends_the_program_with_its_status(tmp_path: Path, capsy
     assert end.value.code == 7
 
 
-def test_all_jobs_run_and_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_jobs_run_and_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_side_by_side([job(tmp_path, i) for i in range(5)], tmp_path, at_once=2, threads=1, unit="files")
     assert sorted(path.name for path in tmp_path.glob("*.txt")) == [f"{i}.txt" for i in range(5)]
     assert capsys.readouterr().out.count("done: job") == 5
 
 
-def test_a_job_that_fails_ends_the_others_and_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_job_that_fails_ends_the_others_and_shows_its_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     waits = job(tmp_path, 0, WAIT)
     other = f"pathlib.Path({str(tmp_path / '0.txt')!r})"  # fails only when the other runs
     fails = job(tmp_path, 1, f"import pathlib\nwhile not {other}.exists(): pass\nraise SystemExit('no room')")
@@ -63,7 +63,7 @@ def test_a_job_that_fails_ends_the_others_and_says_why(tmp_path: Path, capsys: p
     assert has_ended(tmp_path / "0.txt")
 
 
-# A job that takes its time to stop: it says that it has begun to, and has stopped when it is let.
+# A job that needs time to stop: it marks the beginning in a file, and ends when another file allows it.
 SAVE = """
 import os, pathlib, signal, sys, time
 mark = pathlib.Path(sys.argv[1])

@@ -20,7 +20,7 @@ KEYS = [[1, 2], [3, 4], [5]]
 
 
 class Trouble:
-    """Returns the key itself, unless it is a word: then it does what the word says."""
+    """A data set that returns the key itself, or makes the trouble that the key names."""
 
     def __getitem__(self, key: int | str) -> int | str:
         if key == "refuse":
@@ -63,7 +63,7 @@ def test_a_worker_that_died_before_its_batch_was_fetched_is_reported_alike(
     monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
     def gone(handle: resource_sharer.DupFd) -> int:
-        raise kind("what the socket of a dead process says, where that is noticed before the death")
+        raise kind("the socket of a dead process is closed")
 
     monkeypatch.setattr(resource_sharer.DupFd, "detach", gone)  # how the memory of a batch comes over
     with pytest.raises(UserError, match="a process that loads images died"):
