@@ -54,7 +54,10 @@ def find_start(
     """
     now = flatten(config.toDict())
     if not (folder / CONFIG).exists():
-        _refuse_unknown_checkpoints(folder)
+        if found := sorted(folder.glob("checkpoint-*.pth")):
+            raise UserError(
+                f"{folder} holds {found[0].name} but no {CONFIG}; expected both or none. Move the checkpoint away."
+            )
         seed = now[rules.seed]
         return Start(seed if seed >= 0 else secrets.randbits(31), is_new=True)
     before = _read_config(folder / CONFIG, rules)
@@ -134,11 +137,6 @@ def _read_config(path: Path, rules: ResumeRules) -> dict[str, Any]:
     return {**rules.before, **{key: setting.value for key, setting in settings.items()}}
 
 
-def _refuse_unknown_checkpoints(folder: Path) -> None:
-    if found := sorted(folder.glob("checkpoint-*.pth")):
-        raise UserError(f"{folder} holds {found[0].name} but no {CONFIG}; expected both or none. Move it away, or:")
-
-
 def _compare_configs(folder: Path, before: dict[str, Any], now: dict[str, Any], rules: ResumeRules) -> None:
     changed = {key for key in {*before, *now} if before.get(key, _MISSING) != now.get(key, _MISSING)} - rules.free
     if now[rules.seed] < 0:
@@ -148,7 +146,7 @@ def _compare_configs(folder: Path, before: dict[str, Any], now: dict[str, Any], 
     if refused := changed - rules.warned:
         raise UserError(
             f"{folder} holds a run with another config:{_differences(refused, before, now)}\n"
-            "  Give these keys their old values to continue. For a new run:"
+            "  To continue this run, give these keys their old values."
         )
 
 
@@ -158,7 +156,7 @@ def _compare_identities(folder: Path, state: dict[str, Any], identity: dict[str,
         raise UserError(
             f"{folder} holds a run of another network or other data, or a checkpoint of another run:"
             f"{_differences(changed, state, identity)}\n"
-            "  Restore the data, the labels or the checkpoint to continue. For a new run:"
+            "  To continue this run, restore the data, the labels or the checkpoint."
         )
 
 

@@ -46,9 +46,8 @@ class MetricsLog:
     def __init__(self, folder: Path, keep_bytes: int = 0, tensorboard: bool = False, step: int = 0) -> None:
         self._path = folder / METRICS
         with self._writing():
-            self._file = self._path.open("a+b")
-            self._file.truncate(min(keep_bytes, self._file.seek(0, os.SEEK_END)))
-            self._file.seek(0, os.SEEK_END)
+            self._file = self._path.open("ab")
+            self._file.truncate(min(keep_bytes, self._file.tell()))
         self._board = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -71,7 +70,7 @@ class MetricsLog:
         """Return the bytes written so far, forced to the disk: a checkpoint records this length."""
         with self._writing():
             os.fsync(self._file.fileno())
-            return self._file.tell()
+            return os.fstat(self._file.fileno()).st_size
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

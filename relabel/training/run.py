@@ -30,10 +30,10 @@ from relabel.training.build import (
     test_loader,
     train_loader,
 )
-from relabel.training.trainer import Preempted, Trainer
+from relabel.training.trainer import Trainer
 from relabel.training.validation import Score, evaluate
 from utils.config.frozen_munch import FrozenMunch
-from utils.errors import EXIT_PREEMPTED, SharedError, UserError, out_of_memory_reported, with_advice
+from utils.errors import SharedError, UserError, out_of_memory_reported, with_advice
 from utils.files import locked, make_writable
 from utils.precision import Precision
 from utils.processes.distributed import Process, from_main
@@ -42,6 +42,7 @@ from utils.run_folder import Start, find_start, open_run_folder, share_start
 from utils.run_log import read_status, record_environment, write_status
 
 ANOTHER_FOLDER = "Set another --util.run_dir."
+NEW_RUN = "For a new run, set another --util.run_dir."
 
 
 def train(process: Process, config: FrozenMunch) -> None:
@@ -64,7 +65,7 @@ def train(process: Process, config: FrozenMunch) -> None:
         def begin() -> Start:
             if existed:
                 stack.enter_context(lock)
-            with with_advice(ANOTHER_FOLDER):
+            with with_advice(NEW_RUN):
                 return find_start(folder, config, identity, process.world_size, RESUME)
 
         start = share_start(begin)
@@ -73,14 +74,14 @@ def train(process: Process, config: FrozenMunch) -> None:
         start = replace(start, state=None)  # the trainer has its own copy
         if from_main(lambda: read_status(folder)) == "done" and trainer.step == trainer.total_steps:
             if process.is_main:
-                print(f"{folder} is finished: {trainer.result}\nFor a new run, set another --util.run_dir.", flush=True)
+                print(f"{folder} is finished: {trainer.result}\n{NEW_RUN}", flush=True)
             return
 
         def open_folder() -> None:
             make_writable(folder, "the run folder", ANOTHER_FOLDER)
             if not existed:
                 stack.enter_context(lock)
-            with with_advice(ANOTHER_FOLDER):
+            with with_advice(NEW_RUN):
                 open_run_folder(folder, config, start, RESUME)
             introduce(data, trainer)
 
@@ -204,11 +205,8 @@ def fit(trainer: Trainer) -> None:
     def is_echo(error: Exception) -> bool:
         return read_status(trainer.folder) == "failed"
 
-    try:
-        with errors_reported_once(trainer.process, record, is_echo, memory_advice(trainer.config)):
-            trainer.fit()
-    except Preempted:
-        sys.exit(EXIT_PREEMPTED)
+    with errors_reported_once(trainer.process, record, is_echo, memory_advice(trainer.config)):
+        trainer.fit()
 
 
 @contextmanager
@@ -230,8 +228,6 @@ def errors_reported_once(
             except RuntimeError as error:  # torch raises the death of a loader worker anywhere in the main thread
                 raise_worker_death(error, "--compute.num_workers")
                 raise
-    except Preempted:
-        raise
     except UserError as error:
         if process.is_main or not isinstance(error, SharedError):
             record(error)

@@ -1,5 +1,6 @@
 """The training loop: batches of images and label maps in, weights and a run folder out."""
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -23,7 +24,7 @@ from relabel.targets import TargetMaker
 from relabel.training.validation import Score
 from utils.checkpoint import BEST, LAST, PREVIOUS, link_checkpoint, save_checkpoint
 from utils.config.frozen_munch import FrozenMunch
-from utils.errors import SharedError, with_advice
+from utils.errors import EXIT_PREEMPTED, SharedError, with_advice
 from utils.metrics import TrainingMeter
 from utils.precision import Precision
 from utils.processes.distributed import Process, StopRequest, broadcast_buffers, gather_rows, wait_for_all
@@ -37,10 +38,6 @@ NON_FINITE_ADVICE = (
     "--util.run_dir."
 )
 SAVE_ADVICE = "The same command continues from the last checkpoint, or set another --util.run_dir."
-
-
-class Preempted(Exception):
-    """The run was asked to stop; everything is saved."""
 
 
 @dataclass(eq=False)
@@ -188,7 +185,7 @@ class Trainer:
         """Train from the current step to the end of the run, validating after each epoch.
 
         Raises:
-            Preempted: a signal asked for a stop; the run is saved and the same command continues it.
+            SystemExit: 143: a signal asked for a stop; the run is saved and the same command continues it.
             UserError: a non-finite loss, a damaged file, a full disk. The last good checkpoint is intact.
         """
         self.begin()
@@ -290,7 +287,7 @@ class Trainer:
             self._print(f"stopped by {sender} at step {self.step:,}; the same command continues this run")
             write_status(self.folder, "preempted", step=self.step, epoch=self.epoch)
         wait_for_all()  # a launcher may end all processes as soon as the first has ended
-        raise Preempted
+        sys.exit(EXIT_PREEMPTED)
 
     # ---- checkpoints
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,7 +23,7 @@ from relabel.label_map import LabelMap
 from relabel.stores.manifest import read_manifest
 from relabel.stores.pt_folder import write_label_map
 from tests.conftest import CLASSES, ROOT, Flags
-from tests.relabel.training.test_run import EVERYTHING, StopAt, assert_same_weights, metrics, start, status, weights
+from tests.relabel.training.test_run import EVERYTHING, assert_same_weights, metrics, preempt, start, status, weights
 from utils.checkpoint import LAST, load_checkpoint, save_checkpoint
 from utils.config.schema import flatten, nest
 from utils.errors import UserError
@@ -125,26 +124,21 @@ def test_changed_data_is_refused_when_a_run_continues(
         (lambda: shutil.copy(train / first, val / "ant/new.JPEG"), "validation_images: 13 there, 14 now"),
         (
             lambda: (val / first).rename(val / "ant/new.JPEG"),
-            r"data, or.*\n    validation_images_sha256: .*\n  Restore",
+            r"data, or.*\n    validation_images_sha256: .*\n  To continue",
         ),
-        (other_maps, r"data, or.*\n    label_maps_sha256: \w{8}... there, \w{8}... now\n  Restore the data, the label"),
+        (
+            other_maps,
+            r"data, or.*\n    label_maps_sha256: \w{8}... there, \w{8}... now\n  To continue this run, restore",
+        ),
         (another_teacher, "label_maps_sha256"),
     ):
         with changed(data, change), pytest.raises(UserError, match=match) as error:
             start(short)
-        assert "Set another --util.run_dir" in str(error.value)
+        assert "set another --util.run_dir" in str(error.value)
         assert contents(short["util.run_dir"]) == before
     capsys.readouterr()
     start(short)
     assert "is finished" in capsys.readouterr().out
-
-
-def test_an_added_image_is_refused_when_a_run_continues(short: Flags, data: Path) -> None:
-    short["data.relabel.use"] = False
-    start(short)
-    shutil.copy(data / "train/ant/ant.00.JPEG", data / "train/bee/bee.10.JPEG")
-    with pytest.raises(UserError, match="    images: 30 there, 31 now\n    images_sha256: "):
-        start(short)
 
 
 # ---- runs of earlier versions
@@ -164,23 +158,14 @@ def test_a_run_of_an_earlier_version_continues(photos: Path, flags: Flags, tmp_p
     settings = {key: value for key, value in settings.items() if key not in missing}
     (folder / "config.yaml").write_text(json.dumps(nest(settings)))  # JSON is YAML
     if missing:
-        save_checkpoint(load_checkpoint(folder / LAST) | {"decoder": "pillow"}, folder / LAST)
+        state = load_checkpoint(folder / LAST) | {"decoder": "pillow"}
+        save_checkpoint({key: value for key, value in state.items() if key != "images"}, folder / LAST)
     old = {"model.weights": "" if missing else "zeros.pth", "data.decoder": "pillow" if missing else "auto"}
     start({**flags, **old, "data.relabel.use": False, "data.relabel.path": "", "util.run_dir": folder})
     bias = torch.tensor([0.03327729180455208, 0.015449119731783867, 0.01051823515444994])
     torch.testing.assert_close(weights(folder)["fc.bias"], bias)
     last = metrics(folder)[-1]
     assert (last["event"], last["step"], last["loss"]) == ("validation", 15, pytest.approx(1.0976195427087636))
-
-
-def test_a_checkpoint_that_records_less_continues(short: Flags, data: Path) -> None:
-    short["data.relabel.path"] = data / "pt"
-    start(short)
-    state = load_checkpoint(short["util.run_dir"] / LAST)
-    for key in ("images", "validation_images", "label_maps_sha256"):
-        del state[key]
-    save_checkpoint(state, short["util.run_dir"] / LAST)
-    start(short)
 
 
 # ---- several processes
@@ -208,15 +193,12 @@ def test_each_process_reads_the_checkpoint_and_only_without_it_is_it_sent(
 # ---- seeds, and what else lies in a folder
 
 
-def test_a_drawn_seed_is_that_of_the_whole_run(flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_drawn_seed_is_that_of_the_whole_run(flags: Flags, tmp_path: Path) -> None:
     """-1 is the default: the command that draws a seed continues with it, and does not draw another."""
     flags |= {"compute.seed": -1, "optim.epochs": 2}
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        StopAt(patch, 7, signal.SIGTERM)
-        start(flags)
-    seed = load_config(str(flags["util.run_dir"] / "config.yaml"), {}).compute.seed
+    preempt(flags, 7)
     start(flags)
-    assert load_config(str(flags["util.run_dir"] / "config.yaml"), {}).compute.seed == seed >= 0
+    seed = load_config(str(flags["util.run_dir"] / "config.yaml"), {}).compute.seed
     start({**flags, "compute.seed": seed, "util.run_dir": tmp_path / "undisturbed"})
     assert_same_weights(weights(tmp_path / "undisturbed"), weights(flags["util.run_dir"]))
 
@@ -238,7 +220,7 @@ def test_a_finished_run_is_marked_as_done_though_it_was_killed_before(short: Fla
     assert contents(folder) == left
 
 
-@pytest.mark.parametrize("text", ["[]", "[" * 9000, '{"state": "done"', '{"state": 1, "state": 2}', ""])
+@pytest.mark.parametrize("text", ["[]", "[" * 9000, '{"state": 1, "state": 2}'])
 def test_an_account_that_cannot_be_read_is_begun_anew_and_other_files_are_kept(short: Flags, text: str) -> None:
     folder = short["util.run_dir"]
     folder.mkdir()

@@ -2,7 +2,6 @@
 
 import pickle
 import shutil
-import signal
 from itertools import chain, groupby
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from relabel.stores.pt_folder import write_label_map
 from relabel.stores.store import open_label_store
 from relabel.targets import SUPERVISIONS, TargetMaker
 from tests.conftest import Flags, make_photos
-from tests.relabel.training.test_run import StopAt, assert_same_weights, metrics, start, weights
+from tests.relabel.training.test_run import assert_same_weights, metrics, preempt, start, weights
 from utils.checkpoint import BEST
 from utils.errors import UserError
 
@@ -166,21 +165,15 @@ def test_a_preempted_run_with_extra_images_continues_exactly(
     assert "11 extra images with label maps, 50 % of each batch" in capsys.readouterr().out
     assert [e["step"] for e in metrics(tmp_path / "undisturbed") if e["event"] == "validation"] == [10, 20]
     assert all("extra" not in name for name in weights(tmp_path / "undisturbed"))
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        StopAt(patch, 6, signal.SIGTERM)
-        start(flags)
+    preempt(flags, 6)
     start({**flags, "compute.num_workers": 1})
     for name in ("checkpoint-last.pth", BEST):
         assert_same_weights(weights(tmp_path / "undisturbed", name), weights(flags["util.run_dir"], name))
     assert metrics(tmp_path / "undisturbed") == metrics(flags["util.run_dir"])
 
 
-def test_other_extra_images_are_refused_when_a_run_continues(
-    extra_flags: Flags, roots: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        StopAt(patch, 3, signal.SIGTERM)
-        start(extra_flags)
+def test_other_extra_images_are_refused_when_a_run_continues(extra_flags: Flags, roots: dict[str, Path]) -> None:
+    preempt(extra_flags, 3)
     labels = Path(str(extra_flags["data.extra.labels"]).split(":")[0])
     first = sorted(labels.rglob("*.pt"))[0]
     content = torch.load(first, weights_only=True)
