@@ -32,7 +32,6 @@ DRIVER = Path("/proc/driver/nvidia/version")  # containers show it even where th
 WORKER_BYTES = 2 * 512 * 3 * 224 * 224  # two batches of images, which a loader worker holds in shared memory
 MOST_WORKERS = 32
 OPEN_FILES = 1024
-MORE_FILES = f"ulimit -n {OPEN_FILES}"
 
 DECODE = """
 import io, simplejpeg
@@ -68,17 +67,15 @@ def doctor() -> None:
     Checks Python, the required packages, torch and torchvision together, the GPU, the JPEG decoder, shared memory, open
     files and the folder that runs are written to. Exit status 1 when something is wrong.
     """
-    cores, limit = len(os.sched_getaffinity(0)), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    enough = limit >= OPEN_FILES or limit == resource.RLIM_INFINITY
+    cores = len(os.sched_getaffinity(0))
+    python = f"{sys.version.split()[0]}, {sys.executable}"
     findings = [
-        Finding(
-            "python", f"{sys.version.split()[0]}, {sys.executable}", "" if sys.version_info >= PYTHON else NEW_PYTHON
-        ),
+        Finding("python", python, NEW_PYTHON if sys.version_info < PYTHON else ""),
         check_packages(),
         *check_libraries(),
         check_gpu(_run("-c", GPU).stdout.strip(), DRIVER.exists()),
         check_shared_memory(Path("/dev/shm"), cores),
-        Finding("open files", f"at most {limit:,}; workers may need {OPEN_FILES:,}", "" if enough else MORE_FILES),
+        check_open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
         Finding("cores", str(cores)),
         check_writable(Path("runs") if Path("runs").exists() else Path()),
     ]
@@ -177,6 +174,13 @@ def check_shared_memory(folder: Path, cores: int) -> Finding:
         f"{found}; {workers} loader workers may need {needed / 2**20:,.0f}",
         f"mount -o remount,size={size} {folder}  # in a container: docker run --shm-size {size}; or lower num_workers",
     )
+
+
+def check_open_files(limit: int) -> Finding:
+    """Check that the workers may open what they share; a limit of -1 is none."""
+    if 0 <= limit < OPEN_FILES:
+        return Finding("open files", f"at most {limit:,}; workers may need {OPEN_FILES:,}", f"ulimit -n {OPEN_FILES}")
+    return Finding("open files", f"at most {limit:,}" if limit >= 0 else "no limit")
 
 
 def check_writable(folder: Path) -> Finding:
