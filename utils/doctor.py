@@ -13,7 +13,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 import textwrap
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -64,8 +63,8 @@ class Finding:
 def doctor() -> None:
     """Check whether this machine can train, and print the fix for everything that is wrong.
 
-    Checks Python, the required packages, torch and torchvision together, the GPU, the JPEG decoder, shared memory, open
-    files and the folder that runs are written to. Exit status 1 when something is wrong.
+    Checks Python, the required packages, torch and torchvision together, the GPU, the JPEG decoder, shared memory and
+    open files. Exit status 1 when something is wrong.
     """
     cores = len(os.sched_getaffinity(0))
     python = f"{sys.version.split()[0]}, {sys.executable}"
@@ -77,7 +76,6 @@ def doctor() -> None:
         check_shared_memory(Path("/dev/shm"), cores),
         check_open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
         Finding("cores", str(cores)),
-        check_writable(Path("runs") if Path("runs").exists() else Path()),
     ]
     lines = textwrap.TextWrapper(80, subsequent_indent=" " * 22, break_long_words=False, break_on_hyphens=False)
     for finding in findings:
@@ -181,14 +179,3 @@ def check_open_files(limit: int) -> Finding:
     if 0 <= limit < OPEN_FILES:
         return Finding("open files", f"at most {limit:,}; workers may need {OPEN_FILES:,}", f"ulimit -n {OPEN_FILES}")
     return Finding("open files", f"at most {limit:,}" if limit >= 0 else "no limit")
-
-
-def check_writable(folder: Path) -> Finding:
-    """Check that runs can be written below a folder."""
-    place = folder.resolve()
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            return Finding("run folder", f"below {place}")
-    except OSError as error:
-        fix = "cd FOLDER  # one that you may write to; or give the run such a folder as run_dir"
-        return Finding("run folder", f"{place} cannot be written: {error.strerror}", fix)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from utils.doctor import check_gpu, check_shared_memory, check_writable
+from utils.doctor import check_gpu, check_shared_memory
 
 TORCH = """
 class version: cuda = None
@@ -58,7 +58,7 @@ def test_a_healthy_machine(tmp_path: Path) -> None:
     for line in ("ok packages all 2", "ok torch 99.0", "ok torchvision 99.0", "ok timm 99.0", "ok simplejpeg"):
         assert line in out
     assert "ok python 3." in out and "shared memory " in out and " open files " in out and " gpu " in out
-    assert f"ok run folder below {tmp_path}" in out and "ok cores" in out
+    assert "ok cores" in out
     assert (status == 0) == ("Nothing is wrong." in out) == ("WRONG" not in out)  # memory and files are the machine's
     assert list(tmp_path.iterdir()) == [tmp_path / "site"]
 
@@ -121,9 +121,6 @@ def test_little_shared_memory(tmp_path: Path) -> None:
     assert "num_workers" in check_shared_memory(tmp_path / "none", 1).fix
 
 
-def test_few_open_files_and_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
-    status, out = diagnose(site_with(tmp_path, {}), Path("/proc"), limit="200")  # where even root cannot write
-    assert status == 1 and "WRONG run folder /proc cannot be written" in out and "as run_dir" in out
-    assert "WRONG open files at most 200; workers may need 1,024" in out and "ulimit -n 1024" in out
-    (tmp_path / "runs").touch()
-    assert "cannot be written" in check_writable(tmp_path / "runs").found
+def test_few_open_files(tmp_path: Path) -> None:
+    status, out = diagnose(site_with(tmp_path, {}), tmp_path, limit="200")
+    assert status == 1 and "WRONG open files at most 200; workers may need 1,024" in out and "ulimit -n 1024" in out
