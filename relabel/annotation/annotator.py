@@ -7,7 +7,6 @@ The batches depend only on the list of images and the batch size, not on the num
 interrupted job and one shared by several processes end with the same bytes.
 """
 
-import math
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -62,7 +61,8 @@ class Summary:
 
     Fields:
         kept, written: number of maps that existed before, and of maps made now.
-        absent_sum: `absent_probability` summed over the maps written.
+        absent_sum: over the maps written: the share of a cell's probability that falls to the K - k classes it does not
+            store, when they count as logit 0. With shares near 1, maps teach next to nothing at fill 0.
         skipped: name of an image -> why it could not be read and has no map.
     """
 
@@ -77,15 +77,6 @@ class Summary:
         skipped = {name: reason for share in shares for name, reason in share.skipped.items()}
         kept, written, absent = np.sum([(share.kept, share.written, share.absent_sum) for share in shares], axis=0)
         return cls(int(kept), int(written), float(absent), skipped)
-
-    @property
-    def absent_probability(self) -> float:
-        """Share of a cell's probability that falls to the K - k classes it does not store when they count as logit 0.
-
-        The mean over the cells written; nan if none was. Near 1, the maps teach next to nothing unless fill and
-        temperature are changed.
-        """
-        return self.absent_sum / self.written if self.written else math.nan
 
 
 def annotate(
@@ -330,7 +321,7 @@ def _print_summary(summary: Summary, shape: tuple[int, int, int], seconds: float
         f"label maps: {k} classes per cell, {h} x {w} cells; {summary.written:,} written in {duration(seconds)}{kept}"
     )
     if summary.written:
-        share = f"{100 * summary.absent_probability:.1f} %"
+        share = f"{100 * summary.absent_sum / summary.written:.1f} %"
         print(f"classes outside a cell's top {k} hold {share} of its probability (fill 0, temperature 1)")
     if summary.skipped:
         print(f"skipped:{listed(list(summary.skipped.values()))}")

@@ -33,13 +33,8 @@ class ObjectBox:
     box: CropBox
 
 
-@dataclass(frozen=True, slots=True)
-class Truth:
-    """Labels (indices of the class folders) and boxes of a digit scene, the label's own digit first."""
-
-    labels: tuple[int, ...]
-    boxes: tuple[CropBox, ...]
-
+# Objects of a digit scene, the labelled one first: the index of the class folder, and the box.
+Truth = list[tuple[int, CropBox]]
 
 # Key of an image, "CLASS/STEM" -> its objects, none if it has no boxes. Raises UserError naming a wrong file.
 BoxReader = Callable[[str], list[ObjectBox]]
@@ -117,16 +112,13 @@ def _read_xml_boxes(root: Path, key: str) -> list[ObjectBox]:
 def open_scene_boxes(path: Path, class_names: Sequence[str]) -> BoxReader:
     """Open the JSON file of digit scenes. UserError: it is none, or has more classes than there are."""
     truths = {name.rpartition(".")[0]: truth for name, truth in read_truth(path).items()}
-    largest = max((label for truth in truths.values() for label in truth.labels), default=0)
+    largest = max((label for truth in truths.values() for label, _ in truth), default=0)
     if largest >= len(class_names):
         raise UserError(
             f"{path}: found the class {largest}; expected 0..{len(class_names) - 1}, the indices of the images' "
             f"{len(class_names)} class folders. Give the boxes that belong to these images."
         )
-    boxes = {
-        key: [ObjectBox(class_names[label], box) for label, box in zip(truth.labels, truth.boxes, strict=True)]
-        for key, truth in truths.items()
-    }
+    boxes = {key: [ObjectBox(class_names[label], box) for label, box in truth] for key, truth in truths.items()}
     return lambda key: boxes.get(key, [])
 
 
@@ -150,7 +142,7 @@ def _truth(labels: Sequence[int], boxes: Sequence[Sequence[float]]) -> Truth:
     for left, top, right, bottom in boxes:
         if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
             raise ValueError(f"found the box {boxes}; expected left, top, right, bottom as fractions of the image")
-    return Truth(tuple(labels), tuple(CropBox(*sides) for sides in boxes))
+    return [(label, CropBox(*sides)) for label, sides in zip(labels, boxes, strict=True)]
 
 
 def read_voc_file(path: Path, class_folder: str) -> list[ObjectBox]:

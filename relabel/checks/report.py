@@ -111,7 +111,12 @@ def make_report(
             axes.append(check_with_classifier(some, labels.image_path, len(names), classifier, *logits))
         problems += calibration.problems(teacher_top1_percent)
         problems += [problem for check in axes for problem in check.problems(box_axes)]
-        notes += _agreement_notes(calibration)
+        agreement = calibration.top1_agreement_percent
+        if agreement and agreement.high95 < WEAK_AGREEMENT_PERCENT:
+            notes.append(
+                f"The map's top class is the folder's class for {agreement.value:.0f} % of the images. A weak teacher "
+                "can cost more than localized labels gain (the paper's lost 1.4 points): compare with original labels."
+            )
     else:
         problems.append("There is no label map that can be read.")
     if found and not found.of_row:
@@ -123,16 +128,6 @@ def make_report(
     elif found and found.refused:
         notes.append(f"Unreadable files of object boxes: {len(found.refused):,}, such as {found.refused[0]}")
     return Report(str(labels.path), integrity, calibration, crops, found, axes, teacher_top1_percent, problems, notes)
-
-
-def _agreement_notes(calibration: Calibration) -> list[str]:
-    agreement = calibration.top1_agreement_percent
-    if agreement is None or agreement.high95 >= WEAK_AGREEMENT_PERCENT:
-        return []
-    return [
-        f"The map's top class is the folder's class for {agreement.value:.0f} % of the images. A weak teacher can cost "
-        "more than localized labels gain (the paper's lost 1.4 points): compare with original labels."
-    ]
 
 
 def print_report(report: Report, console: Console | None = None) -> None:

@@ -13,7 +13,6 @@ from utils.errors import UserError
 from utils.files import read_json, remove_temporaries, write_json
 
 MANIFEST = "manifest.json"
-VERSION = 1
 AXES = "[k, row, column]; row 0 at the image's top"
 COVERS = "the whole image, squashed; EXIF rotation ignored"
 
@@ -44,7 +43,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    version: int = VERSION
+    version: Literal[1] = 1
     form: Form
     maps: Annotated[int, Field(ge=0)]
     k: _Count
@@ -136,12 +135,6 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest | None:
         if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
             return None
         raise
-    version = content.get("version") if isinstance(content, dict) else None
-    if version != VERSION:
-        raise UserError(
-            f"{path}: found version {version!r} of the format; expected {VERSION}. It was written by another version "
-            "of this program, or is not a manifest of label maps."
-        )
     try:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:

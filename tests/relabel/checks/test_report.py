@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from relabel.annotation.label_set import LabelSet
-from relabel.checks.axes import ROW_COLUMN, TRANSPOSED, Classifier
+from relabel.checks.axes import ROW_COLUMN, Classifier
 from relabel.checks.object_boxes import ObjectBox
 from relabel.checks.report import Report, make_report, print_report
 from relabel.crop_box import CropBox
@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def maps(logit: float = 9.0, swap: bool = False) -> list[LabelMap | str | None]:
+def maps(logit: float = 9.0) -> list[LabelMap | str | None]:
     """4 x 6 cells: the class in the top right quarter, another class elsewhere with less."""
     rng, found = np.random.default_rng(0), []
     for label in range(3):
@@ -60,10 +60,7 @@ def maps(logit: float = 9.0, swap: bool = False) -> list[LabelMap | str | None]:
             dense = rng.normal(0, 0.3, (3, 4, 6)).astype(np.float32)
             dense[(label + 1) % 3] += logit / 4
             dense[label, :2, 3:] += logit
-            label_map = LabelMap.from_dense(dense, 2)
-            if swap:
-                label_map = LabelMap(label_map.scores.swapaxes(1, 2), label_map.classes.swapaxes(1, 2))
-            found.append(label_map)
+            found.append(LabelMap.from_dense(dense, 2))
     return list(found)
 
 
@@ -107,14 +104,6 @@ def test_good_maps_have_no_problem_and_all_parts(folder: Path) -> None:
     assert found["crops"]["crops_with_iou_above_half_published_percent"] == 23.5
     assert found["object_boxes"] == {"images_asked": 36, "images_with_boxes": 36, "refused": []}
     assert [(check["verdict"], check["images_informative"]) for check in found["axes"]] == [(ROW_COLUMN, 36)] * 2
-
-
-def test_transposed_maps_are_a_problem_by_either_test(folder: Path) -> None:
-    labels = label_set(maps(swap=True), folder)
-    found = make_report(labels, boxes=boxes, classifier=CLASSIFIER)
-    assert [check.verdict for check in found.axes] == [TRANSPOSED, TRANSPOSED] and len(found.problems) == 2
-    read_so = make_report(labels, box_axes="yx", boxes=boxes, classifier=CLASSIFIER)
-    assert read_so.problems == []
 
 
 def test_boxes_of_other_images_are_a_problem_and_surprising_names_are_notes(folder: Path) -> None:

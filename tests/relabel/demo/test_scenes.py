@@ -82,10 +82,12 @@ def test_files_are_laid_out_as_imagenet_with_their_truth(folder: Path) -> None:
         assert sorted(truth) == files and len(files) == count
         assert {name.split("/")[0] for name in files} == {f"digit_{digit}" for digit in range(10)}
         for name, found in truth.items():
-            assert name.startswith(f"digit_{found.labels[0]}/")
+            assert name.startswith(f"digit_{found[0][0]}/")
             scene = draw_scene(DIGITS, 3, split, int(Path(name).stem.split("_")[1]))
-            boxes = [[box.pixels(WIDTH, HEIGHT) for box in boxes] for boxes in (found.boxes, scene.boxes)]
-            assert found.labels == scene.labels and boxes[0] == boxes[1]
+            expected = zip(scene.labels, scene.boxes, strict=True)
+            assert [(label, box.pixels(WIDTH, HEIGHT)) for label, box in found] == [
+                (label, box.pixels(WIDTH, HEIGHT)) for label, box in expected
+            ]
             with Image.open(folder / split / name) as image:
                 assert image.format == "JPEG" and image.size == (WIDTH, HEIGHT) and image.mode == "RGB"
                 assert np.abs(np.asarray(image).astype(int) - scene.pixels).mean() < 6

@@ -104,16 +104,6 @@ def test_figures_of_mixed_shapes_have_room_for_every_text(
         assert 1000 < image.width < 4000 and 900 < image.height < 4000
 
 
-def test_rows_are_of_one_width_whatever_the_shape_of_the_image(tmp_path: Path, drawn: list[Figure]) -> None:
-    draw_rows(tmp_path / "rows.png", [example(size) for size in SIZES], NAMES)
-    panels = [axes.get_position() for axes in drawn[0].axes]
-    rows = [panels[start : start + 6] for start in range(0, len(panels), 7)]  # the seventh is the caption
-    ends = [max(place.x1 for place in row) for row in rows]
-    assert len(rows) == len(SIZES) and max(ends) - min(ends) < 1e-6
-    heights = [row[2].height for row in rows]  # of the crops
-    assert heights[2] < heights[0] < heights[1]
-
-
 def test_a_row_names_label_map_and_targets(tmp_path: Path, drawn: list[Figure]) -> None:
     draw_rows(tmp_path / "rows.png", [example(label=1)], ["ant", "bee", *NAMES[2:]])
     shown = texts(drawn[0])

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from relabel import __main__ as tools
 from relabel.annotation.label_set import open_label_set
 from relabel.checks.report import make_report
 from relabel.stores.manifest import MANIFEST, read_manifest
@@ -91,17 +90,6 @@ def test_check_finds_every_damage_of_a_store(store: Path, name: str, tried: Trie
         if problems(store) == []:  # another layout of the same content
             assert name == MANIFEST and read_manifest(store) == manifest, what
     tried(PER_FILE // 4)
-
-
-def test_the_command_check_names_the_damaged_file(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in FILES:
-        whole = (store / name).read_bytes()
-        (store / name).write_bytes(whole[:-3] + bytes([whole[-3] ^ 4]) + whole[-2:])
-        with pytest.raises(SystemExit) as ending:
-            tools.main(["check", str(store)])
-        printed = capsys.readouterr()
-        assert ending.value.code in (1, 2) and name in printed.out + printed.err
-        (store / name).write_bytes(whole)
 
 
 def pt_file(dtype: torch.dtype, form: str) -> bytes:
