@@ -106,13 +106,12 @@ def _summary(students: Sequence[Student]) -> list[dict[str, Any]]:
 
 
 def _print_table(summary: Sequence[dict[str, Any]]) -> None:
-    seeds = summary[0]["seeds"]
+    seeds, first = summary[0]["seeds"], summary[0]["row"]
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, title_justify="left", caption_justify="left")
-    table.title = f"\nlast weights on the validation scenes, {seeds} seed" + "s, mean ± standard deviation" * (
-        seeds > 1
-    )
-    table.caption = f"gain: of top-1 over {summary[0]['row']} with the same seed, in points"
-    table.caption += "; mean ± half of its 95 % interval" * (seeds > 1)
+    of_seeds = "1 seed" if seeds == 1 else f"{seeds} seeds, mean ± standard deviation"
+    table.title = f"\nlast weights on the validation scenes, {of_seeds}"
+    interval = "" if seeds == 1 else "; mean ± half of its 95 % interval"
+    table.caption = f"gain: of top-1 over {first} with the same seed, in points{interval}"
     for title in ("supervision", *METRICS, "gain"):
         table.add_column(title, justify="left" if title == "supervision" else "right", no_wrap=True)
     for entry in summary:

@@ -10,7 +10,7 @@ from relabel.evaluation.predictions import SavedPredictions
 from relabel.figures import panels
 from relabel.figures.label_maps import shown_pixels
 from relabel.figures.panels import INK, LINE, MUTED, WARNING
-from utils.errors import UserError
+from utils.errors import UserError, with_advice
 
 COLUMNS, TILE_INCHES, HEADING = 4, 2.3, 0.72
 INDENT = 0.36  # inches; behind 1st and 2nd
@@ -58,11 +58,9 @@ def draw_comparison_sheet(
 
 
 def _read(folder: Path, name: str) -> np.ndarray:
-    """uint8 [H, W, 3] of an image below a folder."""
+    """Return an image below a folder, uint8 [H, W, 3]."""
     inside = PurePosixPath(name)
-    if inside.is_absolute() or ".." in inside.parts:
-        raise UserError(f"found the image name {name!r}, which leads out of {folder}; expected CLASS/FILE")
-    try:
+    with with_advice("Give the folder that was evaluated, such as DATA/val."):
+        if inside.is_absolute() or ".." in inside.parts:
+            raise UserError(f"found the image name {name!r}, which leads out of {folder}; expected CLASS/FILE.")
         return shown_pixels(ImageFile(folder / inside))
-    except UserError as error:
-        raise UserError(f"{error} Give the folder that was evaluated, such as DATA/val.") from error

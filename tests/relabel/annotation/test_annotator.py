@@ -5,9 +5,8 @@ import json
 import math
 import os
 import re
-import subprocess
-import sys
-import time
+import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,9 @@ from relabel.data.decode import ImageFile
 from relabel.data.images import list_images
 from relabel.stores.manifest import Manifest
 from relabel.stores.store import LabelStore, open_label_store
-from tests.conftest import ROOT
+from tests.forked_runs import CONTEXT, SignalAt
 from utils.errors import UserError
+from utils.processes import torchrun
 from utils.processes.distributed import Process
 
 MEAN, STD = (0.5, 0.25, 0.125), (0.5, 0.25, 0.5)
@@ -336,39 +336,56 @@ def test_map_that_cannot_be_written(root: Path, tmp_path: Path) -> None:
 # Whole processes
 
 
+def annotate_elsewhere(words: list[str], output: Path, rank: int, port: int, killed_at: int) -> None:
+    """Run the command in a process of its own, one of two where there is a port; it may be killed at its n-th map."""
+    torchrun.STARTED_BY = os.getppid()
+    with output.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    if port:
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in ranks.items()}
+    torch.set_num_threads(1)
+    if killed_at:
+        SignalAt("relabel.stores.packed_writer.PackedWriter.write", killed_at)()
+    tools.main(["annotate", *words])
+
+
 @pytest.mark.slow
 def test_a_killed_job_continues_in_several_processes_and_reports_a_bad_image_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """kill -9 once maps are being written, then two processes, then one: the bytes of one undisturbed process."""
+    """kill -9 at the tenth map, then two processes, then one: the bytes of one undisturbed process."""
     torch.set_num_threads(1)  # sums keep their order
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    root, out, whole = write_images(tmp_path / "train", classes=3, images=150), tmp_path / "maps", tmp_path / "whole"
+    root, out, log = write_images(tmp_path / "train", classes=3, images=10), tmp_path / "maps", tmp_path / "log"
     options = ["--arch", "digit_net", "--weights", "random", "--size", "48x64", "--batch_size", "4"]
-    options += ["--num_workers", "0"]
-    tools.main(["annotate", str(root), str(whole), *options])
+    words = [str(root), str(out), *options, "--num_workers", "0"]
 
-    command = ["-m", "relabel", "annotate", str(root), str(out), *options]
-    alone = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    victim = subprocess.Popen([sys.executable, *command], env=alone, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    crcs = out / "crc32.npy"
-    while not (crcs.exists() and len(crcs.read_bytes().rstrip(b"\0")) > 300) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    victim.kill()
-    victim.wait()
-    assert not (out / "manifest.json").exists()
+    def end(processes: int = 1, port: int = 0, killed_at: int = 0) -> list[int | None]:
+        arguments = [(words, log, rank, port, killed_at) for rank in range(processes)]
+        started = [CONTEXT.Process(target=annotate_elsewhere, args=each) for each in arguments]
+        for process in started:
+            process.start()
+        for process in started:
+            process.join(120)
+        return [process.exitcode for process in started]
 
+    tools.main(["annotate", str(root), str(tmp_path / "whole"), *options])
+    assert end(killed_at=10) == [-signal.SIGKILL]
+    assert np.count_nonzero(np.load(out / "crc32.npy")) == 9 and not (out / "manifest.json").exists()
     bad = root / "class2" / "photo.9.png"  # in an odd batch: of the second process
     content = bad.read_bytes()
     bad.write_text("no image")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command]
-    refused = subprocess.run(torchrun, env=alone, timeout=180, capture_output=True, text=True)
-    assert refused.returncode != 0 and refused.stderr.count("1 of 450 images cannot be read") == 1, refused.stderr
-    assert str(bad) in refused.stderr
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    assert end(2, port) == [2, 2]
+    assert log.read_text().count("1 of 30 images cannot be read") == 1 and str(bad) in log.read_text()
+    assert np.count_nonzero(np.load(out / "crc32.npy")) == 29
     bad.write_bytes(content)
-    tools.main(["annotate", str(root), str(out), *options])
-    assert contents(out) == contents(whole)
+    tools.main(["annotate", *words])
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
