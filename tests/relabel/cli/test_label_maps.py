@@ -4,8 +4,6 @@ import inspect
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -16,6 +14,8 @@ import torch
 
 from models.digit_net import DigitNet
 from relabel import __main__ as tools
+from relabel.cli.run import run
+from relabel.config.load import load_config
 from relabel.data.decode import RESAMPLING
 from relabel.data.images import list_images
 from relabel.stores.store import open_label_store
@@ -131,7 +131,9 @@ def test_annotate_uses_averaged_weights_first_and_class_names(
 
 
 @pytest.mark.slow
-def test_label_maps_from_making_to_training(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_label_maps_from_making_to_training(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], own_handlers: None
+) -> None:
     """Annotate, check, show, unpack, pack, export; then train with the store and the keep list."""
     train, labels = str(scenes / "train"), str(tmp_path / "labels")
     tools.main(["annotate", train, labels, "--weights", str(ROOT / "configs/digits/annotator.pth"), "--size", "64x80"])
@@ -154,13 +156,11 @@ def test_label_maps_from_making_to_training(scenes: Path, tmp_path: Path, capsys
     count = sum(not line.startswith("#") for line in Path(keep).read_text().splitlines())
     assert 12 <= count <= 20
 
-    command = [sys.executable, str(ROOT / "main.py"), "--config-file-path", str(ROOT / "configs/digits/relabel.yaml")]
-    command += ["--data.data_path", str(scenes), "--data.relabel.path", labels, "--data.keep_list", keep]
-    command += ["--optim.epochs", "1", "--optim.warmup.epochs", "0", "--optim.batch_size", "4"]
-    command += ["--util.run_dir", str(tmp_path / "run"), "--compute.num_workers", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert f"{count} training images of 10 classes" in done.stdout
+    flags = {"data.data_path": str(scenes), "data.relabel.path": labels, "data.keep_list": keep}
+    flags |= {"optim.epochs": "1", "optim.warmup.epochs": "0", "optim.batch_size": "4"}
+    flags |= {"util.run_dir": str(tmp_path / "run"), "compute.num_workers": "0"}
+    run(load_config(str(ROOT / "configs/digits/relabel.yaml"), flags))
+    assert f"{count} training images of 10 classes" in capsys.readouterr().out
 
     damaged = np.load(tmp_path / "labels" / "maps.npy", mmap_mode="r+")
     damaged["scores"][5] += 1
