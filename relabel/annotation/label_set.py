@@ -49,6 +49,11 @@ class LabelSet:
         """Function that returns the image of a row; None without images."""
         return self.images.path if self.images else None
 
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Key -> reason, for the images that could not be read when the maps were made."""
+        return self.manifest.skipped if self.manifest else {}
+
     def key(self, row: int) -> str:
         """Return the key of a row."""
         return os.fsdecode(self.keys[row])

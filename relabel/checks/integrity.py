@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from relabel.annotation.label_set import LabelSet
 from relabel.data.class_names import WNID
 from relabel.data.decode import FORMATS
-from relabel.stores.store import LabelStore
+from relabel.stores.packed import damaged_files
 from utils.errors import UserError
 from utils.progress import JobProgress
 
@@ -115,41 +116,32 @@ class Integrity:
         return {"images": self.images, "shape_k_h_w": self.shape, "whole_maps": len(self.usable), **found}
 
 
-def check_integrity(
-    store: LabelStore,
-    keys: np.ndarray,
-    store_keys: np.ndarray,
-    image_path: Callable[[int], Path] | None = None,
-    skipped: Collection[str] = (),
-) -> Integrity:
+def check_integrity(labels: LabelSet) -> Integrity:
     """Read every label map and the header of every image; go on after a damaged one.
 
-    Args:
-        store: row i is the map of key i.
-        keys: bytes [N], "CLASS/STEM" of every image.
-        store_keys: bytes [M]; the keys of all existing maps.
-        image_path: gives the file of a row; None: there are no images to check.
-        skipped: keys that are known to have no map; they are not counted as missing.
+    Images that are known to have no map are not counted as missing.
     """
-    kinds = [name for name in KINDS if image_path or name not in OF_IMAGES]
-    result = Integrity(len(keys), {name: Finding() for name in kinds})
-    _check_names(result, keys)
-    _compare_keys(result, store, keys, store_keys, skipped)
-    missing, usable = set(store.missing().tolist()), []
-    with JobProgress("check", len(keys), "images") as progress, warnings.catch_warnings():
+    kinds = [name for name in KINDS if labels.images or name not in OF_IMAGES]
+    result = Integrity(len(labels), {name: Finding() for name in kinds})
+    _check_names(result, labels.keys)
+    _compare_keys(result, labels)
+    for name in damaged_files(labels.path, labels.manifest) if labels.manifest else []:
+        result.add("changed_files", name)
+    missing, usable = set(labels.store.missing().tolist()), []
+    with JobProgress("check", len(labels), "images") as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's about odd EXIF data, one per image
-        for row in range(len(keys)):
+        for row in range(len(labels)):
             if row not in missing:
                 try:
-                    store.check(row)
+                    labels.store.check(row)
                     usable.append(row)
                 except UserError as error:
                     result.add("damaged_maps", str(error))
-            if image_path is not None:
-                _check_image(result, image_path(row))
+            if labels.images:
+                _check_image(result, labels.images.path(row))
             progress.advance(1)
     result.usable = np.array(usable, dtype=np.int64)
-    result.shape = store.read(usable[0]).shape if usable else None
+    result.shape = labels.store.read(usable[0]).shape if usable else None
     return result
 
 
@@ -162,20 +154,18 @@ def _check_names(result: Integrity, keys: np.ndarray) -> None:
             result.add("names_in_parquet_spelling", key)
 
 
-def _compare_keys(
-    result: Integrity, store: LabelStore, keys: np.ndarray, store_keys: np.ndarray, skipped: Collection[str]
-) -> None:
+def _compare_keys(result: Integrity, labels: LabelSet) -> None:
     """Find images without map and maps without image."""
-    unpaired = dict.fromkeys(np.setdiff1d(store_keys, keys).tolist())
-    for row in store.missing().tolist():
-        key = os.fsdecode(keys[row])
-        if key in skipped:
+    unpaired = dict.fromkeys(np.setdiff1d(labels.store_keys, labels.keys).tolist())
+    for row in labels.store.missing().tolist():
+        key = labels.key(row)
+        if key in labels.skipped:
             continue
-        result.add("missing_maps", f"{key}: expected its map at {store.location(row)}")
+        result.add("missing_maps", f"{key}: expected its map at {labels.store.location(row)}")
         other = next((name for name in _other_spellings(key) if os.fsencode(name) in unpaired), None)
         if other:
             result.add("missing_maps_spelled_otherwise", f"image {key}, map {other}")
-    folders = {key.rpartition(b"/")[0] for key in keys.tolist()}
+    folders = {key.rpartition(b"/")[0] for key in labels.keys.tolist()}
     for key in unpaired:
         is_orphan = key.rpartition(b"/")[0] in folders
         result.add("maps_without_image" if is_orphan else "maps_of_other_classes", os.fsdecode(key))

@@ -25,7 +25,6 @@ from relabel.checks.crop_quality import PUBLISHED_COVERED_PERCENT, CropQuality, 
 from relabel.checks.integrity import KINDS, Integrity, check_integrity
 from relabel.checks.object_boxes import BoxReader, SampleBoxes, look_up
 from relabel.checks.sample import read_sample
-from relabel.stores.packed import damaged_files
 from utils.estimates import Estimate
 
 CLASSIFIED = 2000  # images whose crops are classified; 200 would do on the digit scenes
@@ -87,14 +86,11 @@ def make_report(
         classifier: for the second test of the axes; needs images.
         teacher_top1_percent: known accuracy of the maps' teacher.
     """
-    skipped = labels.manifest.skipped if labels.manifest else {}
-    integrity = check_integrity(labels.store, labels.keys, labels.store_keys, labels.image_path, skipped)
-    for name in damaged_files(labels.path, labels.manifest) if labels.manifest else []:
-        integrity.add("changed_files", name)
+    integrity = check_integrity(labels)
     problems, notes = integrity.problems(), integrity.notes()
-    if skipped:
-        key, reason = next(iter(skipped.items()))
-        notes.append(f"Images skipped when the maps were made: {len(skipped):,}, such as {key}: {reason}")
+    if labels.skipped:
+        key, reason = next(iter(labels.skipped.items()))
+        notes.append(f"Images skipped when the maps were made: {len(labels.skipped):,}, such as {key}: {reason}")
     calibration, crops, found, axes = None, None, None, []
     if len(integrity.usable):
         sample = read_sample(labels.store, integrity.usable, maps)

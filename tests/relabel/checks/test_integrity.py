@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from relabel.annotation.label_set import LabelSet
 from relabel.checks.integrity import Integrity, check_integrity, orientation
+from relabel.data.images import ImageList
 from relabel.label_map import LabelMap
 from tests.memory_store import MemoryStore, left_right_map
 
@@ -21,7 +23,9 @@ def keys(*names: str) -> np.ndarray:
 def check(maps: Mapping[str, LabelMap | str | None], *orphans: str) -> Integrity:
     """A store with a map (or None, or a message) for each key, and maps without image."""
     there = sorted([*(name for name, found in maps.items() if found is not None), *orphans])
-    return check_integrity(MemoryStore(list(maps.values())), keys(*maps), keys(*there))
+    return check_integrity(
+        LabelSet(Path("labels"), MemoryStore(list(maps.values())), keys(*maps), keys(*there), [], None)
+    )
 
 
 def test_one_missing_one_damaged_and_one_orphan() -> None:
@@ -100,8 +104,9 @@ def test_images_are_checked_too(tmp_path: Path) -> None:
     whole = paths[4].read_bytes()
     at = whole.index(b"\x2c") + 5  # of the frame
     paths[4].write_bytes(whole[:6] + b"\xff" * 4 + whole[10:at] + b"\xff" * 4 + whole[at + 4 :])
-    names = keys("ant/a", "ant/b", "ant/c", "ant/d", "ant/e")
-    found = check_integrity(MemoryStore([left_right_map()] * 5), names, names, paths.__getitem__)
+    images = ImageList(tmp_path, [], keys(*(path.name for path in paths)), np.full(5, -1))
+    store = MemoryStore([left_right_map()] * 5)
+    found = check_integrity(LabelSet(tmp_path, store, images.keys(), images.keys(), [], images))
     assert found.findings["rotated_images"].first == [str(paths[0])]
     (problem,) = found.problems()
     assert "Unreadable images: 3." in problem and "c.jpg: not in an image format" in problem
