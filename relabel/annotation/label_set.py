@@ -1,7 +1,6 @@
 """Label maps together with the images that they belong to, as the tools use them."""
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,11 +42,6 @@ class LabelSet:
     def labels(self) -> np.ndarray | None:
         """The class of every image, int32 [N]; None without images or class folders."""
         return self.images.labels if self.images and self.images.class_names else None
-
-    @property
-    def image_path(self) -> Callable[[int], Path] | None:
-        """Function that returns the image of a row; None without images."""
-        return self.images.path if self.images else None
 
     @property
     def skipped(self) -> dict[str, str]:

@@ -110,7 +110,7 @@ class Pooled:
 
     @classmethod
     def of(cls, sample: MapSample, labels: Tensor | None, num_classes: int) -> "Pooled":
-        """Pool the maps of a sample, whose images have these labels."""
+        """Pool every map of a sample over its whole image; labels: int64 [n] or None."""
         boxes = CropBox.stack([WHOLE_IMAGE]).expand(len(sample), 4)
         scores = pool_scores(sample.scores, sample.classes, boxes, num_classes)
         stored = pool_scores(torch.ones_like(sample.scores), sample.classes, boxes, num_classes)

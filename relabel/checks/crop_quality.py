@@ -32,7 +32,7 @@ class CropQuality:
         images: number of images measured.
         crops_of_another_class_percent: crops whose target is highest for a class other than the folder's.
         classes_per_crop: number of classes above 10 % in a target.
-        crops_with_iou_above_half_percent: with a box of the folder's class, the best of several.
+        crops_with_iou_above_half_percent: crops that overlap so far with a box of the folder's class.
         crops_with_iou_above_half_published_percent: the same on ImageNet.
         crops_per_image, min_area_fraction: how crops are drawn; the smallest area is a fraction of the image.
     """

@@ -1,4 +1,4 @@
-"""Check that every image has its label map, whole and in range, and look for names and images that surprise people."""
+"""Check that every image has its label map, whole and in range; find unusual names and rotated images."""
 
 import os
 import warnings
@@ -62,7 +62,7 @@ OF_IMAGES = ("unreadable_images", "rotated_images")
 
 @dataclass(slots=True)
 class Finding:
-    """How often something was found, and the first few cases."""
+    """The number of cases of one kind, and the first few."""
 
     count: int = 0
     first: list[str] = field(default_factory=list)

@@ -97,14 +97,14 @@ def make_report(
         found = look_up(boxes, labels.keys, sample.rows) if boxes else None
         names, logits = labels.class_names, (fill, temperature)
         calibration = calibrate(sample, labels.labels, len(names), *logits)
-        if labels.image_path and labels.labels is not None:
+        if labels.images and labels.labels is not None:
             objects = found.of_row if found else {}
-            crops = crop_quality(sample, labels.image_path, labels.labels, names, objects, *logits, box_axes)
+            crops = crop_quality(sample, labels.images.path, labels.labels, names, objects, *logits, box_axes)
         if found:
             axes.append(check_with_boxes(sample, names, found.of_row))
-        if classifier and labels.image_path:
+        if classifier and labels.images:
             some = sample.only(np.arange(0, len(sample), -(-len(sample) // CLASSIFIED)))
-            axes.append(check_with_classifier(some, labels.image_path, len(names), classifier, *logits))
+            axes.append(check_with_classifier(some, labels.images.path, len(names), classifier, *logits))
         problems += calibration.problems(teacher_top1_percent)
         problems += [problem for check in axes for problem in check.problems(box_axes)]
         agreement = calibration.top1_agreement_percent
@@ -127,7 +127,7 @@ def make_report(
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
-    """Print tables that fit 80 columns; the problems come last, where a person looks first."""
+    """Print tables that fit 80 columns; the problems come last, where readers look first."""
     console = console or Console()
     console.print(Text(f"\nLabel maps  {report.labels}", style="bold", overflow="fold"))
     console.print(_integrity_table(report.integrity))

@@ -46,7 +46,7 @@ def read_sample(store: LabelStore, rows: np.ndarray, size: int, seed: int = 0) -
     Args:
         store: of the maps.
         rows: int64 [m], at least one; of maps that can be read.
-        size: number of maps to draw; all if there are no more.
+        size: number of maps to draw; all if there are fewer.
         seed: of the draw.
 
     Raises:

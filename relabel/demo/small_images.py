@@ -1,4 +1,4 @@
-"""What scenes are put together from: the embedded handwritten digits, or any folder of small labelled images."""
+"""The small images that scenes are made of: the embedded handwritten digits, or any folder of labelled images."""
 
 import hashlib
 from functools import cache

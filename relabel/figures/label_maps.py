@@ -37,7 +37,7 @@ TILE_SHARE = 0.05  # from which a second or third class is worth a line
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """An image and what its label map says.
+    """An image with its label map, and crops of it with their targets.
 
     Fields:
         image: uint8 [H, W, 3], RGB.

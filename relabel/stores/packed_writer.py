@@ -84,7 +84,7 @@ class PackedWriter:
         self._crcs[row] = self._crc(row, record.tobytes())
 
     def close(self) -> None:
-        """Hand what was written to the system; every process calls this before one commits."""
+        """Flush what was written; every process calls this before one of them commits."""
         self._maps = self._crcs = None
 
     def commit(self, skipped: dict[str, str]) -> None:

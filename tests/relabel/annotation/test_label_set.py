@@ -34,14 +34,14 @@ def test_the_folders_of_the_images_are_the_classes(tmp_path: Path) -> None:
     found = open_label_set(labels, tmp_path / "train")
     assert (found.class_names, len(found), found.key(2)) == (["bee", "cow"], 3, "cow/c")
     assert found.labels is not None and found.labels.tolist() == [0, 1, 1]
-    assert found.image_path is not None and found.image_path(1) == tmp_path / "train" / "cow" / "b.jpg"
+    assert found.images is not None and found.images.path(1) == tmp_path / "train" / "cow" / "b.jpg"
     assert found.store.missing().tolist() == [2]
     assert (found.store.read(0).classes == 2).all()  # ant, which these images lack, becomes K
 
 
 def test_without_images_the_maps_name_their_classes(tmp_path: Path) -> None:
     named = open_label_set(write_maps(tmp_path / "a", "bee/a", names=["ant", "bee"]), None)
-    assert (named.class_names, named.images, named.labels, named.image_path) == (["ant", "bee"], None, None, None)
+    assert (named.class_names, named.images, named.labels) == (["ant", "bee"], None, None)
     assert open_label_set(write_maps(tmp_path / "b", "cow/a", "ant/b"), None).class_names == ["ant", "cow"]
 
 

@@ -133,7 +133,7 @@ def test_a_classifier_finds_the_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data_classes", [["ant", "bee", "cow", "dog"], ["dog", "bee", "cow", "ant"], ["dog", "ant"]])
-def test_a_named_classifier_speaks_of_the_datas_classes(tmp_path: Path, data_classes: list[str]) -> None:
+def test_a_named_classifier_scores_the_datas_classes(tmp_path: Path, data_classes: list[str]) -> None:
     own = ["ant", "bee", "cow", "dog"]
     network = DigitNet(4).eval()
     save_checkpoint({"state_dict": network.state_dict(), "class_names": own}, tmp_path / "w.pth")
