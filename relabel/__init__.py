@@ -1,12 +1,12 @@
-"""ReLabel: localized multi-label training (Yun et al., CVPR 2021), one concept a file.
+"""ReLabel: localized multi-label training (Yun et al., CVPR 2021), one concept per file.
 
 Letters used in shapes everywhere:
     B images in a batch, K classes, k classes stored per label-map cell, h w label-map rows and columns,
     H W image rows and columns in pixels, S side of the square crop.
-Boxes are (left, top, right, bottom) as fractions of the original image. Maps are [.., h, w], row 0 at the image's top.
+Boxes are (left, top, right, bottom) as fractions of the original image. Maps are [.., h, w], row 0 at the top.
 
-For other training loops, imported when first used: LabelMaps (label maps on disk by key), random_crop_box and CropBox
-(a random crop and its box), pool_scores, relabel_target and TargetMaker (from maps and boxes to targets).
+For use in other training loops: LabelMaps (reads label maps from disk by key), random_crop_box and CropBox (a random
+crop and its box), pool_scores, relabel_target and TargetMaker (turn maps and boxes into targets).
 """
 
 from importlib import import_module
@@ -25,7 +25,7 @@ __all__ = list(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used, so that `import relabel` alone loads neither torch nor the stores."""
+    """Import a public name on first use, so that `import relabel` alone loads neither torch nor the stores."""
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_PUBLIC[name]), name)

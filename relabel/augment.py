@@ -2,7 +2,7 @@
 
 The arithmetic is Pillow's, on values 0..255: each operation of the jitter blends the image with a base (black, the
 image's mean grey, or the grey image), clips, and truncates to whole numbers, so that all values equal Pillow's. Without
-the truncation, as few as 68 % of a photo's values would stay within 2 of 255 after three operations.
+the truncation, as few as 68 % of an image's values would stay within 2 of 255 after three operations.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ JITTER_ORDERS = tuple(permutations((BRIGHTNESS, CONTRAST, SATURATION)))
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
-# Principal components of ImageNet's RGB values in [0, 1]: Krizhevsky et al. 2012, in the digits commonly used.
+# Principal components of ImageNet's RGB values in [0, 1]: Krizhevsky et al. 2012, with the digits in common use.
 EIGENVALUES = (0.2175, 0.0188, 0.0045)
 EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 
@@ -31,9 +31,9 @@ class Augmentation:
     """The random numbers of one sample, to be applied later to a whole batch.
 
     Fields:
-        flip: mirror left and right. The pooled target stays the same, because it averages the whole crop.
+        flip: swap left and right. The pooled target stays the same, because it averages the whole crop.
         jitter_order: 0..5, an index into JITTER_ORDERS.
-        jitter_factors: for brightness, contrast and saturation; 1 changes nothing.
+        jitter_factors: of brightness, contrast and saturation; 1 changes nothing.
         lighting: weights of the three principal components.
     """
 
@@ -44,9 +44,9 @@ class Augmentation:
 
 
 def draw_augmentation(rng: np.random.Generator, flip_prob: float, color_jitter: float, lighting: float) -> Augmentation:
-    """Draw flip, order, factors and lighting, in this order.
+    """Draw flip, jitter order, jitter factors and lighting, in this sequence.
 
-    Switching one of them off leaves the others as they are: the same number of random numbers is drawn.
+    Switching one off does not change the others: the same number of random numbers is always drawn.
 
     Args:
         rng: generator of this sample.
@@ -68,7 +68,7 @@ def augment(
     jitter_factors: Tensor | None = None,
     lighting: Tensor | None = None,
 ) -> Tensor:
-    """Flip, jitter, add lighting and normalise; each sample with its own numbers. None switches an operation off.
+    """Flip, jitter, add lighting and normalise, each sample with its own numbers. None switches an operation off.
 
     Args:
         images: uint8 [B, 3, H, W]; RGB. Not modified.
@@ -82,7 +82,7 @@ def augment(
     """
     assert images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == 3, (images.dtype, images.shape)
     assert (jitter_orders is None) == (jitter_factors is None)
-    images = images.contiguous()  # in planes, as the operations below work on whole channels
+    images = images.contiguous()  # channels first in memory: the operations below work on whole channels
     if flips is not None:
         images = torch.where(_per_image(flips), images.flip(-1), images)
     pixels = images.float()
@@ -105,7 +105,7 @@ def _blend(pixels: Tensor, operations: Tensor, factors: Tensor) -> None:
     Args:
         pixels: float32 [B, 3, H, W]; whole numbers 0..255.
         operations: int64 [B]; BRIGHTNESS, CONTRAST or SATURATION.
-        factors: float32 [B]; weight of the image; the base has the rest.
+        factors: float32 [B]; weight of the image; the base gets 1 - factor.
     """
     red, green, blue = pixels.unbind(1)
     # Pillow's luma in 16-bit fixed point: multiples of 2^-16 below 2^8, which float32 holds exactly.
@@ -118,7 +118,7 @@ def _blend(pixels: Tensor, operations: Tensor, factors: Tensor) -> None:
 
 
 def _normalise(pixels: Tensor, lighting: Tensor | None) -> Tensor:
-    """Add lighting to values 0..255, subtract the mean, divide by std: one multiplication and one addition a value."""
+    """Add lighting to values 0..255, subtract the mean, divide by std: one multiply-add per value."""
     device = pixels.device
     mean, std = _constant(MEAN, device), _constant(STD, device)
     shift = -mean
@@ -135,6 +135,6 @@ def _per_image(values: Tensor) -> Tensor:
 
 @cache
 def _constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
-    """Keep a constant on the device: copying it from the host in every step would wait for the device."""
+    """Cache a constant on the device: copying it from the host at every step would wait for the device."""
     with torch.inference_mode(False):
         return torch.tensor(values, device=device)

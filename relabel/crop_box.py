@@ -1,4 +1,4 @@
-"""The box of a crop: one type with one order of its sides, and the random crop's algorithm."""
+"""The box of a crop, with its sides in one fixed order, and the algorithm that draws random crops."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ MIN_AREA = 0.08  # smallest area of a random crop, fraction of the image, in the
 
 @dataclass(frozen=True, slots=True)
 class CropBox:
-    """A rectangle in fractions of an image's width and height, and so of its label map's.
+    """A rectangle in fractions of an image's width and height, which are also fractions of its label map.
 
     Fields:
         left, top, right, bottom: in [0, 1], left < right and top < bottom, measured from the image's top left corner.
@@ -54,13 +54,13 @@ class CropBox:
 
     def iou(self, other: "CropBox") -> float:
         """Return the intersection over union with another box of the same image, in [0, 1]."""
-        across = min(self.right, other.right) - max(self.left, other.left)
-        down = min(self.bottom, other.bottom) - max(self.top, other.top)
-        shared = max(across, 0.0) * max(down, 0.0)
-        return shared / (self.area + other.area - shared)
+        width = min(self.right, other.right) - max(self.left, other.left)
+        height = min(self.bottom, other.bottom) - max(self.top, other.top)
+        intersection = max(width, 0.0) * max(height, 0.0)
+        return intersection / (self.area + other.area - intersection)
 
     def mirrored(self) -> "CropBox":
-        """Return the box with x and y exchanged: mirrored at the diagonal of the image."""
+        """Return the box with x and y swapped: reflected across the main diagonal of the image."""
         return CropBox(self.top, self.left, self.bottom, self.right)
 
 
@@ -71,11 +71,11 @@ def random_crop_box(rng: np.random.Generator, width: int, height: int, min_area:
     """Draw the box of a random resized crop, by the algorithm of torchvision's RandomResizedCrop.
 
     Up to ten times, an area is drawn uniformly from [min_area, 1] of the image and an aspect ratio log-uniformly from
-    [3/4, 4/3]; the first box that fits is placed uniformly. If none fits (in an image far from square), the box is the
-    largest central one of an allowed ratio.
+    [3/4, 4/3]; the first box that fits is placed uniformly. If none fits (the image is far from square), the box is the
+    largest central one with an allowed ratio.
 
     Args:
-        rng: generator of this sample; draws area and ratio (in each try), then top, then left.
+        rng: generator of this sample; draws area and ratio (once per try), then top, then left.
         width, height: of the image, pixels.
         min_area: smallest area, fraction of the image (0.08 in the paper).
     """
@@ -83,11 +83,11 @@ def random_crop_box(rng: np.random.Generator, width: int, height: int, min_area:
     for _ in range(TRIES):
         area = width * height * rng.uniform(min_area, 1.0)
         ratio = math.exp(rng.uniform(low, high))
-        across, down = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < across <= width and 0 < down <= height:
-            top = int(rng.integers(height - down + 1))
-            left = int(rng.integers(width - across + 1))
-            return CropBox.from_pixels(left, top, left + across, top + down, width, height)
-    across, down = min(width, round(height * RATIO_RANGE[1])), min(height, round(width / RATIO_RANGE[0]))
-    left, top = (width - across) // 2, (height - down) // 2
-    return CropBox.from_pixels(left, top, left + across, top + down, width, height)
+        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top = int(rng.integers(height - crop_height + 1))
+            left = int(rng.integers(width - crop_width + 1))
+            return CropBox.from_pixels(left, top, left + crop_width, top + crop_height, width, height)
+    crop_width, crop_height = min(width, round(height * RATIO_RANGE[1])), min(height, round(width / RATIO_RANGE[0]))
+    left, top = (width - crop_width) // 2, (height - crop_height) // 2
+    return CropBox.from_pixels(left, top, left + crop_width, top + crop_height, width, height)

@@ -1,4 +1,4 @@
-"""CutMix (Yun et al., ICCV 2019): replace a rectangle of each image, and that share of its target, by another's."""
+"""CutMix (Yun et al., ICCV 2019): replace a rectangle of each image, and as much of its target, with another's."""
 
 import math
 
@@ -10,15 +10,15 @@ Span = tuple[int, int]
 
 
 def cut_box(keep: float, centre_row: int, centre_col: int, height: int, width: int) -> tuple[Span, Span, float]:
-    """Return the rectangle to replace: of the image's aspect ratio, around a centre, clipped at the borders.
+    """Return the rectangle to replace: with the image's aspect ratio, around a centre, clipped at the borders.
 
     Args:
         keep: share of the pixels to keep, before clipping; in [0, 1].
-        centre_row, centre_col: inside the image, pixels.
+        centre_row, centre_col: a pixel of the image.
         height, width: of the image, pixels.
 
     Returns:
-        (top, bottom) and (left, right) in pixels, ends excluded, and the share of pixels kept after clipping.
+        (top, bottom) and (left, right) in pixels, bottom and right excluded; and the share of pixels that is kept.
     """
     side = math.sqrt(1 - keep)
     top, bottom = _span(centre_row, int(height * side), height)
@@ -33,16 +33,16 @@ def mix_targets(targets: Tensor, others: Tensor, keep: float) -> Tensor:
 
 
 def cutmix(images: Tensor, targets: Tensor, rng: np.random.Generator, beta: float) -> tuple[Tensor, Tensor]:
-    """Mix each image of a batch with another one of the batch, with one rectangle for all. Arguments are not modified.
+    """Mix each image of a batch with another image of it, using one rectangle for all. Arguments are not modified.
 
     Args:
         images: float [B, C, H, W].
         targets: float [B, K]; label smoothing already applied.
-        rng: generator of this step; draws the share, then row, column and partners.
+        rng: generator of this step; draws the share to keep, then row, column and partners.
         beta: > 0; the share of pixels to keep is drawn from Beta(beta, beta).
 
     Returns:
-        Mixed images [B, C, H, W] and targets [B, K], weighted by their shares of pixels.
+        Mixed images [B, C, H, W] and targets [B, K], weighted by the images' shares of pixels.
     """
     count, _, height, width = images.shape
     keep, row, col = rng.beta(beta, beta), int(rng.integers(height)), int(rng.integers(width))
@@ -54,5 +54,5 @@ def cutmix(images: Tensor, targets: Tensor, rng: np.random.Generator, beta: floa
 
 
 def _span(centre: int, length: int, size: int) -> Span:
-    """Return `length` pixels around a centre, clipped to 0..size; odd lengths lose a pixel, as in the 2021 code."""
+    """Return a range around a centre, clipped to 0..size; an odd length loses a pixel, as in the 2021 code."""
     return max(centre - length // 2, 0), min(centre + length // 2, size)

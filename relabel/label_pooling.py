@@ -1,7 +1,7 @@
 """LabelPooling: RoIAlign of a sparse label map over a crop, without building the dense map.
 
 RoIAlign is linear in its input and separable:
-    pooled[c] = sum over rows and columns of down[row] * across[column] * score[c, row, column].
+    pooled[c] = sum over rows and columns of row_weights[row] * column_weights[column] * score[c, row, column].
 A sparse map therefore needs h + w weights per image and one scatter-add of k*h*w products, where the dense tensor that
 torchvision.ops.roi_align reads holds K*h*w.
 """
@@ -17,13 +17,13 @@ def pool_scores(scores: Tensor, classes: Tensor, boxes: Tensor, num_classes: int
     fraction * cells - 0.5. Computed in float32 on any device, without waiting for the device.
 
     Args:
-        scores: float [B, k, h, w]; the k largest logits of each cell, row 0 at the image top.
+        scores: float [B, k, h, w]; the k largest logits of each cell, row 0 at the top of the image.
         classes: integer [B, k, h, w]; the class of each score, in 0..num_classes-1 (checked when maps are read), or
             num_classes for a class that the data lacks, whose score is ignored.
         boxes: float [B, 4]; left, top, right, bottom as fractions of the image, in [0, 1].
         num_classes: K.
         fill: logit of the classes that a cell does not store (0 in the paper), in -1000..1000; larger values would
-            cost the scores' precision in float32.
+            cost the scores precision in float32.
 
     Returns:
         float32 [B, K]; mean logit of each class inside the crop. Not yet a distribution.
@@ -33,11 +33,11 @@ def pool_scores(scores: Tensor, classes: Tensor, boxes: Tensor, num_classes: int
     """
     _check_shapes(scores, classes, boxes)
     left, top, right, bottom = boxes.unbind(dim=1)
-    down = axis_weights(top, bottom, scores.shape[2])
-    across = axis_weights(left, right, scores.shape[3])
+    row_weights = axis_weights(top, bottom, scores.shape[2])
+    column_weights = axis_weights(left, right, scores.shape[3])
     # The weights of a box sum to 1, so pooling (score - fill) and adding fill gives absent classes exactly `fill`.
     excess = scores.float() if fill == 0 else scores.float() - fill
-    parts = excess * (down[:, None, :, None] * across[:, None, None, :])
+    parts = excess * (row_weights[:, None, :, None] * column_weights[:, None, None, :])
     pooled = torch.zeros(len(scores), num_classes + 1, device=scores.device)
     pooled.scatter_add_(1, classes.flatten(1).long(), parts.flatten(1))
     pooled = pooled[:, :num_classes]
@@ -58,16 +58,16 @@ def axis_weights(low: Tensor, high: Tensor, cells: int) -> Tensor:
     Returns:
         float32 [B, n]; each row sums to 1 for an interval inside [0, 1].
     """
-    # In the op's order and in float32: exact arithmetic would change the ceil for 0.16 % of the boxes.
+    # In the order of torchvision's op and in float32: exact arithmetic would change the ceil for 0.16 % of the boxes.
     start = low.float() * cells - 0.5
     length = (high.float() * cells - 0.5 - start).clamp_(min=1.0)
     count = length.ceil()
-    index = torch.arange(cells, device=low.device, dtype=torch.float32)  # of the cells, and of the at most n samples
+    index = torch.arange(cells, device=low.device, dtype=torch.float32)  # of cells, and of samples: at most n
     position = start[:, None] + (index + 0.5) * length[:, None] / count[:, None]
-    counted = (index < count[:, None]) & (position >= -1) & (position <= cells)
+    is_sampled = (index < count[:, None]) & (position >= -1) & (position <= cells)
     position = position.clamp_(0, cells - 1)[:, :, None]
-    # A tent over each cell, as the lower of its two sides, which loses no digits to cancellation.
-    weights = torch.minimum(position - (index - 1), 1 - (position - index)).clamp_(min=0).mul_(counted[:, :, None])
+    # Linear interpolation is a tent over each cell; the minimum of its two slopes avoids cancellation.
+    weights = torch.minimum(position - (index - 1), 1 - (position - index)).clamp_(min=0).mul_(is_sampled[:, :, None])
     return weights.sum(dim=1).div_(count[:, None])
 
 

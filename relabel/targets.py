@@ -1,4 +1,4 @@
-"""Training targets [B, K]: from the folders' labels, from label maps, and label smoothing."""
+"""Training targets [B, K] from class labels or label maps, and label smoothing."""
 
 from dataclasses import dataclass
 
@@ -38,14 +38,14 @@ def relabel_target(
         scores, classes: float and integer [B, k, h, w]; the label maps.
         boxes: float [B, 4]; left, top, right, bottom of each crop as fractions of the image; None: the whole image.
         num_classes: K.
-        labels: integer [B]; the folders' labels, -1 for an image without one; needed for a ground_truth_weight only.
+        labels: integer [B]; class folders, -1 for an image without one; needed only if ground_truth_weight is not 0.
         fill: logit of the classes that a cell does not store.
-        temperature: divides the pooled logits; above 1 softens.
+        temperature: divides the pooled logits; above 1 softens the target.
         supervision: localized_multi (the paper); localized_single is one-hot at its argmax; global_multi and
             global_single pool the whole image instead of the crop.
-        ground_truth_weight: w in (1 - w) * target + w * onehot(label), in [0, 1]; 0 for images without label.
+        ground_truth_weight: w in (1 - w) * target + w * onehot(label), in [0, 1]; w is 0 for images without a label.
         box_axes: xy is correct; yx passes the sides as (top, left, bottom, right), like the 2021 code, which pools the
-            region mirrored at the diagonal.
+            region reflected across the main diagonal.
 
     Returns:
         float32 [B, K]; each row sums to 1.
@@ -74,13 +74,13 @@ def relabel_target(
 
 
 def smooth(target: Tensor, smoothing: float) -> Tensor:
-    """Smooth any target [.., K]: t * (1 - s) + s / K. Comes before CutMix."""
+    """Apply label smoothing to any target [.., K]: t * (1 - s) + s / K. Comes before CutMix."""
     return target * (1 - smoothing) + smoothing / target.shape[-1]
 
 
 @dataclass(frozen=True, slots=True)
 class TargetMaker:
-    """Training targets of a batch: from its label maps where it has them, otherwise from its labels; then smoothed.
+    """Training targets of a batch: from its label maps if it has them, otherwise from its labels; then smoothed.
 
     Fields:
         num_classes: K.
@@ -99,7 +99,7 @@ class TargetMaker:
     def __call__(
         self, labels: Tensor, boxes: Tensor | None = None, scores: Tensor | None = None, classes: Tensor | None = None
     ) -> Tensor:
-        """Return targets, float32 [B, K]; arguments as in `relabel_target`. Without label maps, they are one-hot."""
+        """Return targets, float32 [B, K]; arguments as in `relabel_target`. Without maps: smoothed one-hot labels."""
         if scores is None or classes is None:
             return smooth(original_target(labels, self.num_classes), self.smoothing)
         target = relabel_target(

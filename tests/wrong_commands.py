@@ -55,7 +55,7 @@ FLAGS = [
     ("optim.accumulation", "3", "optim.batch_size = 512 .*expected a multiple of optim.accumulation = 3"),
     ("data.cutmix.prob", "1", r"data.cutmix.beta = 0.0 \(default\): expected a number > 0.*--data.cutmix.beta 1.0"),
     ("data.relabel.use", "yes", "expected true or false; the default is True"),
-    ("data.data_path", "None", "expected text .*'' where none is wanted"),
+    ("data.data_path", "None", "expected text .*'' for none"),
     ("compute.opt_level", "O3", "O3, pure float16, is refused"),
     ("compute.distributed.url", "127.0.0.1:6946", "expected text .*tcp://HOST:PORT"),
     ("util.test_only", "true", "util.test_weight_file = '' .*--util.test_weight_file FILE"),
@@ -64,7 +64,7 @@ FLAGS = [
     ("batch_size", "3", "did you mean --optim.batch_size"),
     ("optim.lr", "0.1", "--optim.lr .*is a section, not a key; did you mean --optim.lr.init or"),
     # files and folders
-    ("data.data_path", "", "data.data_path = '' .*expected the folder that holds train/.*--data.data_path FOLDER"),
+    ("data.data_path", "", "data.data_path = '' .*expected the folder with train/.*--data.data_path FOLDER"),
     ("data.data_path", "NOWHERE", "data.data_path = 'NOWHERE' .*no such folder"),
     ("data.data_path", "ONLY_VAL", "has no train/ in it"),
     ("data.relabel.path", "", "expected the folder of label maps.*relabel annotate`.*--data.relabel.use False"),
@@ -146,7 +146,7 @@ EVALUATIONS = [
     ({"eval.real": "no.json"}, "eval.real = 'no.json' .*no such file; expected real.json of ReaL; correct --eval.real"),
     ({"eval.imagenet_v2": "W.pth"}, "eval.imagenet_v2 = 'W.pth' .*no such folder; expected a variant of ImageNetV2"),
     ({"eval.imagenet_c": "NO"}, "eval.imagenet_c = 'NO' .*no such folder; .*CORRUPTION/SEVERITY/WNID/IMAGE"),
-    ({"data.data_path": ""}, "data.data_path = '' .*expected the folder that holds train/"),
+    ({"data.data_path": ""}, "data.data_path = '' .*expected the folder with train/"),
     ({"data.data_path": "", "eval.imagenet_a": "DATA", "eval.labels": "W.pth"}, "data.data_path = '' .*expected"),
     ({"util.test_weight_file": "no.pth"}, "util.test_weight_file = 'no.pth' .*no such file"),
 ]

@@ -84,7 +84,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     path = path.resolve()  # "." has no name
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise UserError(f"{path} is taken; expected no such folder, or an empty one. Name another, or remove this one.")
+        raise UserError(f"{path} is taken; expected no such folder, or an empty one. Choose another, or remove this one.")
     with replacing(path) as temporary:
         temporary.mkdir(parents=True)
         yield temporary

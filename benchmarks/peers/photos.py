@@ -47,7 +47,7 @@ def link_photos(images: Path | None, scratch: Path, count: int) -> ImageList:
     found = list_any_images(images)
     files = [path for path in map(found.path, range(len(found))) if read_frame(path.read_bytes())]
     if not files:
-        raise UserError(f"--images {images}: found no JPEG file that every reader accepts. Name another folder")
+        raise UserError(f"--images {images}: found no JPEG file that every reader accepts. Choose another folder")
     for number in range(count):
         copy, file = divmod(number, len(files)) if count > len(files) else (0, number * len(files) // count)
         path = files[file]

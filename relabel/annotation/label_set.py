@@ -69,7 +69,7 @@ def open_label_set(labels: Path, images: Path | None) -> LabelSet:
     store_keys = keys_of(labels)
     if not len(store_keys):
         raise UserError(
-            f"{labels}: found no label map; expected a packed store, or CLASS/STEM.pt files. Name another folder"
+            f"{labels}: found no label map; expected a packed store, or CLASS/STEM.pt files. Choose another folder"
         )
     manifest = manifest_of(labels)
     own_names = manifest.class_names if manifest else class_folders(store_keys)

@@ -18,7 +18,7 @@ from relabel.augment import MEAN, STD
 from relabel.data.decode import RESAMPLING
 from utils.checkpoint import load_checkpoint, named_classes, split_weights
 from utils.errors import UserError, with_advice
-from utils.processes.torchrun import first_of_node
+from utils.processes.torchrun import is_first_of_node
 
 PRETRAINED, RANDOM = "pretrained", "random"  # instead of a checkpoint's path
 IMAGENET_CLASSES = 1000
@@ -111,7 +111,7 @@ def load_teacher(
     if per_cell:
         network = fully_convolutional(classifier.model)
         description |= {"head": network.head, "mean_is_logits": network.mean_is_logits}
-    if weights == RANDOM and first_of_node():
+    if weights == RANDOM and is_first_of_node():
         warning = f"warning: {arch} has RANDOM WEIGHTS and its label maps are MEANINGLESS: for trying the tools only"
         print(warning, file=sys.stderr, flush=True)
     return Teacher(network, class_names, classifier.num_classes, **seen, description=description)

@@ -12,7 +12,7 @@ from utils.config.merge import Merged, annotated, merge
 from utils.config.problems import Setting, report
 from utils.config.rules import broken_rules, without_effect
 from utils.errors import UserError
-from utils.processes.torchrun import first_of_node, torchrun_problems
+from utils.processes.torchrun import is_first_of_node, torchrun_problems
 
 BASE_FILE = Path(__file__).resolve().parents[2] / "configs" / "base.yaml"
 _HELP = "Every key with its default and meaning: python main.py --help"
@@ -32,15 +32,15 @@ Every key with its default:
 def fire_arguments(argv: Sequence[str]) -> list[str]:
     """Check a command line and return it in the one form that fire cannot misread: `--key=text`.
 
-    fire would call the function first and complain afterwards, keep the last of two equal flags, and make True of a
-    flag without a value.
+    fire would call the function first and complain afterwards, keep the last of two equal flags, and set a flag without
+    a value to True.
 
     Args:
-        argv: the words after the program's name.
+        argv: the arguments after the program's name.
 
     Raises:
-        UserError: stray words, flags without value or given twice; with them everything else that is wrong.
-        SystemExit: status 0, after `--help` or `-h` was answered with the usage and base.yaml itself.
+        UserError: stray words, or flags without a value or given twice; the message lists every other mistake too.
+        SystemExit: status 0, after printing the usage and base.yaml itself for `--help` or `-h`.
     """
     if any(word in HELP_FLAGS for word in argv):
         print(f"{_USAGE}\n{BASE_FILE.read_text(encoding='utf-8')}", end="")
@@ -50,7 +50,7 @@ def fire_arguments(argv: Sequence[str]) -> list[str]:
         line.refuse("--config-file-path", "is empty; give the path of a config file, or leave the flag out", FILE_FLAG)
     if line.problems:
         flags = {key: text for key, text in line.texts.items() if key != FILE_FLAG}
-        more = _resolve(line.texts.get(FILE_FLAG, ""), flags, line.spoiled).problems
+        more = _resolve(line.texts.get(FILE_FLAG, ""), flags, line.malformed).problems
         raise UserError(report([*line.problems, *more], _HELP))
     return [f"--{key}={text}" for key, text in line.texts.items()]
 
@@ -61,29 +61,29 @@ def load_config(config_file_path: str, flags: dict[str, str]) -> FrozenMunch:
     Settings without effect are reported on stderr. With `util.print_config` the resolved tree is printed to stdout.
 
     Args:
-        config_file_path: YAML file that names what differs from base.yaml; '' for none.
+        config_file_path: YAML file with the keys that differ from base.yaml; '' for none.
         flags: dotted key, as in base.yaml -> raw text as typed.
 
     Raises:
-        UserError: lists every mistake in the file, the flags, and the folders that they name.
+        UserError: lists every mistake in the file and the flags, and every folder that is missing.
         SystemExit: status 0, after printing, when `util.print_config` is true.
     """
     merged = _resolve(config_file_path, flags)
     if merged.problems:
         raise UserError(report(merged.problems, _HELP))
     config = merged.tree()
-    if first_of_node() and not config.util.test_only:
+    if is_first_of_node() and not config.util.test_only:
         for warning in without_effect(DISABLED, merged.settings, merged.defaults):
             print(f"warning: {warning}", file=sys.stderr)
     if config.util.print_config:
-        if first_of_node():
+        if is_first_of_node():
             print("\n".join(annotated(config, merged.settings)))
         sys.exit(0)
     return config
 
 
 def read_config(config_file_path: str, flags: dict[str, str]) -> FrozenMunch:
-    """Read how a run was made: the tree of `load_config`, without warnings or a look at the folders that it names.
+    """Resolve the configuration of a run without starting it: as `load_config`, without warnings or checks of folders.
 
     Raises:
         UserError: lists every mistake in the file and the flags.
@@ -95,12 +95,12 @@ def read_config(config_file_path: str, flags: dict[str, str]) -> FrozenMunch:
 
 
 def _resolve(
-    config_file: str, flags: dict[str, str], spoiled: Iterable[str] = (), needs_folders: bool = True
+    config_file: str, flags: dict[str, str], malformed: Iterable[str] = (), needs_folders: bool = True
 ) -> Merged:
-    """Merge and check the rules; `spoiled` keys were mentioned in a broken way and break no rule."""
+    """Merge and check the rules, except those on `malformed` keys, which were already reported."""
     merged = merge(SCHEMA, BASE_FILE, config_file, flags)
     settings, problems = merged.settings, merged.problems
-    bad_keys = {key for problem in problems for key in problem.keys}.union(spoiled)
+    bad_keys = {key for problem in problems for key in problem.keys}.union(malformed)
     if FILE_FLAG in bad_keys:
         bad_keys.update(SCHEMA.types)
     if "util.run_dir" in settings and settings["util.run_dir"].value == "":

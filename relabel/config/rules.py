@@ -14,12 +14,12 @@ from utils.config.rules import Disabled, ResumeRules, Rule
 
 
 def joined_folders(paths: str) -> list[str]:
-    """Split a value that joins several folders by ':'; '' has none."""
+    """Split a list of folders joined by ':'; '' is an empty list."""
     return paths.split(":") if paths else []
 
 
 def _kind(path: str) -> str:
-    """Return "folder", "file" (anything else), "nothing", or "unusable" (name too long, folder above closed)."""
+    """Return "folder", "file" (anything else), "nothing", or "unusable" (name too long, parent not accessible)."""
     try:
         return "folder" if stat.S_ISDIR(Path(path).stat().st_mode) else "file"
     except (FileNotFoundError, NotADirectoryError):
@@ -35,20 +35,20 @@ def _is_wrong(path: str, kind: str) -> bool:
 
 def _lies_in(path: str, folders: Sequence[str]) -> bool:
     try:
-        place = Path(path).resolve()
-        return any(Path(folder).resolve() in (place, *place.parents) for folder in folders if folder)
+        resolved = Path(path).resolve()
+        return any(Path(folder).resolve() in (resolved, *resolved.parents) for folder in folders if folder)
     except (OSError, ValueError, RuntimeError):  # the other rules report these
         return False
 
 
 def _input_folders(c: Any) -> list[str]:
-    """List the folders of images and label maps, where a run must not be written."""
+    """List the folders of images and label maps, in which a run must not be written."""
     splits = [f"{c.data.data_path}/{split}" for split in ("train", "val") if c.data.data_path]
     return [*splits, c.data.relabel.path, *joined_folders(c.data.extra.path), *joined_folders(c.data.extra.labels)]
 
 
 def _can_continue(run_dir: str) -> bool:
-    """Whether the run in a folder, if there is one, has a checkpoint of its own to go on from."""
+    """Whether the folder has a run with a checkpoint to continue from."""
     return any(_kind(f"{run_dir}/checkpoint-{which}.pth") == "file" for which in ("last", "previous"))
 
 
@@ -69,12 +69,12 @@ def _trains_on_extra_images(c: Any) -> bool:
 
 
 def _needs_val(c: Any) -> bool:
-    """Whether data.data_path is needed: not by an evaluation of nothing but image sets of their own."""
+    """Whether data.data_path is needed: not if an evaluation reads only image sets with their own folder."""
     sets_alone = any(c.eval[name] for name in _IMAGE_SETS) and not any(c.eval[name] for name in _LABEL_FILES)
     return not (c.util.test_only and sets_alone)
 
 
-_DATA_LAYOUT = "expected the folder that holds train/CLASS/IMAGE and val/CLASS/IMAGE; give --data.data_path FOLDER"
+_DATA_LAYOUT = "expected the folder with train/CLASS/IMAGE and val/CLASS/IMAGE; give --data.data_path FOLDER"
 _LABEL_MAPS = (
     "expected the folder of label maps, CLASS/STEM.pt for each training image; give --data.relabel.path FOLDER, make "
     "the maps with `python -m relabel annotate`, or train without them: --data.relabel.use False"
@@ -85,7 +85,7 @@ _LABEL_FILES = {
     "labels": "true labels of the images in val/, TSV or JSON",
 }
 _IMAGE_SETS = {
-    "imagenet_v2": "a variant of ImageNetV2, which holds the folders 0, 1, ... 999, or a folder of several variants",
+    "imagenet_v2": "a variant of ImageNetV2, with the folders 0, 1, ... 999, or a folder of several variants",
     "imagenet_a": "ImageNet-A: WNID/IMAGE",
     "imagenet_r": "ImageNet-R: WNID/IMAGE",
     "imagenet_c": "ImageNet-C: CORRUPTION/SEVERITY/WNID/IMAGE",
@@ -95,7 +95,7 @@ RULES = (
     Rule(
         "optim.start_epoch",
         lambda c: c.optim.start_epoch != 0,
-        "expected 0: it resumes nothing. The same command again continues an unfinished run; remove the key",
+        "expected 0: the key does not resume a run. To continue an unfinished run, repeat its command; remove the key",
     ),
     Rule(
         "optim.warmup.epochs",
@@ -151,7 +151,7 @@ RULES = (
         "expected the checkpoint to evaluate; give --util.test_weight_file FILE",
     ),
 )
-"""Rules that need no look at the disk."""
+"""Rules that are checked without reading the disk."""
 
 
 def _must_exist(key: str, kind: str, expected: str, needed: Callable[[Any], bool]) -> Rule:
@@ -169,8 +169,8 @@ def _folders_must_exist(key: str, expected: str) -> Rule:
     )
 
 
-def _must_hold(split: str, needed: Callable[[Any], bool]) -> Rule:
-    """Make the rule that data.data_path, if it is a folder, has this one in it."""
+def _must_contain(split: str, needed: Callable[[Any], bool]) -> Rule:
+    """Make the rule that data.data_path, if it is a folder, contains this folder."""
     return Rule(
         "data.data_path",
         lambda c: needed(c) and _kind(c.data.data_path) == "folder" != _kind(f"{c.data.data_path}/{split}"),
@@ -181,8 +181,8 @@ def _must_hold(split: str, needed: Callable[[Any], bool]) -> Rule:
 DISK_RULES = (
     Rule("data.data_path", lambda c: c.data.data_path == "" and _needs_val(c), _DATA_LAYOUT),
     Rule("data.data_path", lambda c: _is_wrong(c.data.data_path, "folder"), f"no such folder; {_DATA_LAYOUT}"),
-    _must_hold("train", lambda c: c.data.data_path != "" and _trains(c)),
-    _must_hold("val", lambda c: c.data.data_path != ""),
+    _must_contain("train", lambda c: c.data.data_path != "" and _trains(c)),
+    _must_contain("val", lambda c: c.data.data_path != ""),
     Rule("data.relabel.path", lambda c: _trains_on_maps(c) and c.data.relabel.path == "", _LABEL_MAPS),
     Rule(
         "data.relabel.path",
@@ -204,7 +204,7 @@ DISK_RULES = (
     Rule(
         "util.run_dir",
         lambda c: _kind(c.util.run_dir) == "file",
-        "is a file; expected a folder, which is made if it does not exist; give another --util.run_dir",
+        "is a file; expected a folder, which is created if it does not exist; give another --util.run_dir",
     ),
     Rule(
         "util.run_dir",
@@ -262,21 +262,21 @@ DISABLED = (
     Disabled(
         ("util.test_weight_file",),
         lambda c: not c.util.test_only,
-        "util.test_only is False; a training starts from --model.weights FILE",
+        "util.test_only is False; training starts from --model.weights FILE",
     ),
     Disabled(
         SCHEMA.keys_below("eval"),
         lambda c: not c.util.test_only,
-        "util.test_only is False: a training measures top-1 and top-5 on val/",
+        "util.test_only is False: training measures top-1 and top-5 on val/",
     ),
 )
-"""Keys that another key makes useless in a training. An evaluation (util.test_only) may keep all training keys."""
+"""Keys that have no effect in training because of another key. An evaluation (util.test_only) may keep them all."""
 
 RESUME = ResumeRules(
     schema=SCHEMA,
     free=frozenset(
         {
-            "data.on_error",  # a run that met a damaged image may continue without it
+            "data.on_error",  # a run that stopped at a damaged image may continue without it
             "compute.num_workers",
             "compute.distributed.url",
             *SCHEMA.keys_below("util"),
@@ -295,4 +295,4 @@ RESUME = ResumeRules(
     },
     seed="compute.seed",
 )
-"""What a run may differ in when the same command continues it."""
+"""What may change when a run is continued."""

@@ -13,20 +13,20 @@ FILE_FLAG = "config_file_path"
 
 def _plain_text(text: str) -> str:
     if text.lower() in NULL_WORDS or "\0" in text:
-        raise ValueError("null is for optional keys; no name of a file holds a null character")
+        raise ValueError("null is for optional keys, and no file name contains a null character")
     return text
 
 
-def _meeting_point(url: str) -> str:
+def _rendezvous_url(url: str) -> str:
     match = re.fullmatch(r"tcp://[^/\s\0]+:([0-9]{1,5})", url)
     if not match or not 1 <= int(match[1]) <= 65535:
         raise ValueError("not tcp://host:port")
     return url
 
 
-Text = Annotated[str, AfterValidator(_plain_text), Field(description="text ('' where none is wanted)")]
+Text = Annotated[str, AfterValidator(_plain_text), Field(description="text ('' for none)")]
 MinusOneOrMore = Annotated[int, Field(ge=-1)]
-NonNegative = Annotated[float, Field(ge=0, le=1e30)]  # beyond, float32 overflows
+NonNegative = Annotated[float, Field(ge=0, le=1e30)]  # above this, float32 overflows
 Share = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
@@ -50,8 +50,8 @@ _TYPES: dict[str, Any] = {
     "data.relabel.use": bool,
     "data.relabel.path": Text,
     "data.relabel.supervision": Literal["localized_multi", "localized_single", "global_multi", "global_single"],
-    "data.relabel.fill": Annotated[float, Field(ge=-1000, le=1000)],  # beyond, float32 loses the scores beside it
-    "data.relabel.temperature": Annotated[float, Field(ge=1e-3)],  # below, the softmax leaves the range of float32
+    "data.relabel.fill": Annotated[float, Field(ge=-1000, le=1000)],  # beyond this, float32 loses digits of the scores
+    "data.relabel.temperature": Annotated[float, Field(ge=1e-3)],  # below this, the softmax exceeds float32
     "data.relabel.ground_truth_weight": Share,
     "data.relabel.box_axes": Literal["xy", "yx"],
     "data.extra.path": Text,
@@ -62,7 +62,7 @@ _TYPES: dict[str, Any] = {
     "data.cutmix.off_epoch": Count,
     "optim.optimizer": Literal["sgd", "adamp"],
     "optim.epochs": Positive,
-    "optim.start_epoch": int,  # a rule refuses any other than 0, with the reason
+    "optim.start_epoch": int,  # a rule rejects every value but 0 and explains why
     "optim.batch_size": Positive,
     "optim.accumulation": Positive,
     "optim.bn.momentum": Share | None,
@@ -88,7 +88,7 @@ _TYPES: dict[str, Any] = {
     "compute.distributed.use": bool,
     "compute.distributed.num_processes_per_node": Positive,
     "compute.distributed.url": Annotated[
-        str, AfterValidator(_meeting_point), Field(description="text (tcp://HOST:PORT)")
+        str, AfterValidator(_rendezvous_url), Field(description="text (tcp://HOST:PORT)")
     ],
     "compute.distributed.backend": Literal["auto", "nccl", "gloo"],
     "util.run_dir": Text,

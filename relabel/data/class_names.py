@@ -9,7 +9,7 @@ WNID = re.compile(r"n\d{8}")
 
 
 def class_names_of_imagenet() -> list[str]:
-    """Return ImageNet's 1000 WordNet ids, sorted: the index of one is its class id."""
+    """Return ImageNet's 1000 WordNet ids, sorted: the position of each is its class id."""
     from timm.data import ImageNetInfo
 
     return list(ImageNetInfo().label_names())
@@ -19,7 +19,7 @@ def class_labels(class_names: Sequence[str]) -> list[str]:
     """Return a readable name for each class, no two alike.
 
     A WordNet id that timm knows (the 1,000 of ImageNet-1k and 20,844 others) becomes its first lemma: n01440764 ->
-    tench; with the id in brackets where other classes have the same name, ignoring case. Any other name is kept.
+    tench. If several classes have the same lemma, ignoring case, the id follows in brackets. Other names are kept.
 
     Args:
         class_names: the class folders' names, all different.
@@ -45,6 +45,6 @@ def _first_lemmas(class_names: Sequence[str]) -> dict[str, str]:
 
     info, lemmas = ImageNetInfo(), {}
     for wnid in ids:
-        with suppress(KeyError):  # it looks like an id but is none
+        with suppress(KeyError):  # it looks like an id but is not one
             lemmas[wnid] = info.label_name_to_description(wnid).partition(",")[0]
     return lemmas

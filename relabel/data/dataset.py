@@ -1,4 +1,4 @@
-"""Samples of a list of images: every random choice depends on (seed, epoch, index) alone."""
+"""Samples of a list of images: every random choice depends only on (seed, epoch, image index)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ Key = tuple[int, int]  # epoch, image index
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """One image as it is used in training or evaluation.
+    """One image as used in training or evaluation.
 
     Fields:
         image: uint8 [3, S, S]; RGB, not yet augmented; a view of [S, S, 3].
-        label: its class folder, 0..K-1; -1 for an extra image (relabel/data/extra_images.py).
-        box: the part of the file that the image shows, before any flip.
-        label_map: of the whole file; None without label maps.
+        label: index of its class folder, 0..K-1; -1 for an extra image (relabel/data/extra_images.py).
+        box: the region of the stored image that `image` shows, before any flip.
+        label_map: of the whole stored image; None without label maps.
         augmentation: what is still to be applied; None in evaluation.
         index: image index in the data set.
     """
@@ -39,25 +39,25 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Crop:
-    """What a transform returns: image uint8 [3, S, S], its box in the file, the augmentation still to be applied."""
+    """Result of a transform: image uint8 [3, S, S], its box in the stored image, augmentation still to be applied."""
 
     image: np.ndarray
     box: CropBox
     augmentation: Augmentation | None = None
 
 
-Transform = Callable[[ImageFile, int, int], Crop]  # of an image file in an epoch, with the image's index
+Transform = Callable[[ImageFile, int, int], Crop]  # image file, epoch, image index -> crop
 
 
 @dataclass(frozen=True, slots=True)
 class RandomResizedCrop:
-    """The transform of training: a random resized crop, and the random numbers of its augmentation.
+    """The training transform: a random resized crop, and the random numbers of its augmentation.
 
     Fields:
         size: S, side of the crop, pixels.
         min_area: smallest area of the crop, fraction of the image.
         flip_prob, color_jitter, lighting: as in `draw_augmentation`.
-        seed: with epoch and index, the seed of every draw.
+        seed: together with epoch and image index, seeds every draw.
     """
 
     size: int
@@ -72,13 +72,13 @@ class RandomResizedCrop:
         rng = keyed_rng(self.seed, SAMPLE, epoch, index)
         box = random_crop_box(rng, file.width, file.height, self.min_area)
         augmentation = draw_augmentation(rng, self.flip_prob, self.color_jitter, self.lighting)
-        # The first epoch reads whole files, so that it finds all damage, and not a later epoch whose crop reaches it.
+        # The first epoch decodes whole files: all damage is found early, not in the epoch whose crop first reaches it.
         return Crop(file.resized_crop(box, self.size, self.size, whole=epoch == 0), box, augmentation)
 
 
 @dataclass(frozen=True, slots=True)
 class CenterCrop:
-    """The transform of evaluation: the central crop, the same in every epoch.
+    """The evaluation transform: the central crop, the same in every epoch.
 
     Fields:
         size: S, side of the crop, pixels.
@@ -114,11 +114,11 @@ class ImageDataset:
     first: int = 0
 
     def __len__(self) -> int:
-        """N, the number of images."""
+        """Return N, the number of images."""
         return len(self.images)
 
     def __getitem__(self, key: Key) -> Sample:
-        """Read the sample of (epoch, index). UserError with the file if image or label map are missing or damaged."""
+        """Read the sample of (epoch, index). UserError, with the file, if image or label map is missing or damaged."""
         epoch, index = key
         row = index - self.first
         crop = self.transform(ImageFile(self.images.path(row), self.decoder), epoch, index)

@@ -2,10 +2,10 @@
 
 JPEG files may take a fast path instead: simplejpeg decodes the same pixels, but only down to the crop's last row, and
 torch resizes them with the same antialiased bilinear filter (a few values differ by 1 of 255, very few by 2). Files
-that the fast path does not accept go through Pillow, which also decides what is damaged.
+that the fast path does not accept go to Pillow, which also decides whether a file is damaged.
 
 Crops are cut out before they are resized, as in torchvision. Pillow's resize(box=...) would read pixels beyond the box
-and change the crop's border, by up to 11 of 255 in a photo.
+and change the crop's border, by up to 11 of 255.
 """
 
 import errno
@@ -35,8 +35,8 @@ RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
-# Shortages of the machine, which say nothing about the file.
-SHORTAGES = {errno.ENOMEM: "memory", errno.EMFILE: "open files", errno.ENFILE: "open files"}
+# Exhausted resources of the machine: such an error says nothing about the file.
+EXHAUSTED = {errno.ENOMEM: "memory", errno.EMFILE: "open files", errno.ENFILE: "open files"}
 
 
 class UnreadableImage(UserError):
@@ -56,7 +56,7 @@ class UnreadableImage(UserError):
 
 
 def resolve_decoder(choice: str) -> str:
-    """Return the decoder's name for "auto" or a name. A run records it, as it decides the last bits of the pixels."""
+    """Return the decoder's name for "auto" or a name. Runs record it: it affects the last bits of the pixels."""
     return "simplejpeg" if choice == "auto" else choice
 
 
@@ -64,7 +64,7 @@ class ImageFile:
     """An image file of any mode and size, read as RGB. The constructor parses the header; a crop decodes pixels.
 
     EXIF rotation is ignored, as in 2021: boxes and label maps refer to the image as stored. (Except TIFF, where
-    orientation is part of the format and Pillow applies it; width and height are those afterwards.)
+    orientation is part of the format and Pillow applies it; width and height refer to the result.)
 
     Attributes:
         path: of the file.
@@ -78,8 +78,8 @@ class ImageFile:
 
         Args:
             path: of the file.
-            decoder: pillow, or simplejpeg for the files that it accepts, the default in training and evaluation. Label
-                maps are made and checked with pillow, so that they do not depend on a choice of speed.
+            decoder: pillow, or simplejpeg (the default of training and evaluation) for the files that it accepts. Label
+                maps are always made and checked with pillow, so that they do not depend on this choice.
 
         Raises:
             UnreadableImage: missing, not readable, or not an image.
@@ -103,7 +103,7 @@ class ImageFile:
             box: fractions of the image; WHOLE_IMAGE squashes the whole image.
             height, width: of the result, pixels.
             interpolation: bilinear, bicubic or lanczos, antialiased.
-            whole: decode the rows below the box too, to find damage there.
+            whole: also decode the rows below the box, to find damage there.
 
         Returns:
             uint8 [3, height, width]; RGB. A view of [height, width, 3], its order in memory.
@@ -121,7 +121,7 @@ class ImageFile:
             region = _rgb(opened.crop((left, top, right, bottom)))
             self._check_whole(opened.format)
             resized = region.resize((width, height), RESAMPLING[interpolation])
-            return np.array(resized).transpose(2, 0, 1)  # a copy, as torch warns of read-only arrays
+            return np.array(resized).transpose(2, 0, 1)  # a copy, because torch warns about read-only arrays
 
     def centre_crop(self, size: int, crop_ratio: float | None) -> np.ndarray:
         """Resize the shorter side to ceil(size / crop_ratio), bilinear, and cut out the centre, as torchvision does.
@@ -151,7 +151,7 @@ class ImageFile:
         return CropBox.from_pixels(*_middle(*resized_size, size), *resized_size)
 
     def _check_whole(self, kind: str | None) -> None:
-        """Raise for damage that Pillow ignores: it would return black or grey rows."""
+        """Raise ValueError for damage that Pillow ignores: it would return black or grey rows."""
         if kind == "PNG":
             Image.open(io.BytesIO(self._data), formats=FORMATS).verify()  # every chunk's checksum
         elif kind in ("JPEG", "MPO") and (damage := damage_in(self._data)):
@@ -165,7 +165,7 @@ class ImageFile:
 
 
 def _resized_size(width: int, height: int, size: int, crop_ratio: float) -> tuple[int, int]:
-    """Width and height with the shorter side at ceil(size / crop_ratio); the longer is truncated, not rounded."""
+    """Return width and height, with the shorter side ceil(size / crop_ratio); the longer is truncated, not rounded."""
     assert 0 < crop_ratio <= 1, crop_ratio
     shorter = math.ceil(size / crop_ratio)
     if width <= height:
@@ -174,7 +174,7 @@ def _resized_size(width: int, height: int, size: int, crop_ratio: float) -> tupl
 
 
 def _middle(width: int, height: int, size: int) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of the central square; torchvision rounds halves to even."""
+    """Return left, top, right, bottom of the central square; torchvision rounds halves to even."""
     left, top = round((width - size) / 2), round((height - size) / 2)
     return left, top, left + size, top + size
 
@@ -189,7 +189,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}) without a stated range")
     if image.mode == "P" and "transparency" in image.info:
-        # By way of RGBA: the colours are the same, but Pillow would warn of a direct conversion.
+        # Via RGBA: the colours are the same, but Pillow would warn about a direct conversion.
         image = image.convert("RGBA")
     return image.convert("RGB")
 
@@ -209,9 +209,9 @@ def _naming(path: Path) -> Iterator[None]:
     # Damaged files raise almost anything in Pillow (OSError, SyntaxError, ValueError, struct.error, zlib.error, ...).
     except Exception as error:
         number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
-        if number in SHORTAGES:
+        if number in EXHAUSTED:
             raise UserError(
-                f"{path}: cannot be read, because this process has run out of {SHORTAGES[number]}. "
+                f"{path}: cannot be read, because this process has run out of {EXHAUSTED[number]}. "
                 "Lower --compute.num_workers, or raise the limit."
             ) from error
         if isinstance(error, UnidentifiedImageError):

@@ -1,8 +1,8 @@
 """Extra training images, with label maps and without labels: a fixed share of every batch.
 
-An epoch is one pass over the labelled images, the main ones. The extra images of all roots together have passes of
-their own, which may end in the middle of an epoch or a batch. All share one index space: 0..N-1 are the main images,
-N..N+M-1 the extra ones.
+An epoch is one pass over the labelled images, the main ones. The extra images of all roots together are read in
+separate passes, which may end in the middle of an epoch or a batch. All share one index space: 0..N-1 are the main
+images, N..N+M-1 the extra ones.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,14 +33,14 @@ class ExtraRoot:
     store: LabelStore
 
     def __len__(self) -> int:
-        """M, the number of images."""
+        """Return the number of images in this folder."""
         return len(self.images)
 
 
 def open_extra_root(
     path: str | Path, labels: str | Path, class_names: Sequence[str], shape: tuple[int, int, int]
 ) -> ExtraRoot:
-    """List a folder of extra images and open its label maps; check that all are there, and read one of each folder.
+    """List a folder of extra images and open its label maps; check that none is missing, and read one per folder.
 
     Args:
         path: ROOT/CLASS/IMAGE or ROOT/IMAGE, with any class names.
@@ -76,11 +76,11 @@ class MixedDataset:
             self._parts.append(replace(main, images=root.images, label_store=root.store, first=len(self)))
 
     def __len__(self) -> int:
-        """N + M, the number of all images."""
+        """Return N + M, the number of all images."""
         return sum(map(len, self._parts))
 
     def __getitem__(self, key: Key) -> Sample:
-        """Read the sample of a key. UserError with the file if image or label map are missing or damaged."""
+        """Read the sample of a key. UserError, naming the file, if image or label map is missing or damaged."""
         part = next(part for part in reversed(self._parts) if key[1] >= part.first)
         return part[key]
 
@@ -92,8 +92,8 @@ class ExtraBatches:
     Fields:
         num_main: N.
         num_extra: M.
-        per_batch: extra images in an update, over all processes.
-        seed: of the orders.
+        per_batch: extra images per update, over all processes.
+        seed: determines the order of each pass.
     """
 
     num_main: int
@@ -102,7 +102,7 @@ class ExtraBatches:
     seed: int
 
     def from_step(self, step: int) -> Iterator[list[Key]]:
-        """Yield (pass, index) of the extra images of each update from this one on, without end."""
+        """Yield, without end, (pass, index) of the extra images of each update from this one on."""
         keys = self._from_position(step * self.per_batch)
         while True:
             yield list(islice(keys, self.per_batch))
@@ -119,9 +119,9 @@ class ExtraBatches:
 def spread(main: list[Key], extra: list[Key]) -> list[Key]:
     """Mix main and extra images evenly into one batch.
 
-    Any consecutive rows contain the extra images' share to within one image. So each process and micro-batch gets its
+    Any run of consecutive rows has its share of extra images to within one. So each process and micro-batch gets its
     share, and the batch does not depend on how it is divided.
     """
     total = len(main) + len(extra)
-    before = [row * len(extra) // total for row in range(total + 1)]  # extra images above each row
-    return [extra[a] if b > a else main[row - a] for row, (a, b) in enumerate(pairwise(before))]
+    counts = [row * len(extra) // total for row in range(total + 1)]  # of the extra images above each row
+    return [extra[a] if b > a else main[row - a] for row, (a, b) in enumerate(pairwise(counts))]

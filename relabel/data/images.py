@@ -19,7 +19,7 @@ COMMENT, HERE = "#", "./"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageList:
-    """The images of a data set, in arrays: workers would copy a million strings one by one.
+    """The images of a data set, as arrays: a million strings would be copied into each worker one by one.
 
     Fields:
         root: folder of the class folders.
@@ -36,7 +36,7 @@ class ImageList:
     labels: np.ndarray
 
     def __len__(self) -> int:
-        """N, the number of images."""
+        """Return N, the number of images."""
         return len(self.names)
 
     def name(self, index: int) -> str:
@@ -48,20 +48,20 @@ class ImageList:
         return self.root / self.name(index)
 
     def keys(self) -> np.ndarray:
-        """Return the keys of the label maps, bytes [N]: "CLASS/STEM"; the stem is everything before the last dot.
+        """Return the keys of the label maps, bytes [N]: "CLASS/STEM"; the stem is the name up to the last dot.
 
         Raises:
-            UserError: two images have the same key, and so would share a label map.
+            UserError: two images have the same key, so they would share a label map.
         """
         stems = (name.rpartition(b".")[0] for name in self.names)
         keys = np.fromiter(stems, self.names.dtype, len(self))
         keys = keys.astype(f"S{max(1, np.char.str_len(keys).max(initial=1))}")
-        order = np.argsort(keys, kind="stable")  # a third of the time of np.unique
+        order = np.argsort(keys, kind="stable")  # takes a third of the time of np.unique
         twice = np.flatnonzero(keys[order[1:]] == keys[order[:-1]])
         if len(twice):
             first, second = order[twice[0]], order[twice[0] + 1]
             raise UserError(
-                f"{self.path(first)} and {self.path(second)} differ in the extension only; expected one "
+                f"{self.path(first)} and {self.path(second)} differ only in the extension; expected one "
                 "image per class folder and stem, because a label map is named after them. Rename one of them."
             )
         return keys
@@ -71,7 +71,7 @@ class ImageList:
 
         Args:
             class_names: K texts, as of the training folders or a checkpoint.
-            owner: of class_names, for the message.
+            owner: what has these classes, for the message.
 
         Raises:
             UserError: class_names lack a class folder.
@@ -113,7 +113,7 @@ def list_any_images(root: str | Path) -> ImageList:
     """List ROOT/CLASS/IMAGE, or ROOT/IMAGE if ROOT has no folders.
 
     Raises:
-        UserError: as `list_images`; there are no images, or images beside folders.
+        UserError: as `list_images`; or there are no images, or images beside folders.
     """
     root = Path(root)
     folders, loose = folder_names(root), _image_names(root)
@@ -126,7 +126,7 @@ def list_any_images(root: str | Path) -> ImageList:
         return list_images(root)
     if not loose:
         raise UserError(
-            f"{root}: found neither class folders nor images; {EXPECTED_LAYOUT}, or ROOT/IMAGE. Name another folder."
+            f"{root}: found neither class folders nor images; {EXPECTED_LAYOUT}, or ROOT/IMAGE. Give another folder."
         )
     return ImageList(root, [], _as_bytes(loose), np.full(len(loose), -1, dtype=np.int32))
 
@@ -160,10 +160,10 @@ def keep_listed(images: ImageList, path: str | Path) -> ImageList:
 
     Args:
         images: of the training folder.
-        path: of the file, one CLASS/FILE a line; empty lines and lines that begin with # are ignored.
+        path: of the file, one CLASS/FILE per line; empty lines and lines that begin with # are ignored.
 
     Raises:
-        UserError: the file cannot be read, lists no image, an unknown one, or one twice.
+        UserError: the file cannot be read, or lists no image, an unknown one, or one twice.
     """
     path = Path(path)
     try:
@@ -171,7 +171,7 @@ def keep_listed(images: ImageList, path: str | Path) -> ImageList:
     except OSError as error:
         raise UserError(
             f"the list of images to train on, {path}, cannot be read ({error.strerror}); expected a text file with one "
-            "CLASS/FILE a line. Correct --data.keep_list, or leave it out to train on all images."
+            "CLASS/FILE per line. Correct --data.keep_list, or leave it out to train on all images."
         ) from error
     written = [line for line in lines if line.strip() and not line.startswith(COMMENT.encode())]
     names = Counter(line.removeprefix(HERE.encode()) for line in written)
@@ -179,8 +179,8 @@ def keep_listed(images: ImageList, path: str | Path) -> ImageList:
     wrong = [os.fsdecode(name) for name, count in names.items() if count > 1 or name not in available]
     if wrong or not names:
         raise UserError(
-            f"{path}: found {len(names):,} names, of which {len(wrong):,} are no image in {images.root} or occur twice"
-            f": {', '.join(map(repr, wrong))[:999]}; expected names such as {images.name(0)!r}, each once.\n"
+            f"{path}: found {len(names):,} names, of which {len(wrong):,} are not images in {images.root} or occur "
+            f"twice: {', '.join(map(repr, wrong))[:999]}; expected names such as {images.name(0)!r}, each once.\n"
             "  Correct the file, or --data.keep_list."
         )
     kept = np.array([name in names for name in images.names.tolist()])
@@ -188,7 +188,7 @@ def keep_listed(images: ImageList, path: str | Path) -> ImageList:
 
 
 def write_keep_list(path: Path, names: Iterable[str], comment: str) -> None:
-    """Write a list for `keep_listed`, whole or not at all.
+    """Write a list for `keep_listed` atomically.
 
     Args:
         path: of the file.

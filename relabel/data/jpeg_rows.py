@@ -1,12 +1,12 @@
-"""Decode the upper rows of a JPEG file: the same pixels as Pillow's, without the work for the rows below.
+"""Decode the top rows of a JPEG file: the same pixels as Pillow's, without the work for the rows below.
 
 A JPEG can only be decoded from the top, and entropy decoding is about two thirds of the cost. So the height in the
-frame header is lowered to the last row that is needed, and the decoder stops there.
+frame header is reduced to the last row needed, and the decoder stops there.
 
-That hides damage below this row. So only files with a single scan are cut, with nothing but entropy code between the
-scan header and the end-of-image marker: the damage that Pillow reports is a marker in there. Damage that Pillow does
-not report, where the decoder runs out of data and fills up with grey, is refused within the decoded rows; the caller
-chooses whether to decode all.
+That hides damage below this row. So only files with a single scan are shortened, with nothing but entropy-coded data
+between the scan header and the end-of-image marker: the damage that Pillow reports is a marker in there. Damage that
+Pillow does not report, where the decoder runs out of data and fills the rest with grey, is refused within the decoded
+rows; the caller chooses whether to decode all.
 """
 
 import re
@@ -23,13 +23,13 @@ SCAN, END_MARK, RESTART_INTERVAL = 0xDA, 0xD9, 0xDD
 TABLES = (0xC4, 0xDB, RESTART_INTERVAL)
 METADATA = (0xFE, *range(0xE0, 0xF0))  # comments and application segments
 STANDALONE = (0x01, *range(0xD0, 0xD9))  # markers without a segment
-# Two application segments give the colour space. This JFIF segment replaces the file's, of which libjpeg may warn.
+# Two application segments give the colour space. This JFIF segment replaces the file's, which libjpeg may warn about.
 JFIF, ADOBE = b"\xff\xe0\x00\x10JFIF\0\x01\x02\0\0\x01\0\x01\0\0", b"\xff\xee\x00\x0eAdobe"
-# In entropy code a zero follows each 255; restart markers are allowed.
+# In entropy-coded data a zero follows each 255; restart markers are allowed.
 MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7]")
 # Warnings of libjpeg after which it continues with wrong pixels.
 DAMAGE = re.compile("premature end|bad Huffman code|instead of RST|inconsistent progression|extraneous", re.IGNORECASE)
-# Some cameras pad with a few bytes before the end marker. More bytes are unused entropy code: damage.
+# Some cameras pad with a few bytes before the end marker. More bytes are unused entropy-coded data: damage.
 LEFT_AT_END = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
 MOST_PADDING = 16
 # Larger images go to Pillow, which refuses those that would fill the memory.
@@ -45,8 +45,8 @@ class JpegFrame:
     Fields:
         width, height: pixels.
         channels: 1 or 3.
-        needs_all_rows: whether all rows must be decoded: a progressive file has some of every row in each scan; with
-            restart markers, bytes left over look like damage.
+        needs_all_rows: whether all rows must be decoded: a progressive file has a part of every row in each scan; with
+            restart markers, leftover bytes look like damage.
     """
 
     width: int
@@ -80,7 +80,7 @@ def read_frame(data: bytes) -> JpegFrame | None:
 
 
 def _segments(data: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
-    """Yield marker, start and end of each segment up to the scan header, skipping whatever lies between them."""
+    """Yield marker, start and end of each segment up to and including the scan header, skipping bytes in between."""
     at = 2
     while (at := data.find(b"\xff", at)) >= 0 and at + 10 <= len(data) and (marker := data[at + 1]) != END_MARK:
         if marker in (0x00, 0xFF):
@@ -114,7 +114,7 @@ def decode_rows(data: bytes, frame: JpegFrame, rows: int) -> np.ndarray | None:
 
     Args:
         data: the whole file.
-        frame: as `read_frame` found it.
+        frame: returned by `read_frame`.
         rows: 1..height.
 
     Returns:
@@ -129,7 +129,7 @@ def decode_rows(data: bytes, frame: JpegFrame, rows: int) -> np.ndarray | None:
     try:
         simplejpeg.decode_jpeg(shortened, "RGB", buffer=pixels)
     except ValueError as error:
-        left = LEFT_AT_END.match(str(error))  # below the last row to be decoded, of course
+        left = LEFT_AT_END.match(str(error))  # expected: the rows below the last one decoded
         if not left or (height == frame.height and int(left[1]) > MOST_PADDING):
             return None
     return pixels[:rows]
@@ -140,7 +140,7 @@ def damage_in(data: bytes) -> str:
 
     A JPEG has no checksum, so damage that decodes without a warning is not found.
     """
-    try:  # small and grey, as the pixels are not used
+    try:  # small and grey, because the pixels are not used
         plain = without_metadata(data, colours=False)
         simplejpeg.decode_jpeg(plain, "GRAY", fastdct=True, min_height=1, min_width=1)
     except ValueError as error:

@@ -24,12 +24,12 @@ from utils.random import ORDER, keyed_rng
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Samples stacked. Small until it is on the device: bytes for pixels, short integers for class ids.
+    """Stacked samples. Small until moved to the device: bytes for pixels, short integers for class ids.
 
-    Augmentations that change no sample of the batch are None.
+    An augmentation that changes no sample of the batch is None.
 
     Fields:
-        images: uint8 [B, 3, S, S]; RGB, not yet augmented. In memory [B, S, S, 3], as decoders write it.
+        images: uint8 [B, 3, S, S]; RGB, not yet augmented. Channels last in memory, as the decoders write it.
         labels: int64 [B]; -1 for an extra image.
         boxes: float32 [B, 4]; left, top, right, bottom, fractions of the image.
         scores: float16 or float32 [B, k, h, w], as stored; None without label maps.
@@ -55,7 +55,7 @@ class Batch:
     skipped: tuple[SkippedImage, ...] = ()
 
     def __len__(self) -> int:
-        """B, the number of images."""
+        """Return B, the number of images."""
         return len(self.images)
 
     def to(self, device: torch.device) -> "Batch":
@@ -78,15 +78,15 @@ def collate(items: Sequence[Sample | SkippedImage]) -> Batch:
     """Stack samples of one transform, all with label maps or all without. In a worker, pixels go to shared memory.
 
     Raises:
-        UserError: fewer than two images are left where some are skipped; batch norm needs two.
+        UserError: images were skipped and fewer than two are left; batch norm needs two.
     """
     samples = [item for item in items if isinstance(item, Sample)]
     skipped = tuple(item for item in items if isinstance(item, SkippedImage))
     if skipped and len(samples) < 2:
         raise UserError(
-            f"{len(skipped)} of the {len(items)} images of a batch cannot be read; expected two to be left, as "
-            f"batch norm needs. The first: {skipped[0].path} ({skipped[0].reason})\n  Replace these files, or increase "
-            "--optim.batch_size, so that each process and micro-batch has more images."
+            f"{len(skipped)} of the {len(items)} images of a batch cannot be read; expected at least two to be left, "
+            f"because batch norm needs two. The first: {skipped[0].path} ({skipped[0].reason})\n"
+            "  Replace these files, or increase --optim.batch_size, so that every micro-batch has more images."
         )
     maps = [sample.label_map for sample in samples if sample.label_map is not None]
     drawn = [sample.augmentation for sample in samples if sample.augmentation is not None]
@@ -107,7 +107,7 @@ def collate(items: Sequence[Sample | SkippedImage]) -> Batch:
 
 
 def _stack_augmentations(drawn: list[Augmentation]) -> dict[str, Tensor | None]:
-    """Stack the augmentations of a batch into the fields of the same meaning; None for those that change nothing."""
+    """Stack the augmentations into the fields of a Batch; None for those that change nothing."""
     flips = torch.tensor([a.flip for a in drawn], dtype=torch.bool)
     factors = torch.tensor([a.jitter_factors for a in drawn], dtype=torch.float32)
     lighting = torch.tensor([a.lighting for a in drawn], dtype=torch.float32)
@@ -124,7 +124,7 @@ def steps_per_epoch(num_images: int, global_batch: int) -> int:
     """Return the number of whole global batches in an epoch; the last partial one is dropped.
 
     Raises:
-        UserError: there is none.
+        UserError: there are too few images for one batch.
     """
     if num_images < global_batch:
         raise UserError(
@@ -138,19 +138,19 @@ def steps_per_epoch(num_images: int, global_batch: int) -> int:
 class TrainBatches:
     """The batches of a training run from one step to its end; prefetching continues across epoch boundaries.
 
-    The order of an epoch depends on (seed, epoch). Global batch t of an epoch is order[t*B : (t+1)*B], and a rank reads
-    its rows [rank*b, (rank+1)*b), as `accumulation` micro-batches one after the other. With E extra images in a batch,
-    they are mixed evenly with order[t*(B-E) : (t+1)*(B-E)].
+    The order of an epoch depends only on (seed, epoch). Global batch t of an epoch is order[t*B : (t+1)*B]; a rank
+    reads its rows [rank*b, (rank+1)*b), as `accumulation` micro-batches one after the other. With E extra images per
+    batch, these are mixed evenly with order[t*(B-E) : (t+1)*(B-E)].
 
     Fields:
         num_images: N, without extra images.
         batch_size_per_process: b, images per update of one process.
         accumulation: micro-batches per update; divides b.
         rank, world_size: of this process.
-        seed: of the orders.
+        seed: determines the order of each epoch.
         start_step: updates already done.
         total_steps: updates in the whole run.
-        extra: batches of the extra images; None without them.
+        extra: the extra images of each update; None without them.
     """
 
     num_images: int
@@ -177,22 +177,22 @@ class TrainBatches:
         """Yield the main images of each global batch."""
         size = self.batch_size_per_process * self.world_size - (self.extra.per_batch if self.extra else 0)
         steps = steps_per_epoch(self.num_images, size)
-        order_of, order = -1, np.empty(0, dtype=np.int64)
+        order_epoch, order = -1, np.empty(0, dtype=np.int64)
         for step in range(self.start_step, self.total_steps):
             epoch, t = divmod(step, steps)
-            if epoch != order_of:
-                order_of, order = epoch, epoch_order(self.seed, epoch, self.num_images)
+            if epoch != order_epoch:
+                order_epoch, order = epoch, epoch_order(self.seed, epoch, self.num_images)
             yield [(epoch, index) for index in order[t * size : (t + 1) * size].tolist()]
 
 
 def epoch_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
-    """Return the order of the images in an epoch, int64 [N]; it depends on (seed, epoch) alone."""
+    """Return the order of the images in an epoch, int64 [N]; it depends only on (seed, epoch)."""
     return keyed_rng(seed, ORDER, epoch).permutation(num_images)
 
 
 @dataclass(frozen=True, slots=True)
 class TestBatches:
-    """Every image once over all ranks: rank r reads r, r + world_size, ... A last batch may be partial, a rank empty.
+    """Every image once over all ranks: rank r reads r, r + world_size, ... Batches may be partial, ranks empty.
 
     Fields:
         num_images: N.
@@ -200,7 +200,7 @@ class TestBatches:
         rank, world_size: of this process.
     """
 
-    __test__ = False  # or pytest would collect it
+    __test__ = False  # otherwise pytest would collect it
 
     num_images: int
     batch_size: int
@@ -218,13 +218,13 @@ class TestBatches:
 class Loader:
     """Batches of a data set on the device, read ahead by worker processes.
 
-    Iterating starts the workers; they end when the loop is left, in whatever way.
+    Iterating starts the workers; they end with the loop, however it is left.
 
     Fields:
         dataset: of samples: an ImageDataset, a MixedDataset, or a SkippingDataset of one.
         batch_sampler: TrainBatches or TestBatches.
-        num_workers: processes that decode; 0 reads in this one. Affects nothing but the speed.
-        device: of the batches; to CUDA they are copied from pinned memory, during the step before.
+        num_workers: processes that decode; 0 decodes in this process. Affects only the speed.
+        device: of the batches; copied to CUDA from pinned memory, during the previous step.
     """
 
     dataset: Any
@@ -241,7 +241,7 @@ class Loader:
 
 
 def _copy_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Copy one batch ahead on a stream of its own, during the step before."""
+    """Copy one batch ahead on a separate stream, during the previous step."""
     stream = torch.cuda.Stream(device)
     waiting: deque[tuple[Batch, torch.cuda.Event]] = deque()
     for batch in batches:
@@ -259,7 +259,7 @@ def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:
     current.wait_event(copied)
 
     def record(tensor: Tensor) -> Tensor:
-        tensor.record_stream(current)  # or the allocator would reuse its memory, which another stream owns, too early
+        tensor.record_stream(current)  # another stream owns its memory, which the allocator would reuse too early
         return tensor
 
     return batch.map(record)

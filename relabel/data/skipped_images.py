@@ -1,7 +1,7 @@
 """Images that cannot be read and are left out of training (data.on_error skip): counted, listed, at most 1 %.
 
-A skipped image leaves its row of the batch empty on the process that would have read it. The update is the mean over
-the images that were read, whatever the number of processes, and all other images keep their random numbers.
+A skipped image is missing from the batch of the process that would have read it. The update is the mean over the
+images that were read, whatever the number of processes, and all other images keep their random numbers.
 """
 
 import sys
@@ -24,7 +24,7 @@ Found = dict[str, dict[str, str | int]]
 
 @dataclass(frozen=True, slots=True)
 class SkippedImage:
-    """The path of an image that cannot be read, and the reason; takes the place of its Sample."""
+    """The path of an image that cannot be read, and the reason; returned instead of its Sample."""
 
     path: str
     reason: str
@@ -40,7 +40,7 @@ class SkippingDataset:
         self._dataset = dataset
 
     def __getitem__(self, key: Key) -> Sample | SkippedImage:
-        """Read the sample of a key, or return what is left out."""
+        """Return the sample of a key, or a SkippedImage."""
         try:
             return self._dataset[key]
         except UnreadableImage as error:
@@ -51,40 +51,40 @@ class SkippedImages:
     """The images that a run has skipped so far, the same on every process.
 
     Args:
-        folder: the run folder, which holds the list.
+        folder: the run folder, in which the list is written.
         num_images: of the training set, extra images included.
 
     Attributes:
         found: path -> {"reason": text, "epoch": the first one, counted from 1}.
-        most: number of images that a run may skip; at least one.
+        limit: number of images that a run may skip; at least one.
     """
 
     def __init__(self, folder: Path, num_images: int) -> None:
         self.found: Found = {}
-        self.most = max(1, num_images * MOST_PERCENT // 100)
+        self.limit = max(1, num_images * MOST_PERCENT // 100)
         self._folder, self._num_images = folder, num_images
 
     def __len__(self) -> int:
         """Return the number of images skipped so far."""
         return len(self.found)
 
-    def note(self, mine: Sequence[SkippedImage], epoch: int) -> None:
-        """Add what all processes left out of an update; every process calls it with its own.
+    def record(self, own: Sequence[SkippedImage], epoch: int) -> None:
+        """Record the images that were skipped in an update; every process calls this with its own.
 
         Raises:
-            SharedError: too many images are skipped, or the list cannot be written.
+            SharedError: too many images were skipped, or the list cannot be written.
         """
-        skipped = [image for images in gather_objects(list(mine)) for image in images]
+        skipped = [image for images in gather_objects(list(own)) for image in images]
         new: Found = {
             image.path: {"reason": image.reason, "epoch": epoch} for image in skipped if image.path not in self.found
         }
         if new:
             self.found |= new
             from_main(lambda: self._report(new))
-        if len(self) > self.most:
+        if len(self) > self.limit:
             raise SharedError(
-                f"{len(self):,} of {self._num_images:,} training images cannot be read; expected at most {self.most:,} "
-                f"({MOST_PERCENT} %) to be skipped. They are listed in {self._folder / LIST}; the first:"
+                f"{len(self):,} of {self._num_images:,} training images cannot be read; expected at most "
+                f"{self.limit:,} ({MOST_PERCENT} %) to be skipped. They are listed in {self._folder / LIST}; the first:"
                 + listed([f"{path} ({image['reason']})" for path, image in self.found.items()])
                 + "\n  Replace them; the same command continues from the last checkpoint."
             )

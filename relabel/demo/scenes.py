@@ -151,7 +151,7 @@ def _holds(out: Path, description: dict[str, Any]) -> bool:
     if found != description:
         raise UserError(
             f"{out} is taken.\n  found:    {found}\n  expected: nothing, or the scenes {description}\n"
-            "Name another folder with --out, or remove this one."
+            "Choose another folder with --out, or remove this one."
         )
     return True
 

@@ -105,7 +105,7 @@ class Manifest(BaseModel):
         elif others := sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")):
             raise UserError(
                 f"{folder} is not empty: it holds {others[0]}, but no {MANIFEST} of how label maps were made; expected "
-                "a new or empty folder, or label maps made with the same settings. Name another folder"
+                "a new or empty folder, or label maps made with the same settings. Choose another folder"
             )
         else:
             self.write(folder / name)

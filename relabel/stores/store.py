@@ -185,8 +185,8 @@ def exclusive_folder(out: Path) -> Iterator[None]:
     Raises:
         UserError: it cannot be written, at first or later on, or another process writes label maps into it.
     """
-    make_writable(out, "the folder of label maps", "Name another folder, or allow writing.")
-    with locked(out, "the folder of label maps", "writing label maps", "Name another folder."):
+    make_writable(out, "the folder of label maps", "Choose another folder, or allow writing.")
+    with locked(out, "the folder of label maps", "writing label maps", "Choose another folder."):
         try:
             yield
         except OSError as error:

@@ -159,7 +159,7 @@ class Trainer:
                     "one); this update was not made, and the last checkpoint is intact."
                 )
         if verdict.skipped_images:
-            self.skipped_images.note(_skipped(batches), self.epoch + 1)
+            self.skipped_images.record(_skipped(batches), self.epoch + 1)
             everywhere = planned * self.process.world_size
             for parameter in self.model.parameters():
                 if parameter.grad is not None:

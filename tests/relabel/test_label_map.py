@@ -83,7 +83,7 @@ def test_translated_ids_mean_the_same_classes(order: list[int], count: int, k: i
         (-np.inf, "the score -inf .* finite scores"),
         (-1, r"the class id -1 .* ids in 0\.\.3 \(the data has 4 classes\)"),
         (4, "the class id 4 .*"),
-        ("twice", "twice the class . .* each class at most once in a cell"),
+        ("twice", "a second score of class . .* each class at most once in a cell"),
     ],
 )
 def test_one_bad_number_is_found_wherever_it_stands(

@@ -31,7 +31,7 @@ class CommandLine:
     problems: list[Problem] = field(default_factory=list)
 
     @property
-    def spoiled(self) -> set[str]:
+    def malformed(self) -> set[str]:
         """The names whose text is unknown because of a problem."""
         return {key for problem in self.problems for key in problem.keys}
 

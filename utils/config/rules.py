@@ -35,16 +35,16 @@ class Disabled:
     reason: str
 
 
-def broken_rules(rules: Sequence[Rule], settings: dict[str, Setting], spoiled: set[str]) -> Iterator[Problem]:
-    """Check the rules, but not those that read one of the `spoiled` keys, which hold no valid value."""
-    valid = {key: setting.value for key, setting in settings.items() if key not in spoiled}
+def broken_rules(rules: Sequence[Rule], settings: dict[str, Setting], malformed: set[str]) -> Iterator[Problem]:
+    """Check the rules, but not those that read one of the `malformed` keys, which hold no valid value."""
+    valid = {key: setting.value for key, setting in settings.items() if key not in malformed}
     tree = FrozenMunch(nest(valid))
     for rule in rules:
         try:
             if rule.key in valid and rule.is_broken(tree):
                 where = settings[rule.key].where
                 yield Problem(f"{rule.key} = {valid[rule.key]!r}", where, rule.text.format(c=tree), keys=(rule.key,))
-        except (AttributeError, KeyError):  # the rule reads a spoiled key
+        except (AttributeError, KeyError):  # the rule reads a malformed key
             continue
 
 

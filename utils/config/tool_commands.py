@@ -22,7 +22,7 @@ from utils.config.command_line import HELP_FLAGS, parse_command_line
 from utils.config.problems import COMMAND_LINE, Problem, did_you_mean, nearest, normal_key, report
 from utils.config.value_types import ValueType
 from utils.errors import EXIT_INTERRUPTED, UserError, exit_on_user_error
-from utils.processes.torchrun import first_of_node
+from utils.processes.torchrun import is_first_of_node
 
 _WIDTH, _COLUMN, _NARROW_COLUMN = 80, 24, 20  # of a help screen; where explanations of flags and commands start
 _FORM = "Flags are --flag VALUE or --flag=VALUE; hyphens and underscores are the same in their names."
@@ -129,7 +129,7 @@ class Command:
             near = nearest(name, single)
             line.refuse(f"--{name}", f"no such flag{did_you_mean(near, prefix='--')}", *near)
         for name, parameter in single.items():
-            if parameter.required and name not in {*line.texts, *line.spoiled}:
+            if parameter.required and name not in {*line.texts, *line.malformed}:
                 line.refuse(parameter.written, f"is missing; expected {parameter.type.expected}")
         if line.problems:
             raise UserError(report(line.problems, f"How it is written: {program} {self.name} --help"))
@@ -163,7 +163,7 @@ def run_commands(functions: Sequence[Callable[..., None]], argv: Sequence[str], 
             130 after Ctrl-C.
     """
     commands = {normal_key(command.name): command for command in map(Command.of, functions)}
-    with exit_on_user_error(print_message=first_of_node()):
+    with exit_on_user_error(print_message=is_first_of_node()):
         if not argv or argv[0] in HELP_FLAGS:
             print(_overview(commands, program, about), end="")
             sys.exit(0)

@@ -23,7 +23,7 @@ def ranks() -> tuple[int, int, int, int]:
     return rank, world_size, local_rank, local_world_size
 
 
-def first_of_node() -> bool:
+def is_first_of_node() -> bool:
     """Return whether this process prints for its node: under torchrun a mistake is reported once, not per process."""
     return os.environ.get("LOCAL_RANK", "0") == "0" or bool(torchrun_problems())
 

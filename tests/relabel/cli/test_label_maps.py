@@ -224,5 +224,5 @@ def test_a_folder_without_images_is_refused(tmp_path: Path, capsys: pytest.Captu
         err = refused(capsys, "annotate", tmp_path / images, tmp_path / out, *TEACHER, "--weights", "random")
         assert "lies in IMAGES" in err
     err = refused(capsys, "annotate", tmp_path / "empty", tmp_path / "maps", *TEACHER, "--weights", "random")
-    assert "found neither class folders nor images" in err and "Name another folder" in err
+    assert "found neither class folders nor images" in err and "Choose another folder" in err
     assert tree(tmp_path) == ["empty"]

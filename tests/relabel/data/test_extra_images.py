@@ -149,7 +149,7 @@ def test_the_target_of_an_extra_image_is_its_map_whatever_weight_labels_have(
 
 
 def test_a_preempted_run_with_extra_images_continues_exactly(
-    extra_flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    extra_flags: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Resumed in the middle of an epoch and of a pass, and in worker processes."""
     settings: Flags = {

@@ -76,7 +76,7 @@ def test_a_key_is_the_name_up_to_the_last_dot(keys: list[str], extensions: list[
     expected = [os.fsencode(file[: file.rindex(".")]) for file in files]
     assert names(images) == files
     if len(set(expected)) < len(expected):
-        with pytest.raises(UserError, match="differ in the extension only"):
+        with pytest.raises(UserError, match="differ only in the extension"):
             images.keys()
     else:
         assert images.keys().tolist() == expected
@@ -122,7 +122,7 @@ def test_names_that_look_like_comments_are_kept(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("# nothing else", r"keep\.txt: found 0 names.*expected names such as 'ant/a\.jpg'"),
-        ("ant/a.jpg\nant/zebra.jpg\n", r"2 names, of which 1 are no image in train .*: 'ant/zebra\.jpg"),
+        ("ant/a.jpg\nant/zebra.jpg\n", r"2 names, of which 1 are not images in train .*: 'ant/zebra\.jpg"),
         ("ant/a.jpg\nbee/a.jpg\nant/a.jpg\n", r"2 names, of which 1 .* or occur twice: 'ant/a\.jpg"),
         (None, r"keep\.txt, cannot be read \(No such file.*--data\.keep_list"),
     ],

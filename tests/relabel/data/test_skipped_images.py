@@ -182,13 +182,13 @@ def test_an_image_counts_once_under_any_name(tmp_path: Path) -> None:
     """Also under one that is no text; it can be read back from the list and from a checkpoint."""
     name = os.fsdecode(b"ant/\xff.JPEG")
     images = SkippedImages(tmp_path, 300)
-    assert images.most == 3 and SkippedImages(tmp_path, 30).most == 1
+    assert images.limit == 3 and SkippedImages(tmp_path, 30).limit == 1
     for epoch in (1, 2, 3):
-        images.note([SkippedImage(name, "cut"), SkippedImage("b", "empty")], epoch)
+        images.record([SkippedImage(name, "cut"), SkippedImage("b", "empty")], epoch)
     assert len(images) == 2 and images.found == json.loads((tmp_path / LIST).read_text())
     assert images.found[name] == {"reason": "cut", "epoch": 1}
     save_checkpoint({"skipped_images": images.found}, tmp_path / LAST)
     assert load_checkpoint(tmp_path / LAST)["skipped_images"] == images.found
-    images.note([SkippedImage("c", "empty")], 4)
+    images.record([SkippedImage("c", "empty")], 4)
     with pytest.raises(UserError, match=r"4 of 300 training images(.|\n)*\\udcff\.JPEG|4 of 300"):
-        images.note([SkippedImage("d", "empty")], 4)
+        images.record([SkippedImage("d", "empty")], 4)

@@ -194,7 +194,7 @@ def twice() -> torch.Tensor:
         (changed(1, 7.5), r"the class id 7\.5 in plane 1; expected whole numbers in 0\.\.29"),
         (changed(1, np.inf, torch.float16), "the class id inf in plane 1; expected whole numbers"),
         (planes_of(random_map(0)).flip(0), "in plane 1; expected whole numbers.*another order"),
-        (twice(), "twice the class .* at most once"),
+        (twice(), "a second score of class .* at most once"),
     ],
 )
 def test_a_wrong_map_is_refused(folder: Path, store: LabelStore, content: object, message: str) -> None:
