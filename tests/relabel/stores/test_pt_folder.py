@@ -249,7 +249,7 @@ def test_ids_are_translated_by_the_names_of_the_manifest(folder: Path) -> None:
     store = open_label_store(folder, np.array(KEYS, dtype=np.bytes_), wanted)
     original, read = random_map(3).to_dense(K, fill=-9), store.read(3).to_dense(3, fill=-9)
     np.testing.assert_array_equal(read, original[[7, 29, 0]])
-    with pytest.raises(UserError, match=r"lack 1 of the data's 2 classes, the first: 'zebra'.*their own 30"):
+    with pytest.raises(UserError, match=r"lack 1 of the data's 2 classes, the first: 'zebra'"):
         open_label_store(folder, np.array(KEYS, dtype=np.bytes_), ["class1", "zebra"])
 
 
