@@ -86,15 +86,6 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> Non
         load_checkpoint(tmp_path / "w.pth")
 
 
-def test_flipped_bits_are_found(tmp_path: Path) -> None:
-    save_checkpoint({"state_dict": {"w": torch.zeros(100_000)}}, tmp_path / LAST)
-    data = bytearray((tmp_path / LAST).read_bytes())
-    data[len(data) // 2] ^= 4  # among the zeros: torch would load it silently
-    (tmp_path / LAST).write_bytes(data)
-    with pytest.raises(DamagedCheckpoint, match="checksum"):
-        load_checkpoint(tmp_path / LAST)
-
-
 def test_a_run_continues_from_the_last_intact_checkpoint(tmp_path: Path) -> None:
     """The previous one if the last is cut short or not of a run; it starts anew only if there is none at all."""
     assert load_latest(tmp_path) == (None, None, "")
@@ -142,13 +133,6 @@ def test_a_file_without_plain_weights_is_refused(content: Any) -> None:
     for wrapped in (content, {**STATE, "state_dict_ema": content}):
         with pytest.raises(UserError, match=expected):
             split_weights(wrapped, Path("w.pth"))
-
-
-def test_averaged_weights_that_hold_themselves_are_refused() -> None:
-    content: dict[str, Any] = {"state_dict": {"w": torch.ones(1)}}
-    content["state_dict_ema"] = content
-    with pytest.raises(UserError, match="holds no weights"):
-        split_weights(content, Path("w.pth"))
 
 
 @pytest.mark.parametrize("names", [5, "ant", ["ant", 3], {"ant": 0}, torch.ones(2)])

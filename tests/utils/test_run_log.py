@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.run_log import MetricsLog, git_state, read_metrics, record_environment, write_status
+from utils.run_log import MetricsLog, git_state, read_metrics, record_environment
 
 
 def test_one_json_object_an_event_also_with_numbers_that_are_not_finite(tmp_path: Path) -> None:
@@ -35,14 +35,6 @@ def test_a_continued_log_is_cut_back_to_its_checkpoint(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path, keep_bytes=kept)
     log.write("train", 2, again=True)
     assert read_metrics(tmp_path) == [{"event": "train", "step": 1}, {"event": "train", "step": 2, "again": True}]
-
-
-def test_status_is_replaced_whole(tmp_path: Path) -> None:
-    write_status(tmp_path, "running", step=1)
-    write_status(tmp_path, "failed", step=2, reason="disk full")
-    status = json.loads((tmp_path / "status.json").read_text())
-    assert (status["state"], status["step"], status["reason"]) == ("failed", 2, "disk full")
-    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
 
 
 def test_each_start_adds_its_environment(tmp_path: Path) -> None:

@@ -25,29 +25,15 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 @pytest.mark.parametrize("changed", [{}, {"optim.optimizer": "adamp"}, {"compute.compile": True}])
 @pytest.mark.parametrize("level", ["O1", "bf16"])
-def test_a_run_on_a_gpu_finishes_with_finite_numbers(photos: Path, tmp_path: Path, level: str, changed: Flags) -> None:
-    flags: Flags = {
-        "model.arch": "resnet18",
-        "data.data_path": photos,
-        "data.relabel.path": photos / "labels",
-        "data.image_size": 64,
-        "optim.batch_size": 10,
-        "optim.epochs": 4,
-        "optim.warmup.epochs": 1,
-        "optim.lr.init": 0.01,
-        "optim.clip_grad_norm": 1.0,
-        "compute.gpu": 0,
-        "compute.opt_level": level,
-        "compute.num_workers": 2,
-        "util.val_batch_size": 13,
-        "util.run_dir": tmp_path / "run",
-    }
+def test_a_run_on_a_gpu_finishes_with_finite_numbers(flags: Flags, tmp_path: Path, level: str, changed: Flags) -> None:
+    flags |= {"model.arch": "resnet18", "data.image_size": 64, "optim.batch_size": 10, "optim.lr.init": 0.01}
+    flags |= {"optim.clip_grad_norm": 1.0, "compute.gpu": 0, "compute.opt_level": level, "compute.num_workers": 2}
     done = subprocess.run(command_line(flags | changed), capture_output=True, text=True, timeout=300, env=os.environ)
     assert done.returncode == 0, done.stderr
     start = json.loads((tmp_path / "run" / "environment.json").read_text())[0]
     assert (start["device"], start["precision"]) == ("cuda:0", {"O1": "float16", "bf16": "bfloat16"}[level])
     events = read_metrics(tmp_path / "run")
-    assert [event["event"] for event in events].count("validation") == 4
+    assert [event["event"] for event in events].count("validation") == 3
     assert all(math.isfinite(float(event["loss"])) for event in events)
 
 

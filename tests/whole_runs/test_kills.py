@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_flatten
 
 from tests.conftest import Flags, Tried, cases
 from tests.forked_runs import CONTEXT, SignalAt, fork_run
@@ -20,7 +21,7 @@ from tests.relabel.training.test_run import metrics, start, status
 from utils.checkpoint import BEST, LAST, PREVIOUS, DamagedCheckpoint, load_checkpoint, load_latest, save_checkpoint
 from utils.errors import UserError
 from utils.files import remove_temporaries
-from utils.run_log import METRICS, STATUS, write_status
+from utils.run_log import METRICS
 
 KILLS_OF_A_RUN, KILLS_OF_SAVES, FLIPS = cases(4), cases(25), cases(1000)
 
@@ -55,19 +56,13 @@ def state_of(folder: Path, name: str) -> dict[str, Any]:
 
 def assert_equal(first: Any, second: Any, where: str = "") -> None:
     """Bit for bit, all the way down."""
-    assert type(first) is type(second), where
-    if isinstance(first, dict):
-        assert first.keys() == second.keys(), where
-        for key in first:
-            assert_equal(first[key], second[key], f"{where}.{key}")
-    elif isinstance(first, list | tuple):
-        assert len(first) == len(second), where
-        for i, (one, other) in enumerate(zip(first, second, strict=True)):
-            assert_equal(one, other, f"{where}[{i}]")
-    elif isinstance(first, torch.Tensor):
-        assert first.dtype == second.dtype and torch.equal(first, second), where
-    else:
-        assert first == second, where
+    (leaves, form), (others, other_form) = tree_flatten(first), tree_flatten(second)
+    assert form == other_form, where
+    for one, other in zip(leaves, others, strict=True):
+        if isinstance(one, torch.Tensor):
+            assert one.dtype == other.dtype and torch.equal(one, other), where
+        else:
+            assert one == other, where
 
 
 def assert_same_run(first: Path, second: Path) -> None:
@@ -283,13 +278,6 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path: Path) ->
     assert_equal(load_checkpoint(tmp_path / LAST), numbered(1))
 
 
-def test_a_status_that_does_not_fit_leaves_the_one_before(tmp_path: Path) -> None:
-    write_status(tmp_path, "running", step=1)
-    with disk_of(20), pytest.raises(UserError, match=rf"{STATUS} cannot be written: File too large"):
-        write_status(tmp_path, "done", step=2)
-    assert status(tmp_path)["state"] == "running" and len(list(tmp_path.iterdir())) == 1
-
-
 @pytest.mark.parametrize(("size", "what"), [(1000, "config.yaml"), (5000, METRICS), (100_000, LAST)])
 def test_a_run_on_a_full_disk_says_so_and_continues_when_there_is_room(
     flags: Flags, tmp_path: Path, size: int, what: str, capsys: pytest.CaptureFixture[str]
@@ -298,13 +286,8 @@ def test_a_run_on_a_full_disk_says_so_and_continues_when_there_is_room(
 
     What is printed is kept in memory (capsys): it would meet the limit, too.
     """
-    flags |= {
-        "util.print_freq": 1,
-        "optim.batch_size": 1,
-        "data.image_size": 32,
-        "optim.epochs": 1,
-        "optim.warmup.epochs": 0,
-    }
+    flags |= {"util.print_freq": 1, "optim.batch_size": 1, "data.image_size": 32}
+    flags |= {"optim.epochs": 1, "optim.warmup.epochs": 0}
     start({**flags, "util.run_dir": tmp_path / "undisturbed"})
     with disk_of(size), pytest.raises(UserError, match=rf"{what} (could not|cannot) be written: (.|\n)*Make room"):
         start(flags)

@@ -1,14 +1,16 @@
 """A run that is asked to stop loses at most one step: all of its processes stop at the same one, and none is left."""
 
 import itertools
+import multiprocessing
 import os
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +23,6 @@ from utils.checkpoint import LAST, load_checkpoint
 from utils.errors import EXIT_PREEMPTED
 from utils.run_log import METRICS
 
-Begin = Callable[[list[str], Path], "subprocess.Popen[bytes]"]
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -95,69 +96,57 @@ def test_signals_while_a_run_stops_do_no_harm(long_run: Flags, tmp_path: Path) -
     assert_as_if_never_stopped(long_run, tmp_path)
 
 
-# ---- the commands that people type
+# ---- launchers
 
 
-@pytest.fixture
-def begin(tmp_path: Path) -> Iterator[Begin]:
-    """Start a command in a session of its own, printing to `output`; return when its run has made two more steps."""
-    started = []
-
-    def begin(command: list[str], folder: Path) -> "subprocess.Popen[bytes]":
-        before, output = steps_done(folder), tmp_path / "output"
-        with output.open("ab") as file:
-            process = subprocess.Popen(
-                command, stdout=file, stderr=file, env=environment(), cwd=ROOT, start_new_session=True
-            )
-        started.append(process)
-        wait_until(lambda: steps_done(folder) >= before + 2 or process.poll() is not None, "two steps were made")
-        assert process.poll() is None, output.read_text()
-        return process
-
-    yield begin
-    for process in started:  # of a test that failed; their ranks end with them
-        process.kill()
-        process.wait()
+def fork_ranks() -> None:
+    """The launcher forks its ranks, so that they need not import torch; it has a process group, as in a terminal."""
+    os.setpgid(0, 0)
+    context: Any = multiprocessing.get_context("fork")
+    multiprocessing.get_context = lambda method=None: context
 
 
-def end(process: "subprocess.Popen[bytes]", output: Path) -> int:
-    """Wait for a command and all its processes; its exit status."""
-    status = process.wait(DEADLINE_S)
-    wait_until(lambda: not writers(output), "all processes, and their workers, had ended")
-    return status
+def wait_for_two_steps(folder: Path, exit_status: Callable[[], int | None]) -> None:
+    """Return when a run has made two more steps, or has ended before; its exit status is None until then."""
+    before = steps_done(folder)
+    wait_until(lambda: steps_done(folder) >= before + 2 or exit_status() is not None, "two steps were made")
 
 
 @pytest.mark.slow
 def test_a_run_of_our_own_launcher_stops_with_its_group_and_dies_with_its_launcher(
-    long_run: Flags, tmp_path: Path, begin: Begin
+    long_run: Flags, tmp_path: Path
 ) -> None:
     folder, output = long_run["util.run_dir"], tmp_path / "output"
-    command = command_line(long_run | processes(2))
-    for number, send in ((signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)):  # as Ctrl-C does, and schedulers
-        process = begin(command, folder)
-        send(process.pid, number)
-        assert end(process, output) == EXIT_PREEMPTED
-        assert steps_done(folder) == assert_preempted(folder, output)
 
-    process = begin(command, folder)
-    process.kill()
-    end(process, output)
-    assert status(folder)["state"] == "running"  # nobody was left to say otherwise; the next command does
+    def send_to_launcher(number: signal.Signals, send: Callable[[int, int], None]) -> int | None:
+        run = fork_run(long_run | processes(2), output, faults={0: fork_ranks})
+        wait_for_two_steps(folder, lambda: run.processes[0].exitcode)
+        send(run.processes[0].pid or 0, number)
+        return run.ends()[0]
+
+    for number, send in ((signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)):  # as Ctrl-C does, and schedulers
+        assert send_to_launcher(number, send) == EXIT_PREEMPTED, output.read_text()
+        assert steps_done(folder) == assert_preempted(folder, output)
+    assert send_to_launcher(signal.SIGKILL, os.kill) == -signal.SIGKILL
+    assert status(folder)["state"] == "running"  # no process was left to change it; the next command does
     stop_at(long_run, output, 2, signal.SIGTERM, 0)
     assert "the process that trained here before was killed" in output.read_text()
     assert_as_if_never_stopped(long_run, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_run_under_torchrun_stops_however_torchrun_ends(long_run: Flags, tmp_path: Path, begin: Begin) -> None:
+def test_a_run_under_torchrun_stops_however_torchrun_ends(long_run: Flags, tmp_path: Path) -> None:
     """By a signal that it handles; by kill -9, and so by a signal that it does not handle."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, "--signals-to-handle", "SIGTERM,SIGUSR1", *command_line(long_run)[1:]]
     folder, output = long_run["util.run_dir"], tmp_path / "output"
     for number in (signal.SIGUSR1, signal.SIGKILL):
-        process = begin(command, folder)
+        with output.open("ab") as file:
+            process = subprocess.Popen(command, stdout=file, stderr=file, env=environment(), cwd=ROOT)
+        wait_for_two_steps(folder, process.poll)
         process.send_signal(number)
-        assert end(process, output) != 0
+        assert process.wait(DEADLINE_S) != 0
+        wait_until(lambda: not writers(output), "all processes, and their workers, had ended")
         assert steps_done(folder) == assert_preempted(folder, output)
     assert_as_if_never_stopped(long_run, tmp_path)
 

@@ -14,7 +14,7 @@ from torch.amp import GradScaler
 from relabel.training.trainer import Trainer
 from tests.conftest import Flags
 from tests.forked_runs import fork_run
-from tests.relabel.training.test_run import assert_same_weights, metrics, preempt, start, status
+from tests.relabel.training.test_run import assert_same_weights, at_step, metrics, preempt, start, status, undisturbed
 from utils.checkpoint import LAST, PREVIOUS, load_checkpoint
 from utils.errors import UserError
 from utils.precision import Precision
@@ -68,15 +68,9 @@ def scale_losses() -> None:
     setattr(Precision, "__init__", init)  # noqa: B010
 
 
-def with_a_nan(images: torch.Tensor) -> torch.Tensor:
-    """One value is not a number."""
-    images.view(-1)[5] = float("nan")
-    return images
-
-
-def infinite(loss: torch.Tensor) -> torch.Tensor:
-    """An infinite loss."""
-    return loss * float("inf")
+def infinite(values: torch.Tensor) -> torch.Tensor:
+    """An infinite loss, or infinite and undefined pixels."""
+    return values * float("inf")
 
 
 def with_nan_gradients(loss: torch.Tensor) -> torch.Tensor:
@@ -86,8 +80,7 @@ def with_nan_gradients(loss: torch.Tensor) -> torch.Tensor:
     return loss
 
 
-TRAINER = "relabel.training.trainer"
-LOSS = f"{TRAINER}.F.cross_entropy"
+LOSS = "relabel.training.trainer.F.cross_entropy"
 
 
 @pytest.fixture
@@ -116,13 +109,13 @@ def fails(flags: Flags, tmp_path: Path, spoil: Spoil, rank: int) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("function", "change", "rank"),
-    [(f"{TRAINER}.augment", with_a_nan, 0), (LOSS, infinite, 1)],
+    ("function", "rank"),
+    [("relabel.training.trainer.augment", 0), (LOSS, 1)],
 )
 def test_a_loss_that_is_not_finite_in_any_process_updates_none(
-    saving: Flags, tmp_path: Path, function: str, change: Callable[[torch.Tensor], torch.Tensor], rank: int
+    saving: Flags, tmp_path: Path, function: str, rank: int
 ) -> None:
-    text = fails(saving, tmp_path, Spoil(function, change, 3, 3), rank)
+    text = fails(saving, tmp_path, Spoil(function, infinite, 3, 3), rank)
     assert "the loss of step 3 is not finite" in text
     last = read_metrics(saving["util.run_dir"])[-1]
     assert (last["event"], last["step"]) == ("non_finite_loss", 2)
@@ -160,22 +153,6 @@ def test_one_update_with_gradients_that_are_not_finite_is_skipped_and_counted(sa
     assert all(tensor.isfinite().all() for tensor in state["state_dict"].values())
 
 
-def test_a_map_that_is_not_finite_is_named_and_trains_nothing(saving: Flags, photos: Path, tmp_path: Path) -> None:
-    labels = tmp_path / "labels"
-    for path in (photos / "labels").rglob("*.pt"):
-        (labels / path.parent.name).mkdir(parents=True, exist_ok=True)
-        (labels / path.parent.name / path.name).symlink_to(path)
-    bad = labels / "cow" / "cow.07.pt"
-    content = torch.load(bad, weights_only=True)
-    content[0, 0, 1, 2] = float("nan")
-    bad.unlink()
-    torch.save(content, bad)
-    with pytest.raises(UserError, match=r"cow\.07\.pt: found the score nan"):
-        start({**saving, "data.relabel.path": labels})
-    reached = load_checkpoint(saving["util.run_dir"] / LAST)["step"]
-    assert read_metrics(saving["util.run_dir"])[-1]["step"] == reached
-
-
 @pytest.fixture
 def scaled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every run of this process has a GradScaler, as O1 has on a GPU."""
@@ -184,26 +161,23 @@ def scaled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_that_skipped_an_update_continues_exactly(
-    saving: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scaled: None
+    saving: Flags, monkeypatch: pytest.MonkeyPatch, scaled: None
 ) -> None:
     """With its loss scale, and the count of what it skipped."""
+    cross_entropy = F.cross_entropy
 
-    def spoilt(trainer: Trainer, batches: Any) -> Any:
-        with monkeypatch.context() as patch:
-            if trainer.step == 3:
-                patch.setattr(LOSS, lambda *words: with_nan_gradients(cross_entropy(*words)))
-            return train_step(trainer, batches)
+    def spoil(trainer: Trainer) -> None:
+        monkeypatch.setattr(LOSS, lambda *words: with_nan_gradients(cross_entropy(*words)))
 
-    cross_entropy, train_step = F.cross_entropy, Trainer.train_step
-    monkeypatch.setattr(Trainer, "train_step", spoilt)
-    start({**saving, "util.run_dir": tmp_path / "undisturbed"})
+    at_step(monkeypatch, 3, spoil)
+    at_step(monkeypatch, 4, lambda _: monkeypatch.setattr(LOSS, cross_entropy))
     preempt(saving, 7)
     start(saving)
-    first, second = (load_checkpoint(folder / LAST) for folder in (tmp_path / "undisturbed", saving["util.run_dir"]))
+    first, second = (load_checkpoint(folder / LAST) for folder in (undisturbed(saving), saving["util.run_dir"]))
     assert first["scaler"] == second["scaler"] and second["scaler"]["scale"] == 2.0**29
     assert first["skipped_updates"] == second["skipped_updates"] == 1
     assert_same_weights(first["state_dict"], second["state_dict"])
-    assert metrics(tmp_path / "undisturbed") == metrics(saving["util.run_dir"])
+    assert metrics(undisturbed(saving)) == metrics(saving["util.run_dir"])
 
 
 def test_gradients_are_clipped_by_their_own_norm_not_the_scaled_one(
@@ -238,15 +212,12 @@ def test_a_run_whose_batch_norm_overflows_ends_with_the_weights_before(
     saving: Flags, monkeypatch: pytest.MonkeyPatch, averaged: bool
 ) -> None:
     """Its loss stays finite; so do the averaged weights, but not what was averaged with them."""
-    train_step = Trainer.train_step
 
-    def overflowing(trainer: Trainer, batches: Any) -> Any:
-        if trainer.step == 3:
-            network = trainer.ema.module if averaged and trainer.ema else trainer.model
-            next(buffer for name, buffer in network.named_buffers() if "var" in name)[0] = float("inf")
-        return train_step(trainer, batches)
+    def overflow(trainer: Trainer) -> None:
+        network = trainer.ema.module if averaged and trainer.ema else trainer.model
+        next(buffer for name, buffer in network.named_buffers() if "var" in name)[0] = float("inf")
 
-    monkeypatch.setattr(Trainer, "train_step", overflowing)
+    at_step(monkeypatch, 3, overflow)
     with pytest.raises(UserError, match="running_var is no longer finite, so nothing is saved"):
         start({**saving, "optim.ema.decay": 0.9})
     assert status(saving["util.run_dir"])["state"] == "failed"

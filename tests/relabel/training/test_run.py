@@ -332,7 +332,11 @@ def test_workers_need_not_be_divided_by_the_processes(flags: Flags, monkeypatch:
 
 
 def test_a_worker_that_is_killed_ends_the_run_with_a_message(flags: Flags, monkeypatch: pytest.MonkeyPatch) -> None:
-    at_step(monkeypatch, 1, lambda _: [child.kill() for child in active_children()])
+    def kill_workers(trainer: Trainer) -> None:
+        for child in active_children():
+            child.kill()
+
+    at_step(monkeypatch, 1, kill_workers)
     with pytest.raises(UserError, match="a process that loads images died"):
         start({**flags, "compute.num_workers": 1})
     assert status(flags["util.run_dir"])["state"] == "failed"

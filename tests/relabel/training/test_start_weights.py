@@ -129,14 +129,6 @@ def test_what_does_not_fit_is_refused_and_nothing_is_made(flags_at_rest: Flags, 
     assert not flags_at_rest["util.run_dir"].exists()
 
 
-def test_a_missing_file_is_reported_before_anything_is_read(flags_at_rest: Flags) -> None:
-    with pytest.raises(
-        UserError, match=r"model.weights = .*w.pth' .*no such file; expected the checkpoint to start fr"
-    ):
-        start(flags_at_rest)
-    assert not flags_at_rest["util.run_dir"].exists()
-
-
 @pytest.mark.slow
 def test_the_card_of_the_fine_tuning_recipe_makes_its_data(
     flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -20,7 +20,6 @@ from relabel.data.loader import Loader, TestBatches
 from relabel.training.validation import NO_CLASS, Predictions, evaluate, predict_classes
 from tests.miniatures import colour_network, save_images
 from tests.strategies import FEW
-from utils.errors import UserError
 from utils.precision import Precision
 from utils.processes.distributed import Process
 
@@ -174,18 +173,6 @@ def test_logits_that_are_not_finite_are_wrong_answers(images: ImageList) -> None
         assert not values[bad].any()
 
 
-class Tied(nn.Module):
-    """Equal logits for classes 2 to 6, lower ones for 0 and 1."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0]).expand(len(images), 7)
-
-
-def test_of_equal_logits_the_first_class_counts(images: ImageList) -> None:
-    found = predict({"model": Tied()}, images)["model"]
-    assert found.top5.tolist() == [[2, 3, 4, 5, 6]] * 21
-
-
 class LinearHead(nn.Module):
     """Logits 100.0, 100.1 and 0, which differ in float32 but not in bfloat16."""
 
@@ -209,9 +196,3 @@ def test_half_precision_does_not_round_logits_to_ties(images: ImageList) -> None
     assert (found.top1 == 1).all()
     with bf16.autocast():
         assert torch.equal(model(torch.zeros(1, 3, 2, 2))[0], logits)  # as before
-
-
-def test_a_damaged_image_is_an_error(images: ImageList) -> None:
-    images.path(7).write_bytes(images.path(7).read_bytes()[:40])
-    with pytest.raises(UserError, match=images.name(7)):
-        predict({"model": colours()}, images)
