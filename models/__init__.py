@@ -1,1 +1,1 @@
-"""Networks: by name, with batch norm as wanted, turned fully convolutional, and exported for others to load."""
+"""Networks: built by name, batch-norm settings, conversion to fully convolutional networks, and export."""

@@ -11,24 +11,24 @@ from torch import Tensor, nn
 from models.digit_net import DigitNet
 from utils.errors import UserError
 
-# timm takes a second to import, so it is imported only when no other library has the name.
+# timm takes a second to import, so it is imported only when torchvision does not have the name.
 
 FORCE_TIMM = "timm/"
 OURS = "this project"
 OUR_MODELS: dict[str, Callable[[int], nn.Module]] = {"digit_net": DigitNet}
-# By default both give several outputs while training; init_weights=True keeps their published initialisation.
+# By default both return several outputs in training mode; init_weights=True keeps their published initialisation.
 TORCHVISION_OPTIONS = {arch: {"aux_logits": False, "init_weights": True} for arch in ("googlenet", "inception_v3")}
-# Prime, so no layer has this width: a dimension of this size can only be the number of classes.
+# A prime, which no layer has as its width: a dimension of this size can only be the number of classes.
 PROBE_CLASSES = 7919
 LISTED_MISMATCHES = 10
 SUGGESTIONS = 5
 
 
 def library_of(arch: str) -> str:
-    """Return the library of a network: "torchvision", "timm" or OURS.
+    """Return the library that defines a network: "torchvision", "timm" or OURS.
 
     Args:
-        arch: a torchvision classification name, otherwise a timm name; "timm/NAME" forces timm's; "digit_net" is ours.
+        arch: a torchvision classifier, otherwise a timm name; "timm/NAME" forces timm's; "digit_net" is ours.
 
     Raises:
         UserError: no library has the name; the message gives the nearest ones.
@@ -52,7 +52,7 @@ def create_model(arch: str, num_classes: int) -> nn.Module:
         num_classes: K.
 
     Raises:
-        UserError: no library has the name, or timm has it without this tag.
+        UserError: no library has the name, or timm does not know its tag.
     """
     library = library_of(arch)
     if library == OURS:
@@ -76,13 +76,13 @@ def create_pretrained_model(arch: str) -> tuple[nn.Module, str]:
     """Build a classifier with the weights that its library publishes, from the library's cache or the network.
 
     Args:
-        arch: as for library_of; a timm name may select weights ("NAME.TAG"), torchvision's are its DEFAULT ones.
+        arch: as for library_of; a timm name may select weights ("NAME.TAG"); torchvision's DEFAULT weights are used.
 
     Returns:
         the network, for the classes of those weights, and the name of the weights.
 
     Raises:
-        UserError: no library has the name or weights for it, or they cannot be fetched now.
+        UserError: no library has the name or weights for it, or they cannot be downloaded now.
     """
     import timm
 
@@ -96,31 +96,31 @@ def create_pretrained_model(arch: str) -> tuple[nn.Module, str]:
             options = {"aux_logits": False} if arch in TORCHVISION_OPTIONS else {}
             return torchvision.models.get_model(arch, weights=weights, **options), str(weights)
         model = timm.create_model(name, pretrained=True)
-    except Exception as error:  # fetching involves four libraries, each with errors of its own
+    except Exception as error:  # downloading involves four libraries, each with its own errors
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise UserError(
-            f"the published weights of {arch} are not in {library}'s cache and cannot be fetched, or cannot be read "
+            f"the published weights of {arch} are not in {library}'s cache and cannot be downloaded, or cannot be read "
             f"({reason}). Connect this machine to the network, give a checkpoint of {arch} copied from elsewhere, or "
-            "try things out with random weights"
+            "try it with random weights"
         ) from error
     published = ".".join(filter(None, (model.pretrained_cfg["architecture"], model.pretrained_cfg.get("tag"))))
     if model.num_classes == 0:
         raise UserError(
-            f"the published weights {published} give features and have no classes; expected those of a classifier. "
+            f"the published weights {published} give features, not classes; expected those of a classifier. "
             "Choose a tag such as in1k: timm.list_pretrained() lists them"
         )
     return model, published
 
 
 def infer_num_classes(arch: str, state_dict: Mapping[str, Tensor]) -> int:
-    """Infer the number of classes K of a checkpoint: the rows of the layer that K shapes in this architecture.
+    """Infer the number of classes K of a checkpoint from the shape of its classification head.
 
     Args:
         arch: as for library_of.
-        state_dict: parameter name -> tensor; a "module." in front of every name is ignored.
+        state_dict: parameter name -> tensor; a "module." prefix of every name is ignored.
 
     Raises:
-        UserError: unknown arch, or the checkpoint lacks that layer (it is of another architecture).
+        UserError: unknown arch, or the checkpoint lacks that head (it is of another architecture).
     """
     class_layers = head_tensors(arch)
     weights = _without_module_prefix(state_dict)
@@ -135,22 +135,22 @@ def infer_num_classes(arch: str, state_dict: Mapping[str, Tensor]) -> int:
 
 
 def head_tensors(arch: str) -> list[str]:
-    """Return the names of the tensors of a network's classification head: those with a row for each class."""
+    """Return the names of the tensors in a network's classification head: those with one row per class."""
     try:
-        with torch.device("meta"):  # without memory and initialisation
+        with torch.device("meta"):  # no memory, no initialisation
             model = create_model(arch, PROBE_CLASSES)
-    except NotImplementedError:  # some networks read numbers from tensors while they are built
+    except NotImplementedError:  # some networks read values of tensors while they are built
         model = create_model(arch, PROBE_CLASSES)
     return [name for name, tensor in model.state_dict().items() if PROBE_CLASSES in tensor.shape[:1]]
 
 
 def with_own_head(model: nn.Module, arch: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Replace the classification head in a checkpoint's weights by the network's own: a start for other classes.
+    """Replace the classification head in a checkpoint's weights with the network's own, to start from other classes.
 
     Args:
-        model: the network with that head.
+        model: the network that provides the head.
         arch: of the network, as for library_of.
-        state_dict: parameter name -> tensor, with or without a head; a "module." in front of every name is ignored.
+        state_dict: parameter name -> tensor, with or without a head; a "module." prefix of every name is ignored.
     """
     own = model.state_dict()
     return _without_module_prefix(state_dict) | {name: own[name] for name in head_tensors(arch)}
@@ -161,20 +161,20 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
 
     Args:
         model: changed in place.
-        state_dict: parameter name -> tensor; a "module." in front of every name (DataParallel's) is ignored.
+        state_dict: parameter name -> tensor; a "module." prefix of every name (from DataParallel) is ignored.
 
     Raises:
         UserError: names or shapes differ; the message lists missing, unexpected and reshaped tensors.
     """
     own, weights = model.state_dict(), _without_module_prefix(state_dict)
-    # Checkpoints older than torch 0.4.1 lack these counters, and nothing here reads them.
+    # Checkpoints from before torch 0.4.1 lack these counters, which are not used here.
     missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in weights if name not in own]
     reshaped = [name for name in own if name in weights and weights[name].shape != own[name].shape]
     problems = {
         "missing": [f"{name} {list(own[name].shape)}" for name in missing],
         "unexpected": [f"{name} {list(weights[name].shape)}" for name in unexpected],
-        "of another shape": [f"{n} {list(weights[n].shape)} instead of {list(own[n].shape)}" for n in reshaped],
+        "of a different shape": [f"{n} {list(weights[n].shape)} instead of {list(own[n].shape)}" for n in reshaped],
     }
     lines = [f"  {len(found)} {kind}: {_some(found, LISTED_MISMATCHES)}" for kind, found in problems.items() if found]
     if lines:
@@ -197,7 +197,7 @@ def _unknown_name_message(arch: str) -> str:
     suggestions = ", ".join(arch.removesuffix(name) + match for match in similar)
     return (
         f"found arch {arch!r}; expected a classification network of torchvision or timm, or digit_net. "
-        + (f"Did you mean {suggestions}?" if suggestions else "No name is similar.")
+        + (f"Did you mean {suggestions}?" if suggestions else "No similar name was found.")
         + " All names: torchvision.models.list_models(module=torchvision.models), timm.list_models()"
     )
 

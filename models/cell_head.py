@@ -1,4 +1,4 @@
-"""The two halves of a classifier on cells: features of each cell of an image, and the head applied to each cell alone.
+"""The two halves of a classifier of cells: the features of each cell of an image, and the head applied to each cell.
 
 Between the halves, features are a map or a sequence of tokens; a layout converts either to [B, C, h, w] and back.
 """
@@ -31,7 +31,7 @@ class Tokens:
     """Layout of features [B, prefix + h w, C]: class token and the like, then one token per patch, row by row.
 
     Fields:
-        prefix: number of tokens before those of the patches.
+        prefix: number of tokens before the patch tokens.
         stride: side of a patch, pixels.
     """
 
@@ -52,17 +52,17 @@ class Tokens:
             if grid[0] * grid[1] == patches.shape[2]:
                 return patches.unflatten(2, grid)
         raise UserError(
-            f"the network makes {patches.shape[2]} patch tokens of an image of {rows} x {columns} pixels (rows x "
+            f"the network makes {patches.shape[2]} patch tokens from an image of {rows} x {columns} pixels (rows x "
             f"columns); expected a grid with one token per {self.stride} pixels. Choose another architecture"
         )
 
     def features(self, cells: Tensor) -> Tensor:
-        """Convert [B, C, h, w] to what the head takes; the mean cell stands in for each token before the patches."""
+        """Convert [B, C, h, w] to what the head takes; the mean of the cells replaces each token before the patches."""
         prefix = cells.mean((2, 3)).unsqueeze(1).expand(-1, self.prefix, -1)
         return torch.cat([prefix, cells.flatten(2).transpose(1, 2)], 1)
 
     def without_prefix(self, features: Tensor) -> Tensor:
-        """Replace the tokens before the patches by zeros."""
+        """Set the tokens before the patches to zero."""
         return torch.cat([torch.zeros_like(features[:, : self.prefix]), features[:, self.prefix :]], 1)
 
 
@@ -82,7 +82,7 @@ class CellFeatures(nn.Module):
 
 
 class CellHead(nn.Module):
-    """The second half of a network, applied to each cell alone: [B, C, h, w] -> [B, K, h, w]."""
+    """The second half of a network, applied to each cell separately: [B, C, h, w] -> [B, K, h, w]."""
 
     def __init__(self, part: nn.Module, layout: Layout) -> None:
         super().__init__()
@@ -91,6 +91,6 @@ class CellHead(nn.Module):
     def forward(self, cells: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, K, h, w]."""
         batch, channels, h, w = cells.shape
-        alone = cells.permute(0, 2, 3, 1).reshape(-1, channels, 1, 1)
-        logits: Tensor = self.part(self.layout.features(alone))
+        separate = cells.permute(0, 2, 3, 1).reshape(-1, channels, 1, 1)
+        logits: Tensor = self.part(self.layout.features(separate))
         return logits.reshape(batch, h, w, -1).permute(0, 3, 1, 2)

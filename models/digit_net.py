@@ -1,4 +1,4 @@
-"""The small network of the embedded demo."""
+"""The small network of the demos."""
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +22,14 @@ class DigitNet(nn.Module):
         layers: list[nn.Module] = []
         channels = 3
         for width, stride in zip(WIDTHS, STRIDES, strict=True):
-            # No bias: the batch norm that follows would subtract it again.
+            # No bias: the following batch norm would cancel it.
             layers += [nn.Conv2d(channels, width, 3, stride, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
             channels = width
         self.features = nn.Sequential(*layers)
         self.fc = nn.Linear(channels, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of each class, [B, K]."""
+        """Return the logits, [B, K]."""
         pooled: Tensor = torch.mean(self.features(images), (2, 3))
         logits: Tensor = self.fc(pooled)
         return logits

@@ -1,6 +1,6 @@
-"""Export a trained classifier as timm's folder, as the backbone of torchvision's detectors, or as ONNX.
+"""Export a trained classifier as a timm folder, as the backbone of torchvision's detectors, or as ONNX.
 
-Each is loaded again and compared before it appears under its name. Networks are in evaluation mode, on the CPU.
+Each export is checked before it appears under its final name. Networks are in evaluation mode, on the CPU.
 """
 
 import json
@@ -25,7 +25,7 @@ from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
 from utils.files import new_folder, replacing
 
-# Entries of timm's configuration about the architecture; the others are about the weights that timm publishes.
+# Entries of timm's config that describe the architecture; the others describe the weights that timm publishes.
 TIMM_FACTS = ("architecture", "first_conv", "classifier", "fixed_input_size")
 OTHER_FORM = "Choose the form onnx, which takes any network, or train timm's own, timm/NAME"
 ONNX_PACKAGES = ("onnx", "onnxscript")
@@ -34,11 +34,11 @@ ONNX_TOLERANCE = 1e-4  # relative to the largest logit, or to 1
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """How images are prepared for a network in tests, and what its logits stand for.
+    """How images are prepared for a network in evaluation, and what its logits mean.
 
     Fields:
         num_classes: K.
-        class_names: K texts; None = unknown.
+        class_names: K texts; None: unknown.
         size: S, side of the crop, pixels.
         crop_ratio: the shorter side is resized to ceil(S / crop_ratio); None squashes the whole image.
         mean, std: normalisation of the input, per RGB channel, for pixels in [0, 1].
@@ -52,26 +52,26 @@ class Use:
     std: tuple[float, float, float]
 
     def images(self, count: int) -> Tensor:
-        """Noise to try a network on, float [count, 3, S, S]."""
+        """Return noise to try a network on, float [count, 3, S, S]."""
         return torch.randn(count, 3, self.size, self.size, generator=torch.Generator().manual_seed(0))
 
 
-# timm's folder, which is also that of a model on the Hugging Face Hub
+# A timm folder, the same format as a model on the Hugging Face Hub
 
 
 def write_timm_folder(out: Path, model: nn.Module, arch: str, use: Use) -> None:
     """Write config.json and model.safetensors for `timm.create_model("local-dir:OUT", pretrained=True)`.
 
-    timm's own transforms for that config agree with our test's to 2 of 255: timm resizes with Pillow.
+    timm's own transforms for that config agree with our evaluation's to 2 of 255: timm resizes with Pillow.
 
     Args:
-        out: folder to make; may exist if it is empty.
-        model: of timm, or of torchvision if timm has the same network with the same names of tensors.
+        out: folder to create; may exist if it is empty.
+        model: from timm, or from torchvision if timm has the same network with the same tensor names.
         arch: its name, as for models.build.create_model.
         use: goes into config.json.
 
     Raises:
-        UserError: timm does not have this network, its logits differ in a bit, or OUT cannot be written.
+        UserError: timm does not have this network, its logits are not bitwise equal, or OUT cannot be written.
     """
     import timm
 
@@ -91,7 +91,7 @@ def write_timm_folder(out: Path, model: nn.Module, arch: str, use: Use) -> None:
             timm.models.save_for_hf(twin, str(folder), labels, arguments, safe_serialization=True)
         except safetensors.SafetensorError as error:  # a full disk
             raise UserError(f"{out} cannot be written: {error}. Make room, or allow writing.") from error
-        mode = (folder / "config.json").stat().st_mode  # safetensors makes its file unreadable for others
+        mode = (folder / "config.json").stat().st_mode  # safetensors makes its file unreadable for other users
         (folder / "model.safetensors").chmod(mode)
         again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
         with torch.inference_mode():
@@ -110,13 +110,13 @@ def _timm_twin(model: nn.Module, arch: str, num_classes: int) -> tuple[Any, dict
     twin = timm.create_model(name, num_classes=num_classes)
     if _batch_norm_eps(twin) != eps and len(eps) == 1:
         arguments = {"bn_eps": next(iter(eps))}
-        with suppress(TypeError):  # of most networks, which have no such argument
+        with suppress(TypeError):  # raised by most networks, which have no such argument
             twin = timm.create_model(name, num_classes=num_classes, **arguments)
     if (own := _batch_norm_eps(twin)) != eps:
         raise _timm_refusal(
             arch,
-            f"its batch norm adds {_listed(own)} to the variance and this training {_listed(eps)} "
-            "(optim.bn.eps; none keeps its own)",
+            f"its batch norm adds {_listed(own)} to the variance, this training added {_listed(eps)} "
+            "(optim.bn.eps; none keeps the network's own)",
         )
     if other := sorted(twin.state_dict().keys() - model.state_dict().keys()):
         raise _timm_refusal(arch, f"{len(other)} of its tensors have names that this one lacks, such as {other[0]}")
@@ -159,15 +159,15 @@ def write_backbone(out: Path, model: nn.Module, arch: str) -> None:
     resnets = [function for function in torchvision.models.resnet.__all__ if function.islower()]
     if name not in resnets:
         raise UserError(
-            f"torchvision's detectors cannot have {arch} as backbone; expected one of {', '.join(resnets)}. Choose the "
-            "form timm or onnx"
+            f"torchvision's detectors cannot use {arch} as their backbone; expected one of {', '.join(resnets)}. "
+            "Choose the form timm or onnx"
         )
     body = resnet_fpn_backbone(backbone_name=name, weights=None).body
     eps = {layer.eps for layer in body.modules() if isinstance(layer, FrozenBatchNorm2d)}
     if _batch_norm_eps(model) != eps:
         raise UserError(
-            f"this training adds {_listed(_batch_norm_eps(model))} to the variance in batch norm (optim.bn.eps) and "
-            f"torchvision's detectors add {_listed(eps)}: the same weights give other features. Train with theirs"
+            f"this training added {_listed(_batch_norm_eps(model))} to the variance in batch norm (optim.bn.eps), but "
+            f"torchvision's detectors add {_listed(eps)}: the same weights would give other features. Train with theirs"
         )
     weights = {
         key: tensor
@@ -184,13 +184,13 @@ def write_backbone(out: Path, model: nn.Module, arch: str) -> None:
 def write_onnx(out: Path, model: nn.Module, use: Use) -> bool:
     """Write an ONNX file: `images` float32 [batch, 3, S, S], normalised -> `logits` [batch, K]; any batch size.
 
-    Its metadata hold the fields of Use as JSON.
+    Its metadata contain the fields of Use as JSON.
 
     Returns:
         whether its logits were compared (to 1e-4) in onnxruntime; False if that is not installed.
 
     Raises:
-        UserError: the packages for it are not installed, the network cannot be exported, or OUT cannot be written.
+        UserError: packages are missing, the network cannot be exported, or OUT cannot be written.
     """
     missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
     if missing:
@@ -232,7 +232,7 @@ def _check_in_onnxruntime(file: Path, model: nn.Module, images: Tensor) -> None:
 
 
 def _root_cause(error: BaseException) -> str:
-    """Return the first line of the error that caused all others."""
+    """Return the first line of the error at the root of a chain of causes."""
     while error.__cause__:
         error = error.__cause__
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -1,4 +1,4 @@
-"""Turn a classifier into a network of label maps: its own head, applied to each cell instead of to their mean.
+"""Turn a classifier into a network that makes label maps: its own head, applied to each cell instead of to their mean.
 
 How a map relates to the logits of the whole image depends on what follows the features:
 
@@ -12,7 +12,7 @@ How a map relates to the logits of the whole image depends on what follows the f
     attention pooling     SigLIP's ViT                                  each patch token is pooled alone, likewise
 
 Refused, with the reason: pooling to more than one cell (VGG, AlexNet) or to a maximum (VOLO), several feature maps
-(CrossViT), layers between cells and their mean that timm counts as part of the head (EfficientViT of MIT).
+(CrossViT), layers between the cells and their mean that timm counts as part of the head (MIT's EfficientViT).
 """
 
 import operator
@@ -33,7 +33,7 @@ ATTENTION_HEAD = "patch tokens, each alone through attention pooling and head"
 TIMM_NAMES = ("forward_features", "forward_head", "num_features", "get_classifier")
 FIRST_TOKEN = (slice(None), 0)
 SPATIAL = {(2, 3), (-2, -1)}
-# What networks raise when given features in another form than theirs.
+# What networks raise for features in another layout than theirs.
 MISFITS = (RuntimeError, IndexError, ValueError, AssertionError, TypeError, AttributeError)
 CLOSE = 1e-3  # relative; rounding errors are a thousandth of it, differences between kinds of heads far larger
 
@@ -42,7 +42,7 @@ class FullyConvolutional(nn.Module):
     """A network of maps: images float [B, 3, H, W] -> logits [B, K, h, w].
 
     Attributes:
-        head: one of the phrases above: what classifies a cell.
+        head: what classifies a cell; one of the phrases above.
         mean_is_logits: whether the mean of a map over its cells equals the classifier's logits for the whole image.
     """
 
@@ -62,7 +62,7 @@ class FullyConvolutional(nn.Module):
 def fully_convolutional(model: nn.Module) -> FullyConvolutional:
     """Remove a classifier's global pooling; the table above describes the maps.
 
-    The head is applied to each cell as if that were the pooled feature of a whole image. A linear head is then a 1x1
+    The head is applied to each cell as if it were the pooled feature of a whole image. A linear head is then a 1x1
     convolution, and averaging the cells before or after it is the same (section 3.1 of the paper). Weights are shared
     with `model`, which is put into evaluation mode.
 
@@ -78,7 +78,7 @@ def fully_convolutional(model: nn.Module) -> FullyConvolutional:
 
 
 # timm's networks name their halves, forward_features and forward_head, but neither the layout between them nor the kind
-# of head: random features find out both.
+# of head: both are found by trying random features.
 
 
 class _Method(nn.Module):
@@ -112,11 +112,11 @@ def _from_methods(model: nn.Module) -> FullyConvolutional:
 
 @torch.inference_mode()
 def _describe_head(own_head: CellHead, channels: int, pooling: object) -> str | None:
-    """Name the kind of a head from its logits for random features; None if the layout does not fit it."""
+    """Return the kind of a head, from its logits for random features; None if the layout does not fit."""
     layout, cells = own_head.layout, _probe(own_head, channels)
     features = layout.features(cells)
-    logits, apart = _attempt(own_head.part, features), _attempt(own_head, cells)
-    if logits is None or apart is None or logits.shape != apart.shape[:2]:
+    logits, cell_logits = _attempt(own_head.part, features), _attempt(own_head, cells)
+    if logits is None or cell_logits is None or logits.shape != cell_logits.shape[:2]:
         return None
     if isinstance(layout, Tokens) and pooling == "map":
         return ATTENTION_HEAD
@@ -124,7 +124,7 @@ def _describe_head(own_head: CellHead, channels: int, pooling: object) -> str | 
         return None
     if isinstance(layout, Tokens) and not _agree(own_head.part(layout.without_prefix(features)), logits):
         return CLASS_TOKEN_HEAD
-    return LINEAR_HEAD if _agree(apart.mean((2, 3)), logits) else OWN_HEAD
+    return LINEAR_HEAD if _agree(cell_logits.mean((2, 3)), logits) else OWN_HEAD
 
 
 def _attempt(module: nn.Module, features: Tensor) -> Tensor | None:
@@ -137,7 +137,7 @@ def _attempt(module: nn.Module, features: Tensor) -> Tensor | None:
 
 
 def _probe(model: nn.Module, channels: int) -> Tensor:
-    """Random features of cells, [1, C, 3, 2]; no side equals C, so that swapped axes do not fit."""
+    """Return random features of cells, [1, C, 3, 2]; no side equals C, so that swapped axes do not fit."""
     cells = torch.randn(1, channels, 3, 2, generator=torch.Generator().manual_seed(0))
     return cells.to(next(model.parameters(), cells))
 
@@ -148,7 +148,7 @@ def _agree(found: Tensor | None, expected: Tensor | None) -> bool:
     return bool((found - expected).abs().max() <= CLOSE * expected.abs().max())
 
 
-# torchvision's networks do not name their halves, but all can be traced: the graph is cut at its pooling.
+# torchvision's networks do not name their halves, but all can be traced: the graph is cut at the pooling.
 
 
 def _from_graph(model: nn.Module) -> FullyConvolutional:
@@ -167,7 +167,7 @@ def _from_graph(model: nn.Module) -> FullyConvolutional:
         return FullyConvolutional(CellFeatures(network, layout), CellHead(second, layout), CLASS_TOKEN_HEAD)
     own_head = CellHead(second, Map())
     layer = model.get_submodule(str(last.target)) if last.op == "call_module" else None
-    # Features that go through a hidden layer first have other channels; such a head is not linear.
+    # If the features pass a hidden layer first, this is the wrong width; such a head is not linear anyway.
     head = _describe_head(own_head, getattr(layer, "in_features", 5), None)
     return FullyConvolutional(network, own_head, head or OWN_HEAD)
 
@@ -188,7 +188,7 @@ def _graph_from(pooling: fx.Node, network: fx.GraphModule, model: nn.Module) -> 
     features = {_input_node(pooling, model): graph.placeholder("features")}
     copies = {pooling: graph.node_copy(pooling, features.__getitem__)}
     for node in network.graph.nodes:
-        # Weights, and what pooling leads to.
+        # The weights, and every node that depends on the pooling.
         if node.op != "placeholder" and copies.keys() >= set(node.all_input_nodes):
             copies[node] = graph.node_copy(node, copies.__getitem__)
     if network.graph.output_node() not in copies:

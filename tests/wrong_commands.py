@@ -114,7 +114,7 @@ LINES = [
     (["\u2013\u2013optim.epochs=30"], "optim.epochs=30 .*belongs to no flag|two hyphens"),  # dashes of a word processor
     (["my.yaml"], "a config file goes after its flag; write --config-file-path my.yaml"),
     (["--util.run_dir", "two", "words"], "words .*belongs to no flag; .*in quotes"),
-    (["--optim.epochs", "30", "--", "--optim.batch_size", "64"], r"-- \(command line\): what follows would be dropped"),
+    (["--optim.epochs", "30", "--", "--optim.batch_size", "64"], r"-- \(command line\): what follows would be ignored"),
     (["--util.test_only"], "--util.test_only .*has no value; write --util.test_only VALUE"),
     (["--config-file-path", ""], "--config-file-path .*is empty"),
     (["--optim.epochs", "3", "--optim.epochs", "4"], "--optim.epochs .*given twice: '3' and '4'; keep one"),

@@ -1,7 +1,7 @@
-"""Check that this machine and its Python can train, and print the command that mends what is wrong.
+"""Check that this machine and its Python can train, and print the command that fixes each problem.
 
-Only the standard library is imported here, so this runs whatever is broken. The libraries are imported in processes of
-their own, because a broken one may raise anything or kill its process.
+Only the standard library is imported here, so this runs whatever else is broken. The other libraries are imported in
+separate processes, because a broken one may raise anything or kill its process.
 """
 
 from __future__ import annotations  # this program must start in any Python 3 to say which one is needed
@@ -21,14 +21,14 @@ from pathlib import Path
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements.txt"
 PYTHON = (3, 11)
 NEW_PYTHON = "install Python 3.11 or newer, then: rm -rf .venv && make test PYTHON=python3.11"
-IN_VENV = sys.prefix != sys.base_prefix  # outside, systems refuse to let pip change their packages
+IN_VENV = sys.prefix != sys.base_prefix  # outside one, many systems do not let pip change their packages
 PYTHON_HERE = shlex.quote(sys.executable)
 PIP = f"{PYTHON_HERE} -m pip" if IN_VENV else f"{PYTHON_HERE} -m venv .venv && .venv/bin/python -m pip"
 INSTALL = f"{PIP} install -r {shlex.quote(str(REQUIREMENTS))}"
 # One resolver run for all three: torchvision and timm fit only the torch that they were built and resolved for.
 REINSTALL = f"{PIP} uninstall -y torch torchvision timm\n    {INSTALL}" if IN_VENV else INSTALL
-DRIVER = Path("/proc/driver/nvidia/version")  # containers show it even where they were given no GPU
-WORKER_BYTES = 2 * 512 * 3 * 224 * 224  # two batches of images, which a loader worker holds in shared memory
+DRIVER = Path("/proc/driver/nvidia/version")  # visible in containers, even in those without access to a GPU
+WORKER_BYTES = 2 * 512 * 3 * 224 * 224  # two batches of images, which a loader worker keeps in shared memory
 MOST_WORKERS = 32
 OPEN_FILES = 1024
 
@@ -52,7 +52,7 @@ class Finding:
     Fields:
         subject: what was checked.
         found: its state.
-        fix: the command or advice that mends it; '' where nothing is wrong.
+        fix: the command or advice that fixes it; '' if nothing is wrong.
     """
 
     subject: str
@@ -64,7 +64,7 @@ def doctor() -> None:
     """Check whether this machine can train, and print the fix for everything that is wrong.
 
     Checks Python, the required packages, torch and torchvision together, the GPU, the JPEG decoder, shared memory and
-    open files. Exit status 1 when something is wrong.
+    open files. Exit status 1 if something is wrong.
     """
     cores = len(os.sched_getaffinity(0))
     python = f"{sys.version.split()[0]}, {sys.executable}"
@@ -81,13 +81,13 @@ def doctor() -> None:
     for finding in findings:
         print(lines.fill(f"{'WRONG' if finding.fix else 'ok':<7}{finding.subject:<15}{finding.found}"))
     wrong = [finding for finding in findings if finding.fix]
-    print(*(f"\n{finding.subject}: to mend it\n    {finding.fix}" for finding in wrong), sep="\n")
+    print(*(f"\n{finding.subject}: to fix it\n    {finding.fix}" for finding in wrong), sep="\n")
     print("" if wrong else "Nothing is wrong.", flush=True)
     sys.exit(bool(wrong))
 
 
 def check_packages() -> Finding:
-    """Check that the packages of requirements.txt (lines NAME>=VERSION) are there, new enough, and fit each other."""
+    """Check that the packages of requirements.txt (lines NAME>=VERSION) are installed, new enough and compatible."""
     wanted = re.findall(r"^([\w.-]+)>=([\d.]+)", REQUIREMENTS.read_text(encoding="utf-8"), flags=re.MULTILINE)
     found = {name: _installed(name) for name, _ in wanted}
     wrong = [
@@ -103,7 +103,7 @@ def check_packages() -> Finding:
 
 
 def _installed(package: str) -> str:
-    """Return the version of an installed package, '' where there is none."""
+    """Return the version of an installed package, '' if it is missing."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -121,7 +121,7 @@ def _run(*words: str) -> subprocess.CompletedProcess[str]:
 def check_libraries() -> list[Finding]:
     """Check that the compiled libraries can be imported, and that a JPEG file can be decoded.
 
-    Missing ones are reported with the packages; what needs a broken one is not reported too.
+    Missing ones are reported with the packages; libraries that need a broken one are not reported as well.
     """
     findings = [_check_library("simplejpeg", DECODE, f"{PIP} install --force-reinstall --no-deps simplejpeg")]
     for name in ("torch", "torchvision", "timm"):
@@ -132,7 +132,7 @@ def check_libraries() -> list[Finding]:
 
 
 def _check_library(name: str, program: str, fix: str) -> Finding:
-    """Run a program that uses a library; nothing is found where it is not installed."""
+    """Run a program that uses a library; `found` is '' if the library is not installed."""
     found, done = _installed(name), _run("-c", program)
     if not found or done.returncode == 0:
         return Finding(name, found)
@@ -145,7 +145,7 @@ def check_gpu(answer: str, driver: bool) -> Finding:
     """Check that torch can use the machine's GPU.
 
     Args:
-        answer: output of the program GPU, '' where torch is broken.
+        answer: output of the program GPU, '' if torch is broken.
         driver: whether NVIDIA's driver is loaded.
     """
     cuda, _, name = answer.partition("|")
@@ -175,7 +175,7 @@ def check_shared_memory(folder: Path, cores: int) -> Finding:
 
 
 def check_open_files(limit: int) -> Finding:
-    """Check that the workers may open what they share; a limit of -1 is none."""
+    """Check that the workers may open enough files; a limit of -1 means none."""
     if 0 <= limit < OPEN_FILES:
         return Finding("open files", f"at most {limit:,}; workers may need {OPEN_FILES:,}", f"ulimit -n {OPEN_FILES}")
     return Finding("open files", f"at most {limit:,}" if limit >= 0 else "no limit")

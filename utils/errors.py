@@ -11,25 +11,25 @@ EXIT_PREEMPTED = 143
 
 
 class UserError(Exception):
-    """Bad input: the message says what was found, what was expected and what to do next.
+    """An error in the input: the message says what was found, what was expected and what to do next.
 
     Programs print it without a traceback and exit with status 2. Programming errors are asserts.
     """
 
 
 class SharedError(UserError):
-    """A UserError that every process of a run raises alike; the main one reports it."""
+    """A UserError that all processes of a run raise together; the main one reports it."""
 
 
-def listed(lines: Sequence[str], most: int = 10) -> str:
-    """List the first lines, one per line, and the number of others; for the end of a message."""
-    rest = f"\n  and {len(lines) - most:,} more" if len(lines) > most else ""
-    return "".join(f"\n  {line}" for line in lines[:most]) + rest
+def listed(entries: Sequence[str], limit: int = 10) -> str:
+    """Format the first entries, one per line, and the number of the others, for the end of a message."""
+    rest = f"\n  and {len(entries) - limit:,} more" if len(entries) > limit else ""
+    return "".join(f"\n  {entry}" for entry in entries[:limit]) + rest
 
 
 @contextmanager
 def with_advice(advice: str) -> Iterator[None]:
-    """Append what to do to a UserError: the caller knows which flag led to it, a shared function does not."""
+    """Append advice to a UserError: the caller knows which flag led to it, a shared function does not."""
     try:
         yield
     except UserError as error:
@@ -39,7 +39,7 @@ def with_advice(advice: str) -> Iterator[None]:
 
 @contextmanager
 def out_of_memory_reported(advice: str) -> Iterator[None]:
-    """Turn an allocation that fails, on a GPU or a CPU, into a UserError with this advice."""
+    """Turn a failed allocation, on a GPU or CPU, into a UserError with this advice."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -63,7 +63,7 @@ def exit_on_user_error(print_message: bool = True) -> Iterator[None]:
     """Turn a UserError into one message on stderr and exit status 2; Ctrl-C ends quietly.
 
     Args:
-        print_message: False on all processes of a node but one, so that a mistake is reported once.
+        print_message: False on all but one process of a node, so that a mistake is reported once.
     """
     try:
         yield

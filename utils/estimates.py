@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
-Z95 = 1.96  # standard errors on either side that hold 95 % of a normal distribution
+Z95 = 1.96  # 95 % of a normal distribution lie within so many standard errors of its mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ class Estimate:
     def percent(cls, shares: np.ndarray) -> "Estimate | None":
         """Estimate the mean of bool or float [n] in [0, 1] as a percentage; None for no values.
 
-        The interval of bools is Wilson's, which holds where all agree: 20 of 20 gives 84 to 100 %, not 100 to 100. That
-        of shares in between is normal, cut off at 0 and 100.
+        For bools the interval is Wilson's, which stays valid if all agree: 20 of 20 gives 84 to 100 %, not 100 to 100.
+        For other shares it is the normal one, clipped to 0..100.
         """
         n = len(shares)
         if n == 0:

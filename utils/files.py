@@ -1,4 +1,4 @@
-"""Write files and folders whole or not at all, and keep a folder to one process at a time."""
+"""Write files and folders atomically, and lock a folder for one process at a time."""
 
 import fcntl
 import json
@@ -16,15 +16,15 @@ from typing import Any
 from utils.errors import UserError
 
 TEMPORARY = ".tmp"
-_NAME_KEPT = 40  # characters of a name in its temporary name, which must not become too long for a file name
-_LOCK_PATIENCE_S = 5.0  # the workers of a program that was just killed hold its lock for a moment
+_NAME_KEPT = 40  # characters of a name that its temporary name keeps, which could otherwise become too long
+_LOCK_WAIT_S = 5.0  # the workers of a program that was just killed keep its lock for a moment
 
 
 def make_writable(folder: Path, name: str, advice: str) -> None:
-    """Make a folder and try to write into it, before any work is done.
+    """Create a folder and try to write into it, before any work is done.
 
     Args:
-        folder: made with its parents where they do not exist.
+        folder: created, with its parents, if it does not exist.
         name: of the folder in the message, such as "the run folder".
         advice: what to do if it cannot be written.
 
@@ -41,14 +41,14 @@ def make_writable(folder: Path, name: str, advice: str) -> None:
 
 @contextmanager
 def replacing(path: Path, advice: str = "Make room, or allow writing.") -> Iterator[Path]:
-    """Yield a temporary name beside a path, and rename it to the path at the end: readers never see half a file.
+    """Yield a temporary path beside a path, and rename it at the end: readers never see a partial file.
 
     Args:
-        path: the file to write, or the folder where there is none or an empty one.
+        path: the file to write, or a folder that does not exist or is empty.
         advice: what to do if it cannot be written.
 
     Raises:
-        UserError: the file cannot be written; nothing of it is left then.
+        UserError: the file cannot be written; nothing of it is left behind.
     """
     temporary = path.with_name(f".{path.name[-_NAME_KEPT:]}.{os.getpid()}{TEMPORARY}")
     try:
@@ -65,7 +65,7 @@ def replacing(path: Path, advice: str = "Make room, or allow writing.") -> Itera
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file, whole or not at all, and sync it to the disk. Raises UserError if it cannot be written."""
+    """Write a file atomically and sync it to disk. Raises UserError if it cannot be written."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -74,26 +74,28 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside a path, and rename it to the path at the end: the folder is whole or absent.
+    """Yield a temporary folder beside a path, and rename it at the end: the folder is complete or absent.
 
     Args:
         path: may exist if it is an empty folder.
 
     Raises:
-        UserError: the path is taken, or cannot be written.
+        UserError: the path exists already, or cannot be written.
     """
     path = path.resolve()  # "." has no name
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise UserError(f"{path} is taken; expected no such folder, or an empty one. Choose another, or remove this one.")
+        raise UserError(
+            f"{path} already exists; expected no such folder, or an empty one. Choose another, or remove this one."
+        )
     with replacing(path) as temporary:
         temporary.mkdir(parents=True)
         yield temporary
 
 
 def is_file(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry is to be read as a file: a regular file, or a broken link, whose reading gives the error.
+    """Return whether an entry is read as a file: a regular file, or a broken link, which then fails when it is read.
 
-    Pipes and devices are none: reading them might never end.
+    Pipes and devices are not files: reading them might never end.
     """
     try:
         return entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists())
@@ -102,31 +104,31 @@ def is_file(entry: os.DirEntry[str]) -> bool:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove temporary files of killed processes from a folder that no other process writes into now."""
+    """Remove temporary files of killed processes from a folder that no other process is writing to."""
     for path in folder.glob(f".*{TEMPORARY}"):
-        if re.fullmatch(rf"\..+\.\d+{re.escape(TEMPORARY)}", path.name):  # and no other hidden file
+        if re.fullmatch(rf"\..+\.\d+{re.escape(TEMPORARY)}", path.name):  # but no other hidden file
             path.unlink(missing_ok=True)
 
 
 @contextmanager
 def locked(folder: Path, name: str, busy: str, advice: str) -> Iterator[None]:
-    """Hold a folder's lock: two processes would overwrite each other's files.
+    """Lock a folder: two processes would overwrite each other's files.
 
     Args:
-        folder: exists.
+        folder: must exist.
         name: of the folder in the message.
         busy: what the other process does there, such as "training".
         advice: what to do if the lock is taken.
 
     Raises:
-        UserError: another process holds the lock, or the folder cannot be read.
+        UserError: another process has the lock, or the folder cannot be read.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise UserError(f"{name} {folder} cannot be read: {error.strerror}.\n  {advice}") from None
     try:
-        deadline = time.monotonic() + _LOCK_PATIENCE_S
+        deadline = time.monotonic() + _LOCK_WAIT_S
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -156,20 +158,20 @@ def read_json(path: Path, expected: str) -> Any:
         expected: what it should be and what to do, for the message.
 
     Raises:
-        UserError: the file does not exist or cannot be read, or an object in it has a name twice.
+        UserError: the file does not exist or cannot be read, or repeats a name in an object.
     """
     try:
         if path.exists() and not path.is_file():  # reading a pipe might never end
-            raise OSError("it is no regular file")
+            raise OSError("it is not a regular file")
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}); {expected}.") from error
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a JSON object, in which one of two equal names would be lost."""
+    """Build a JSON object, rejecting repeated names: json would keep only the last."""
     content = dict(pairs)
     if len(content) < len(pairs):
         name = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
-        raise ValueError(f"the name {name!r} is there twice")
+        raise ValueError(f"the name {name!r} appears twice")
     return content

@@ -1,4 +1,4 @@
-"""Rate and time left of a long job: a live bar on a terminal, otherwise a line every half minute."""
+"""Progress of a long job: a live bar on a terminal, otherwise a line every half minute."""
 
 import sys
 import time
@@ -27,8 +27,8 @@ class JobProgress:
         title: name of the job.
         total: units of work in all.
         unit: of work, in the plural: images, steps.
-        done: units that an earlier, interrupted run had finished.
-        lines: print a line every half minute where there is no terminal; False where the job prints its own.
+        done: units finished by an earlier, interrupted run.
+        lines: print a line every half minute if there is no terminal; False if the job prints its own.
         enabled: False on processes that print nothing.
     """
 
@@ -66,7 +66,7 @@ class JobProgress:
         return (self.done - self._done_before) / (time.monotonic() - self._start)
 
     def time_left(self) -> str:
-        """Format the time left, from the work done since this object was made, not by an earlier run."""
+        """Format the time left, estimated from the work done since this object was made, not by an earlier run."""
         rate = self.rate()
         return f"{duration((self.total - self.done) / rate)} left" if rate else ""
 

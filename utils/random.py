@@ -1,8 +1,8 @@
-"""Random generators that depend on a key alone: the seed, a purpose, and a position in the run."""
+"""Random generators that depend only on a key: the seed, a purpose, and a position in the run."""
 
 import numpy as np
 
-# Purposes of random numbers; two purposes never share a stream.
+# Purposes of random numbers; no two purposes share a stream.
 SAMPLE, ORDER, STEP, EXTRA_ORDER = range(4)
 
 
@@ -10,7 +10,7 @@ def keyed_rng(seed: int, purpose: int, first: int, second: int = 0) -> np.random
     """Return the generator of a key. There is no other state, so the order of calls does not matter.
 
     Philox encrypts a counter: seed and purpose are its key, (first, second) the upper half of its counter, so streams
-    of different arguments never overlap.
+    with different arguments never overlap.
 
     Args:
         seed: 0..2^64 - 1.

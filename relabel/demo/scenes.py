@@ -150,7 +150,7 @@ def _holds(out: Path, description: dict[str, Any]) -> bool:
         found = "something else"
     if found != description:
         raise UserError(
-            f"{out} is taken.\n  found:    {found}\n  expected: nothing, or the scenes {description}\n"
+            f"{out} already exists.\n  found:    {found}\n  expected: nothing, or the scenes {description}\n"
             "Choose another folder with --out, or remove this one."
         )
     return True

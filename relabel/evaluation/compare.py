@@ -1,6 +1,6 @@
 """Compare two checkpoints on the same images, from the CSV files that eval.predictions writes.
 
-The difference is paired, image by image, so what is hard for both checkpoints does not blur it.
+The difference is paired, image by image, so images that are hard for both checkpoints add no noise.
 """
 
 from collections.abc import Sequence
@@ -28,9 +28,9 @@ class Difference:
         metric: top1_percent or top1_in_set_percent.
         n: number of images compared.
         first_percent, second_percent: accuracy of each.
-        only_first, only_second: number of images that only this one got right.
+        only_first, only_second: number of images that only this one classifies correctly.
         difference_points: second - first, percentage points.
-        low95, high95: its bootstrap interval over images.
+        low95, high95: 95 % bootstrap interval of the difference, over images.
     """
 
     metric: str
@@ -45,7 +45,7 @@ class Difference:
 
 
 def compare(first: SavedPredictions, second: SavedPredictions) -> list[Difference]:
-    """Return the paired differences in top-1, and by own labels on the images that have them in both files.
+    """Return the paired difference in top-1, and that by own labels on images that have them in both files.
 
     Raises:
         UserError: the files differ in their images or labels; the message names the first difference.
@@ -62,7 +62,7 @@ def compare(first: SavedPredictions, second: SavedPredictions) -> list[Differenc
 
 
 def paired_difference(metric: str, first: np.ndarray, second: np.ndarray) -> Difference:
-    """Compare which images two checkpoints got right, bool [n] each.
+    """Compare which images two checkpoints classify correctly, bool [n] each.
 
     The interval is the percentile bootstrap over images (Efron 1979). Each image contributes -1, 0 or 1, so resampling
     n images amounts to drawing three counts from a multinomial distribution, which is exact and fast.
@@ -114,7 +114,7 @@ def print_differences(first: Path, second: Path, differences: Sequence[Differenc
 
 
 def verdict(difference: Difference) -> str:
-    """Conclusion from an interval, in words."""
+    """Return the conclusion from an interval, in words."""
     if difference.low95 > 0 or difference.high95 < 0:
         return f"the {'second' if difference.low95 > 0 else 'first'} is better on images like these"
     if not difference.only_first + difference.only_second:
@@ -123,7 +123,7 @@ def verdict(difference: Difference) -> str:
 
 
 def as_record(first: Path, second: Path, differences: Sequence[Difference]) -> dict[str, Any]:
-    """Plain values for JSON."""
+    """Return plain values for JSON."""
     return {
         "first": str(first),
         "second": str(second),

@@ -55,7 +55,7 @@ def imagenet_positions(class_names: Sequence[str], path: Path, key: str) -> np.n
 
 
 def image_numbers(images: ImageList) -> tuple[np.ndarray, list[str]]:
-    """Return the numbers in the names of the images in val/, int64 [N]; and a note on images with other names (-1)."""
+    """Return the numbers in the image names of val/, int64 [N], -1 for other names; and a note on those."""
     numbers = np.array([_number(images.name(row).rpartition("/")[2]) for row in range(len(images))])
     other = np.flatnonzero(numbers < 0).tolist()
     if not other:
@@ -87,7 +87,7 @@ def read_real(
         path: of the file.
         images: of val/; K class names.
         numbers: int64 [N]; see `image_numbers`.
-        positions: int64 [1000]; class id -> position among the K.
+        positions: int64 [1000]; class id -> position among the K class names.
 
     Returns:
         bool [N, K], the labels of each image; and notes on what is missing.
@@ -115,7 +115,7 @@ class MultiLabels:
 
     Fields:
         correct, unclear: bool [N, K].
-        scored: bool [N]; annotated and not problematic. Its authors leave problematic images out in both protocols.
+        scored: bool [N]; annotated and not problematic. The authors leave problematic images out in both protocols.
         imagenet_m: bool [N]; the images of ImageNet-M, problematic or not.
     """
 
@@ -125,7 +125,7 @@ class MultiLabels:
     imagenet_m: np.ndarray
 
     def results(self, predictions: Predictions) -> list[Result]:
-        """Accuracy by both protocols, and the number of ImageNet-M's images that are right."""
+        """Return accuracy by both protocols, and the number of ImageNet-M's images classified correctly."""
         lenient = in_true_set(predictions.top1, self.correct | self.unclear)
         strict = in_true_set(predictions.top1, self.correct)
         results, n, n_of_m = [], int(self.scored.sum()), int(self.imagenet_m.sum())
@@ -137,8 +137,8 @@ class MultiLabels:
             results.append(Result(VAL, "multilabel_per_class_percent", mean, n, per_class))
             results.append(Result(VAL, "multilabel_per_image_percent", percent(strict[self.scored]), n, per_image))
         if n_of_m:
-            right = int(lenient[self.imagenet_m].sum())
-            results.append(Result(VAL, "imagenet_m_right", right, n_of_m, "ImageNet-M: correct or unclear"))
+            correct = int(lenient[self.imagenet_m].sum())
+            results.append(Result(VAL, "imagenet_m_right", correct, n_of_m, "ImageNet-M: correct or unclear"))
         return results
 
 

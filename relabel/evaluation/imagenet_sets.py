@@ -24,15 +24,15 @@ from relabel.evaluation.true_labels import TrueLabels
 from relabel.training.validation import Predictions
 from utils.errors import UserError
 
-# Of each set; of ImageNet-C, of each corruption.
+# Per image set; for ImageNet-C, per corruption.
 PUBLISHED_IMAGES = {
     VAL: 50_000, "imagenet_v2": 10_000, "imagenet_a": 7_500, "imagenet_r": 30_000, CORRUPTIONS: 250_000
 }  # fmt: skip
 SUBSET_CLASSES = 200
 C_SIZE = 224  # side of ImageNet-C's images, pixels
 CLASS_ID = re.compile(r"0|[1-9][0-9]{0,2}")
-# Mean errors of AlexNet over the five severities (Hendrycks and Dietterich, 2019), by folder; a line each for noise,
-# blur, weather and digital corruptions.
+# Mean errors of AlexNet over the five severities (Hendrycks and Dietterich, 2019), by folder; one line each for
+# noise, blur, weather and digital corruptions.
 ALEXNET_ERRORS = {
     "gaussian_noise": 0.886428, "shot_noise": 0.894468, "impulse_noise": 0.922640,
     "defocus_blur": 0.819880, "glass_blur": 0.826268, "motion_blur": 0.785948, "zoom_blur": 0.798360,
@@ -47,12 +47,12 @@ class ImageSet:
 
     Fields:
         name: as in results.
-        images: labels are positions in class_names, the classes that can be predicted.
+        images: their labels are positions in class_names, the classes that can be predicted.
         transform: how images are resized and cropped.
         metrics: functions from Predictions to Results.
-        among: int64 [K']; positions of class_names among the network's logits; None: they are all of them.
+        among: int64 [K']; positions of these classes among the network's logits; None: they are all classes.
         true_labels: own labels of these images, if any.
-        notes: for the user: what is missing or left out.
+        notes: what is missing or left out, for the user.
     """
 
     name: str
@@ -65,12 +65,12 @@ class ImageSet:
 
 
 def accuracy_and_calibration(name: str, protocol: str) -> list[Callable[[Predictions], list[Result]]]:
-    """Return what is measured on every set with a folder for each class."""
+    """Return the metrics of every set with one folder per class."""
     return [partial(accuracy_results, name, protocol=protocol), partial(calibration_results, name)]
 
 
 def describe(transform: CenterCrop) -> str:
-    """Describe in a few words how images are resized and cropped."""
+    """Return in a few words how images are resized and cropped."""
     if transform.crop_ratio is None:
         return f"whole image squashed to {transform.size} pixels"
     return f"shorter side to {math.ceil(transform.size / transform.crop_ratio)}, centre crop {transform.size}"
@@ -82,13 +82,14 @@ def imagenet_v2_sets(
     """List the ImageNetV2 variant in a folder, or every variant in its folders.
 
     Args:
-        root: holds folders "0".."999", or folders that do. These are class ids: numbers, not sorted as text.
+        root: contains the folders "0".."999", or one folder per variant that does. These names are class ids, sorted as
+            numbers.
         class_names: K texts; the network's.
         positions: int64 [1000]; class id -> position in class_names.
         transform: for the images.
 
     Raises:
-        UserError: other folders, or an image set without images.
+        UserError: a folder has another name, or a set has no images.
     """
     folders = folder_names(root)
     is_variant = not folders or any(map(CLASS_ID.fullmatch, folders))
@@ -107,18 +108,18 @@ def imagenet_v2_sets(
     return sets
 
 
-def subset_set(name: str, root: Path, class_names: list[str], checkpoint: str, transform: CenterCrop) -> ImageSet:
+def imagenet_subset(name: str, root: Path, class_names: list[str], checkpoint: str, transform: CenterCrop) -> ImageSet:
     """List ImageNet-A or -R; predictions are restricted to its classes.
 
     Args:
         name: imagenet_a or imagenet_r.
-        root: holds WNID/IMAGE.
+        root: contains WNID/IMAGE.
         class_names: K texts; the network's.
         checkpoint: its path, for the message.
         transform: for the images.
 
     Raises:
-        UserError: the folder holds classes that the network lacks.
+        UserError: the folder has classes that the network lacks.
     """
     images = list_images(root)
     images.with_classes_of(class_names, checkpoint)  # raises if a class is unknown
@@ -135,13 +136,13 @@ def imagenet_c_sets(root: Path, class_names: list[str], checkpoint: str, size: i
     """List ImageNet-C: a set for each corruption, with all its severities; image names are SEVERITY/WNID/FILE.
 
     Args:
-        root: holds CORRUPTION/SEVERITY/WNID/IMAGE.
+        root: contains CORRUPTION/SEVERITY/WNID/IMAGE.
         class_names: K texts; the network's.
         checkpoint: its path, for the message.
         size: side of the crop, pixels.
 
     Raises:
-        UserError: none of the 15 corruptions is there, or a folder holds classes that the network lacks.
+        UserError: none of the 15 corruptions is there, or a folder has classes that the network lacks.
     """
     folders = folder_names(root)
     corruptions = [name for name in ALEXNET_ERRORS if name in folders]
@@ -156,7 +157,7 @@ def imagenet_c_sets(root: Path, class_names: list[str], checkpoint: str, size: i
     if absent:
         sets[0].notes.append(f"{CORRUPTIONS}: no mCE, because corruptions are absent: {', '.join(absent)}")
     if other:
-        sets[0].notes.append(f"{CORRUPTIONS}: skipped folders that are none of the 15 corruptions: {', '.join(other)}")
+        sets[0].notes.append(f"{CORRUPTIONS}: skipped folders not among the 15 corruptions: {', '.join(other)}")
     return sets
 
 
@@ -178,7 +179,7 @@ def unresized(size: int) -> CenterCrop:
     """Crop the centre of ImageNet-C's images of 224 pixels without resizing; a larger crop enlarges them."""
     if size > C_SIZE:
         return CenterCrop(size, 1.0)
-    # The next number above size / 224, so that a rounding error cannot make ceil(size / ratio) 225.
+    # The next float above size / 224, so that a rounding error cannot make ceil(size / ratio) 225.
     return CenterCrop(size, math.nextafter(size / C_SIZE, 1))
 
 
@@ -210,6 +211,6 @@ def mean_corruption_error(results: Sequence[Result]) -> list[Result]:
 
 
 def count_note(name: str, found: int) -> list[str]:
-    """Return a note if a set has another number of images than the published one."""
+    """Return a note if a set does not have the published number of images."""
     expected = PUBLISHED_IMAGES[name.partition("/")[0]]
     return [] if found == expected else [f"{name}: found {found:,} images; the published set has {expected:,}"]

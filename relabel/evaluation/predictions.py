@@ -3,8 +3,8 @@
     image,label,top1,top1_probability,label_probability,top5[,in_set]
     n01440764/ILSVRC2012_val_00000293.JPEG,n01440764,n01440764,0.98,0.98,n01440764/n01443537/...
 
-`top5` holds at most five classes, likeliest first, separated by slashes, which no folder's name can contain. `in_set`
-exists with own labels: 1 if top1 is one of the image's, 0 if not, empty if the image has none.
+`top5` lists at most five classes, most likely first, separated by slashes, which folder names cannot contain. `in_set`
+is there if own labels were given: 1 if top1 is one of the image's, 0 if not, empty if the image has none.
 """
 
 import csv
@@ -26,12 +26,12 @@ ADVICE = "Give the CSV file that an evaluation with --eval.predictions True writ
 
 
 def write_predictions(path: Path, predictions: Predictions, in_set: np.ndarray | None = None) -> None:
-    """Write the CSV file, whole or not at all.
+    """Write the CSV file atomically.
 
     Args:
         path: of the file.
         predictions: of the images.
-        in_set: int [N]; 1, 0, or NO_CLASS for an image without own labels; None: no such column.
+        in_set: int [N]; 1, 0, or NO_CLASS for an image without own labels; None leaves the column out.
 
     Raises:
         UserError: it cannot be written.
@@ -45,7 +45,7 @@ def write_predictions(path: Path, predictions: Predictions, in_set: np.ndarray |
         writer.writerow(COLUMNS if in_set is None else (*COLUMNS, IN_SET))
         for row in range(len(predictions)):
             top5 = [class_of[index] for index in predictions.top5[row].tolist()]
-            words = [
+            values = [
                 predictions.names[row].decode("utf-8", "surrogateescape"),
                 class_of[int(predictions.labels[row])],
                 top5[0],
@@ -54,8 +54,8 @@ def write_predictions(path: Path, predictions: Predictions, in_set: np.ndarray |
                 BETWEEN_CLASSES.join(filter(None, top5)),
             ]
             if in_set is not None:
-                words.append("" if in_set[row] == NO_CLASS else str(in_set[row]))
-            writer.writerow(words)
+                values.append("" if in_set[row] == NO_CLASS else str(in_set[row]))
+            writer.writerow(values)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,17 +82,17 @@ def read_predictions(path: Path) -> SavedPredictions:
     """Read and check the CSV file of one checkpoint.
 
     Raises:
-        UserError: it is not such a file; the message gives the first wrong line or value.
+        UserError: it is not such a file; the message gives the first invalid line or value.
     """
     with with_advice(ADVICE), naming(path):
         header, rows = _read_csv(path)
         if header not in (list(COLUMNS), [*COLUMNS, IN_SET]):
             raise ValueError(
                 f"found the header {','.join(header)[:200]!r}; expected {','.join(COLUMNS)}, with {IN_SET} at the end "
-                "where there were own labels"
+                "if there were own labels"
             )
         if not rows:
-            raise ValueError("has no images")
+            raise ValueError("contains no images")
         columns = dict(zip(header, zip(*rows, strict=True), strict=True))
         ((image, times),) = Counter(columns["image"]).most_common(1)
         if times > 1:
@@ -111,7 +111,7 @@ def read_predictions(path: Path) -> SavedPredictions:
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the rows of a CSV file. ValueError if it cannot be read or a row has another length."""
+    """Return the header and the rows of a CSV file. ValueError if it cannot be read or rows differ in length."""
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             header, *rows = csv.reader(file, strict=True)

@@ -24,12 +24,12 @@ class Result:
     """One measured value.
 
     Fields:
-        set: name of the image set: val, imagenet_v2/matched-frequency.
-        metric: with its unit: top1_percent, nll_nats.
+        set: name of the image set, such as val or imagenet_v2/matched-frequency.
+        metric: ends in its unit: top1_percent, nll_nats.
         value: in that unit.
         n: number of images measured.
         protocol: how it was measured, in a few words.
-        parts: the values by class or severity of which this is the mean; empty for a mean over images.
+        parts: the values per class or severity of which this is the mean; empty for a mean over images.
     """
 
     set: str
@@ -40,12 +40,12 @@ class Result:
     parts: Mapping[str, float] = field(default_factory=dict)
 
     def as_record(self) -> dict[str, Any]:
-        """Plain values for JSON, without empty parts."""
+        """Return plain values for JSON, without empty parts."""
         return {name: value for name, value in asdict(self).items() if name != "parts" or value}
 
 
 def accuracy_results(name: str, predictions: Predictions, protocol: str) -> list[Result]:
-    """Top-1 and top-5 accuracy on the image set of this name."""
+    """Return top-1 and top-5 accuracy on the image set of this name."""
     n, top5 = len(predictions), (predictions.top5 == predictions.labels[:, None]).any(axis=1)
     return [
         Result(name, "top1_percent", percent(predictions.right), n, protocol),
@@ -54,7 +54,7 @@ def accuracy_results(name: str, predictions: Predictions, protocol: str) -> list
 
 
 def calibration_results(name: str, predictions: Predictions) -> list[Result]:
-    """ECE and NLL on the image set of this name; the NLL clips probabilities at float32's smallest (87 nats)."""
+    """Return ECE and NLL on the image set of this name; the NLL clips probabilities at float32's smallest (87 nats)."""
     n = len(predictions)
     ece = expected_calibration_error(predictions.top1_probability, predictions.right)
     clipped = np.maximum(predictions.label_probability.astype(np.float64), np.finfo(np.float32).tiny)
@@ -65,12 +65,12 @@ def calibration_results(name: str, predictions: Predictions) -> list[Result]:
 
 
 def percent(correct: np.ndarray) -> float:
-    """Percentage of True in a bool [n]."""
+    """Return the percentage of True in a bool [n]."""
     return 100.0 * float(correct.mean())
 
 
 def print_results(results: Mapping[str, Sequence[Result]], title: str, console: Console | None = None) -> None:
-    """Print tables of 80 columns: one of all image sets, and one of ImageNet-C's corruptions.
+    """Print tables 80 characters wide: one of all image sets, and one of ImageNet-C's corruptions.
 
     Args:
         results: name of the weights -> their results; all have the same metrics in the same order.
@@ -99,7 +99,7 @@ def print_results(results: Mapping[str, Sequence[Result]], title: str, console: 
 
 
 def number_table(first_heading: str, number_headings: Iterable[str]) -> Table:
-    """Make an empty table of a text column and columns of numbers."""
+    """Make an empty table with a text column and columns of numbers."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     table.add_column(first_heading, no_wrap=True)
     for heading in number_headings:

@@ -1,6 +1,6 @@
-"""`--util.test_only True`: all weights of a checkpoint on val/ and every published set that was asked for.
+"""`--util.test_only True`: evaluate all weights of a checkpoint on val/ and every image set that is given.
 
-All files and folders are read before the first image is classified; then each image set is read once.
+All label files and folders are read before the first image is classified; then each image set is read once.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from relabel.data.decode import resolve_decoder
 from relabel.data.images import ImageList
 from relabel.evaluation import imagenet_labels, imagenet_sets
 from relabel.evaluation.imagenet_labels import IMAGENET_CLASSES
-from relabel.evaluation.imagenet_sets import ImageSet
+from relabel.evaluation.imagenet_sets import ImageSet, imagenet_subset
 from relabel.evaluation.predictions import write_predictions
 from relabel.evaluation.results import VAL, Result, print_results
 from relabel.evaluation.true_labels import read_true_labels
@@ -35,7 +35,7 @@ IMAGENET_KEYS = ("real", "multilabel", "imagenet_v2", "imagenet_a", "imagenet_r"
 
 
 def test(process: Process, config: FrozenMunch) -> None:
-    """Evaluate on one process: print tables and write evaluation-<weights>.json and, if asked for, predictions."""
+    """Evaluate on one process: print tables, write evaluation-<weights>.json and, if asked for, predictions."""
     set_up_device(process.device)
     path, folder = Path(config.util.test_weight_file), Path(config.util.run_dir)
     content = load_checkpoint(path)
@@ -51,7 +51,7 @@ def test(process: Process, config: FrozenMunch) -> None:
             models[name] = build_model(config, len(class_names), precision)
             load_from(path, models[name], state_dict, content.get("arch"))
     process.share(config.util.val_batch_size, "util.val_batch_size")
-    from_main(lambda: open_folder(folder, path))  # before the work, in case it cannot be written
+    from_main(lambda: open_folder(folder, path))  # now, because it may turn out not to be writable
     with errors_reported_once(process, lambda _: None, lambda error: "by peer" in str(error), memory_advice):
         results = evaluate_sets(config, sets, models, precision, process)
     if process.is_main:
@@ -59,19 +59,25 @@ def test(process: Process, config: FrozenMunch) -> None:
 
 
 def open_folder(folder: Path, weights: Path) -> None:
-    """Make the run folder.
+    """Create the run folder.
 
     Raises:
-        UserError: it cannot be written, or holds the evaluation of another file with this name.
+        UserError: it cannot be written, or contains the evaluation of another checkpoint with the same file name.
     """
     path = _report_path(folder, weights)
     try:
         evaluated = Path(read_json(path, "expected an evaluation")["weights"]).resolve()
-    except (UserError, KeyError, TypeError, ValueError, OSError):  # there is none that names its weights
+    except (
+        UserError,
+        KeyError,
+        TypeError,
+        ValueError,
+        OSError,
+    ):  # no evaluation, or one that lacks this entry
         evaluated = weights.resolve()
     if evaluated != weights.resolve():
         raise UserError(
-            f"{path} holds the evaluation of {evaluated}, which that of {weights} would replace.\n"
+            f"{path} is the evaluation of {evaluated}; that of {weights} would replace it.\n"
             "  Set another --util.run_dir."
         )
     make_writable(folder, "the run folder", ANOTHER_FOLDER)
@@ -82,7 +88,7 @@ def _report_path(folder: Path, weights: Path) -> Path:
 
 
 def _unnamed_classes(config: FrozenMunch, state_dict: dict[str, Tensor], images: ImageList | None) -> list[str]:
-    """Name the classes of a checkpoint that does not: ImageNet's if it has 1000, otherwise the folders of val/."""
+    """Name the classes of a checkpoint that does not name them: ImageNet's if it has 1000, else the folders of val/."""
     path = Path(config.util.test_weight_file)
     with with_advice("Correct --model.arch."):
         count = infer_num_classes(config.model.arch, state_dict)
@@ -91,14 +97,14 @@ def _unnamed_classes(config: FrozenMunch, state_dict: dict[str, Tensor], images:
     if images is None or len(images.class_names) != count:
         found = "no val/" if images is None else f"{len(images.class_names):,} class folders in {images.root}"
         raise UserError(
-            f"{path} has {count:,} classes and does not name them; expected ImageNet's {IMAGENET_CLASSES} or the class "
-            f"folders of val/; found {found}.\n  Set --data.data_path to the data it was trained for."
+            f"{path} has {count:,} classes and does not name them; expected ImageNet's {IMAGENET_CLASSES} or as many "
+            f"class folders in val/; found {found}.\n  Set --data.data_path to the data it was trained for."
         )
     return images.class_names
 
 
 def plan_evaluation(config: FrozenMunch, images: ImageList | None, class_names: list[str]) -> list[ImageSet]:
-    """Read every label file and list every image set that the config names.
+    """Read every label file and list every image set given in the config.
 
     Args:
         config: data, eval and util.
@@ -109,7 +115,7 @@ def plan_evaluation(config: FrozenMunch, images: ImageList | None, class_names: 
         the image sets, val/ first.
 
     Raises:
-        UserError: a file or a folder has another form, or is for other classes.
+        UserError: a file or folder is not of the expected form, or is for other classes.
     """
     path, wanted, transform = Path(config.util.test_weight_file), config.eval, test_transform(config)
     asked = [f"eval.{key}" for key in IMAGENET_KEYS if wanted[key]]
@@ -117,8 +123,8 @@ def plan_evaluation(config: FrozenMunch, images: ImageList | None, class_names: 
     checkpoint = str(path)
     readers: dict[str, Callable[[Path], list[ImageSet]]] = {
         "imagenet_v2": lambda root: imagenet_sets.imagenet_v2_sets(root, class_names, positions, transform),
-        "imagenet_a": lambda root: [imagenet_sets.subset_set("imagenet_a", root, class_names, checkpoint, transform)],
-        "imagenet_r": lambda root: [imagenet_sets.subset_set("imagenet_r", root, class_names, checkpoint, transform)],
+        "imagenet_a": lambda root: [imagenet_subset("imagenet_a", root, class_names, checkpoint, transform)],
+        "imagenet_r": lambda root: [imagenet_subset("imagenet_r", root, class_names, checkpoint, transform)],
         "imagenet_c": lambda root: imagenet_sets.imagenet_c_sets(root, class_names, checkpoint, transform.size),
     }
     sets: list[ImageSet] = []
@@ -134,7 +140,7 @@ def plan_evaluation(config: FrozenMunch, images: ImageList | None, class_names: 
 
 
 def _validation_set(config: FrozenMunch, images: ImageList, positions: np.ndarray) -> ImageSet:
-    """Make the set of the images of val/, measured by their folders, by published labels and by own labels."""
+    """Make the set of the images of val/, evaluated by their folders, by published labels and by own labels."""
     wanted, names = config.eval, images.class_names
     metrics, notes, true_labels = imagenet_sets.accuracy_and_calibration(VAL, "label: class folder"), [], None
     if len(names) == IMAGENET_CLASSES and all(map(WNID.fullmatch, names)):
@@ -160,7 +166,7 @@ def _validation_set(config: FrozenMunch, images: ImageList, positions: np.ndarra
 def evaluate_sets(
     config: FrozenMunch, sets: list[ImageSet], models: dict[str, nn.Module], precision: Precision, process: Process
 ) -> dict[str, list[Result]]:
-    """Evaluate all weights on each set, write their predictions if asked for.
+    """Evaluate all weights on each set, and write their predictions if asked for.
 
     Returns:
         name of the weights -> results, on the main process.
@@ -191,7 +197,7 @@ def evaluate_sets(
 
 
 def _predictions_path(config: FrozenMunch, weights: str, image_set: str) -> Path:
-    """predictions-<weights>[-ema]-<set>.csv in the run folder."""
+    """Return the path of predictions-<weights>[-ema]-<set>.csv in the run folder."""
     stem = Path(config.util.test_weight_file).stem + ("" if weights == "model" else f"-{weights}")
     return Path(config.util.run_dir) / f"predictions-{stem}-{image_set.replace('/', '-')}.csv"
 
@@ -203,21 +209,21 @@ def report(
     results: dict[str, list[Result]],
     precision: Precision,
 ) -> None:
-    """Print tables, transforms and notes, and write the same as JSON into the run folder."""
+    """Print tables, transforms and notes, and write them as JSON into the run folder."""
     path, folder = Path(config.util.test_weight_file), Path(config.util.run_dir)
-    views = {image_set.name: imagenet_sets.describe(image_set.transform) for image_set in sets}
+    transforms = {image_set.name: imagenet_sets.describe(image_set.transform) for image_set in sets}
     notes = [note for image_set in sets for note in image_set.notes]
     print_results(results, str(path))
-    for view in dict.fromkeys(views.values()):
-        families = dict.fromkeys(name.partition("/")[0] for name, own in views.items() if own == view)
-        print(f"\n{view}: {', '.join(families)}", end="")
+    for transform in dict.fromkeys(transforms.values()):
+        families = dict.fromkeys(name.partition("/")[0] for name, own in transforms.items() if own == transform)
+        print(f"\n{transform}: {', '.join(families)}", end="")
     print("\n" + "".join(f"\nnote: {note}" for note in notes))
     content = {
         "weights": str(path),
         "arch": config.model.arch,
         "data": None if images is None else str(images.root),
         "eval": config.eval.toDict(),
-        "views": views,
+        "views": transforms,
         "precision": precision.name,
         "decoder": resolve_decoder(config.data.decoder),
         "environment": environment(),

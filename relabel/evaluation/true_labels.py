@@ -1,6 +1,6 @@
-"""Own labels of the images in val/, any number for each image, and multi-label metrics.
+"""Own labels of the images in val/, any number per image, and multi-label metrics.
 
-    TSV: a line per image and class, as `python -m relabel export-labels --form multi-hot` writes it:
+    TSV: one line per image and class, as `python -m relabel export-labels --form multi-hot` writes it:
         image       class
         ant/1.jpg   ant
     JSON: {"ant/1.jpg": ["ant", "bee"]}, or {"ant/1.jpg": {"labels": [0, 1]}} like val.json of the scenes
@@ -30,7 +30,7 @@ EXPECTED = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrueLabels:
-    """The classes that each image shows.
+    """The classes shown in each image.
 
     Fields:
         truth: bool [N, K]; images without a class are left out of every metric.
@@ -39,7 +39,7 @@ class TrueLabels:
     truth: np.ndarray
 
     def results(self, predictions: Predictions) -> list[Result]:
-        """Top-1 in the set, mAP and per-class accuracy; needs all probabilities."""
+        """Return top-1 in the set, mAP and per-class accuracy; needs all probabilities."""
         assert predictions.probabilities is not None
         labelled = self.truth.any(axis=1)
         truth, labels = self.truth[labelled], predictions.labels[labelled]
@@ -55,7 +55,7 @@ class TrueLabels:
         ]
 
     def in_set(self, predictions: Predictions) -> np.ndarray:
-        """Whether the top-1 class is one of the image's, int64 [N]: 1 or 0, NO_CLASS for images without a class."""
+        """Return int64 [N]: 1 if the top-1 class is one of the image's, 0 if not, NO_CLASS if the image has none."""
         return np.where(self.truth.any(axis=1), in_true_set(predictions.top1, self.truth), NO_CLASS)
 
 
@@ -70,7 +70,7 @@ def read_true_labels(path: Path, images: ImageList) -> tuple[TrueLabels, list[st
         the labels, and notes on what is left out.
 
     Raises:
-        UserError: the file has another form, names an unknown class, or labels none of the images.
+        UserError: the file is not of that form, contains an unknown class, or labels none of the images.
     """
     rows = {images.name(row): row for row in range(len(images))}
     position = {name: index for index, name in enumerate(images.class_names)}

@@ -50,7 +50,7 @@ def test_timm_is_not_imported_for_names_that_others_have() -> None:
         ("digitnet", r"Did you mean digit_net"),
         ("timm/rexnet100", r"Did you mean timm/rexnet_100"),
         ("fasterrcnn_resnet50_fpn", r"found arch"),  # torchvision has it, but it is no classifier
-        ("qqqqqq", r"No name is similar"),
+        ("qqqqqq", r"No similar name"),
         ("timm/resnet18.no_such_weights", r"no_such_weights"),
     ],
 )
@@ -110,7 +110,7 @@ def test_mismatches_are_listed_by_name_and_shape_and_nothing_is_loaded() -> None
     message = str(caught.value)
     assert "1 missing: features.0.weight [24, 3, 3, 3]" in message
     assert "1 unexpected: fc.extra [2, 9]" in message
-    assert "2 of another shape: fc.weight [5, 128] instead of [3, 128], fc.bias [5] instead of [3]" in message
+    assert "2 of a different shape: fc.weight [5, 128] instead of [3, 128], fc.bias [5] instead of [3]" in message
     assert "expected the arch" in message
     assert torch.equal(network.fc.weight, before)
 

@@ -37,7 +37,7 @@ def test_images_may_be_padded_to_whole_patches() -> None:
 
 
 def test_tokens_without_a_place_are_refused() -> None:
-    with pytest.raises(UserError, match=r"7 patch tokens of an image of 32 x 48 pixels.*one token per 16 pixels"):
+    with pytest.raises(UserError, match=r"7 patch tokens from an image of 32 x 48 pixels.*one token per 16 pixels"):
         Tokens(1, 16).cells(torch.zeros(1, 8, 5), IMAGES)
 
 

@@ -80,7 +80,7 @@ def test_timms_transforms_see_an_image_as_our_test_does(
     [
         ("digit_net", 1e-5, "timm has no network digit_net.*form onnx"),
         ("efficientnet_b0", 1e-5, r"timm's efficientnet_b0 is not this network: \d+ of its tensors have names that"),
-        ("timm/test_resnet", 1e-3, r"adds 1e-05 to the variance and this training 0.001 \(optim.bn.eps; none"),
+        ("timm/test_resnet", 1e-3, r"adds 1e-05 to the variance, this training added 0.001 \(optim.bn.eps; none"),
     ],
 )
 def test_networks_that_timm_builds_differently_are_refused(tmp_path: Path, arch: str, eps: float, match: str) -> None:
@@ -91,7 +91,7 @@ def test_networks_that_timm_builds_differently_are_refused(tmp_path: Path, arch:
 
 def test_a_folder_that_is_taken_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("mine")
-    with pytest.raises(UserError, match="is taken; expected no such folder, or an empty one"):
+    with pytest.raises(UserError, match="already exists; expected no such folder, or an empty one"):
         write_timm_folder(tmp_path, trained("timm/test_resnet"), "timm/test_resnet", USE)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
@@ -112,8 +112,8 @@ def test_a_detectors_backbone_makes_the_features_of_the_classifier(tmp_path: Pat
 @pytest.mark.parametrize(
     ("arch", "eps", "match"),
     [
-        ("digit_net", 1e-5, "cannot have digit_net as backbone; expected one of resnet18, .*form timm or onnx"),
-        ("resnet18", 1e-3, r"adds 0.001 .* and torchvision's detectors add 1e-05"),
+        ("digit_net", 1e-5, "cannot use digit_net as their backbone; expected one of resnet18, .*form timm or onnx"),
+        ("resnet18", 1e-3, r"added 0.001 .* but torchvision's detectors add 1e-05"),
     ],
 )
 def test_networks_that_detectors_cannot_use_are_refused(tmp_path: Path, arch: str, eps: float, match: str) -> None:

@@ -73,7 +73,7 @@ def test_a_healthy_machine(tmp_path: Path) -> None:
 def test_torch_and_torchvision_that_do_not_fit(tmp_path: Path, package: str, source: str, found: str) -> None:
     status, out = diagnose(site_with(tmp_path, {package: source}), tmp_path)
     assert status == 1 and f"WRONG {package} 99.0; " in out and found in out
-    assert f"{package}: to mend it {REINSTALL}" in out
+    assert f"{package}: to fix it {REINSTALL}" in out
     assert "WRONG timm" not in out  # which only needs the broken one
 
 
@@ -84,7 +84,7 @@ def test_versions_that_do_not_fit_each_other(tmp_path: Path) -> None:
         install(site, name, "")
     status, out = diagnose(site, tmp_path)
     assert status == 1 and "WRONG packages torchvision 99.0 " in out and "torch==98.0" in out
-    assert f"packages: to mend it {REINSTALL}" in out
+    assert f"packages: to fix it {REINSTALL}" in out
 
 
 def test_a_jpeg_decoder_that_does_not_decode(tmp_path: Path) -> None:

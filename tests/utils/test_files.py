@@ -29,7 +29,7 @@ def test_what_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
         (b"", "Expecting value"),
         (b"\xff\xfe{}", "codec can't decode"),
         (b"[" * 100_000, "recursion"),
-        (b'{"a": 1, "b": {"c": 2, "c": 3}}', "the name 'c' is there twice"),
+        (b'{"a": 1, "b": {"c": 2, "c": 3}}', "the name 'c' appears twice"),
         (b"9" * 5000, "integer string conversion"),
     ],
 )
@@ -42,7 +42,7 @@ def test_what_is_no_json_is_reported_with_what_was_expected(tmp_path: Path, cont
 def test_files_that_are_none(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")
-    for name, reason in {"pipe": "no regular file", "loop": "symbolic links", "gone": "No such file"}.items():
+    for name, reason in {"pipe": "not a regular file", "loop": "symbolic links", "gone": "No such file"}.items():
         with pytest.raises(UserError, match=rf"{name} cannot be read \(.*{reason}"):
             read_json(tmp_path / name, "expected figures")
     with pytest.raises(UserError, match="cannot be read"):

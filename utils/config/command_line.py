@@ -1,4 +1,4 @@
-"""The form of a command line: flags with values, arguments, and what is neither."""
+"""Split a command line into flags with values and arguments; anything else is a mistake."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -10,16 +10,16 @@ HELP_FLAGS = ("--help", "-h")
 
 @dataclass(slots=True)
 class CommandLine:
-    """A command line, read from left to right.
+    """The parts of a command line.
 
     Attributes:
-        names: of flags and arguments, with underscores.
-        arguments: those of them that can be given by position, in their order.
-        takes_more: whether any number of words may follow those.
+        names: names of flags and arguments, with underscores.
+        arguments: those that can be given by position, in order.
+        takes_more: whether any number of further words may follow.
         file_flag: the flag that names a config file, '' if there is none.
-        more: the words that followed.
-        texts: raw text by name; the caller refuses unknown names.
-        problems: mistakes of form.
+        more: the further words.
+        texts: name -> raw text; the caller rejects unknown names.
+        problems: mistakes in the form of the command line.
     """
 
     names: Collection[str]
@@ -32,11 +32,11 @@ class CommandLine:
 
     @property
     def malformed(self) -> set[str]:
-        """The names whose text is unknown because of a problem."""
+        """Names without a usable text, because of a problem."""
         return {key for problem in self.problems for key in problem.keys}
 
     def refuse(self, subject: str, text: str, *names: str) -> None:
-        """Record a problem that leaves the texts of `names` unknown."""
+        """Record a problem because of which `names` have no usable text."""
         self.problems.append(Problem(subject, COMMAND_LINE, text, keys=names))
 
 
@@ -50,7 +50,7 @@ def parse_command_line(
     """Read flags as `--name value` or `--name=value`; the values are not checked here.
 
     Args:
-        argv: the words after the program's name, or its command's.
+        argv: the words after the name of the program or of its command.
         names, arguments, takes_more, file_flag: as in CommandLine.
     """
     line = CommandLine(names, arguments, takes_more, file_flag)
@@ -58,7 +58,7 @@ def parse_command_line(
     while words:
         word = words.pop(0)
         if word == "--":
-            line.refuse("--", "what follows would be dropped; remove it")
+            line.refuse("--", "what follows would be ignored; remove it")
         elif word.startswith("--"):
             _read_flag(line, word, words)
         else:
@@ -86,7 +86,7 @@ def _read_flag(line: CommandLine, word: str, words: list[str]) -> None:
 
 
 def _read_word(line: CommandLine, word: str, words: list[str]) -> None:
-    """Read a word as the next argument, or refuse it; a flag without hyphens takes its value out of `words`."""
+    """Read a word as the next argument, or reject it; a flag without hyphens also removes its value from `words`."""
     name = normal_key(word.lstrip("-").partition("=")[0])
     looks_like_flag = word.startswith("-") or ("=" in word and name in line.names)
     free = [argument for argument in line.arguments if argument not in line.texts]

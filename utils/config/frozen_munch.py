@@ -1,4 +1,4 @@
-"""A Munch that cannot be changed: a misspelt key raises instead of reading or adding something else."""
+"""A Munch that cannot be changed: a misspelt key raises an error instead of being added."""
 
 from typing import Any, NoReturn
 
@@ -8,7 +8,7 @@ from utils.config.problems import did_you_mean, nearest
 
 
 class FrozenMunch(Munch):
-    """A nested dict with attribute access, read only; pickles and copies as itself.
+    """A read-only nested dict with attribute access; copies and pickles stay frozen.
 
     Raises:
         AttributeError: a key that is not there is read, or an attribute is assigned or deleted.
@@ -16,7 +16,7 @@ class FrozenMunch(Munch):
     """
 
     def __init__(self, tree: dict[str, Any]) -> None:
-        # dict's own constructor: Munch's would go through update(), which is closed below.
+        # dict's own constructor: Munch's would go through update(), which raises here.
         dict.__init__(self, {k: FrozenMunch(v) if isinstance(v, dict) else v for k, v in tree.items()})
 
     def __getattr__(self, name: str) -> Any:

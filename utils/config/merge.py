@@ -34,9 +34,9 @@ def merge(schema: Schema, base_file: Path, config_file: str, flags: dict[str, st
     """Merge without raising: defaults <- config file <- flags, each value checked against its type.
 
     Args:
-        schema: the keys; base_file must hold every one of them.
+        schema: the keys; base_file must contain every one of them.
         base_file: the defaults.
-        config_file: YAML file that names what differs from them; '' for none.
+        config_file: YAML file with the keys that differ from the defaults; '' for none.
         flags: dotted key -> raw text as typed.
     """
     base, problems = read_config_file(base_file, "base", schema)
@@ -56,7 +56,7 @@ def merge(schema: Schema, base_file: Path, config_file: str, flags: dict[str, st
         if key in settings:
             problems.append(_wrong_value(key, schema, settings[key], base.get(key)))
         elif key not in reported:
-            text = f"{base_file.name} must hold every key; restore this one"
+            text = f"{base_file.name} must contain every key; restore this one"
             problems.append(Problem(key, str(base_file), text, (key,)))
     settings = {key: replace(setting, value=values[key]) for key, setting in settings.items()}
     return Merged(settings, {key: setting.value for key, setting in base.items()}, problems)

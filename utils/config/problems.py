@@ -15,7 +15,7 @@ class Problem:
         subject: what is wrong, as the user wrote it: a dotted key, `key = value`, or a word of the command line.
         where: a file with the line, or "command line".
         text: what was expected and what to do.
-        keys: dotted keys whose value is unknown because of it; no further rule is checked on them.
+        keys: dotted keys without a usable value because of it; no further rule is checked on them.
     """
 
     subject: str
@@ -40,15 +40,15 @@ class Setting:
 
 
 def normal_key(name: str) -> str:
-    """Return a key with underscores: hyphens and underscores are the same in keys."""
+    """Return a key with underscores instead of hyphens; the two are the same in keys."""
     return name.replace("-", "_")
 
 
 def nearest(name: str, candidates: Iterable[str]) -> list[str]:
     """Find at most three candidates that the user may have meant, best first.
 
-    A name whose last part is right (after the last dot) was put in the wrong section, or in none; any other is taken
-    for a misspelling, or for the start of the only name that starts so.
+    If the last part of the name (after the last dot) exists, it is taken for a key in the wrong section or without one;
+    otherwise for a misspelling, or for an abbreviation of the only key that begins with it.
     """
     lower = {key.lower(): key for key in candidates}
     if name.lower() in lower:
@@ -68,6 +68,6 @@ def did_you_mean(names: Sequence[str], prefix: str = "") -> str:
 
 
 def report(problems: Sequence[Problem], advice: str) -> str:
-    """Write the message of one UserError: every problem, then where to read more."""
+    """Format the message of one UserError: every problem, then where to read more."""
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     return "\n".join([f"{count}; nothing was started.", *(f"  - {problem}" for problem in problems), advice])

@@ -1,4 +1,4 @@
-"""Rules across the keys of a configuration, keys that another key makes useless, what may change on resume."""
+"""Rules across the keys of a configuration, keys without effect, and what may change on resume."""
 
 import hashlib
 import json
@@ -13,11 +13,11 @@ from utils.config.schema import Schema, flatten, nest
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What must not hold of a configuration.
+    """A condition that a configuration must not meet.
 
     Attributes:
         key: the key that the message names.
-        is_broken: called with the tree of all keys that hold a valid value, as in `c.optim.epochs`.
+        is_broken: called with the tree of all keys with a valid value, as in `c.optim.epochs`.
         text: what was expected and what to do; {c.optim.epochs} is replaced by the value.
     """
 
@@ -28,7 +28,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Disabled:
-    """Keys that change nothing when a condition on the tree holds; `reason` is written as in Rule."""
+    """Keys without effect when a condition on the tree is met; `reason` is written as Rule's text."""
 
     keys: tuple[str, ...]
     when: Callable[[Any], bool]
@@ -36,7 +36,7 @@ class Disabled:
 
 
 def broken_rules(rules: Sequence[Rule], settings: dict[str, Setting], malformed: set[str]) -> Iterator[Problem]:
-    """Check the rules, but not those that read one of the `malformed` keys, which hold no valid value."""
+    """Check the rules, except those that read a `malformed` key, which has no valid value."""
     valid = {key: setting.value for key, setting in settings.items() if key not in malformed}
     tree = FrozenMunch(nest(valid))
     for rule in rules:
@@ -49,7 +49,7 @@ def broken_rules(rules: Sequence[Rule], settings: dict[str, Setting], malformed:
 
 
 def without_effect(table: Sequence[Disabled], settings: dict[str, Setting], defaults: dict[str, Any]) -> Iterator[str]:
-    """Name the settings that have no effect; only those that differ from their default."""
+    """Yield a warning for each setting that has no effect and differs from its default."""
     tree = FrozenMunch(nest({key: setting.value for key, setting in settings.items()}))
     for entry in table:
         for key in entry.keys:
@@ -60,14 +60,14 @@ def without_effect(table: Sequence[Disabled], settings: dict[str, Setting], defa
 
 @dataclass(frozen=True, slots=True)
 class ResumeRules:
-    """What a run may differ in when it continues.
+    """What may change when a run is continued.
 
     Attributes:
-        schema: the keys that there are.
-        free: keys that may change: they concern speed and reports, not weights.
+        schema: all keys.
+        free: keys that may change: they affect speed and reports, not weights.
         warned: keys that may change with a warning: the last bits of the weights may differ.
-        before: key -> the value with which a run behaves as it did before the key existed. A run of an earlier version,
-            whose config lacks the key, counts as having this value, so it continues.
+        before: key -> the value with which a run behaves as it did before the key existed. The config of a run of an
+            earlier version lacks the key; it counts as this value, so that the run can be continued.
         seed: the key of the seed; -1 means the seed of the run in the folder, or a new one.
     """
 
@@ -78,11 +78,11 @@ class ResumeRules:
     seed: str
 
     def fingerprint(self, config: FrozenMunch) -> str:
-        """Return the sha256 of every setting that must not change, the seed apart: it identifies a checkpoint's run."""
-        apart = self.free | self.warned | {self.seed}
+        """Return the sha256 of the settings that must not change, without the seed: it identifies a run."""
+        excluded = self.free | self.warned | {self.seed}
         fixed = {
             key: value
             for key, value in flatten(config.toDict()).items()
-            if key not in apart and not (key in self.before and self.before[key] == value)
+            if key not in excluded and not (key in self.before and self.before[key] == value)
         }
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()

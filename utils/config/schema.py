@@ -15,7 +15,7 @@ class Schema:
     """The keys of a configuration.
 
     Attributes:
-        types: dotted key -> what it accepts, in the order of the file that holds the defaults.
+        types: dotted key -> what it accepts, in the order of the file of defaults.
         file_flag: the flag that names a config file, with underscores.
     """
 
@@ -33,15 +33,15 @@ class Schema:
         return {key.rsplit(".", depth)[0] for key in self.types for depth in range(1, key.count(".") + 1)}
 
     def keys_below(self, name: str) -> tuple[str, ...]:
-        """Return every key of a section; of a key, itself; of any other name, none."""
+        """Return the keys of a section; for a key, only itself; for any other name, none."""
         return tuple(key for key in self.types if key == name or key.startswith(name + "."))
 
     def validate(self, flat: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """Check dotted values.
 
         Returns:
-            The values in their declared types (1 becomes 1.0 where a number is declared), and the dotted keys whose
-            value does not fit or is missing; such a value comes back as it was.
+            The values in their declared types (1 becomes 1.0 where a float is declared), and the dotted keys of which
+            the value is invalid or missing; invalid values are returned unchanged.
         """
         values, wrong = dict(flat), []
         for key, kind in self.types.items():

@@ -1,10 +1,10 @@
-"""Functions as the commands of a program: signature and docstring make the command line, its checks and its help.
+"""Turn functions into the commands of a program: signature and docstring give the flags, their checks and the help.
 
     python -m PROGRAM COMMAND [ARGUMENT ...] [--flag VALUE ...]
 
-A parameter without default that can be given by position is an argument, `*name` takes any number of them, every other
-one is a flag. Its annotation gives type, range and choices (utils/config/value_types.py), and the function's `Args:`
-section explains it.
+A parameter without a default that can be given by position is an argument, `*name` takes any number of them, every
+other one is a flag. Its annotation gives type, range and choices (utils/config/value_types.py), and the `Args:` section
+of the function explains it.
 """
 
 import inspect
@@ -24,7 +24,7 @@ from utils.config.value_types import ValueType
 from utils.errors import EXIT_INTERRUPTED, UserError, exit_on_user_error
 from utils.processes.torchrun import is_first_of_node
 
-_WIDTH, _COLUMN, _NARROW_COLUMN = 80, 24, 20  # of a help screen; where explanations of flags and commands start
+_WIDTH, _COLUMN, _NARROW_COLUMN = 80, 24, 20  # of a help screen, in characters; where explanations start
 _FORM = "Flags are --flag VALUE or --flag=VALUE; hyphens and underscores are the same in their names."
 
 
@@ -35,10 +35,10 @@ class Parameter:
     Attributes:
         name: as in the signature.
         type: what it accepts.
-        default: inspect.Parameter.empty where it must be given.
+        default: inspect.Parameter.empty if it must be given.
         positional: may be given by position.
         repeated: any number of them may be given.
-        meaning: its text in the docstring.
+        meaning: its explanation in the docstring.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Parameter:
         return str(self.default).lower() if isinstance(self.default, bool | None) else str(self.default)
 
     def help_entry(self) -> str:
-        """Lines of a help screen: name, meaning, type and default."""
+        """Return its lines on a help screen: name, meaning, type and default."""
         state = "any number" if self.repeated else "required" if self.required else f"default {self.shown_default}"
         return _columns(self.written, f"{self.meaning} [{self.type.expected}; {state}]", _COLUMN)
 
@@ -108,7 +108,7 @@ class Command:
         """Read the words after the command's name into the function's positional and keyword arguments.
 
         Raises:
-            UserError: lists all that is wrong with them: form, missing and unknown names, values that do not fit.
+            UserError: lists every mistake: form, missing and unknown names, invalid values.
         """
         single = {name: parameter for name, parameter in self.parameters.items() if not parameter.repeated}
         repeated = next((name for name in self.parameters if name not in single), "")
@@ -132,18 +132,18 @@ class Command:
             if parameter.required and name not in {*line.texts, *line.malformed}:
                 line.refuse(parameter.written, f"is missing; expected {parameter.type.expected}")
         if line.problems:
-            raise UserError(report(line.problems, f"How it is written: {program} {self.name} --help"))
+            raise UserError(report(line.problems, f"How to call it: {program} {self.name} --help"))
         arguments = [value for name in (*positional, repeated) for value in values.pop(name, [])]
         return arguments, {name: found[0] for name, found in values.items() if found}
 
     def help_text(self, program: str) -> str:
-        """Write usage, docstring, and every parameter with its meaning, type and default."""
+        """Return usage, docstring, and every parameter with its meaning, type and default."""
         entries = "\n".join(parameter.help_entry() for parameter in self.parameters.values())
         sections = [self._usage(program), _filled(self.summary), _filled(self.details), entries, _filled(_FORM)]
         return "\n\n".join(section for section in sections if section) + "\n"
 
     def _usage(self, program: str) -> str:
-        """Name every parameter, those with a default in brackets."""
+        """List every parameter, those with a default in brackets."""
         parts = [p.written if p.required else f"[{p.written}]" for p in self.parameters.values()]
         words = " ".join(part.replace(" ", "\0") for part in parts)  # a flag and its value stay on one line
         return _wrapped(f"usage: {program} {self.name} {words}", " " * 7).replace("\0", " ")
@@ -153,10 +153,10 @@ def run_commands(functions: Sequence[Callable[..., None]], argv: Sequence[str], 
     """Run a command line (without the program's name), or answer `--help`.
 
     Args:
-        functions: the commands; `a_b` is typed a-b or a_b. What takes time to import they import themselves.
-        argv: the words after the program's name; without any, the commands are listed.
-        program: how the program is started, for the screens.
-        about: what it is, for the first screen.
+        functions: the commands; `a_b` is typed a-b or a_b. They import slow modules themselves.
+        argv: the words after the program's name; if there are none, the commands are listed.
+        program: how the program is started, for help and messages.
+        about: what it does, for the first help screen.
 
     Raises:
         SystemExit: 2 with every mistake listed when the line is wrong or a command raises UserError; 0 after help;
@@ -172,7 +172,7 @@ def run_commands(functions: Sequence[Callable[..., None]], argv: Sequence[str], 
             print(command.help_text(program), end="")
             sys.exit(0)
         arguments, flags = command.parse(argv[1:], program)
-        # Until here Ctrl-C may end the process at once; a command may have to clean up.
+        # Up to here Ctrl-C may end the process at once; a command may have to clean up.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             command.function(*arguments, **flags)
@@ -192,7 +192,7 @@ def _find_command(commands: Mapping[str, Command], argv: Sequence[str], program:
         advice = f"the command comes first; write {program} {later[0] if later else 'COMMAND'} ..."
     else:
         advice = f"no such command{did_you_mean(nearest(word, names))}; expected one of {', '.join(names)}"
-    raise UserError(report([Problem(word, COMMAND_LINE, advice)], f"What each does: {program} --help"))
+    raise UserError(report([Problem(word, COMMAND_LINE, advice)], f"All commands: {program} --help"))
 
 
 def _split_docstring(text: str) -> tuple[str, dict[str, str]]:
@@ -205,10 +205,10 @@ def _split_docstring(text: str) -> tuple[str, dict[str, str]]:
 
 
 def _overview(commands: Mapping[str, Command], program: str, about: str) -> str:
-    """Write the first screen: usage, what the program is, each command in a line."""
+    """Return the first help screen: usage, what the program does, one line per command."""
     entries = "\n".join(_columns(command.name, command.summary, _NARROW_COLUMN) for command in commands.values())
     usage = f"usage: {program} COMMAND [ARGUMENT ...] [--flag VALUE ...]"
-    return "\n\n".join([usage, _filled(about), entries, f"All of a command: {program} COMMAND --help"]) + "\n"
+    return "\n\n".join([usage, _filled(about), entries, f"Help on a command: {program} COMMAND --help"]) + "\n"
 
 
 def _columns(left: str, text: str, column: int) -> str:

@@ -1,4 +1,4 @@
-"""What a config key or a tool's parameter accepts: read from text by its annotation, checked, described in words."""
+"""Value types of config keys and tool parameters: read from text by annotation, checked, described in words."""
 
 import math
 import os
@@ -23,9 +23,9 @@ _RANGE_SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
 def number(text: str) -> int | float | str:
-    """Return the number that a text is in YAML 1.2, else the text.
+    """Return a text as a number if it is one in YAML 1.2, else unchanged.
 
-    1e-3 is a number, 010 is ten; 1_0, 0x1 and 1e400 are texts.
+    1e-3 is a number and 010 is ten; 1_0, 0x1 and 1e400 stay texts.
     """
     if _INTEGER.fullmatch(text):
         return int(text)
@@ -35,12 +35,12 @@ def number(text: str) -> int | float | str:
 
 
 def boolean(text: str) -> bool | str:
-    """Return a bool for true and false in any case, else the text."""
+    """Return a bool for true and false in any case, else the text unchanged."""
     return {"true": True, "false": False}.get(text.lower(), text)
 
 
-# Type -> its word in a usage, what is expected, and how it is read from text. A text that does not fit is left as it
-# is; strict validation refuses it.
+# Type -> its placeholder in a usage, what is expected, and how it is read from text. An invalid text is returned
+# unchanged; strict validation then rejects it.
 _KINDS: dict[object, tuple[str, str, Callable[[str], object]]] = {
     int: ("N", "a whole number", number),
     float: ("X", "a number", number),
@@ -52,13 +52,13 @@ _KINDS: dict[object, tuple[str, str, Callable[[str], object]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """In an annotation: a tuple of numbers is written with this between them, as 56x72."""
+    """In an annotation: the text between the numbers of a tuple, as in 56x72."""
 
     separator: str
 
 
 def _path_that(test: Callable[[Path], bool]) -> AfterValidator:
-    """Refuse a path that does not pass a test."""
+    """Reject paths that do not pass a test."""
 
     def check(path: Path) -> Path:
         try:
@@ -73,11 +73,11 @@ def _path_that(test: Callable[[Path], bool]) -> AfterValidator:
 
 
 def _can_be_written(path: Path) -> bool:
-    """Whether a file can be put there, replacing an old one too: it is written beside it and renamed."""
+    """Whether a file can be written or replaced there: it is written beside the path and renamed."""
     return not path.is_dir() and path.parent.is_dir() and os.access(path.parent, os.W_OK | os.X_OK)
 
 
-# Field's title is the word in a usage; its description is what is expected, or a remark on choices.
+# A Field's title is its placeholder in a usage; its description is what is expected, or a remark on choices.
 _NEW = "in a folder that exists and can be written"
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -103,8 +103,8 @@ class ValueType:
     """A type with its range, choices and remarks.
 
     Attributes:
-        annotation: the type, perhaps Annotated, without `| None`.
-        optional: whether there was `| None`; the texts `none` and `null` then mean None.
+        annotation: the type, possibly Annotated, without `| None`.
+        optional: whether None is allowed; the texts `none` and `null` then mean None.
     """
 
     annotation: Any
@@ -112,7 +112,7 @@ class ValueType:
 
     @classmethod
     def of(cls, annotation: Any) -> "ValueType":
-        """Make one of a type or a type `| None`."""
+        """Build one from a type or a type `| None`."""
         if get_origin(annotation) not in (Union, types.UnionType):
             return cls(annotation, optional=False)
         (kind,) = (kind for kind in get_args(annotation) if kind is not types.NoneType)
@@ -125,7 +125,7 @@ class ValueType:
 
     @property
     def word(self) -> str:
-        """What stands for a value in a usage: N, FILE."""
+        """The placeholder of a value in a usage: N, FILE."""
         return self._field.title or self._kind[0]
 
     @property
@@ -135,7 +135,7 @@ class ValueType:
 
     @property
     def separator(self) -> str | None:
-        """What stands between the numbers of a tuple, or None."""
+        """The text between the numbers of a tuple, or None."""
         return next((m.separator for m in self._field.metadata if isinstance(m, Joined)), None)
 
     @property
@@ -147,7 +147,7 @@ class ValueType:
         return " ".join([text, " and ".join(signs)]).rstrip() + (", or none" if self.optional else "")
 
     def refusal(self, value: object) -> str:
-        """Advice on a value that does not fit."""
+        """Return the advice on an invalid value."""
         return f"expected {self.expected}" + did_you_mean(nearest(str(value), self.choices))
 
     def is_null(self, text: str) -> bool:
@@ -155,7 +155,7 @@ class ValueType:
         return self.optional and text.lower() in NULL_WORDS
 
     def read(self, text: str) -> object:
-        """Return the value of a text as typed; a text that does not fit stays as it is or is made of wrong parts."""
+        """Return the value of a text as typed; an invalid text is returned unchanged or as a tuple of its parts."""
         if self.is_null(text):
             return None
         if self.separator:
@@ -163,7 +163,7 @@ class ValueType:
         return self._kind[2](text)
 
     def check(self, value: object) -> object:
-        """Return a value in its declared type: 1 becomes 1.0 where a number is declared.
+        """Return a value in its declared type: 1 becomes 1.0 where a float is declared.
 
         Raises:
             ValidationError: it is not what is `expected`.
@@ -171,7 +171,7 @@ class ValueType:
         return None if value is None and self.optional else self._adapter.validate_python(value)
 
     def parse(self, text: str) -> object:
-        """Read a text and check its value. ValidationError where it does not fit."""
+        """Read a text and check its value. ValidationError if it is invalid."""
         return self.check(self.read(text))
 
     @cached_property

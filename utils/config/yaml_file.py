@@ -1,4 +1,4 @@
-"""Read and write YAML config files. PyYAML reads YAML 1.1; this reads 1.2's plain values and refuses surprises."""
+"""Read and write YAML config files. PyYAML reads YAML 1.1; this reads plain values as in 1.2 and rejects surprises."""
 
 import re
 from collections.abc import Callable
@@ -39,7 +39,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 for _side in (_Loader, _Dumper):
-    _side.yaml_implicit_resolvers = {}  # drops what YAML 1.1 takes for numbers, booleans and dates
+    _side.yaml_implicit_resolvers = {}  # drops what YAML 1.1 reads as numbers, booleans and dates
     for _tag, _pattern in _PLAIN_VALUES.items():
         _side.add_implicit_resolver(_tag, re.compile(_pattern), None)
 
@@ -63,10 +63,10 @@ def read_config_file(path: Path, source: str, schema: Schema) -> tuple[dict[str,
     Args:
         path: the file; may be a pipe.
         source: its short name.
-        schema: the keys that there are.
+        schema: all keys.
 
     Returns:
-        The settings of known keys, and every problem found. A file that cannot be read spoils every key.
+        The settings of known keys, and every problem found. If the file cannot be read, the problem names every key.
     """
     reader = _Reader(path, source, schema)
     try:
@@ -79,7 +79,7 @@ def read_config_file(path: Path, source: str, schema: Schema) -> tuple[dict[str,
         text = "expected sections, each followed by a colon and by its keys below it, indented"
     except OSError as error:
         text = f"cannot be read: {error.strerror}; give an existing file"
-    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:  # "\\UFFFFFFFF" is no character
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:  # "\\UFFFFFFFF" is not a character
         reason = " ".join(str(error).split())
         if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
             reason = f"line {error.problem_mark.line + 1}: {error.problem}"
@@ -115,29 +115,29 @@ class _Reader:
         if node.tag != _MAP:
             text = f"expected a plain section, found the tag {node.tag}; remove the tag"
             keys = self.schema.keys_below(prefix[:-1]) or tuple(self.schema.types)
-            self._refuse(node, prefix[:-1] or "config file", text, keys)
+            self._report(node, prefix[:-1] or "config file", text, keys)
             return
         first_lines: dict[str, int] = {}
         for name_node, value_node in node.value:
             if not isinstance(name_node, yaml.ScalarNode) or name_node.tag != _STR:
                 found = f"`{name_node.value}`" if isinstance(name_node, yaml.ScalarNode) else _kind(name_node)
                 subject = f"a key of {prefix[:-1]}" if prefix else "a key"
-                self._refuse(name_node, subject, f"must be plain text, found {found}; write the name of a key", ())
+                self._report(name_node, subject, f"must be plain text, found {found}; write the name of a key", ())
                 continue
             key = prefix + normal_key(name_node.value)
             if key in first_lines:
                 text = f"given twice, first on line {first_lines[key]}; keep one of them"
-                self._refuse(name_node, key, text, self.schema.keys_below(key))
+                self._report(name_node, key, text, self.schema.keys_below(key))
             elif "." in name_node.value:
                 text = "keys are nested in a file: the section, a colon, and the key below it, indented"
-                self._refuse(name_node, key, text, (key,))
+                self._report(name_node, key, text, (key,))
             elif key in self.schema.sections and isinstance(value_node, yaml.MappingNode):
                 self.read_section(value_node, key + ".")
             elif key in self.schema.sections:
                 if value_node.tag != _NULL:  # an empty section, all of its keys commented out, changes nothing
                     keys = self.schema.keys_below(key)
                     text = f"is a section; its keys go below it, indented: {', '.join(keys[:4])}"
-                    self._refuse(name_node, key, text, keys)
+                    self._report(name_node, key, text, keys)
             elif key in self.schema.types:
                 self._read_value(name_node, value_node, key)
             else:
@@ -147,10 +147,10 @@ class _Reader:
     def _read_value(self, name_node: yaml.Node, node: yaml.Node, key: str) -> None:
         if not isinstance(node, yaml.ScalarNode):
             text = f"expected one value, found {_kind(node)}; write `{key.rpartition('.')[2]}: VALUE`"
-            self._refuse(name_node, key, text, (key,))
+            self._report(name_node, key, text, (key,))
         elif node.tag not in _READ:
             text = f"expected a plain value, found the tag {node.tag}; remove the tag"
-            self._refuse(name_node, key, text, (key,))
+            self._report(name_node, key, text, (key,))
         else:
             is_null = node.tag == _STR and self.schema.types[key].is_null(node.value)
             value = None if is_null else _READ[node.tag](node.value)
@@ -159,7 +159,7 @@ class _Reader:
     def _line(self, node: yaml.Node) -> str:
         return f"{self.path}, line {node.start_mark.line + 1}"
 
-    def _refuse(self, node: yaml.Node, subject: str, text: str, keys: tuple[str, ...]) -> None:
+    def _report(self, node: yaml.Node, subject: str, text: str, keys: tuple[str, ...]) -> None:
         self.problems.append(Problem(subject, self._line(node), text, keys=keys))
 
 
@@ -168,7 +168,7 @@ def _kind(node: yaml.Node) -> str:
 
 
 def unknown_key(key: str, where: str, schema: Schema, prefix: str = "") -> Problem:
-    """Make the problem of a key that does not exist; `prefix` comes before keys where it is written."""
+    """Return the problem of a key that does not exist; `prefix` is what the user writes before a key."""
     if below := schema.keys_below(key):
         names = " or ".join(prefix + name for name in below[:4])
         return Problem(prefix + key, where, f"is a section, not a key; did you mean {names}?", keys=below)

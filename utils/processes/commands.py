@@ -1,4 +1,4 @@
-"""Run commands as a person would type them: each is printed first; several may run side by side."""
+"""Run commands as subprocesses: each is printed as one would type it; several may run side by side."""
 
 import os
 import shlex
@@ -19,7 +19,7 @@ from utils.progress import JobProgress
 _POLL_S = 0.3
 _LOG_LINES = 12  # printed of a command that failed
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_STOP_S = 60.0  # what a command gets to save its state after SIGTERM
+_STOP_S = 60.0  # the time that a command has to save its state after SIGTERM
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Job:
         words: the command, as for subprocess.
         log: file for its output.
         units: returns the units of work done so far, in this and earlier runs.
-        total: units of work in all.
+        total: units of work in total.
     """
 
     title: str
@@ -59,7 +59,7 @@ def run_command(words: Sequence[str], folder: Path) -> None:
 
 
 def stop_once() -> None:
-    """Let the first SIGTERM or Ctrl-C end this program by SystemExit; ignore others while it stops its commands."""
+    """Let the first SIGTERM or Ctrl-C end this program with SystemExit; ignore others while it stops its commands."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         for each in _STOP_SIGNALS:
@@ -74,7 +74,7 @@ def run_side_by_side(jobs: Sequence[Job], folder: Path, at_once: int, threads: i
     """Run commands, several at a time, with one progress bar; if one fails, stop all and exit with its status.
 
     Args:
-        jobs: in the order in which they start.
+        jobs: in starting order.
         folder: to run them in.
         at_once: number of jobs that run at a time.
         threads: OMP_NUM_THREADS of each; None leaves the environment as it is.
@@ -113,7 +113,7 @@ def shown(words: Sequence[str], folder: Path) -> str:
 
 
 def _end_with_this_process() -> Callable[[], None]:
-    """Return what a command runs first, so that it gets SIGTERM even when this program is killed."""
+    """Return the function that a subprocess calls first, so that it gets SIGTERM even when this program is killed."""
     return partial(die_with_parent, os.getpid(), signal.SIGTERM)
 
 
@@ -131,7 +131,7 @@ def _units(jobs: Sequence[Job]) -> int:
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]] | dict[subprocess.Popen[bytes], Job]) -> None:
-    """Send SIGTERM to what still runs, wait until it has saved its state, then kill it."""
+    """Send SIGTERM to the running processes, give them time to save their state, and then kill them."""
     for process in processes:
         if process.poll() is None:
             process.terminate()

@@ -1,6 +1,6 @@
-"""One process among those of a run: its rank and device, how processes agree, share values and end together.
+"""Rank and device of this process, and how the processes of a run share values and stop together.
 
-A process alone needs no process group: every function below then works on its own values.
+A single process needs no process group: every function below then works on its values alone.
 """
 
 import os
@@ -41,31 +41,31 @@ class Process:
         """Return this process's share of a total per node.
 
         Args:
-            total: of all processes of a node.
-            key: the config key that holds it, for the message.
+            total: over all processes of a node.
+            key: its config key, for the message.
 
         Raises:
-            UserError: the processes of the node do not divide the total.
+            UserError: the total is not divisible by the number of processes.
         """
         n = self.local_world_size
         if total % n:
             raise UserError(
-                f"{key} is {total}, but this node runs {n} processes, which do not divide it.\n"
+                f"{key} is {total}, which is not divisible by the {n} processes of this node.\n"
                 f"  Set --{key} to a multiple of {n}, for example {max(n, total - total % n)}."
             )
         return total // n
 
 
 def available_cores() -> int:
-    """Count the cores that this process may use: in a container or under a scheduler fewer than the machine has."""
+    """Return the number of cores that this process may use, in a container or under a scheduler fewer than exist."""
     return len(_affinity())
 
 
 def cores_of(process: Process) -> int:
-    """Count this process's share of the cores, at least 1; all processes must call this together.
+    """Return this process's share of the cores, at least 1; all processes must call this together.
 
-    Each core is shared among the processes of the node that may run on it: usually all of them, but only one where a
-    scheduler has bound each process to cores of its own, as srun does.
+    Each core is shared among the processes of the node that may run on it: usually all of them, but only one if a
+    scheduler has bound each process to its own cores, as srun does.
     """
     first_rank = process.rank - process.local_rank  # of this node: torchrun numbers a node's processes in a row
     affinities = [cores for node, cores in gather_objects((first_rank, _affinity())) if node == first_rank]
@@ -84,7 +84,7 @@ class StopRequest:
     set the process is about to end, so signals are ignored after the block.
 
     Args:
-        on_signal: is called at each signal, too.
+        on_signal: also called at each signal.
     """
 
     def __init__(self, on_signal: Callable[[], None] = lambda: None) -> None:
@@ -93,14 +93,14 @@ class StopRequest:
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        self._previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        self._previous = {number: signal.signal(number, self._record) for number in STOP_SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, signal.SIG_IGN if self else handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self.signal_name = signal.Signals(number).name
         self._on_signal()
 

@@ -27,22 +27,22 @@ from utils.processes.torchrun import ranks, under_torchrun
 T = TypeVar("T")
 
 _PR_SET_PDEATHSIG = 1
-_GRACE_S = 5.0  # what the other processes get to report their own error after one has failed
-_PREEMPTION_GRACE_S = 120.0  # a preempted process still writes its checkpoint
-_JOB_TIMEOUT = timedelta(days=7)  # the processes of a job may end far apart
+_GRACE_S = 5.0  # time for the other processes to report their own error after one has failed
+_PREEMPTION_GRACE_S = 120.0  # time for preempted processes to write the checkpoint
+_JOB_TIMEOUT = timedelta(days=7)  # the processes of a job may end at very different times
 
 
 def launch(function: Callable[[Process, T], None], argument: T, settings: Any, section: str) -> None:
     """Run function(process, argument) in every process of this node and return when all have ended.
 
     Args:
-        settings: the section of a config that holds `gpu` (-1 = all) and, below `distributed`, `use`,
+        settings: the section of a config with `gpu` (-1 = all) and, below `distributed`, `use`,
             `num_processes_per_node` (1 = one per GPU), `url` and `backend` (auto, nccl, gloo).
         section: its dotted name, for messages.
 
     Raises:
-        UserError: settings that this machine cannot serve.
-        SystemExit: a process failed; its exit status.
+        UserError: this machine cannot satisfy the settings.
+        SystemExit: a process failed; with its exit status.
     """
     backend: str = settings.distributed.backend
     gpus, n = torch.cuda.device_count(), settings.distributed.num_processes_per_node
@@ -71,7 +71,7 @@ def _check_gpus(processes: int, backend: str, section: str) -> None:
     gpus = torch.cuda.device_count()
     if backend == "nccl" and processes > gpus:
         raise UserError(
-            f"this node would run {processes} process(es), but it shows {gpus} GPU(s) and nccl needs one for each.\n"
+            f"this node would run {processes} process(es), but it has {gpus} visible GPU(s); nccl needs one each.\n"
             f"  Start one process per GPU (--{section}.distributed.num_processes_per_node 1), or set "
             f"--{section}.distributed.backend auto (nccl on GPUs, gloo on CPUs) or gloo."
         )
@@ -81,7 +81,7 @@ def _device(gpu: int, local_rank: int, section: str = "") -> torch.device:
     count = torch.cuda.device_count()
     if gpu >= count:
         raise UserError(
-            f"{section}.gpu is {gpu}, but this machine shows {count} GPU(s).\n"
+            f"{section}.gpu is {gpu}, but this machine has {count} visible GPU(s).\n"
             f"  Set --{section}.gpu to {'one of 0..' + str(count - 1) if count else '-1 to run on the CPU'}."
         )
     if not count:
@@ -99,7 +99,7 @@ def _run_under_torchrun(
             f"{section}.gpu is {gpu}, but torchrun gives each process its own GPU.\n"
             f"  Leave --{section}.gpu out, or start the program without torchrun."
         )
-    # A signal that torchrun does not handle ends it, but not its processes.
+    # A signal that torchrun does not handle ends torchrun, but not the processes that it started.
     die_with_parent(torchrun.STARTED_BY, signal.SIGTERM)
     process = _torchrun_process()
     _check_gpus(process.local_world_size, backend, section)
@@ -109,9 +109,9 @@ def _run_under_torchrun(
 
 @contextmanager
 def shared_job() -> Iterator[Process]:
-    """Set up a job that torchrun may share among processes, which wait for each other only at its start and end.
+    """Set up a job that torchrun may split among processes, which wait for each other only at its start and end.
 
-    Each process has its own device, where there are GPUs. Without torchrun there is one process.
+    With GPUs, each process has its own. Without torchrun there is one process.
     """
     if not under_torchrun():
         yield Process(0, 1, 0, 1, _device(-1, 0))
@@ -122,14 +122,14 @@ def shared_job() -> Iterator[Process]:
             yield process
         except UserError as error:
             if not process.is_main and not isinstance(error, SharedError):
-                # torchrun ends the others when this one fails: the reason must be seen
+                # torchrun ends the others when this one fails, so it must print the reason itself
                 print(f"error: process {process.rank}: {error}", file=sys.stderr, flush=True)
             raise
 
 
 @contextmanager
 def _process_group(process: Process, backend: str, **options: Any) -> Iterator[None]:
-    """Open torch's process group, unless the process is alone; close it unless the block fails."""
+    """Open torch's process group, unless there is only one process; close it unless the block fails."""
     if process.world_size > 1:
         device = process.device if backend == "nccl" else None
         dist.init_process_group(backend, device_id=device, **options)
@@ -173,13 +173,13 @@ def _child(
 def _supervise(children: Sequence[BaseProcess]) -> int:
     """Start the children, pass signals on, wait for all; return the status of the first that failed, else 0.
 
-    When one fails the others would wait for it in a collective for ever: they are killed after a grace period.
+    When one fails, the others would wait for it in a collective forever: they are killed after a grace period.
     """
 
     def forward() -> None:
         for child in children:
             if child.is_alive():
-                child.terminate()  # SIGTERM for any signal: from a terminal the children have their own SIGINT
+                child.terminate()  # always SIGTERM: a terminal sends SIGINT to the children itself
 
     with StopRequest(forward):
         for child in children:
@@ -193,19 +193,19 @@ def _supervise(children: Sequence[BaseProcess]) -> int:
                 for child in alive:
                     child.kill()
     if any(child.exitcode == EXIT_USER_ERROR for child in children):
-        return EXIT_USER_ERROR  # the cause; others may have ended for want of this one
+        return EXIT_USER_ERROR  # the cause; others may have failed because this process ended
     return 128 - failed if failed < 0 else failed
 
 
 def die_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> None:
-    """Ask Linux to send this process a signal when its parent ends, however that ends; elsewhere do nothing.
+    """Ask Linux to send this process a signal when its parent ends, for whatever reason; elsewhere do nothing.
 
     Args:
-        parent: process id. If that process has ended before Linux could be asked, this one ends now.
+        parent: its process id. If that process has already ended, this one exits now.
         number: the signal.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
-        forked_by_server = multiprocessing.get_start_method() == "forkserver"  # which ends with the parent itself
+        forked_by_server = multiprocessing.get_start_method() == "forkserver"  # the server ends with the parent
         if os.getppid() != parent and not forked_by_server:
             os._exit(1)

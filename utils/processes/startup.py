@@ -1,16 +1,16 @@
-"""What a program sets up before anything else."""
+"""Set-up of a program before anything else."""
 
 import ctypes
 import io
 import sys
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 
 
 def use_utf8_output() -> None:
     """Write stdout and stderr as UTF-8 in any locale: what a program prints may be read back as a config file.
 
-    What UTF-8 cannot hold, such as a path in another encoding, is escaped instead of ending the program.
+    Text that UTF-8 cannot encode, such as a path in another encoding, is escaped instead of ending the program.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -20,7 +20,7 @@ def use_utf8_output() -> None:
 def keep_freed_memory() -> None:
     """Have glibc keep freed memory for the next step instead of returning it to the kernel; elsewhere do nothing.
 
-    By default every large tensor on a CPU is mapped anew, and the kernel clears its pages again. On two cores,
+    By default every large CPU tensor is mapped anew, and the kernel clears its pages again. On two cores,
     evaluating EfficientNet-Lite0 in batches of 64 took 1.7 times as much CPU time that way, ResNet-50 1.3 times. The
     price is memory: the process stays as large as at its peak, which was itself 2 to 20 % higher.
     """

@@ -6,9 +6,9 @@ import re
 from utils.config.problems import Problem, report
 from utils.errors import UserError
 
-STARTED_BY = os.getppid()  # read before torch is imported, which takes long enough for the parent to die
-_ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}  # of a single process
-_MEETING = ("MASTER_ADDR", "MASTER_PORT")  # where several processes meet
+STARTED_BY = os.getppid()  # read before the slow import of torch, during which the parent may die
+_ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}  # the values for a single process
+_RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT")  # where several processes connect
 _ADVICE = "start the processes with torchrun, which sets it, or unset it"
 
 
@@ -24,27 +24,27 @@ def ranks() -> tuple[int, int, int, int]:
 
 
 def is_first_of_node() -> bool:
-    """Return whether this process prints for its node: under torchrun a mistake is reported once, not per process."""
+    """Return whether this process prints for its node: under torchrun a mistake is reported once."""
     return os.environ.get("LOCAL_RANK", "0") == "0" or bool(torchrun_problems())
 
 
 def refuse_broken_torchrun() -> None:
-    """Check the variables of a tool that several processes can share. Raises UserError, listing what is wrong."""
+    """Check the variables, for a tool that several processes can share. Raises UserError with every problem."""
     if problems := torchrun_problems():
-        raise UserError(report(problems, "How several processes are started: torchrun --help"))
+        raise UserError(report(problems, "To start several processes: torchrun --help"))
 
 
 def torchrun_problems() -> list[Problem]:
     """List what is wrong with the variables.
 
-    With some of them missing, as under some schedulers, each process would train alone, all in one run folder. That is
-    only a problem if the others say that there are several processes.
+    If some are missing, as under some schedulers, each process would train alone, all in one run folder. That is only a
+    problem if the others mean several processes.
     """
-    found = {name: os.environ[name] for name in (*_ALONE, *_MEETING) if name in os.environ}
+    found = {name: os.environ[name] for name in (*_ALONE, *_RENDEZVOUS) if name in os.environ}
     several = [name for name in _ALONE if found.get(name, _ALONE[name]) != _ALONE[name]]
     if not several:
         return []
-    if missing := [name for name in (*_ALONE, *_MEETING) if name not in found]:
+    if missing := [name for name in (*_ALONE, *_RENDEZVOUS) if name not in found]:
         text = f"means several processes, but {', '.join(missing)} are not set; {_ADVICE}"
         return [_problem(several[0], found[several[0]], text)]
     numbers = [*_ALONE, "MASTER_PORT"]

@@ -1,4 +1,4 @@
-"""Batches read by worker processes: torch's DataLoader, with errors and deaths of workers reported in one message."""
+"""Batches read by worker processes: torch's DataLoader, with errors and crashes of workers reported in one message."""
 
 import atexit
 import multiprocessing
@@ -33,27 +33,27 @@ def read_batches(
     pin_memory: bool,
     flag: str = "--num_workers",
 ) -> Iterator[T]:
-    """Read batches in order, ahead of their use. The workers start with the first batch and end with the iterator.
+    """Prefetch batches in order. The workers start with the first batch and end with the iterator.
 
     Args:
-        dataset: returns the sample of a key, dataset[key]; pickled into the workers where they are not forked.
-        collate: makes a batch of a list of samples; runs in the worker.
+        dataset: dataset[key] is the sample of a key; pickled into the workers unless they are forked.
+        collate: makes a batch from a list of samples; runs in the worker.
         key_lists: the keys of each batch.
-        num_workers: processes; 0 reads in this one.
-        pin_memory: put batches into page-locked memory (they need a method pin_memory).
-        flag: sets num_workers on the command line, for messages.
+        num_workers: processes; 0 reads in this process.
+        pin_memory: put batches into page-locked memory (they need a pin_memory method).
+        flag: the command-line flag of num_workers, for messages.
 
     Raises:
-        UserError: as raised by dataset or collate, in this process or a worker; or a worker was killed.
+        UserError: raised by dataset or collate, in this process or a worker; or a worker was killed.
     """
     loader: DataLoader[Any] = DataLoader(
         _BatchReader(dataset, collate),
         batch_sampler=key_lists,
         num_workers=num_workers,
-        collate_fn=_as_read,
+        collate_fn=_identity,
         pin_memory=pin_memory,
         worker_init_fn=partial(_prepare_worker, os.getpid()),
-        # Its own: starting the workers draws a number, which would otherwise come from the stream that dropout uses.
+        # A separate one: starting the workers draws a number, otherwise from the generator that dropout uses.
         generator=torch.Generator(),
     )
     batches = _read(loader, flag)
@@ -68,12 +68,12 @@ def _read(loader: DataLoader[Any], flag: str) -> Generator[Any, None, None]:
         while (batch := _next(batches, flag)) is not None:
             yield batch
     finally:
-        # Not left to the garbage collector: an exception's traceback may hold the iterator for long, and a collected
-        # one has lost the queues through which workers are asked to end.
+        # Not left to the garbage collector: an exception's traceback may keep the iterator alive for long, and a
+        # collected one has lost the queues through which workers are asked to end.
         if isinstance(batches, _MultiProcessingDataLoaderIter):
             batches._shutdown_workers()
             for worker in batches._workers:
-                if worker.is_alive():  # it hangs, on a network disk for example, and ignores torch's SIGTERM
+                if worker.is_alive():  # it hangs, for example on a network disk, and ignores torch's SIGTERM
                     worker.kill()
 
 
@@ -95,7 +95,7 @@ def _next(batches: Iterator[Any], flag: str) -> Any:
     except RuntimeError as error:
         raise_worker_death(error, flag)
         raise
-    except (ConnectionError, EOFError, FileNotFoundError) as error:  # it died before it had sent the batch's memory
+    except (ConnectionError, EOFError, FileNotFoundError) as error:  # it died before sending the batch's memory
         raise _worker_death(error, flag) from error
     if isinstance(batch, _Refusal):
         raise UserError(batch.message)
@@ -122,9 +122,9 @@ def _worker_death(error: Exception, flag: str) -> UserError:
 def end_workers() -> None:
     """End the workers of loops that were left unfinished.
 
-    Otherwise multiprocessing would send them SIGTERM, which they ignore, and wait for ever. At the program's end this
-    runs before multiprocessing (last registered, first called); a process started by multiprocessing must call it,
-    because there atexit comes too late.
+    Otherwise multiprocessing would send them SIGTERM, which they ignore, and wait forever. At exit this runs before
+    multiprocessing's handler (last registered, first called); a process started by multiprocessing must call it itself,
+    because atexit comes too late there.
     """
     for batches in list(_running):
         batches.close()
@@ -132,7 +132,7 @@ def end_workers() -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Refusal:
-    """The message of a UserError on its way out of a worker; torch would add the worker's traceback to it."""
+    """The message of a UserError on its way out of a worker; torch would add a traceback to the error itself."""
 
     message: str
 
@@ -151,13 +151,13 @@ class _BatchReader(Dataset[Any], Generic[T]):
             return _Refusal(str(error))
 
 
-def _as_read(batch: Any) -> Any:
-    """Return the batch, which the reader has collated."""
+def _identity(batch: Any) -> Any:
+    """Return the batch unchanged: the reader has collated it."""
     return batch
 
 
 def _prepare_worker(parent: int, worker_id: int) -> None:
-    """Let the parent alone decide when a worker ends: ignore signals to the whole group, end with the parent."""
+    """Let only the parent decide when a worker ends: ignore signals to the process group, end with the parent."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)

@@ -243,13 +243,13 @@ def test_timms_published_weights(hub_cache: Path, arch: str) -> None:
 )
 def test_no_cache_and_no_network(arch: str, cache: str, reason: str, request: pytest.FixtureRequest) -> None:
     request.getfixturevalue(cache)
-    with pytest.raises(UserError, match=rf"published weights of {arch} .*cannot be fetched.*\({reason}: "):
+    with pytest.raises(UserError, match=rf"published weights of {arch} .*cannot be downloaded.*\({reason}: "):
         load_teacher(arch, "pretrained", None)
 
 
 def test_published_features_without_a_classifier(hub_cache: Path) -> None:
     fill_hub_cache(hub_cache, "convnextv2_atto.fcmae")
-    with pytest.raises(UserError, match=r"weights convnextv2_atto.fcmae give features and have no classes.*in1k"):
+    with pytest.raises(UserError, match=r"weights convnextv2_atto.fcmae give features, not classes.*in1k"):
         load_teacher("convnextv2_atto.fcmae", "pretrained", None)
 
 
@@ -257,5 +257,5 @@ def test_a_damaged_cache_is_reported(hub_cache: Path) -> None:
     fill_hub_cache(hub_cache, TIMM_ARCH)
     file = next(hub_cache.rglob("model.safetensors"))
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"cannot be fetched, or cannot be read \(SafetensorError"):
+    with pytest.raises(UserError, match=r"cannot be downloaded, or cannot be read \(SafetensorError"):
         load_teacher(TIMM_ARCH, "pretrained", None)

@@ -70,7 +70,7 @@ def test_base_holds_the_schema_s_keys_and_those_of_2021_with_their_defaults() ->
 def test_a_base_without_a_key_is_an_error_like_any_other(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relabel.config.load.BASE_FILE", Path("base.yaml"))
     Path("base.yaml").write_text("\n".join(f"{key}:" for key in SCHEMA.sections if "." not in key))
-    with pytest.raises(UserError, match=r"data.data_path \(.*base.yaml\): base.yaml must hold every key"):
+    with pytest.raises(UserError, match=r"data.data_path \(.*base.yaml\): base.yaml must contain every key"):
         load_config("", {})
 
 

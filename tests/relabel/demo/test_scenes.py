@@ -99,7 +99,7 @@ def test_the_bytes_repeat_and_other_files_are_never_overwritten(folder: Path, tm
     assert contents(tmp_path / "again") == before
     write_scenes(DIGITS, folder, seed=3, train=30, val=20)
     assert (folder / "scenes.json").stat().st_mtime_ns == written.st_mtime_ns
-    with pytest.raises(UserError, match=r"is taken(.|\n)*'seed': 3(.|\n)*'seed': 4(.|\n)*--out"):
+    with pytest.raises(UserError, match=r"already exists(.|\n)*'seed': 3(.|\n)*'seed': 4(.|\n)*--out"):
         write_scenes(DIGITS, folder, seed=4, train=30, val=20)
     with pytest.raises(UserError, match="something else"):
         write_scenes(DIGITS, tmp_path, seed=3, train=30, val=20)
@@ -137,7 +137,7 @@ def test_scenes_of_a_folder_name_its_classes_and_know_its_images(image_folder: P
     write_scenes(FolderImages(image_folder), tmp_path / "scenes", train=6, val=3)
     assert sorted(path.name for path in (tmp_path / "scenes" / "train").iterdir()) == ["ant", "bee", "cow"]
     (image_folder / "train" / "ant" / "ant.00.JPEG").rename(image_folder / "train" / "ant" / "other.JPEG")
-    with pytest.raises(UserError, match="is taken"):  # other images would make other scenes
+    with pytest.raises(UserError, match="already exists"):  # other images would make other scenes
         write_scenes(FolderImages(image_folder), tmp_path / "scenes", train=6, val=3)
     (image_folder / "val" / "cow").rename(image_folder / "val" / "dog")
     with pytest.raises(UserError, match="different class folders, the first: cow"):

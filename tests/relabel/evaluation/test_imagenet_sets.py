@@ -12,9 +12,9 @@ from relabel.evaluation.imagenet_sets import (
     ALEXNET_ERRORS,
     ImageSet,
     imagenet_c_sets,
+    imagenet_subset,
     imagenet_v2_sets,
     mean_corruption_error,
-    subset_set,
     unresized,
 )
 from relabel.evaluation.results import Result
@@ -88,7 +88,7 @@ def test_a_subset_is_chosen_among_its_own_classes(tmp_path: Path) -> None:
     w = wnids()
     root = touch(tmp_path, [f"{w[500]}/a.jpg", f"{w[500]}/b.jpg", f"{w[7]}/a.jpg", "README.txt"])
     names = w[::-1]
-    image_set = subset_set("imagenet_a", root, names, "w.pth", TRANSFORM)
+    image_set = imagenet_subset("imagenet_a", root, names, "w.pth", TRANSFORM)
     assert image_set.images.class_names == [w[7], w[500]]
     assert image_set.among is not None and image_set.among.tolist() == [999 - 7, 999 - 500]
     assert labels_of(image_set) == {f"{w[7]}/a.jpg": w[7], f"{w[500]}/a.jpg": w[500], f"{w[500]}/b.jpg": w[500]}
@@ -153,7 +153,7 @@ def test_a_missing_severity_leaves_no_mce_and_a_note(tmp_path: Path) -> None:
     assert ("imagenet_c/fog", "ce_percent") in metrics and ("imagenet_c/snow", "error_percent") in metrics
     assert ("imagenet_c/snow", "ce_percent") not in metrics and ("imagenet_c", "mce_percent") not in metrics
     assert any(note.startswith("imagenet_c: no mCE, because corruptions are absent: gaussian_noi") for note in notes)
-    assert "imagenet_c: skipped folders that are none of the 15 corruptions: saturate" in notes
+    assert "imagenet_c: skipped folders not among the 15 corruptions: saturate" in notes
     assert "imagenet_c/snow: found 4 images; the published set has 250,000" in notes
 
 

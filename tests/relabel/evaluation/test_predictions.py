@@ -46,7 +46,7 @@ def test_predictions_are_written_and_read_back(tmp_path: Path) -> None:
     [
         ("", "cannot be read as CSV"),
         ("image,label\n", "found the header 'image,label'; expected image,label,top1,"),
-        (f"{HEADER}\n", "has no images"),
+        (f"{HEADER}\n", "contains no images"),
         (f"{HEADER}\na/1,a,a,0.9,0.9\n", "line 2: found 5 values, expected 6"),
         (f"{HEADER}\na/1,a,a,0.9,high,a\n", "'high'"),
         (f"{HEADER}\na/1,a,a,0.9,0.9,a\na/2,a,a,1.5,0.9,a\n", r"found the probability 1.5; .* 0..1"),

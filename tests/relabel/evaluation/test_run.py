@@ -132,7 +132,7 @@ def test_an_evaluation_never_replaces_that_of_another_checkpoint(test_flags: Fla
         torch.save(network().state_dict(), flags["util.test_weight_file"])
     start(test_flags)
     before = (test_flags["util.run_dir"] / "evaluation-w.json").read_bytes()
-    with pytest.raises(UserError, match=r"holds the evaluation of .*w\.pth(.|\n)*--util\.run_dir"):
+    with pytest.raises(UserError, match=r"is the evaluation of .*w\.pth(.|\n)*--util\.run_dir"):
         start(other)
     assert (test_flags["util.run_dir"] / "evaluation-w.json").read_bytes() == before
     start(test_flags)  # the same checkpoint may be evaluated again

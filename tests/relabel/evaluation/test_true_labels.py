@@ -96,7 +96,7 @@ def test_measures_by_hand(tmp_path: Path, images: ImageList) -> None:
         ("a.tsv", "image\tclass\nant/1.jpg\t0\n", "found the class '0'"),
         ("a.tsv", "image\tclass\nx/1.jpg\tant\n", "no label for any of the 4 images .* found .'x/1.jpg'.; .* 'ant/1"),
         ("a.json", "[1]", r"found \[1\]; expected a TSV file"),
-        ("a.json", '{"ant/1.jpg": ["ant"], "ant/1.jpg": ["bee"]}', "the name 'ant/1.jpg' is there twice"),
+        ("a.json", '{"ant/1.jpg": ["ant"], "ant/1.jpg": ["bee"]}', "the name 'ant/1.jpg' appears twice"),
         ("a.json", {"ant/1.jpg": "ant"}, "found ant for 'ant/1.jpg'"),
         ("a.json", {"ant/1.jpg": [3]}, "found the class 3 .* in 0..2"),
     ],

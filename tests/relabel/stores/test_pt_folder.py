@@ -277,7 +277,7 @@ def test_an_archive_that_would_fill_the_memory_is_refused(folder: Path, store: L
 
 
 def test_a_second_writer_is_kept_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("utils.files._LOCK_PATIENCE_S", 0.1)
+    monkeypatch.setattr("utils.files._LOCK_WAIT_S", 0.1)
     first, second = exclusive_folder(tmp_path), exclusive_folder(tmp_path)
     with first, pytest.raises(UserError, match="another process is writing label maps in"), second:
         pass

@@ -264,7 +264,7 @@ def test_averaged_weights_follow_their_formula_and_cost_no_second_pass_over_val(
         ({"model.arch": "resnet51"}, "resnet50"),
         ({"model.arch": "densenet121", "data.image_size": 8}, "densenet121 cannot classify images of 8 x 8 pixels"),
         ({"compute.distributed.backend": "nccl"}, "shows .* GPU"),
-        ({"compute.gpu": 0}, "compute.gpu is 0, but this machine shows 0"),
+        ({"compute.gpu": 0}, "compute.gpu is 0, but this machine has 0"),
     ],
 )
 def test_bad_input_creates_nothing(flags: Flags, changed: Flags, message: str) -> None:

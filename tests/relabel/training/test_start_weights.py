@@ -112,7 +112,7 @@ def test_a_continued_run_does_without_the_file(flags: Flags, tmp_path: Path) -> 
     [
         (
             network(3) | {"features.0.weight": torch.zeros(24, 3, 5, 5)},
-            r"w.pth: .*\n.*1 of another shape: features.0.w",
+            r"w.pth: .*\n.*1 of a different shape: features.0.w",
         ),
         (
             {"arch": "resnet18", "state_dict": create_model("resnet18", 3).state_dict()},

@@ -133,7 +133,7 @@ def test_a_mistake_is_reported_and_nothing_is_called(
 ) -> None:
     message = error_of(capsys, *argv)
     assert re.search(match, message) and message.startswith("error: 1 problem; nothing was started.\n  - ")
-    assert re.search(r"\n(How it is written: tools [a-z-]+|What each does: tools) --help\n$", message)
+    assert re.search(r"\n(How to call it: tools [a-z-]+|All commands: tools) --help\n$", message)
 
 
 def test_an_argument_may_be_repeated(capsys: pytest.CaptureFixture[str]) -> None:

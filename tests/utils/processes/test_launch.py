@@ -29,7 +29,7 @@ def test_one_process_runs_here_without_a_group() -> None:
 def test_what_the_machine_lacks_is_refused() -> None:
     with pytest.raises(UserError, match=r"compute\.gpu is 99(.|\n)*--compute\.gpu"):
         run(gpu=99)
-    with pytest.raises(UserError, match=r"shows 0 GPU(.|\n)*--compute\.distributed\.backend auto"):
+    with pytest.raises(UserError, match=r"has 0 visible GPU(.|\n)*--compute\.distributed\.backend auto"):
         run(backend="nccl")
 
 
