@@ -19,6 +19,7 @@ from relabel.data.loader import Batch, Loader, TestBatches, TrainBatches, steps_
 from relabel.data.skipped_images import SkippingDataset
 from relabel.stores.store import LabelStore, check_one_per_class, check_present, open_label_store
 from relabel.targets import TargetMaker
+from relabel.training.trainer import Recipe
 from utils.checkpoint import load_checkpoint, named_classes, split_weights
 from utils.config.frozen_munch import FrozenMunch
 from utils.errors import UserError, with_advice
@@ -184,17 +185,30 @@ def make_optimizer(config: FrozenMunch, model: nn.Module, device: torch.device) 
     )
 
 
-def make_schedule(config: FrozenMunch, steps: int) -> Callable[[int], float]:
-    """Return the function from the step to its learning rate; `steps` is their number in an epoch."""
-    optim = config.optim
-    return partial(
-        learning_rate,
-        steps_per_epoch=steps,
+def make_recipe(config: FrozenMunch, steps_per_epoch: int, seed: int) -> Recipe:
+    """Return how a run trains, as plain values; the length of the schedule comes from the data."""
+    optim, mixing = config.optim, config.data.cutmix
+    return Recipe(
         epochs=optim.epochs,
-        warmup_epochs=optim.warmup.epochs,
-        lr_init=optim.lr.init,
-        warmup_lr=optim.warmup.lr,
-        decay_type=optim.lr.decay_type,
+        steps_per_epoch=steps_per_epoch,
+        accumulation=optim.accumulation,
+        learning_rate=partial(
+            learning_rate,
+            steps_per_epoch=steps_per_epoch,
+            epochs=optim.epochs,
+            warmup_epochs=optim.warmup.epochs,
+            lr_init=optim.lr.init,
+            warmup_lr=optim.warmup.lr,
+            decay_type=optim.lr.decay_type,
+        ),
+        cutmix_prob=mixing.prob,
+        cutmix_beta=mixing.beta,
+        cutmix_epochs=optim.epochs - mixing.off_epoch,
+        clip_grad_norm=optim.clip_grad_norm,
+        ema_decay=optim.ema.decay,
+        seed=seed,
+        print_freq=config.util.print_freq,
+        checkpoint_minutes=config.util.checkpoint_minutes,
     )
 
 

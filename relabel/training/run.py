@@ -21,7 +21,7 @@ from relabel.training.build import (
     TrainingData,
     build_model,
     make_optimizer,
-    make_schedule,
+    make_recipe,
     make_targets,
     memory_advice,
     open_training_data,
@@ -72,7 +72,7 @@ def train(process: Process, config: FrozenMunch) -> None:
         with out_of_memory_reported(memory_advice(config)):
             trainer = make_trainer(config, data, precision, process, identity, start)
         start = replace(start, state=None)  # the trainer has its own copy
-        if from_main(lambda: read_status(folder)) == "done" and trainer.step == trainer.total_steps:
+        if from_main(lambda: read_status(folder)) == "done" and trainer.step == trainer.recipe.total_steps:
             if process.is_main:
                 print(f"{folder} is finished: {trainer.result}\n{NEW_RUN}", flush=True)
             return
@@ -83,12 +83,12 @@ def train(process: Process, config: FrozenMunch) -> None:
                 stack.enter_context(lock)
             with with_advice(NEW_RUN):
                 open_run_folder(folder, config, start, RESUME)
-            introduce(data, trainer)
+            introduce(config, data, trainer)
 
         from_main(open_folder)
         if config.compute.compile:
             trainer.model.compile()
-        fit(trainer)
+        fit(config, trainer)
 
 
 def make_trainer(
@@ -115,17 +115,16 @@ def make_trainer(
     trainer = Trainer(
         model=model,
         optimizer=make_optimizer(config, model, process.device),
-        config=config,
-        seed=start.seed,
-        steps_per_epoch=steps,
+        recipe=make_recipe(config, steps, start.seed),
         precision=precision,
         process=process,
         train_batches=train_batches,
-        learning_rate=make_schedule(config, steps),
         make_targets=make_targets(config, len(data.images.class_names)),
         evaluate=validate,
         skipped_images=SkippedImages(Path(config.util.run_dir), len(data.images) + data.extra_images),
         identity={**identity, "seed": start.seed},
+        folder=Path(config.util.run_dir),
+        tensorboard=config.util.tensorboard,
     )
     if start.state is not None:
         trainer.resume(start.state)
@@ -161,9 +160,9 @@ def fingerprint(*lists: ImageList) -> str:
     return hashlib.sha256(b"\n".join(name for images in lists for name in images.names.tolist())).hexdigest()
 
 
-def introduce(data: TrainingData, trainer: Trainer) -> None:
+def introduce(config: FrozenMunch, data: TrainingData, trainer: Trainer) -> None:
     """Print what is about to run, and record what it runs on."""
-    config, process, folder = trainer.config, trainer.process, trainer.folder
+    process, folder, recipe = trainer.process, trainer.folder, trainer.recipe
     was_killed = read_status(folder) == "running"  # nobody is: this process has the lock
     write_status(folder, "running", step=trainer.step, epoch=trainer.epoch)
     record_environment(
@@ -182,20 +181,20 @@ def introduce(data: TrainingData, trainer: Trainer) -> None:
     lines = [
         trainer.precision.note,
         f"{config.model.arch}, {parameters / 1e6:.2f} million parameters, {trainer.precision.name}, {processes} on "
-        f"{process.device.type}, seed {trainer.seed}",
+        f"{process.device.type}, seed {recipe.seed}",
         f"{len(data.images):,} training images of {len(data.images.class_names):,} classes with {labels}; "
         f"{len(data.val):,} validation images",
         f"{data.extra_images:,} extra images with label maps, {100 * config.data.extra.share:g} % of each batch"
         if data.extra
         else "",
-        f"{config.optim.epochs} epochs of {trainer.steps_per_epoch:,} steps, batch size {batch:,}; run folder {folder}",
+        f"{recipe.epochs} epochs of {recipe.steps_per_epoch:,} steps, batch size {batch:,}; run folder {folder}",
         "the process that trained here before was killed" if was_killed else "",
-        f"continuing at step {trainer.step:,} of {trainer.total_steps:,}" if trainer.step else "",
+        f"continuing at step {trainer.step:,} of {recipe.total_steps:,}" if trainer.step else "",
     ]
     print("\n".join(filter(None, lines)), flush=True)
 
 
-def fit(trainer: Trainer) -> None:
+def fit(config: FrozenMunch, trainer: Trainer) -> None:
     """Run the trainer; an error of any process is recorded in status.json."""
 
     def record(error: Exception) -> None:
@@ -205,7 +204,7 @@ def fit(trainer: Trainer) -> None:
     def is_echo(error: Exception) -> bool:
         return read_status(trainer.folder) == "failed"
 
-    with errors_reported_once(trainer.process, record, is_echo, memory_advice(trainer.config)):
+    with errors_reported_once(trainer.process, record, is_echo, memory_advice(config)):
         trainer.fit()
 
 

@@ -23,7 +23,6 @@ from relabel.data.skipped_images import SkippedImage, SkippedImages
 from relabel.targets import TargetMaker
 from relabel.training.validation import Score
 from utils.checkpoint import BEST, LAST, PREVIOUS, link_checkpoint, save_checkpoint
-from utils.config.frozen_munch import FrozenMunch
 from utils.errors import EXIT_PREEMPTED, SharedError, with_advice
 from utils.metrics import TrainingMeter
 from utils.precision import Precision
@@ -40,6 +39,42 @@ NON_FINITE_ADVICE = (
 SAVE_ADVICE = "The same command continues from the last checkpoint, or set another --util.run_dir."
 
 
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a run trains, as plain values.
+
+    Fields:
+        epochs, steps_per_epoch: length of the run; a step is an update.
+        accumulation: micro-batches per update of one process.
+        learning_rate: step -> learning rate of the update that begins there.
+        cutmix_prob, cutmix_beta: probability that a micro-batch is mixed; of the Beta distribution of the mixing ratio.
+        cutmix_epochs: number of epochs, from the first one, in which CutMix is on.
+        clip_grad_norm: largest norm of the gradient; 0 = off.
+        ema_decay: decay per update of the averaged weights; 0 = none.
+        seed: of every random choice.
+        print_freq: steps between two lines of the log.
+        checkpoint_minutes: between two checkpoints within an epoch.
+    """
+
+    epochs: int
+    steps_per_epoch: int
+    accumulation: int
+    learning_rate: Callable[[int], float]
+    cutmix_prob: float
+    cutmix_beta: float
+    cutmix_epochs: int
+    clip_grad_norm: float
+    ema_decay: float
+    seed: int
+    print_freq: int
+    checkpoint_minutes: float
+
+    @property
+    def total_steps(self) -> int:
+        """Updates in the whole run."""
+        return self.epochs * self.steps_per_epoch
+
+
 @dataclass(eq=False)
 class Trainer:
     """A training run: everything that changes while it trains, and how it continues from a checkpoint.
@@ -49,38 +84,34 @@ class Trainer:
     Fields:
         model: on the device of its process, without DDP.
         optimizer: of its parameters.
-        config: of the run.
-        seed: of every random choice.
-        steps_per_epoch: updates in an epoch.
+        recipe: how to train.
         precision: number format of the forward pass.
         process: this process among all.
         train_batches: first step -> this process's batches from there to the end of the run, on the device.
-        learning_rate: step -> learning rate of the update that begins there.
         make_targets: makes the soft targets [B, K] of a batch, smoothing included.
         evaluate: name -> network to name -> Score on the validation set.
         skipped_images: images that the run has skipped; none yet.
         identity: plain values that every checkpoint carries (arch, class_names, fingerprint of the data).
+        folder: the run folder.
+        tensorboard: also write TensorBoard events.
     """
 
     model: nn.Module
     optimizer: Optimizer
-    config: FrozenMunch
-    seed: int
-    steps_per_epoch: int
+    recipe: Recipe
     precision: Precision
     process: Process
     train_batches: Callable[[int], Iterable[Batch]]
-    learning_rate: Callable[[int], float]
     make_targets: TargetMaker
     evaluate: Callable[[Mapping[str, nn.Module]], dict[str, Score]]
     skipped_images: SkippedImages
     identity: dict[str, Any]
+    folder: Path
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         """Set the state of a run that begins at step 0."""
-        self.folder = Path(self.config.util.run_dir)
-        self.total_steps = self.config.optim.epochs * self.steps_per_epoch
-        average = get_ema_multi_avg_fn(self.config.optim.ema.decay) if self.config.optim.ema.decay else None
+        average = get_ema_multi_avg_fn(self.recipe.ema_decay) if self.recipe.ema_decay else None
         self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True) if average else None
         self.guard = StepGuard(self.process.device, self.precision.scaler)
         self.step, self.validated = 0, True  # validated: the epoch that ended at this step, if one did
@@ -92,7 +123,7 @@ class Trainer:
     @property
     def epoch(self) -> int:
         """Epochs completed."""
-        return self.step // self.steps_per_epoch
+        return self.step // self.recipe.steps_per_epoch
 
     @property
     def result(self) -> str:
@@ -106,14 +137,14 @@ class Trainer:
 
         The gradient is the mean over the images that all processes together could read.
         """
-        cut, rng = self.config.data.cutmix, self._begin_step()
+        recipe, rng = self.recipe, self._begin_step()
         planned = sum(len(batch) + len(batch.skipped) for batch in batches)  # the same on every process
         total = torch.zeros((), device=self.process.device)
         for i, batch in enumerate(batches, start=1):
             images = augment(batch.images, batch.flips, batch.jitter_orders, batch.jitter_factors, batch.lighting)
             targets = self.make_targets(batch.labels, batch.boxes, batch.scores, batch.classes)
-            if self.epoch < self.config.optim.epochs - cut.off_epoch and rng.random() < cut.prob:
-                images, targets = cutmix(images, targets, rng, cut.beta)
+            if self.epoch < recipe.cutmix_epochs and rng.random() < recipe.cutmix_prob:
+                images, targets = cutmix(images, targets, rng, recipe.cutmix_beta)
             with self._gradient_exchange(i == len(batches)):
                 with self.precision.autocast():
                     logits = self.network(images.contiguous(memory_format=torch.channels_last))
@@ -131,8 +162,8 @@ class Trainer:
     def _begin_step(self) -> np.random.Generator:
         """Set the learning rate and seed dropout and stochastic depth; CutMix draws from the generator returned."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(self.step)
-        rng = keyed_rng(self.seed, STEP, self.step, self.process.rank)
+            group["lr"] = self.recipe.learning_rate(self.step)
+        rng = keyed_rng(self.recipe.seed, STEP, self.step, self.process.rank)
         torch.manual_seed(int(rng.integers(2**63)))
         return rng
 
@@ -145,7 +176,7 @@ class Trainer:
     def _send(self, loss: Tensor, batches: list[Batch]) -> None:
         """Start the agreement on this step, which proceeds during the backward pass."""
         minutes = (time.monotonic() - self._last_save) / 60
-        is_due = self.process.is_main and minutes > self.config.util.checkpoint_minutes
+        is_due = self.process.is_main and minutes > self.recipe.checkpoint_minutes
         self.guard.send(loss, bool(self.stop_request), is_due, len(_skipped(batches)))
 
     def _receive(self, loss: Tensor, batches: list[Batch], planned: int) -> Verdict:
@@ -153,7 +184,7 @@ class Trainer:
         with with_advice(NON_FINITE_ADVICE):
             verdict = self.guard.receive()
             if not verdict.finite:
-                self._record("non_finite_loss", loss=loss.item(), learning_rate=self.learning_rate(self.step))
+                self._record("non_finite_loss", loss=loss.item(), learning_rate=self.recipe.learning_rate(self.step))
                 raise SharedError(
                     f"the loss of step {self.step + 1:,} is not finite on some process ({loss.item()} on the main "
                     "one); this update was not made, and the last checkpoint is intact."
@@ -168,16 +199,16 @@ class Trainer:
 
     def _update(self) -> None:
         scaler = self.precision.scaler
-        if self.config.optim.clip_grad_norm:
+        if self.recipe.clip_grad_norm:
             scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_grad_norm)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad_norm)
         scaler.step(self.optimizer)
         scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
             self.ema.update_parameters(self.model)
         self.step += 1
-        self.validated = self.step % self.steps_per_epoch != 0
+        self.validated = self.step % self.recipe.steps_per_epoch != 0
 
     # ---- the loop
 
@@ -192,7 +223,7 @@ class Trainer:
         with self.progress, self.stop_request:
             if not self.validated:
                 self.validate()
-            while self.step < self.total_steps:
+            while self.step < self.recipe.total_steps:
                 self.train_epoch()
                 self.save()
                 self.validate()
@@ -218,24 +249,24 @@ class Trainer:
         self.stop_request = StopRequest()
         self.batches: Iterator[Batch] = iter(self.train_batches(self.step))
         self.progress = JobProgress(
-            "training", self.total_steps, "steps", done=self.step, lines=False, enabled=self.process.is_main
+            "training", self.recipe.total_steps, "steps", done=self.step, lines=False, enabled=self.process.is_main
         )
         if self.process.is_main:
-            self.log = MetricsLog(self.folder, self.metrics_bytes, self.config.util.tensorboard, self.step)
+            self.log = MetricsLog(self.folder, self.metrics_bytes, self.tensorboard, self.step)
         self._last_save, self._saved_step = time.monotonic(), self.step
         self._began = time.monotonic() - self.elapsed_s
         self.meter.restart_clock()
 
     def train_epoch(self) -> None:
         """Make the updates from here to the end of the epoch."""
-        first = self.epoch * self.steps_per_epoch
-        end = first + self.steps_per_epoch
+        first = self.epoch * self.recipe.steps_per_epoch
+        end = first + self.recipe.steps_per_epoch
         while self.step < end:
             with self.meter.waiting():
-                batches = [next(self.batches) for _ in range(self.config.optim.accumulation)]
+                batches = [next(self.batches) for _ in range(self.recipe.accumulation)]
             verdict = self.train_step(batches)
             self.progress.advance(1)
-            if (self.step - first) % self.config.util.print_freq == 0 or self.step == end:
+            if (self.step - first) % self.recipe.print_freq == 0 or self.step == end:
                 self._report()
             if verdict.stop or (verdict.save and self.step < end):
                 self.save()
@@ -250,7 +281,7 @@ class Trainer:
         for name, score in self.evaluate(networks).items():
             self._record("validation", epoch=self.epoch, weights=name, **asdict(score))
             self._print(
-                f"epoch {self.epoch}/{self.config.optim.epochs}  validation{' of the EMA' * (name == 'ema')}  {score}"
+                f"epoch {self.epoch}/{self.recipe.epochs}  validation{' of the EMA' * (name == 'ema')}  {score}"
             )
         self.accuracy, self.validated = score.top1_percent, True  # the EMA's if there is one: it comes last
         is_best = self.accuracy > self.best_accuracy
@@ -263,10 +294,10 @@ class Trainer:
         """Record the averages over all processes and all steps since the last report."""
         values = self.meter.report()
         skipped = {"skipped_updates": self.guard.skipped, "skipped_images": len(self.skipped_images)}
-        epoch, rate = (self.step - 1) // self.steps_per_epoch + 1, self.learning_rate(self.step - 1)
+        epoch, rate = (self.step - 1) // self.recipe.steps_per_epoch + 1, self.recipe.learning_rate(self.step - 1)
         self._record("train", epoch=epoch, learning_rate=rate, **skipped, **values)
         self._print(
-            f"epoch {epoch}/{self.config.optim.epochs}  step {self.step:,}/{self.total_steps:,}  "
+            f"epoch {epoch}/{self.recipe.epochs}  step {self.step:,}/{self.recipe.total_steps:,}  "
             f"loss {values['loss']:.4f}  top-1 {values['top1_percent']:.2f} %  lr {rate:.5f}  "
             f"{values['images_per_s']:,.0f} images/s  data wait {values['data_wait_percent']:.0f} %  "
             f"{self.progress.time_left()}"

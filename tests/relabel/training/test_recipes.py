@@ -18,7 +18,7 @@ from relabel.config.load import load_config
 from relabel.config.schema import SCHEMA
 from relabel.data.extra_images import ExtraRoot
 from relabel.data.images import ImageList
-from relabel.training.build import TrainingData, make_schedule, train_loader
+from relabel.training.build import TrainingData, make_recipe, train_loader
 from relabel.training.run import make_trainer
 from tests.conftest import ROOT
 from utils.config.command_line import parse_command_line
@@ -153,7 +153,10 @@ def test_a_recipe_of_the_paper_has_the_papers_settings_and_schedule(name: str, f
     steps, _ = train_loader(config, TrainingData(images, images, extra=extra), ALONE, seed=0)
     assert f"{epochs * steps:,} updates ({epochs} epochs x {steps:,}" in text
     warm, peak, total = 5 * steps, settings["optim.lr.init"], epochs * steps
-    rates = [make_schedule(config, steps)(step) for step in (0, warm // 2, warm, (warm + total) // 2, total - 1)]
+    rates = [
+        make_recipe(config, steps, seed=0).learning_rate(step)
+        for step in (0, warm // 2, warm, (warm + total) // 2, total - 1)
+    ]
     assert rates == pytest.approx([0, peak / 2, peak, peak / 2, 0], rel=1e-3, abs=1e-9)
 
 
@@ -173,7 +176,7 @@ def test_a_recipe_trains_a_step(recipe: str, folders: dict[str, str], tmp_path: 
     data = TrainingData(made_list(10 * config.optim.batch_size, num_classes), made_list(10, num_classes))
     trainer = make_trainer(config, data, Precision("O0", CPU), ALONE, {}, Start(seed=0))
     trainer.folder.mkdir()
-    trainer.step = config.optim.warmup.epochs * trainer.steps_per_epoch
+    trainer.step = config.optim.warmup.epochs * trainer.recipe.steps_per_epoch
     parameters = [p for p in trainer.model.parameters() if p.ndim > 1]  # a bias before a batch norm has no gradient
     before = [parameter.detach().clone() for parameter in parameters]
     trainer.begin()
