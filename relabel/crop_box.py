@@ -59,8 +59,8 @@ class CropBox:
         intersection = max(width, 0.0) * max(height, 0.0)
         return intersection / (self.area + other.area - intersection)
 
-    def mirrored(self) -> "CropBox":
-        """Return the box with x and y swapped: reflected across the main diagonal of the image."""
+    def transposed(self) -> "CropBox":
+        """Return the box with x and y swapped: reflected across the image's main diagonal."""
         return CropBox(self.top, self.left, self.bottom, self.right)
 
 

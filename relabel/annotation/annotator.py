@@ -1,10 +1,10 @@
 """The machine annotator: applies a strong classifier to each cell of whole images and writes their label maps.
 
-The teacher keeps its weights; models/fully_convolutional turned it into a network of maps. The image is squashed to the
-teacher's input size, so a fraction of the image is the same fraction of the map.
+The teacher's weights are unchanged; models/fully_convolutional has turned it into a network that makes maps. Images are
+squashed to the teacher's input size, so a fraction of the image is the same fraction of the map.
 
 The batches depend only on the list of images and the batch size, not on the number of processes or on restarts: an
-interrupted job and one shared by several processes end with the same bytes.
+interrupted job and one shared by several processes produce the same bytes.
 """
 
 import time
@@ -34,17 +34,17 @@ from utils.processes.distributed import Process, from_main, gather_objects
 from utils.processes.workers import read_batches
 from utils.progress import JobProgress, duration
 
-TOP_K = 5  # of the paper
+TOP_K = 5  # as in the paper
 Writer = PackedWriter | FolderWriter
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a teacher is applied, besides its own input size, normalisation and interpolation.
+    """How a teacher is applied, apart from its own input size, normalisation and interpolation.
 
     Fields:
         k: classes kept per cell, 1..K (5 in the paper).
-        flip: average each map with that of the mirrored image, mirrored back.
+        flip: average each map with that of the flipped image, flipped back.
         opt_level: O0, O1 or bf16, as in utils/precision.py.
         batch_size: images per forward pass.
     """
@@ -57,12 +57,12 @@ class Settings:
 
 @dataclass(slots=True)
 class Summary:
-    """The outcome of `annotate`, of one process or over all of them.
+    """The outcome of `annotate`, of one process or of all.
 
     Fields:
         kept, written: number of maps that existed before, and of maps made now.
-        absent_sum: over the maps written: the share of a cell's probability that falls to the K - k classes it does not
-            store, when they count as logit 0. With shares near 1, maps teach next to nothing at fill 0.
+        absent_sum: sum over the maps written of the mean share of a cell's probability that falls to the K - k classes
+            it does not store, at logit 0. If the share is near 1, maps teach next to nothing at fill 0.
         skipped: name of an image -> why it could not be read and has no map.
     """
 
@@ -90,26 +90,26 @@ def annotate(
     num_workers: int,
     process: Process,
 ) -> Summary:
-    """Write the label map of every image; the same call continues an interrupted one, in one process or several.
+    """Write the label map of every image; the same call, in any number of processes, continues an interrupted one.
 
     Args:
         images: to annotate.
-        out: folder of the label maps; made if it does not exist.
+        out: folder of the label maps; created if it does not exist.
         teacher: moved to the device of `process`.
         settings: how it is applied.
         form: packed or pt.
-        skip_unreadable: leave out images that cannot be read; else they are an error, raised when all others are done.
-        num_workers: processes that read images ahead; 0 reads in this one.
-        process: this process among those that share the job.
+        skip_unreadable: leave out images that cannot be read; otherwise they are an error, raised at the end.
+        num_workers: processes that prefetch images; 0 reads in this process.
+        process: this process, one of those that share the job.
 
     Raises:
-        UserError: k is not in 1..K; the teacher cannot take its input size; `out` cannot be written or holds other
+        UserError: k is not in 1..K; the teacher cannot take its input size; `out` cannot be written or contains other
             maps; images cannot be read; memory runs out.
     """
     start = time.monotonic()
     keys = images.keys()
     order = np.argsort(keys, kind="stable")
-    images = replace(images, names=images.names[order], labels=images.labels[order])  # image i has the map of row i
+    images = replace(images, names=images.names[order], labels=images.labels[order])  # the map of image i is row i
     with ExitStack() as stack:
         stack.enter_context(out_of_memory_reported(f"Lower --batch_size (now {settings.batch_size}) or --size."))
         if settings.opt_level == "O0":  # by default, cuDNN rounds the inputs of convolutions to TF32
@@ -138,7 +138,7 @@ def annotate(
 
 
 class _SquashedImages:
-    """Row -> (row, whole image squashed to the teacher's input size, why it cannot be read). Cheap to pickle."""
+    """Row -> (row, whole image squashed to the teacher's input size, reason if it cannot be read). Cheap to pickle."""
 
     def __init__(self, images: ImageList, teacher: Teacher) -> None:
         self._images = images
@@ -153,7 +153,7 @@ class _SquashedImages:
 
 
 class _ImageBatch(NamedTuple):
-    """Whole images, squashed: uint8 [B, 3, rows, columns]; black where one cannot be read, with the reason, else ""."""
+    """Whole images, squashed: uint8 [B, 3, rows, columns]; black if one cannot be read, with a reason, else ""."""
 
     rows: list[int]
     images: Tensor
@@ -167,14 +167,14 @@ def _collate(read: Sequence[tuple[int, np.ndarray, str]]) -> _ImageBatch:
 
 @dataclass(frozen=True, slots=True)
 class _QueuedMaps:
-    """Maps on their way to the host.
+    """Maps being copied to the host.
 
     Fields:
-        batch: the images they are of.
+        batch: their images.
         scores, classes: [B, k, h, w].
         finite: bool [B]; all logits of the image are finite.
-        absent: float [B]; probability of the classes that are not stored.
-        copied: the event after which the tensors are complete; None: they are.
+        absent: float [B]; probability of the classes that are not stored, mean over the cells.
+        copied: event recorded after the copy; None: the tensors are complete.
     """
 
     batch: _ImageBatch
@@ -205,10 +205,10 @@ class _Annotator:
 
     @torch.inference_mode()
     def queue(self, batch: _ImageBatch) -> _QueuedMaps:
-        """Start the maps of a batch of whole images; on CUDA this returns before they are done."""
+        """Start computing the maps of a batch; on CUDA this returns before they are done."""
         logits = self._logits(batch.images.to(self.device, non_blocking=True))
         scores, classes = logits.topk(self.shape[0], dim=1)
-        # The n absent classes as one more entry: n at logit 0 weigh as much as one at log n.
+        # The n absent classes as one more entry: n classes at logit 0 have as much probability as one at log n.
         absent_logit = torch.full_like(scores[:, :1], logits.shape[1] - self.shape[0]).log()
         absent = torch.cat([scores, absent_logit], 1).softmax(1)[:, -1].mean((1, 2))
         finite = logits.isfinite().flatten(1).all(1)
@@ -218,26 +218,26 @@ class _Annotator:
         return _QueuedMaps(batch, scores, classes, finite, absent, copied)
 
     def _logits(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, rows, columns] -> float32 [B, K, h, w]."""
+        """Convert images uint8 [B, 3, rows, columns] to logits float32 [B, K, h, w]."""
         inputs = ((images.float() - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
         with self.precision.autocast():
             logits: Tensor = self._network(inputs)
             if not self._flip:
                 return logits.float()
-            mirrored: Tensor = self._network(inputs.flip(3))
-        return (logits.float() + mirrored.float().flip(3)) / 2
+            flipped: Tensor = self._network(inputs.flip(3))
+        return (logits.float() + flipped.float().flip(3)) / 2
 
 
 @torch.inference_mode()
 def _map_size(teacher: Teacher) -> tuple[int, int]:
-    """Return (h, w) of the teacher's maps, tried on the CPU: there, no error is that of a GPU."""
+    """Return (h, w) of the teacher's maps, by a forward pass on the CPU, where no error can come from a GPU."""
     rows, columns = teacher.input_size
     try:
         maps = teacher.network.cpu().eval()(torch.zeros(1, 3, rows, columns))
-    except (RuntimeError, ValueError, AssertionError) as error:  # timm asserts the size
+    except (RuntimeError, ValueError, AssertionError) as error:  # timm checks the size by assert
         raise UserError(
             f"the teacher cannot take images of {rows} x {columns} pixels (rows x columns): {error}. "
-            "Give the input size that it was made for"
+            "Give the --size that it was trained with"
         ) from error
     assert maps.ndim == 4 and maps.shape[1] == teacher.num_classes, maps.shape
     return maps.shape[2], maps.shape[3]
@@ -256,19 +256,19 @@ def _annotate_share(
 
     Args:
         images: in the order of the writer's keys.
-        annotator, writer: make and write the maps.
-        done: bool [N]; the maps that exist already.
+        annotator, writer: compute and write the maps.
+        done: bool [N]; whether a map exists already.
         batch_size, num_workers, process: as in `annotate`.
     """
     batches = np.split(np.arange(len(done)), range(batch_size, len(done), batch_size))
-    mine = batches[process.rank :: process.world_size]
-    todo = [rows.tolist() for rows in mine if not done[rows].all()]
-    share = Summary(kept=int(sum(done[rows].sum() for rows in mine)))
+    own = batches[process.rank :: process.world_size]
+    todo = [rows.tolist() for rows in own if not done[rows].all()]
+    share = Summary(kept=int(sum(done[rows].sum() for rows in own)))
     title = "annotate" if process.world_size == 1 else f"annotate (1 of {process.world_size} processes)"
-    with JobProgress(title, sum(map(len, mine)), "images", share.kept, enabled=process.is_main) as progress:
+    with JobProgress(title, sum(map(len, own)), "images", share.kept, enabled=process.is_main) as progress:
         squashed = _SquashedImages(images, annotator.teacher)
         read = read_batches(squashed, _collate, todo, num_workers, annotator.device.type == "cuda")
-        # Pairs with the batch that follows: the device computes that one while the maps of this one are written.
+        # In pairs, so that the device computes the next batch while the maps of this one are written.
         for maps, _ in pairwise(chain(map(annotator.queue, read), [None])):
             assert maps is not None
             _write(maps, images, writer, done, share)
@@ -296,7 +296,7 @@ def _write(maps: _QueuedMaps, images: ImageList, writer: Writer, done: np.ndarra
 
 
 def _manifest(annotator: _Annotator, settings: Settings, form: Form, maps: int) -> Manifest:
-    """Return what all maps of a call have in common, also with those of an interrupted one."""
+    """Return what all maps of a call share, including those of an interrupted call that it continues."""
     teacher = annotator.teacher
     made_by = {
         "teacher": teacher.description,
@@ -322,7 +322,7 @@ def _print_summary(summary: Summary, shape: tuple[int, int, int], seconds: float
     )
     if summary.written:
         share = f"{100 * summary.absent_sum / summary.written:.1f} %"
-        print(f"classes outside a cell's top {k} hold {share} of its probability (fill 0, temperature 1)")
+        print(f"classes outside a cell's top {k} get {share} of its probability (fill 0, temperature 1)")
     if summary.skipped:
         print(f"skipped:{listed(list(summary.skipped.values()))}")
 

@@ -26,36 +26,36 @@ IMAGENET = "imagenet"
 SHAPE_SAMPLE = 9
 COMPARED_MAPS = 1000
 CROPS_PER_MAP = 4
-SIDE = 1000  # of the square that crops are drawn in: boxes are fractions of it
+SIDE = 1000  # of the square image that crops are drawn from; any size will do, because boxes are fractions
 
 
 def pack(files: Path, out: Path, images: Path | None, classes: str | None, skip_damaged: bool) -> None:
-    """Write a folder of .pt files as a packed store; print what is missing and what rounding the scores changed.
+    """Convert a folder of .pt files to a packed store; print what is missing and what rounding the scores changed.
 
     The same call continues an interrupted one. Scores become float16, which changes nothing for half-precision files.
 
     Args:
         files: folder of CLASS/STEM.pt.
-        out: folder of the store; made if it does not exist.
-        images: folder of the images that the maps are for; None: not at hand.
+        out: folder of the store; created if it does not exist.
+        images: folder of the images that the maps are for; None: not available.
         classes: the classes of the ids, see `_class_names`.
-        skip_damaged: leave out maps that cannot be read; else they are an error, raised when all others are done.
+        skip_damaged: leave out maps that cannot be read; otherwise they are an error, raised when all others are done.
 
     Raises:
         UserError: there is no map, maps are damaged or of several shapes, or the store cannot be written.
     """
     source = manifest_of(files)
     if source is not None and source.form == "packed":
-        raise UserError(f"{files} is a packed store; expected a folder of {SUFFIX} files. To write those: unpack")
+        raise UserError(f"{files} is a packed store; expected a folder of {SUFFIX} files. To make those, use `unpack`")
     keys = keys_of(files)
     if not len(keys):
-        raise UserError(f"{files}: found no label map; expected CLASS/STEM{SUFFIX} files. Name the folder with them.")
+        raise UserError(f"{files}: found no label map; expected CLASS/STEM{SUFFIX} files. Give their folder.")
     found = list_any_images(images) if images else None
     if found:
         _print_missing(found, files, keys)
     names = _class_names(files, keys, found, classes, source)
     k, h, w = source.shape if source else _common_shape(files, keys, names)
-    made_by = source.made_by if source else {"files": f"{SUFFIX} files of unknown making"}
+    made_by = source.made_by if source else {"files": f"{SUFFIX} files of unknown origin"}
     manifest = Manifest(form="packed", maps=len(keys), k=k, h=h, w=w, class_names=names, made_by=made_by)
     store, writer = LabelFolder(files, keys, names, manifest), PackedWriter(out, keys, manifest)
     with exclusive_folder(out):
@@ -83,7 +83,7 @@ def unpack(folder: Path, out: Path) -> None:
 def _copy(
     title: str, store: LabelStore, writer: Writer, keys: np.ndarray, skipped: dict[str, str], skip_damaged: bool
 ) -> None:
-    """Write every map of a store that the writer lacks; `skipped` never had a map."""
+    """Write every map of a store that the writer lacks; `skipped` images never had a map."""
     done = writer.begin()
     damaged: dict[str, str] = {}
     with JobProgress(title, len(store), "label maps", done=int(done.sum())) as progress:
@@ -92,15 +92,15 @@ def _copy(
                 label_map = store.read(row)
                 writer.write(row, LabelMap(label_map.scores.astype(np.float32), label_map.classes))
             except UserError as error:
-                if isinstance(error.__cause__, OSError):  # not about this map: the disk is full, or the like
+                if isinstance(error.__cause__, OSError):  # not this map's fault: the disk is full, for example
                     raise
                 damaged[os.fsdecode(keys[row])] = str(error)
             progress.advance(1)
     reasons = listed(list(damaged.values()))
     if damaged and (not skip_damaged or len(damaged) == len(store)):
         raise UserError(
-            f"{len(damaged):,} of {len(store):,} label maps cannot be read; all others are done. Fetch them again, or "
-            f"leave them out with --on_error skip, and give the same command again:{reasons}"
+            f"{len(damaged):,} of {len(store):,} label maps cannot be read; all others are done. Download them "
+            f"again, or leave them out with --on_error skip, and give the same command again:{reasons}"
         )
     writer.commit(skipped | damaged)
     if damaged:
@@ -124,13 +124,13 @@ def _common_shape(files: Path, keys: np.ndarray, names: Sequence[str]) -> tuple[
 def _class_names(
     files: Path, keys: np.ndarray, images: ImageList | None, classes: str | None, source: Manifest | None
 ) -> list[str]:
-    """Return the classes that the ids in the files stand for.
+    """Return the names of the classes that the ids in the files refer to.
 
     Args:
-        files: their folder.
+        files: the folder.
         keys: bytes [N]; of the maps.
-        images: that they are for.
-        classes: "imagenet" (its 1000 wnids), or a text file with a name per line; None: those of the maps' manifest,
+        images: the images of the maps, if available.
+        classes: "imagenet" (its 1000 wnids), or a text file with one name per line; None: those of the maps' manifest,
             else the class folders of the images, else those of the maps.
         source: the maps' manifest.
     """
@@ -142,23 +142,23 @@ def _class_names(
     if not names:
         raise UserError(
             f"{files}: the label maps do not name their classes, and neither they nor the images have class folders. "
-            "Give --classes, imagenet or a text file with a class per line"
+            "Give --classes imagenet, or --classes FILE, a text file with one class per line"
         )
     if source and names != source.class_names:
         raise UserError(f"{files}: --classes are not the classes in its {MANIFEST}. Leave --classes out")
     if unknown := sorted(set(folders or class_folders(keys)) - set(names)):
         raise UserError(
             f"found {len(unknown):,} class folders that are not among the {len(names):,} classes of these maps, the "
-            f"first: {unknown[0]!r}; expected names such as {names[0]!r}. Correct --classes, or name other images"
+            f"first: {unknown[0]!r}; expected names such as {names[0]!r}. Correct --classes, or give other --images"
         )
     return names
 
 
 def read_names(path: Path) -> list[str]:
-    """Read a text file with a class name per line, in the order of the class ids.
+    """Read a text file with one class name per line, in the order of the class ids.
 
     Raises:
-        UserError: it cannot be read, or has no names or a name twice.
+        UserError: it cannot be read, has no names, or repeats a name.
     """
     try:
         names = path.read_text(encoding="utf-8-sig").split("\n")
@@ -174,7 +174,7 @@ def read_names(path: Path) -> list[str]:
 
 
 def _print_missing(images: ImageList, files: Path, keys: np.ndarray) -> None:
-    """Print the number of images without a map and the first of them; packing the others is fine."""
+    """Print the number of images without a map and the first of them; the others can still be packed."""
     missing = np.flatnonzero(~np.isin(images.keys(), keys))
     if len(missing):
         first = listed([str(images.path(int(row))) for row in missing])
@@ -182,7 +182,7 @@ def _print_missing(images: ImageList, files: Path, keys: np.ndarray) -> None:
 
 
 def _print_rounding(files: LabelStore, packed: LabelStore, num_classes: int) -> None:
-    """Measure and print what float16 scores change in the targets of random crops."""
+    """Measure and print how much float16 scores change the targets of random crops."""
     rows = np.setdiff1d(np.arange(len(files)), packed.missing())
     rows = np.sort(np.random.default_rng(0).permutation(rows)[:COMPARED_MAPS])
     largest, moved = compare_targets(files, packed, rows, num_classes)
@@ -200,7 +200,7 @@ def compare_targets(first: LabelStore, second: LabelStore, rows: np.ndarray, num
     """Pool targets from the same random crops of two stores.
 
     Args:
-        first, second: row i of both is of the same image.
+        first, second: row i of both belongs to the same image.
         rows: int64 [n], at least one; the maps to compare.
         num_classes: K.
 

@@ -1,6 +1,7 @@
 """Labels of whole images from label maps, multi-hot or soft, for other programs; and the keep list for label cleaning.
 
-An image's label is the target pooled over all of it. TSV has a line per image and class, JSON an entry per image:
+An image's labels are the likely classes of the target pooled over all of it. TSV has one line per image and class, JSON
+one entry per image:
 
     image   class   probability         {"n01440764/a.JPEG": {"n01440764": 0.93, "n02102040": 0.05}}    soft
     image   class                       {"n01440764/a.JPEG": ["n01440764"]}                             multi-hot
@@ -21,7 +22,7 @@ from utils.files import replacing
 from utils.progress import JobProgress
 
 BATCH = 256
-DIGITS = 4  # of a probability
+DECIMALS = 4  # of a probability
 
 
 def export_labels(labels: LabelSet, out: Path, *, soft: bool, threshold: float, fill: float, temperature: float) -> int:
@@ -31,7 +32,7 @@ def export_labels(labels: LabelSet, out: Path, *, soft: bool, threshold: float, 
         labels: with images.
         out: the file to write; JSON if it ends in .json, else TSV.
         soft: with probabilities.
-        threshold: smallest probability of a label; the most likely class always is one.
+        threshold: smallest probability of a label; the most likely class is always one.
         fill, temperature: as in `relabel_target`.
 
     Raises:
@@ -47,7 +48,7 @@ def export_labels(labels: LabelSet, out: Path, *, soft: bool, threshold: float, 
         if not as_json:
             file.write("image\tclass\tprobability\n" if soft else "image\tclass\n")
         for row, target in _targets(labels, fill, temperature, "export"):
-            found = {labels.class_names[index]: round(p, DIGITS) for index, p in _likely(target, threshold)}
+            found = {labels.class_names[index]: round(p, DECIMALS) for index, p in _likely(target, threshold)}
             name, count = labels.images.name(row), count + len(found)
             if as_json:
                 file.write(f"{separator}{json.dumps(name)}: {json.dumps(found if soft else list(found))}")
@@ -61,14 +62,14 @@ def export_labels(labels: LabelSet, out: Path, *, soft: bool, threshold: float, 
 def export_cleaning(
     labels: LabelSet, out: Path, *, agreeing: bool, threshold: float, fill: float, temperature: float
 ) -> int:
-    """Write the images whose label map agrees with their folder, or those whose map does not; return their number.
+    """Write the list of images of which the label map agrees with the folder, or disagrees; return their number.
 
     A map agrees if the folder's class is the most likely one of the whole image or reaches the threshold.
 
     Args:
         labels: with images.
         out: the file to write; the list of the agreeing images serves as data.keep_list.
-        agreeing: which of the two.
+        agreeing: list the images that agree; False: the others.
         threshold: smallest probability of a label.
         fill, temperature: as in `relabel_target`.
 
@@ -77,7 +78,7 @@ def export_cleaning(
     """
     images, folders = labels.images, labels.labels
     if images is None or folders is None:
-        raise UserError("these images have no class folders to compare label maps with. Name a folder of class folders")
+        raise UserError("these images have no class folders to compare label maps with. Give a folder of class folders")
     chosen = []
     for row, target in _targets(labels, fill, temperature, "compare"):
         label = int(folders[row])
@@ -113,7 +114,7 @@ def _targets(labels: LabelSet, fill: float, temperature: float, title: str) -> I
 
 
 def _likely(target: np.ndarray, threshold: float) -> list[tuple[int, float]]:
-    """Return (class, probability) of the labels of an image, most likely first; at least one."""
+    """Return (class, probability) of an image's labels, most likely first; at least one."""
     order = np.argsort(-target, kind="stable")
     count = max(1, int((target >= threshold).sum()))
     return [(int(index), float(target[index])) for index in order[:count]]
@@ -121,5 +122,5 @@ def _likely(target: np.ndarray, threshold: float) -> list[tuple[int, float]]:
 
 def _tsv_lines(name: str, labels: dict[str, float], soft: bool) -> str:
     if broken := next((text for text in (name, *labels) if any(sign in text for sign in "\t\r\n")), None):
-        raise UserError(f"found the name {broken!r}, which a table with a line per label cannot hold. Write .json")
+        raise UserError(f"found the name {broken!r}, which a TSV file cannot contain. Write a .json file")
     return "".join(f"{name}\t{label}\t{p:g}\n" if soft else f"{name}\t{label}\n" for label, p in labels.items())

@@ -1,4 +1,4 @@
-"""Label maps together with the images that they belong to, as the tools use them."""
+"""Label maps with the images that they belong to, as the tools use them."""
 
 import os
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ class LabelSet:
         keys: bytes [N], "CLASS/STEM" of every image; the store's own if there are no images.
         store_keys: bytes [M], sorted; the keys of all existing maps.
         class_names: of the K classes.
-        images: in the order of keys; None: not at hand.
-        manifest: of the maps; None: files of 2021.
+        images: in the order of keys; None: not available.
+        manifest: of the maps; None for files of 2021.
     """
 
     path: Path
@@ -35,7 +35,7 @@ class LabelSet:
     manifest: Manifest | None = None
 
     def __len__(self) -> int:
-        """N."""
+        """Return N, the number of keys."""
         return len(self.keys)
 
     @property
@@ -49,21 +49,21 @@ class LabelSet:
         return self.manifest.skipped if self.manifest else {}
 
     def key(self, row: int) -> str:
-        """Return the key of a row."""
+        """Return the key of a row as text."""
         return os.fsdecode(self.keys[row])
 
 
 def open_label_set(labels: Path, images: Path | None) -> LabelSet:
-    """Open label maps of either form, for the images of a folder or on their own.
+    """Open label maps of either form, with or without a folder of their images.
 
     The classes are those of the images' folders, else those of the maps' manifest, else the class folders of the maps.
 
     Args:
         labels: a packed store, or a folder of .pt files.
-        images: folder of IMAGES/CLASS/IMAGE or of IMAGES/IMAGE; None: only the maps are at hand.
+        images: folder with IMAGES/CLASS/IMAGE or IMAGES/IMAGE; None: only the maps are available.
 
     Raises:
-        UserError: the folder does not exist or has no maps, or their classes are others or unknown.
+        UserError: the folder does not exist or has no maps, or their classes are unknown or do not include the data's.
     """
     found = list_any_images(images) if images else None
     store_keys = keys_of(labels)

@@ -1,4 +1,4 @@
-"""The teacher: a classifier of torchvision, timm or this project as a network of maps, with what its maps depend on."""
+"""The teacher: a classifier from torchvision, timm or this project, turned into a network that makes label maps."""
 
 import hashlib
 import sys
@@ -26,15 +26,15 @@ IMAGENET_CLASSES = 1000
 
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """A network of maps, its classes and its input.
+    """A network that makes label maps, its classes and its input.
 
     Fields:
         network: images float [B, 3, rows, columns] -> logits [B, K, h, w]; in evaluation mode, on the CPU.
-        class_names: of its K classes, in order, as class folders are called (ImageNet's: wnids); None: unknown.
+        class_names: of its K classes, in order, as class folders are named (wnids for ImageNet); None: unknown.
         num_classes: K.
-        input_size: (rows, columns) in pixels, that it was trained with or that was asked for.
+        input_size: (rows, columns) in pixels, as trained with or as requested.
         mean, std: of the input normalisation, per RGB channel, for pixels in [0, 1].
-        interpolation: how images are resized for it; a key of relabel.data.decode.RESAMPLING.
+        interpolation: how its images are resized; a key of relabel.data.decode.RESAMPLING.
         description: plain JSON: arch, library, library_version, weights (the file's name, not its path),
             weights_sha256, head, mean_is_logits.
     """
@@ -51,7 +51,7 @@ class Teacher:
 
 @dataclass(frozen=True, slots=True)
 class _Classifier:
-    """A classifier with its weights; class_names None: the weights do not name their classes."""
+    """A classifier with its weights; class_names is None if the weights do not name their classes."""
 
     model: nn.Module
     arch: str
@@ -76,17 +76,17 @@ def load_teacher(
 
     Args:
         arch: as in models.build.library_of; None: the one that the checkpoint names.
-        weights: "pretrained": those that the library publishes; "random": of a fixed seed, for trying things out;
-            else the path of a checkpoint, bare, .safetensors, or as training writes it (EMA weights come first).
-        data_classes: class folders of the images to annotate, in order; None: they have none. The teacher may know
-            more classes, in any order; if its class names are unknown, they must be these.
+        weights: "pretrained": those that the library publishes; "random": from a fixed seed, for trials;
+            else the path of a checkpoint, bare, .safetensors, or as training writes it (EMA weights are preferred).
+        data_classes: class folders of the images to annotate, in order; None: there are none. The teacher may know
+            more classes, in any order; if its class names are unknown, they are taken to be these.
         input_size, mean, std, interpolation: None: the teacher's own, from timm's configuration or torchvision's
-            default weights. Networks of this project have ImageNet's mean and std, bilinear, and no size.
-        per_cell: False leaves the classifier as it is: its network returns logits [B, K] of whole images.
-        advice: for messages: the flags that select the network and its weights.
+            default weights. Networks of this project use ImageNet's mean and std and bilinear, and have no size.
+        per_cell: False: keep the classifier unchanged; its network returns logits [B, K] of whole images.
+        advice: for messages, names the flags that select the network and its weights.
 
     Raises:
-        UserError: the network is unknown, cannot make maps or needs a size; its weights cannot be loaded or are of
+        UserError: the network is unknown, cannot make maps, or needs a size; its weights cannot be loaded or are of
             another network; it does not know the data's classes.
     """
     with with_advice(advice):
@@ -97,24 +97,24 @@ def load_teacher(
         else:
             classifier = _published(arch) if weights == PRETRAINED else _random(arch, data_classes)
     class_names = _checked_names(classifier, data_classes)
-    asked = {"input_size": input_size, "mean": mean, "std": std, "interpolation": interpolation}
-    seen = _input_of(classifier, asked)
+    requested = {"input_size": input_size, "mean": mean, "std": std, "interpolation": interpolation}
+    inputs = _input_of(classifier, requested)
     library = library_of(classifier.arch)
     description: dict[str, object] = {
         "arch": classifier.arch,
         "library": library,
         "library_version": None if library == OURS else version(library),
         "weights": classifier.weights,
-        "weights_sha256": _sha256(classifier.model.state_dict()),  # before fully_convolutional tries the model out
+        "weights_sha256": _sha256(classifier.model.state_dict()),  # before fully_convolutional runs the model
     }
     network = classifier.model.eval()
     if per_cell:
         network = fully_convolutional(classifier.model)
         description |= {"head": network.head, "mean_is_logits": network.mean_is_logits}
     if weights == RANDOM and is_first_of_node():
-        warning = f"warning: {arch} has RANDOM WEIGHTS and its label maps are MEANINGLESS: for trying the tools only"
+        warning = f"warning: {arch} has RANDOM WEIGHTS and its label maps are MEANINGLESS: only for trials"
         print(warning, file=sys.stderr, flush=True)
-    return Teacher(network, class_names, classifier.num_classes, **seen, description=description)
+    return Teacher(network, class_names, classifier.num_classes, **inputs, description=description)
 
 
 def _published(arch: str) -> _Classifier:
@@ -148,12 +148,12 @@ def _from_file(arch: str | None, path: Path, data_classes: Sequence[str] | None)
         raise UserError(f"{path}: {error}") from None
     names = named_classes(content, path)
     if names is None and num_classes == IMAGENET_CLASSES != len(data_classes or ()) and library_of(arch) != OURS:
-        names = _imagenet_names(num_classes)  # a library's network with 1000 classes was trained on ImageNet
+        names = _imagenet_names(num_classes)  # a library's network with 1000 classes is taken to be ImageNet's
     return _Classifier(model, arch, path.name, num_classes, names)
 
 
 def _imagenet_names(num_classes: int) -> list[str] | None:
-    """Return the wnids of the subset of ImageNet with so many classes, in the order that networks are trained with."""
+    """Return the wnids of the ImageNet subset with this many classes, in the order that networks are trained with."""
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
     subset = infer_imagenet_subset({"num_classes": num_classes})
@@ -161,11 +161,11 @@ def _imagenet_names(num_classes: int) -> list[str] | None:
 
 
 def _checked_names(classifier: _Classifier, data_classes: Sequence[str] | None) -> list[str] | None:
-    """Return the teacher's class names, which must include those of the data: else training cannot use the maps."""
+    """Return the teacher's class names, which must include the data's: otherwise training cannot use the maps."""
     names, found = classifier.class_names, f"found a teacher of {classifier.num_classes:,} classes"
     if names is not None and len(set(names)) != classifier.num_classes:
         raise UserError(
-            f"{classifier.weights}: {found}, but {len(set(names)):,} different names for them; expected one for each. "
+            f"{classifier.weights}: {found}, but {len(set(names)):,} different names for them; expected one per class. "
             "Give a complete checkpoint"
         )
     if data_classes is None:
@@ -183,8 +183,8 @@ def _checked_names(classifier: _Classifier, data_classes: Sequence[str] | None) 
     )
 
 
-def _input_of(classifier: _Classifier, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Return input_size, mean, std and interpolation: as asked for, else as the network's library states them."""
+def _input_of(classifier: _Classifier, requested: Mapping[str, Any]) -> dict[str, Any]:
+    """Return input_size, mean, std and interpolation: as requested, else as stated by the network's library."""
     library = library_of(classifier.arch)
     size, mean, std, interpolation = None, MEAN, STD, "bilinear"
     if library == "timm":
@@ -194,22 +194,22 @@ def _input_of(classifier: _Classifier, asked: Mapping[str, Any]) -> dict[str, An
         size, mean, std = config["input_size"][1:], tuple(config["mean"]), tuple(config["std"])
         interpolation = config["interpolation"]
     elif library == "torchvision":
-        # Of its default weights: torchvision states it for no others. A vision transformer built without weights
-        # takes the size that it was built for and no other.
+        # From its default weights: torchvision gives no such values for others. A vision transformer accepts only the
+        # size that it was built for.
         preset = torchvision.models.get_model_weights(classifier.arch).DEFAULT.transforms()
         side = getattr(classifier.model, "image_size", preset.crop_size[0])
         size, mean, std = (side, side), tuple(preset.mean), tuple(preset.std)
         interpolation = preset.interpolation.value
     own = {"input_size": size, "mean": mean, "std": std, "interpolation": interpolation}
-    seen = own | {name: value for name, value in asked.items() if value is not None}
-    if seen["input_size"] is None:
+    values = own | {name: value for name, value in requested.items() if value is not None}
+    if values["input_size"] is None:
         raise UserError(f"{classifier.arch} has no image size of its own; give --size ROWSxCOLUMNS")
-    if seen["interpolation"] not in RESAMPLING:
+    if values["interpolation"] not in RESAMPLING:
         raise UserError(
             f"{classifier.arch} was trained with images resized by {interpolation!r}, which is not supported; expected "
             f"{', '.join(RESAMPLING)}. Give the nearest of these as --interpolation"
         )
-    return seen
+    return values
 
 
 def _sha256(state_dict: Mapping[str, Tensor]) -> str:

@@ -1,9 +1,9 @@
 """Check whether label maps are stored [row, column] or transposed, by two tests that need only the user's own files.
 
-The 2021 code pools every crop from the region mirrored at the image's diagonal, which is right only if its maps are
-stored [column, row]. Read correctly, the class of an object stands out inside the object's box, and a crop's target
-fits a classifier's prediction for that crop. Both tests compare the two readings on the same images, so that an
-image's difficulty cancels out.
+The 2021 code pools every crop from the region transposed (x and y swapped), which is correct only if its maps are
+stored [column, row]. If a map is read correctly, the class of an object stands out inside the object's box, and a
+crop's target agrees with a classifier's prediction for that crop. Both tests compare the two readings on the same
+images, so that an image's difficulty cancels out.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,12 +28,12 @@ from utils.estimates import Estimate
 from utils.progress import JobProgress
 
 ROW_COLUMN, TRANSPOSED, UNDECIDED = "row, column", "transposed", "undecided"
-SURE = 3.0  # standard errors: by chance 1 in 400 times
+SURE = 3.0  # standard errors; exceeded by chance once in 400 times
 MIN_IMAGES = 20  # with fewer, the standard error itself is uncertain
-SYMMETRIC_IOU = 0.9  # of a box with its mirror image: from here on both readings pool nearly the same cells
-SAME_TARGETS = 0.05  # total variation between the targets of the two mirrored regions
-SMALLEST_PROBABILITY = 1e-4  # of a classifier's class; one surprising crop must not decide
-OUR_SIZE = 48  # pixels; networks of ours name no size, and learn from crops of this one
+SYMMETRIC_IOU = 0.9  # of a box with its transpose; above it, both readings pool nearly the same cells
+SAME_TARGETS = 0.05  # total variation between the targets of a region and its transpose
+SMALLEST_PROBABILITY = 1e-4  # lower bound of a classifier's probabilities, so that one surprising crop does not decide
+OUR_SIZE = 48  # pixels; our networks have no input size of their own and are trained on crops of this size
 CROPS_AT_ONCE = 64
 TOP_RIGHT, BOTTOM_LEFT = CropBox(0.5, 0.0, 1.0, 0.5), CropBox(0.0, 0.5, 0.5, 1.0)
 
@@ -54,7 +54,7 @@ class Classifier:
 def classifier_named(arch: str, weights: str, class_names: Sequence[str]) -> Classifier:
     """Load a classifier of torchvision, timm or our own training, onto the GPU if there is one.
 
-    It gets crops of the size that it was trained for, and may know more classes than the data; those are left out.
+    It is given crops of the size it was trained with, and may know more classes than the data has; those are ignored.
 
     Args:
         arch, weights: as in `load_teacher`.
@@ -87,11 +87,11 @@ class AxisCheck:
     Fields:
         evidence: "object boxes" or "a classifier".
         measure: what is compared, with its unit.
-        images_examined: images that have what the test needs.
-        images_informative: images for which the two readings differ.
+        images_examined: number of images that have what the test needs.
+        images_informative: number of these for which the two readings differ.
         row_column, transposed: mean of the measure under each reading, over the informative images.
-        difference: the first minus the second, over the informative images; None for fewer than two.
-        favouring_row_column_percent: informative images in favour of [row, column].
+        difference: row_column minus transposed, over the informative images; None for fewer than two.
+        favouring_row_column_percent: percentage of informative images in favour of [row, column].
         verdict: ROW_COLUMN, TRANSPOSED or UNDECIDED.
     """
 
@@ -110,14 +110,14 @@ class AxisCheck:
         """Summarise float [n, 2], the measure of each informative image under both readings."""
         difference = readings[:, 0] - readings[:, 1]
         row_column, transposed = readings.mean(axis=0).tolist() if len(readings) else (0.0, 0.0)
-        favouring = Estimate.percent((np.sign(np.round(difference, 5)) + 1) / 2)  # a tie counts for neither
+        favouring = Estimate.percent((np.sign(np.round(difference, 5)) + 1) / 2)  # a tie counts half for each
         found, verdict = Estimate.mean(difference), UNDECIDED
         if found and found.n >= MIN_IMAGES and abs(found.value) > SURE * found.standard_error:
             verdict = ROW_COLUMN if found.value > 0 else TRANSPOSED
         return cls(evidence, measure, examined, len(readings), row_column, transposed, found, favouring, verdict)
 
     def problems(self, box_axes: str = "xy") -> list[str]:
-        """Report if training, with these box_axes, would read the maps transposed."""
+        """Return a problem if training with these box_axes would read the maps transposed."""
         if self.verdict in (UNDECIDED, ROW_COLUMN if box_axes == "xy" else TRANSPOSED):
             return []
         stored, read, other = "row, column", "column, row", "xy"
@@ -134,12 +134,12 @@ def check_with_boxes(
 ) -> AxisCheck:
     """Compare the logit of an object's class inside its box with that in the whole image, under each reading.
 
-    An image counts once, with the mean over its objects. A box that its mirror image at the diagonal nearly covers
-    (IoU of 0.9 and more) tells nothing and is left out.
+    An image counts once, with the mean over its objects. A box that nearly coincides with its transpose (IoU of 0.9 or
+    more) is not informative and is left out.
 
     Args:
         sample: of the maps.
-        class_names: the K classes of the data; objects of others are left out.
+        class_names: the K classes of the data; objects of other classes are left out.
         boxes: row -> the objects of an image.
     """
     class_of = {name: label for label, name in enumerate(class_names)}
@@ -149,7 +149,7 @@ def check_with_boxes(
         for found in boxes.get(row, ())
         if found.class_name in class_of
     ]
-    informative = [item for item in objects if item[2].iou(item[2].mirrored()) < SYMMETRIC_IOU]
+    informative = [item for item in objects if item[2].iou(item[2].transposed()) < SYMMETRIC_IOU]
     lifts = np.concatenate([np.empty((0, 2)), *_lifts(sample, informative, len(class_names))])
     image_of = np.array([index for index, *_ in informative])
     per_image = [lifts[image_of == index].mean(axis=0) for index in np.unique(image_of)]
@@ -165,17 +165,17 @@ def check_with_classifier(
     fill: float = 0.0,
     temperature: float = 1.0,
 ) -> AxisCheck:
-    """Compare a classifier's predictions for the top right and bottom left quarter with the targets of either reading.
+    """Compare a classifier's predictions for the top right and bottom left quarters with their targets in each reading.
 
-    The two quarters are each other's mirror image at the diagonal, so each reading gives one the target that the other
-    reading gives the other. The measure is the mean over both of sum target * log probability.
+    Each quarter is the transpose of the other, so the two readings give them the same two targets, swapped. The measure
+    is the mean over both quarters of the sum of target * log probability.
 
     Args:
         sample: of the maps. Images whose file cannot be read are left out.
-        image_path: gives the file of a row.
+        image_path: returns the image file of a row.
         num_classes: K.
         classifier: of the same K classes.
-        fill, temperature: as in `relabel_target`; the fill is lowered to the lowest score of a map.
+        fill, temperature: as in `relabel_target`; the fill is lowered to the map's lowest score.
     """
     examined, kept = 0, [np.empty((0, 2))]
     with JobProgress("classify crops", len(sample), "images") as progress:
@@ -197,7 +197,7 @@ def _lifts(sample: MapSample, objects: list[tuple[int, int, CropBox]], num_class
         excess, column = _above_floor(maps.scores, 0.0), torch.tensor(labels)[:, None]
         inside, swapped, whole = (
             pool_scores(excess, maps.classes, CropBox.stack(regions), num_classes).gather(1, column)[:, 0]
-            for regions in (boxes, [box.mirrored() for box in boxes], [WHOLE_IMAGE] * len(boxes))
+            for regions in (boxes, [box.transposed() for box in boxes], [WHOLE_IMAGE] * len(boxes))
         )
         yield torch.stack([inside - whole, swapped - whole], dim=1).double().numpy()
 
@@ -205,13 +205,13 @@ def _lifts(sample: MapSample, objects: list[tuple[int, int, CropBox]], num_class
 def _above_floor(scores: Tensor, fill: float) -> Tensor:
     """Subtract from scores [B, k, h, w] the logit of an absent class: `fill`, or the map's lowest if that is lower.
 
-    With a fill above the stored logits, a class would stand out where the map does not store it.
+    If fill were above the stored logits, a class would stand out where the map does not store it.
     """
     return scores.float() - scores.float().amin(dim=(1, 2, 3), keepdim=True).clamp(max=fill)
 
 
 def _quarters(sample: MapSample, part: slice, image_path: Callable[[int], Path], size: int) -> dict[int, Tensor]:
-    """Return index of each readable image -> its top right and bottom left quarter, uint8 [2, 3, S, S]."""
+    """Return index of each readable image -> its top right and bottom left quarters, uint8 [2, 3, S, S]."""
     crops = {}
     for index in range(part.start, part.stop):
         with suppress(UserError):  # reported by the check of all images
@@ -222,7 +222,7 @@ def _quarters(sample: MapSample, part: slice, image_path: Callable[[int], Path],
 
 
 def _fits(maps: MapSample, predicted: Tensor, num_classes: int, fill: float, temperature: float) -> np.ndarray:
-    """Return how well each reading fits predictions [2 * n, K]: float [.., 2], without images of two equal targets."""
+    """Return how well each reading fits predictions [2 * n, K]: float [.., 2], without images with equal targets."""
     n = len(maps)
     in_upper, in_lower = predicted.double().clamp(min=SMALLEST_PROBABILITY).log().view(n, 2, num_classes).unbind(1)
     excess = _above_floor(maps.scores, fill)

@@ -1,8 +1,8 @@
-"""Check that the logits of label maps make good targets: their scale, their agreement with the folders' labels.
+"""Check that the logits of label maps make good targets: their scale and their agreement with the folders' labels.
 
-A class that a cell does not store counts as logit `fill`, and there are many such classes: one class alone with logit
-4 keeps 5 % of the probability among 1,000 classes at fill 0, and 96 % with logit 10. Where that is too little, a lower
-fill is suggested, which leaves the stored classes as they are; where the labels ask for it, another temperature.
+A class that a cell does not store counts with logit `fill`, and there are many such classes: among 1,000 classes at
+fill 0, a single class with logit 4 gets 5 % of the probability, with logit 10 96 %. If that is too little, a lower fill
+is suggested, which does not change the stored classes; if the labels call for it, another temperature.
 """
 
 from dataclasses import dataclass
@@ -18,35 +18,35 @@ from relabel.label_pooling import pool_scores
 from utils.estimates import Estimate
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
-SHOWN = 0.1  # probability from which a class counts as being in the target
+SHOWN = 0.1  # above this probability, a class counts as part of the target
 MEANINGLESS_LEAK = 75  # percent
 TOLERATED_LEAK = 0.05
-REACH = 15.0  # temperatures by which a fill may be lowered: one class alone then outweighs 100,000 absent ones
+REACH = 15.0  # times the temperature: how far a fill may be lowered; one class then outweighs 100,000 absent ones
 FITTED_NUMBERS = 2_000_000  # logits that a fit uses: 2,000 images of 1,000 classes
-TEMPERATURES = 2.0 ** np.arange(-4, 4.5, 0.5)  # tried, times the present one
-# Students do not mind a temperature that is off by less. On the digit scenes the cross-entropy is lowest at 0.4, and
+TEMPERATURES = 2.0 ** np.arange(-4, 4.5, 0.5)  # tried, as multiples of the current one
+# Smaller errors of the temperature do not harm students. On the digit scenes the cross-entropy is lowest at 0.4, and
 # temperatures 0.1, 0.4, 1, 2, 3 gave 77.8, 78.7, 79.4, 78.6, 71.4 % top-1 (means of seeds 0-2, each to within 1).
 WORTHWHILE_FACTOR = 4.0
 WORTHWHILE_NATS = 0.1
-BELOW_FILL = 0.05  # share of cells whose highest score may be below the fill
+BELOW_FILL = 0.05  # share of cells that may have their highest score below the fill
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Measurements of a sample of maps, and what to try; None for what needs labels where there are none.
+    """Measurements of a sample of maps, and what to try; None for what needs labels if there are none.
 
     Fields:
         maps, classes_per_cell, classes: n, k, K.
         fill_logit, temperature: of the targets.
-        scores_are_probabilities: all are positive, and those of a cell add up to no more than 1.
+        scores_are_probabilities: all scores are >= 0, and those of a cell add up to at most 1.
         top_logit_percentiles: percentile -> largest logit of a cell.
         leak_in_cells_percent: probability of the classes that a cell does not store.
-        leak_in_whole_image_target_percent: the same in the target of the whole image: of classes that no cell stores.
-        top1_agreement_percent, top5_agreement_percent: of that target with the folder's label; ties count against it.
-        images_of_several_classes_percent: with more than one class above 10 % in that target.
+        leak_in_whole_image_target_percent: in the target of the whole image, of the classes that no cell stores.
+        top1_agreement_percent, top5_agreement_percent: of that target with the folder's label; ties count as wrong.
+        images_of_several_classes_percent: images with more than one class above 10 % in that target.
         cross_entropy_nats: of that target, for the folder's label.
-        suggested_fill_logit, suggested_temperature: to try; None: the present one is fine.
-        reason: of the suggestions.
+        suggested_fill_logit, suggested_temperature: to try; None: the current one is fine.
+        reason: for the suggestions.
     """
 
     maps: int
@@ -71,7 +71,7 @@ class Calibration:
 
         Args:
             teacher_percent: known top-1 accuracy of the teacher; an agreement below half of it, or more than 15 points
-                below it, is wrong if it cannot be chance.
+                below it, is a problem unless it can be chance.
         """
         found = []
         leak, agreement = self.leak_in_whole_image_target_percent, self.top1_agreement_percent
@@ -96,7 +96,7 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pooled:
-    """Whole images pooled once, so that any fill can be tried: logit = scores + (1 - stored) * fill.
+    """Whole images, pooled once so that any fill can be tried: logit = scores + (1 - stored) * fill.
 
     Fields:
         scores: float [n, K]; pooled with fill 0.
@@ -130,7 +130,7 @@ class Pooled:
         return -self.log_target(fill, temperature).gather(1, self.labels[:, None])[:, 0]
 
     def tolerable_fill(self, fill: float, temperature: float) -> float | None:
-        """Return the highest fill, not above the given one, with a tolerated mean leak; None if none is in reach."""
+        """Return the highest fill, at most the given one, with a tolerable mean leak; None if none is in reach."""
 
         def excess(tried: float) -> float:
             return float(self.leak(tried, temperature).mean()) - TOLERATED_LEAK
@@ -148,7 +148,7 @@ def calibrate(
 
     Args:
         sample: of the maps.
-        labels: integer [N], the class folder of every image (not only the sample's); None: unknown.
+        labels: integer [N]; the class folder of every image, not only of the sample; None: unknown.
         num_classes: K.
         fill, temperature: as in `relabel_target`.
     """
@@ -190,29 +190,29 @@ def calibrate(
 
 
 def cell_leak(scores: Tensor, classes: Tensor, num_classes: int, fill: float, temperature: float) -> Tensor:
-    """Return the share of each cell's softmax that falls to the classes the cell does not store, float [B, h, w]."""
-    held = classes < num_classes
-    absent = num_classes - held.sum(dim=1)
-    stored = (scores / temperature).masked_fill(~held, -torch.inf).logsumexp(dim=1)
-    # n classes at logit `fill` weigh as much as one at fill + log n; none weigh nothing.
+    """Return the probability in each cell of the classes that it does not store, float [B, h, w]."""
+    is_known = classes < num_classes
+    absent = num_classes - is_known.sum(dim=1)
+    stored = (scores / temperature).masked_fill(~is_known, -torch.inf).logsumexp(dim=1)
+    # n classes at logit `fill` have as much probability as one at fill + log n; for n = 0, none.
     return (absent.float().log() + fill / temperature - stored).sigmoid()
 
 
 def label_rank(target: Tensor, labels: Tensor) -> Tensor:
-    """Count the other classes with at least the label's probability, int64 [B]."""
+    """Return the number of other classes with at least the label's probability, int64 [B]."""
     return (target >= target.gather(1, labels[:, None])).sum(dim=1) - 1
 
 
-Suggestion = tuple[float | None, float | None, str]  # fill and temperature to try, None: fine as it is; the reason
+Suggestion = tuple[float | None, float | None, str]  # fill and temperature (None: no change), reason
 
 
 def suggest(pooled: Pooled, scores: Tensor, fill: float = 0.0, temperature: float = 1.0) -> Suggestion:
-    """Suggest a fill for which 5 % leak, and the temperature with the lowest cross-entropy of the labels.
+    """Suggest a fill at which 5 % leaks, and the temperature with the lowest cross-entropy of the labels.
 
     Args:
         pooled: whole images of the sample.
         scores: float [n, k, h, w], of the sample.
-        fill, temperature: the present ones.
+        fill, temperature: the current ones.
     """
     new_temperature, about_temperature = _suggest_temperature(pooled, fill, temperature)
     kept = new_temperature or temperature
@@ -222,12 +222,12 @@ def suggest(pooled: Pooled, scores: Tensor, fill: float = 0.0, temperature: floa
     at = f"With fill {fill:g}" + (f" and temperature {kept:g}" if new_temperature else "")
     new_fill = None
     if lower is not None and lower < fill:
-        new_fill = float(np.floor(lower * 10) / 10)  # a tenth at most too low, so that no more leaks than promised
+        new_fill = float(np.floor(lower * 10) / 10)  # rounded down, so that no more leaks than promised
         about_fill = f"{at}, {leaked}. Try fill {new_fill:g}, which lowers it to {100 * TOLERATED_LEAK:g} %."
     elif below := _fill_below_scores(scores, pooled.scores.shape[1], fill):
         return below
     elif lower is None:
-        about_fill = f"{at}, {leaked}; no fill cures it, because the maps store each class in a few cells only."
+        about_fill = f"{at}, {leaked}; no fill helps, because the maps store each class in only a few cells."
     else:
         about_fill = f"Fill {fill:g} is fine: {leaked}."
     reasons = (about_temperature, about_fill) if new_temperature else (about_fill, about_temperature)
@@ -235,20 +235,20 @@ def suggest(pooled: Pooled, scores: Tensor, fill: float = 0.0, temperature: floa
 
 
 def _fill_below_scores(scores: Tensor, num_classes: int, fill: float) -> Suggestion | None:
-    """Suggest a fill below nearly all scores where the present one is above whole cells: absent classes win there."""
+    """Suggest a fill below nearly all scores if the current one exceeds whole cells, where absent classes then win."""
     above = float((scores.amax(dim=1) < fill).float().mean())
     if scores.shape[1] == num_classes or above <= BELOW_FILL:
         return None
     lower = float(np.floor(np.quantile(scores.float().amin(dim=1).numpy(), 0.01)))
     reason = (
-        f"{100 * above:.0f} % of the cells have no score above fill {fill:g}: classes that they do not store count for "
-        f"more than those they do. Try fill {lower:g}, which lies below nearly all scores."
+        f"{100 * above:.0f} % of the cells have no score above fill {fill:g}: classes that they do not store get "
+        f"more probability than those that they do. Try fill {lower:g}, which is below nearly all scores."
     )
     return lower, None, reason
 
 
 def _suggest_temperature(pooled: Pooled, fill: float, temperature: float) -> tuple[float | None, str]:
-    """Return the best of the temperatures tried, each with the fill that suits it, and the reason."""
+    """Return the best of the temperatures tried, each with its best fill, and the reason."""
     if pooled.labels is None:
         return None, ""
     tried = [float(temperature * factor) for factor in TEMPERATURES]
@@ -258,13 +258,13 @@ def _suggest_temperature(pooled: Pooled, fill: float, temperature: float) -> tup
     gain = Estimate.mean((losses[tried.index(temperature)] - losses[best]).numpy())
     factor = max(TEMPERATURES[best], 1 / TEMPERATURES[best])
     is_worthwhile = gain and factor >= WORTHWHILE_FACTOR and gain.value >= max(WORTHWHILE_NATS, 2 * gain.standard_error)
-    # The highest is best where labels and maps do not belong together, and is no cure.
+    # The highest is best if labels and maps do not belong together; it would not help then.
     if not gain or not is_worthwhile or best == len(tried) - 1:
-        return None, f"No temperature far from {temperature:g} would make the folders' labels clearly likelier."
-    # The optimum is flat, and more digits would promise too much.
+        return None, f"No temperature far from {temperature:g} would make the folders' labels clearly more likely."
+    # The optimum is flat; more digits would suggest too much precision.
     rounded = float(f"{tried[best]:.1g}" if tried[best] < 1 else f"{tried[best]:.2g}")
     return rounded, (
         f"Measured by the folders' labels, the targets are far too {'sharp' if rounded > temperature else 'soft'}: try "
         f"temperature {rounded:g}{' or lower' if best == 0 else ''}, which lowers their cross-entropy by "
-        f"{gain.value:.2f} nats. (A teacher that was trained on these very images is surer of them than of others.)"
+        f"{gain.value:.2f} nats. (A teacher trained on these very images is more confident on them than on others.)"
     )

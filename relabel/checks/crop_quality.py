@@ -26,14 +26,14 @@ MIN_IOU = 0.5
 
 @dataclass(frozen=True, slots=True)
 class CropQuality:
-    """Measurements of random crops. None: nothing to measure them on.
+    """Measurements of random crops; None if there is nothing to measure them on.
 
     Fields:
         images: number of images measured.
-        crops_of_another_class_percent: crops whose target is highest for a class other than the folder's.
+        crops_of_another_class_percent: crops in which the target's top class is not the folder's.
         classes_per_crop: number of classes above 10 % in a target.
-        crops_with_iou_above_half_percent: crops that overlap so far with a box of the folder's class.
-        crops_with_iou_above_half_published_percent: the same on ImageNet.
+        crops_with_iou_above_half_percent: crops with IoU > 0.5 with an object of the folder's class.
+        crops_with_iou_above_half_published_percent: the same on ImageNet, as published.
         crops_per_image, min_area_fraction: how crops are drawn; the smallest area is a fraction of the image.
     """
 
@@ -60,7 +60,7 @@ def crop_quality(
 
     Args:
         sample: of the maps. Images whose file cannot be read are left out.
-        image_path: gives the file of a row.
+        image_path: returns the image file of a row.
         labels: integer [N]; the class folder of every image.
         class_names: K names.
         boxes: row -> the objects of an image, where they are known.

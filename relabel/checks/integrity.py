@@ -1,4 +1,4 @@
-"""Check that every image has its label map, whole and in range; find unusual names and rotated images."""
+"""Check that every image has a label map, intact and in range; find unusual names and rotated images."""
 
 import os
 import warnings
@@ -25,9 +25,9 @@ class Kind:
     """A kind of finding.
 
     Fields:
-        title: in the table and in messages.
+        title: for the table and messages.
         advice: what to do about it, or what it means.
-        is_problem: the maps should not be trained on; otherwise it is only worth knowing.
+        is_problem: the maps should not be used for training; otherwise it is only worth knowing.
     """
 
     title: str
@@ -38,7 +38,7 @@ class Kind:
 KINDS = {
     "missing_maps": Kind("images without a label map", "Make them with `python -m relabel annotate`, or download them"),
     "damaged_maps": Kind("damaged label maps", "Delete them and make or download them again"),
-    "changed_files": Kind("files unlike the manifest", "Their sha256 is another: make or download them again"),
+    "changed_files": Kind("files unlike the manifest", "Their sha256 differs: make or download them again"),
     "maps_without_image": Kind("label maps without an image", "Put the images back, or remove these maps"),
     "unreadable_images": Kind("unreadable images", "Replace or remove them"),
     "missing_maps_spelled_otherwise": Kind("maps under another spelling", "Rename the images, or these maps"),
@@ -74,8 +74,8 @@ class Integrity:
 
     Fields:
         images: N.
-        findings: name of a kind -> what was found of it; without images, nothing of theirs.
-        usable: int64 [n]; rows whose map is whole.
+        findings: name of a kind -> its finding; without images, only the kinds that need none.
+        usable: int64 [n]; rows with an intact map.
         shape: (k, h, w) of the maps; None if none can be read.
     """
 
@@ -98,7 +98,7 @@ class Integrity:
         ]
 
     def notes(self) -> list[str]:
-        """Return what is worth knowing though nothing is wrong."""
+        """Return what is worth knowing but not a problem."""
         return [
             f"{title}: {found.count:,}, such as {found.first[0]}. {advice}."
             for title, found, advice in self._found(is_problem=False)
@@ -117,9 +117,9 @@ class Integrity:
 
 
 def check_integrity(labels: LabelSet) -> Integrity:
-    """Read every label map and the header of every image; go on after a damaged one.
+    """Read every label map and the header of every image; continue after a damaged one.
 
-    Images that are known to have no map are not counted as missing.
+    Images that were skipped when the maps were made are not counted as missing.
     """
     kinds = [name for name in KINDS if labels.images or name not in OF_IMAGES]
     result = Integrity(len(labels), {name: Finding() for name in kinds})
@@ -129,7 +129,7 @@ def check_integrity(labels: LabelSet) -> Integrity:
         result.add("changed_files", name)
     missing, usable = set(labels.store.missing().tolist()), []
     with JobProgress("check", len(labels), "images") as progress, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's about odd EXIF data, one per image
+        warnings.simplefilter("ignore")  # Pillow warns about odd EXIF data, once per image
         for row in range(len(labels)):
             if row not in missing:
                 try:
@@ -155,7 +155,7 @@ def _check_names(result: Integrity, keys: np.ndarray) -> None:
 
 
 def _compare_keys(result: Integrity, labels: LabelSet) -> None:
-    """Find images without map and maps without image."""
+    """Find images without a map and maps without an image."""
     unpaired = dict.fromkeys(np.setdiff1d(labels.store_keys, labels.keys).tolist())
     for row in labels.store.missing().tolist():
         key = labels.key(row)
@@ -172,7 +172,7 @@ def _compare_keys(result: Integrity, labels: LabelSet) -> None:
 
 
 def _other_spellings(key: str) -> list[str]:
-    """Return other names for the map of an image: the original's, the parquet copy's, the stem up to the first dot."""
+    """Return other keys that an image's map may have: the original, the parquet copy's, cut at the first dot."""
     folder, slash, stem = key.rpartition("/")
     stems = (stem.removesuffix(f"_{folder}"), f"{stem}_{folder}", stem.partition(".")[0])
     return [f"{folder}{slash}{other}" for other in stems if folder and other != stem]
@@ -182,17 +182,17 @@ def _check_image(result: Integrity, path: Path) -> None:
     try:
         if orientation(path) != 1:
             result.add("rotated_images", str(path))
-    except OSError as error:  # Pillow's error about an unknown header is one, too
+    except OSError as error:  # UnidentifiedImageError is a subclass
         result.add("unreadable_images", f"{path}: {error.strerror or 'not in an image format that Pillow reads'}")
 
 
 def orientation(path: Path) -> int:
-    """Return the EXIF orientation of an image, 1 (as stored) to 8; reads the file's header without decoding.
+    """Return the EXIF orientation of an image, 1 (as stored) to 8; reads only the file's header.
 
-    TIFF counts as 1: there orientation is part of the format, and Pillow turns the pixels itself.
+    TIFF counts as 1: there, orientation is part of the format, and Pillow applies it.
 
     Raises:
-        OSError: no such file, or no image.
+        OSError: no such file, or not an image.
     """
     try:
         opened = Image.open(path, formats=FORMATS)

@@ -3,8 +3,7 @@
     FOLDER/n01440764/n01440764_10040.xml   of the image n01440764/n01440764_10040.JPEG; FOLDER/n01440764_10040.xml too
     train.json                             of all images, as `python -m relabel digits` writes it
 
-Annotation files come from elsewhere, so they are read with care: no document type, hence no entities; no name in them
-is used as a path.
+Annotation files are untrusted: no document type is accepted, hence no entities, and no name in them is used as a path.
 """
 
 import os
@@ -27,7 +26,7 @@ LARGEST_XML = 1_000_000  # bytes; a thousand objects take 300,000
 
 @dataclass(frozen=True, slots=True)
 class ObjectBox:
-    """One object of an image: the name of its class folder, which the data set may lack, and its box."""
+    """An object in an image: its class folder's name, which the data set may lack, and its box."""
 
     class_name: str
     box: CropBox
@@ -36,7 +35,7 @@ class ObjectBox:
 # Objects of a digit scene, the labelled one first: the index of the class folder, and the box.
 Truth = list[tuple[int, CropBox]]
 
-# Key of an image, "CLASS/STEM" -> its objects, none if it has no boxes. Raises UserError naming a wrong file.
+# Key of an image, "CLASS/STEM" -> its objects, empty if it has no boxes. Raises UserError for an invalid file.
 BoxReader = Callable[[str], list[ObjectBox]]
 
 
@@ -45,10 +44,10 @@ def open_object_boxes(source: Path, class_names: Sequence[str]) -> BoxReader:
 
     Args:
         source: see the top of this file.
-        class_names: the data's class folders, sorted; digit scenes name classes by their index.
+        class_names: the data's class folders, sorted; digit scenes refer to classes by index.
 
     Raises:
-        UserError: there is no such source, or it is something else.
+        UserError: the source does not exist, or is something else.
     """
     if source.is_file():
         return open_scene_boxes(source, class_names)
@@ -69,7 +68,7 @@ class SampleBoxes:
     Fields:
         of_row: row -> the objects of that image; only images with boxes.
         asked: number of images that were looked up.
-        refused: a message for each wrong file; ImageNet itself has a few of them.
+        refused: a message for each invalid file; ImageNet itself has a few of them.
     """
 
     of_row: dict[int, list[ObjectBox]]
@@ -82,10 +81,10 @@ class SampleBoxes:
 
 
 def look_up(read: BoxReader, keys: np.ndarray, rows: np.ndarray) -> SampleBoxes:
-    """Read the boxes of the images in some rows; wrong files are listed, not raised.
+    """Read the boxes of the images in some rows; invalid files are listed, not raised.
 
     Args:
-        read: reads those of one image.
+        read: reads the objects of one image.
         keys: bytes [N], "CLASS/STEM" of every image.
         rows: int64 [n]; the images to look up.
     """
@@ -110,7 +109,7 @@ def _read_xml_boxes(root: Path, key: str) -> list[ObjectBox]:
 
 
 def open_scene_boxes(path: Path, class_names: Sequence[str]) -> BoxReader:
-    """Open the JSON file of digit scenes. UserError: it is none, or has more classes than there are."""
+    """Open the JSON file of digit scenes. UserError: it is not one, or has classes that do not exist."""
     truths = {name.rpartition(".")[0]: truth for name, truth in read_truth(path).items()}
     largest = max((label for truth in truths.values() for label, _ in truth), default=0)
     if largest >= len(class_names):
@@ -126,7 +125,7 @@ def read_truth(path: Path) -> dict[str, Truth]:
     """Read train.json or val.json of a folder of digit scenes: "CLASS/FILE" -> Truth.
 
     Raises:
-        UserError: the file is missing or is not such a file.
+        UserError: the file is missing or of another form.
     """
     expected = f"expected the true labels that `python -m relabel digits --out {path.parent}` writes"
     entries = read_json(path, expected)
@@ -146,17 +145,17 @@ def _truth(labels: Sequence[int], boxes: Sequence[Sequence[float]]) -> Truth:
 
 
 def read_voc_file(path: Path, class_folder: str) -> list[ObjectBox]:
-    """Read the objects of a Pascal-VOC file, without their parts (a person's head).
+    """Read the objects of a Pascal-VOC file, without their parts (such as a person's head).
 
-    A box that crosses the image's border is cut there: some of ImageNet's do.
+    A box that crosses the image's border is clipped: some of ImageNet's do.
 
     Args:
         path: of the file.
-        class_folder: of the image. Many of ImageNet's dogs have their English name where all others have a folder's;
-            they count as objects of this folder.
+        class_folder: of the image. Many of ImageNet's dogs have an English name where all other objects have the name
+            of a folder; they count as objects of this folder.
 
     Raises:
-        UserError: naming the file and the reason.
+        UserError: the file cannot be read; with the reason.
     """
     try:
         with path.open("rb") as file:
@@ -177,7 +176,7 @@ def read_voc_file(path: Path, class_folder: str) -> list[ObjectBox]:
 
 
 class _TreeWithoutDoctype(TreeBuilder):
-    """Builds the tree of an XML document, in which nothing can expand or refer to other files."""
+    """Builds the tree of an XML document that cannot expand or refer to other files."""
 
     def doctype(self, *_: object) -> None:
         raise ValueError("it declares a document type, which could refer to other files")
@@ -190,7 +189,7 @@ def _object(element: Element, width: float, height: float, class_folder: str) ->
     if WNID.fullmatch(class_folder) and not WNID.fullmatch(name):
         name = class_folder
     sides = [_number(element, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
-    # The first pixel is number 1 in VOC and 0 in some of ImageNet's files: one pixel of doubt, less than a map shows.
+    # The first pixel is number 1 in VOC and 0 in some of ImageNet's files; one pixel is less than a map can resolve.
     left, top, right, bottom = np.clip((np.array(sides) - (1, 1, 0, 0)) / (width, height, width, height), 0, 1).tolist()
     if not (sides[0] < sides[2] and sides[1] < sides[3] and left < right and top < bottom):
         numbers = ", ".join(f"{side:g}" for side in sides)
@@ -199,7 +198,7 @@ def _object(element: Element, width: float, height: float, class_folder: str) ->
 
 
 def _number(element: Element, path: str) -> float:
-    """Return the finite number in a descendant element. ValueError naming it otherwise."""
+    """Return the finite number in a descendant element. ValueError if there is none."""
     text = element.findtext(path)
     try:
         value = float(text or "")

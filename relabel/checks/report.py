@@ -1,4 +1,4 @@
-"""The report on a set of label maps: are they whole, do they make good targets, are their axes in the right order."""
+"""The report on a set of label maps: whether they are intact, make good targets and have their axes in order."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -27,8 +27,8 @@ from relabel.checks.object_boxes import BoxReader, SampleBoxes, look_up
 from relabel.checks.sample import read_sample
 from utils.estimates import Estimate
 
-CLASSIFIED = 2000  # images whose crops are classified; 200 would do on the digit scenes
-WEAK_AGREEMENT_PERCENT = 60  # the teacher was usually trained on these very images
+CLASSIFIED = 2000  # images of which crops are classified; 200 suffice on the digit scenes
+WEAK_AGREEMENT_PERCENT = 60  # low, because the teacher was usually trained on these very images
 VERDICTS = {
     ROW_COLUMN: ("[row, column]", "bold green"),
     TRANSPOSED: ("[column, row]", "bold red"),
@@ -38,14 +38,14 @@ VERDICTS = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Report:
-    """All results; None or empty where something was not asked for or could not be measured.
+    """All results; None or empty for what was not requested or could not be measured.
 
     Fields:
-        labels: where the maps are.
-        integrity, calibration, crops, axes: see their files.
-        object_boxes: those that were found for the sample.
+        labels: path of the maps.
+        integrity, calibration, crops, axes: see their modules.
+        object_boxes: those found for the sample.
         teacher_top1_percent: known accuracy of the maps' teacher.
-        problems: what is wrong, each with what to do; without any, the maps are fit for training.
+        problems: what is wrong, each with what to do; if there are none, the maps are fit for training.
         notes: what is worth knowing.
     """
 
@@ -60,7 +60,7 @@ class Report:
     notes: list[str]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON; the unit in each name."""
+        """Return plain values for JSON, with the unit in each name."""
         boxes = self.object_boxes and self.object_boxes.as_dict()
         return asdict(self) | {"integrity": self.integrity.as_dict(), "object_boxes": boxes}
 
@@ -111,10 +111,10 @@ def make_report(
         if agreement and agreement.high95 < WEAK_AGREEMENT_PERCENT:
             notes.append(
                 f"The map's top class is the folder's class for {agreement.value:.0f} % of the images. A weak teacher "
-                "can cost more than localized labels gain (the paper's lost 1.4 points): compare with original labels."
+                "can cost more than localized labels gain (1.4 points in the paper): compare with original labels."
             )
     else:
-        problems.append("There is no label map that can be read.")
+        problems.append("No label map can be read.")
     if found and not found.of_row:
         first = f" The first error: {found.refused[0]}" if found.refused else ""
         problems.append(
@@ -127,7 +127,7 @@ def make_report(
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
-    """Print tables that fit 80 columns; the problems come last, where readers look first."""
+    """Print tables at most 80 characters wide; the problems come last, where readers look first."""
     console = console or Console()
     console.print(Text(f"\nLabel maps  {report.labels}", style="bold", overflow="fold"))
     console.print(_integrity_table(report.integrity))
@@ -149,7 +149,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
 
 
 def _table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]] = ()) -> Table:
-    """Make a table whose first column is text and whose others are numbers; nothing in it is cut off."""
+    """Make a table with a text column and columns of numbers; long entries are folded, not cut off."""
     table = Table(title=f"\n{title}", title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_edge=False)
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="right" if number else "left", overflow="fold", header_style="dim")
@@ -185,7 +185,7 @@ def _target_table(calibration: Calibration, teacher: float | None) -> Table:
         f"Targets of whole images  ({settings})",
         [
             (f"leak in cells, to the {absent:,} classes not stored", calibration.leak_in_cells_percent, " %"),
-            ("leak in targets, to classes of no cell", calibration.leak_in_whole_image_target_percent, " %"),
+            ("leak in targets, to classes in no cell", calibration.leak_in_whole_image_target_percent, " %"),
             ("more than one class above 10 %", calibration.images_of_several_classes_percent, " %"),
             ("folder's label is the top class", calibration.top1_agreement_percent, " %"),
             ("    top-1 accuracy of the teacher, as given", teacher, " %"),
@@ -209,7 +209,7 @@ def _crop_table(crops: CropQuality) -> Table:
 
 
 def _measure_table(title: str, rows: Sequence[tuple[str, Estimate | float | None, str]]) -> Table:
-    """Make a row for each (what, value, unit) that is not None; percentages to a tenth, other values to a hundredth."""
+    """Make a row for each (name, value, unit) with a value; percentages to a tenth, other values to a hundredth."""
     table = _table(title, ["", "value", "95 % interval", "images"])
     for what, value, unit in rows:
         digits = 1 if unit == " %" else 2
@@ -242,7 +242,7 @@ def _axis_table(axes: Sequence[AxisCheck]) -> Table:
 
 
 def _print_list(console: Console, title: str, style: str, paragraphs: Sequence[str]) -> None:
-    """Print a heading and a list below it. Text, so that brackets in file names are no markup."""
+    """Print a heading and a list below it, as Text, so that brackets in file names are not markup."""
     console.print(Text(f"\n{title}", style=style))
     grid = Table.grid(padding=(0, 1))
     for paragraph in paragraphs:

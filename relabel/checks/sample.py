@@ -1,4 +1,4 @@
-"""A random sample of a data set's label maps in memory, on which their quality is measured."""
+"""A random sample of label maps in memory, for measuring their quality."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class MapSample:
     """Label maps of n images.
 
     Fields:
-        rows: int64 [n]; of the images, in ascending order.
+        rows: int64 [n]; rows of the store, in ascending order.
         scores: float [n, k, h, w], as stored.
         classes: integer [n, k, h, w]; K for a class that the data lacks.
     """
@@ -32,16 +32,16 @@ class MapSample:
         return len(self.rows)
 
     def batches(self) -> Iterator[slice]:
-        """Yield slices of the sample that are small enough to be measured at once."""
+        """Return slices of the sample that are small enough to be measured at once."""
         return (slice(start, min(start + BATCH, len(self))) for start in range(0, len(self), BATCH))
 
     def only(self, chosen: np.ndarray | slice) -> "MapSample":
-        """Select maps by a slice, or by integer [m], indices in the sample."""
+        """Select maps by a slice or by indices in the sample, integer [m]."""
         return MapSample(self.rows[chosen], self.scores[chosen], self.classes[chosen])
 
 
 def read_sample(store: LabelStore, rows: np.ndarray, size: int, seed: int = 0) -> MapSample:
-    """Read the maps of some of the rows, drawn without replacement; 10,000 maps of the paper take 70 MB.
+    """Read the maps of some of the rows, drawn without replacement; 10,000 maps of the paper's size take 70 MB.
 
     Args:
         store: of the maps.

@@ -1,1 +1,1 @@
-"""The commands of `python -m relabel`: their parameters, checks of what was typed, and what they print."""
+"""The commands of `python -m relabel`: their parameters, checks of arguments, and output."""

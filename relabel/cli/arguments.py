@@ -1,4 +1,4 @@
-"""What several commands share: types of their arguments, and a check that outputs stay apart from inputs."""
+"""Argument types that several commands share, and a check that outputs are not inside inputs."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,15 +13,15 @@ Pictures = Annotated[int, Field(ge=1, le=200)]
 
 
 def keep_apart(out: Path, flag: str, inputs: Mapping[str, Path | None]) -> None:
-    """Refuse an output that is an input or lies inside one: it could overwrite a part of it, or be read as one.
+    """Reject an output that is an input or is inside one: it could overwrite part of it, or be read as part of it.
 
     Args:
         out: the file or folder to write.
-        flag: how it is given on the command line.
-        inputs: flag -> file or folder that is read; None where it was not given.
+        flag: its name on the command line.
+        inputs: flag -> file or folder that is read; None if it was not given.
     """
     for name, given in inputs.items():
         if given and given.resolve() in (out.resolve(), *out.resolve().parents):
             raise UserError(
-                f"{flag} {out} is or lies in {name} {given} and could overwrite a part of it; expected another place"
+                f"{flag} {out} is or lies inside {name} {given} and could overwrite part of it; expected another path"
             )

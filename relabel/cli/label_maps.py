@@ -69,18 +69,18 @@ def annotate(
         out: folder of the label maps.
         arch: the teacher: a torchvision or timm classifier ("timm/NAME" forces timm), or digit_net. none: the one that
             the checkpoint names.
-        weights: pretrained: those that the library publishes; random: meaningless, for trying things out only; or a
+        weights: pretrained: those that the library publishes; random: meaningless, only for trials; or a
             checkpoint, bare or as training writes it. The teacher must know all classes of IMAGES by name.
-        size: size that each whole image is squashed to. none: the teacher's own size.
+        size: size to which each whole image is squashed. none: the teacher's own size.
         top_k: classes kept per cell, those with the highest scores. none: 5 as in the paper, or all if there are fewer.
         mean: normalisation mean of red, green and blue, for pixels in 0..1. none: the teacher's own.
         std: normalisation standard deviation, likewise. none: the teacher's own.
         interpolation: how images are resized; always antialiased. none: the teacher's own.
-        flip: average each map with that of the mirrored image; takes twice as long.
+        flip: average each map with that of the flipped image; takes twice as long.
         format: packed: a few files, float16; pt: a file per image, float32, as released in 2021.
         opt_level: O1: float16 on a GPU, float32 without one; O0: float32; bf16: bfloat16.
         batch_size: images per forward pass; lower it if memory runs out.
-        num_workers: processes that read images ahead, at most one per core; 0: read between forward passes.
+        num_workers: processes that prefetch images, at most one per core; 0: read between forward passes.
         unlabelled: the teacher need not know the folders of IMAGES as classes: for data.extra.path.
         on_error: stop: fail if an image cannot be read, after annotating all others; skip: leave such images out and
             list them.
@@ -107,7 +107,7 @@ def annotate(
                 flush=True,
             )
             if not about["mean_is_logits"]:
-                print("the mean of a map is not the teacher's answer for the whole image: `check` measures the targets")
+                print("the mean of a map is not the teacher's output for the whole image: `check` measures the targets")
         annotator.annotate(
             found,
             out,
@@ -143,15 +143,15 @@ def check(
     Args:
         labels: a packed store or a folder of .pt files.
         images: folder of the images that the maps are for. none: only the maps themselves are checked.
-        boxes: boxes of the objects, for the quality of crops and the test of the axes: a folder of Pascal-VOC XML
+        boxes: boxes of objects, to measure crops and test the axes: a folder of Pascal-VOC XML
             files, CLASS/STEM.xml, or the JSON file that `digits` writes.
         teacher_accuracy: known top-1 accuracy of the maps' teacher, percent; maps far below it are wrong.
-        classifier: a torchvision or timm classifier to apply to crops, for the test of the axes without boxes.
+        classifier: a torchvision or timm classifier for crops, to test the axes without boxes.
         classifier_weights: pretrained, random, or its checkpoint.
         fill: as data.relabel.fill in training.
         temperature: as data.relabel.temperature in training.
         box_axes: as data.relabel.box_axes in training.
-        maps: number of label maps to measure; all are read in any case.
+        maps: number of label maps to measure; all are read and checked anyway.
         json: also write the report to this file.
     """
     from relabel.annotation.label_set import open_label_set
@@ -164,7 +164,7 @@ def check(
         keep_apart(json, "--json", {"LABELS": labels, "--images": images, "--boxes": boxes})
     for flag, value in {"--classifier": classifier, "--teacher_accuracy": teacher_accuracy}.items():
         if value is not None and images is None:
-            raise UserError(f"{flag} compares the maps with their images; give --images too, or leave it out")
+            raise UserError(f"{flag} needs the images of the maps; give --images too, or leave it out")
     found = open_label_set(labels, images)
     report = make_report(
         found,
@@ -198,7 +198,7 @@ def show(
     """Draw label maps over their images, with random crops and their targets.
 
     Args:
-        image: path, CLASS/FILE or CLASS/STEM of an image; none: random ones.
+        image: path, CLASS/FILE or CLASS/STEM of an image; none: random images.
         labels: a packed store or a folder of .pt files.
         images: folder of the images.
         out: the PNG file to write.
@@ -228,14 +228,14 @@ def pack(
 ) -> None:
     """Convert a folder of .pt files to a packed store: a few files, less than half the size, fast to read.
 
-    Scores become float16; what that changes in the targets of random crops is measured and printed. An incomplete
+    Scores become float16; the effect on the targets of random crops is measured and printed. An incomplete
     download can be packed. The same command continues an interrupted one.
 
     Args:
         labels: folder of CLASS/STEM.pt files, such as those released in 2021.
         out: folder of the store.
-        images: folder of the images that the maps are for, to list those without a map.
-        classes: the classes of the ids in the files: imagenet, or a text file with the name of a class folder per line.
+        images: folder of the images of the maps, to list those without a map.
+        classes: the classes of the ids in the files: imagenet, or a text file with one class folder's name per line.
             none: the class folders of --images, else those of LABELS, sorted.
         on_error: stop: fail if a map cannot be read, after converting all others; skip: leave such maps out and list
             them.
@@ -277,7 +277,7 @@ def export_labels(
         images: folder of the images.
         form: multi-hot: the classes of each image; soft: with their probabilities; agreeing: the images whose labels
             include the folder's class, for training with --data.keep_list OUT; disagreeing: the others.
-        threshold: smallest probability of a label; the most likely class always is one.
+        threshold: smallest probability of a label; the most likely class is always one.
         fill: as data.relabel.fill in training.
         temperature: as data.relabel.temperature in training.
     """

@@ -1,4 +1,4 @@
-"""Commands for trained networks: compare two of them, export one."""
+"""Commands for trained networks: compare two, export one."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -44,7 +44,9 @@ def compare(
     from utils.files import write_json
 
     if (images is None) != (out is None):
-        raise UserError("the picture needs both --images, the folder, and --out, its own name; give both or none")
+        raise UserError(
+            "the picture needs --images, the images' folder, and --out, its file; give both or neither"
+        )
     inputs = {"FIRST": first, "SECOND": second, "--images": images}
     for flag, path in {"--json": json, "--out": out}.items():
         if path:
@@ -57,7 +59,7 @@ def compare(
         write_json(json, as_record(first, second, differences))
     print_differences(first, second, differences)
     if (both[0].in_set is None) != (both[1].in_set is None):
-        print(f"not compared by own labels: {first if both[0].in_set is None else second} was made without them")
+        print(f"not compared by own labels: {first if both[0].in_set is None else second} has none")
     if out:
         print(f"picture: {out}", flush=True)
 
@@ -71,7 +73,7 @@ def export_model(
     config_file_path: ExistingFile | None = None,
     ema: bool = True,
 ) -> None:
-    """Export a trained network for other libraries; its logits are those of --util.test_only.
+    """Export a trained network for other libraries; its logits are those that --util.test_only evaluates.
 
     timm: a folder, as on the Hugging Face Hub, that timm.create_model('local-dir:OUT', pretrained=True) reloads bit for
     bit. backbone: a file of a ResNet's weights for backbone.body of torchvision's Faster R-CNN and Mask R-CNN. onnx: a
@@ -81,8 +83,8 @@ def export_model(
         weights: the checkpoint.
         out: the folder or file to write.
         form: format to write.
-        arch: the network. none: the one that the checkpoint names.
-        config_file_path: config of its training, for batch norm and the transform of test images. none: config.yaml
+        arch: the network. none: the one named in the checkpoint.
+        config_file_path: config of its training run, for batch norm and the evaluation transform. none: config.yaml
             beside the checkpoint, or the defaults if there is none.
         ema: use the averaged weights if the checkpoint has them.
     """
@@ -91,15 +93,15 @@ def export_model(
     from utils.run_log import CONFIG
 
     if form != "timm" and (out.exists() or not out.parent.is_dir()):
-        found = "exists already" if out.exists() else "cannot be written: its folder does not exist"
+        found = "already exists" if out.exists() else "cannot be written: its folder does not exist"
         raise UserError(f"OUT {out} {found}; expected a new file in a folder that exists. Give another OUT")
     config = config_file_path
     if config is None and weights.with_name(CONFIG).is_file():
         config = weights.with_name(CONFIG)
     model, arch, use, title = _load_network(weights, arch, config or BASE_FILE, ema)
-    source = f"from {config}" if config else f"by default: no {CONFIG} beside it; --config_file_path names one"
-    view = f"{use.size} pixels, " + ("squashed" if use.crop_ratio is None else f"crop ratio {use.crop_ratio:g}")
-    print(f"{title}: {arch}, {use.num_classes:,} classes, tested at {view} ({source})", flush=True)
+    source = f"from {config}" if config else f"by default: no {CONFIG} beside it; --config_file_path gives one"
+    transform = f"{use.size} pixels, " + ("squashed" if use.crop_ratio is None else f"crop ratio {use.crop_ratio:g}")
+    print(f"{title}: {arch}, {use.num_classes:,} classes, evaluated at {transform} ({source})", flush=True)
     if form == "timm":
         write_timm_folder(out, model, arch, use)
         print(f"timm folder: {out}\ntimm.create_model('local-dir:{out}', pretrained=True) gives the same logits")
@@ -113,7 +115,7 @@ def export_model(
 
 
 def _load_network(weights: Path, arch: str | None, config_file: Path, ema: bool) -> "tuple[nn.Module, str, Use, str]":
-    """Build the network as an evaluation does, on the CPU; also return its name, its use and its weights' title."""
+    """Build the network as an evaluation does, on the CPU; also return its name, use and the title of its weights."""
     import torch
 
     from models.build import infer_num_classes
@@ -129,7 +131,7 @@ def _load_network(weights: Path, arch: str | None, config_file: Path, ema: bool)
     chosen = "ema" if ema and "ema" in by_name else "model"
     arch = arch or content.get("arch")
     if not isinstance(arch, str):
-        raise UserError(f"{weights} does not name its network; give --arch, a name of torchvision's or timm's")
+        raise UserError(f"{weights} does not name its network; give --arch, a torchvision or timm name")
     class_names = named_classes(content, weights)
     with with_advice("Correct --arch."):
         num_classes = len(class_names) if class_names else infer_num_classes(arch, by_name[chosen])

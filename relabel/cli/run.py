@@ -1,4 +1,4 @@
-"""Run main.py's configuration: a training, or with `util.test_only` an evaluation, in every process of this node."""
+"""Run main.py's configuration: training, or with `util.test_only` evaluation, in every process of this node."""
 
 from relabel.evaluation.run import test
 from relabel.training.run import train

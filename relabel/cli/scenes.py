@@ -1,4 +1,4 @@
-"""The commands for scenes of small images: write them, train their teacher, run the paper's comparison on them."""
+"""The commands for scenes of small images: write them, train their teacher, run the paper's comparison."""
 
 from pathlib import Path
 from typing import Annotated
@@ -24,14 +24,14 @@ def reproduce(
     """Run the paper's comparison on scenes: annotate, train with each kind of supervision, compare.
 
     Ends with a table and figures and prints where they are. The same command continues an interrupted one; more rows or
-    seeds are added to what is there.
+    seeds are added to existing results.
 
     Args:
         out: folder for data, label maps, runs and figures. none: runs/digits, or runs/photos with --pictures.
-        pictures: folder with train/CLASS/IMAGE and val/CLASS/IMAGE to make scenes of. none: the embedded digits.
+        pictures: folder with train/CLASS/IMAGE and val/CLASS/IMAGE to make scenes of. none: scikit-learn's digits.
         rows: kinds of supervision, from the first: original labels, ReLabel, ... none: all.
-        seeds: trainings of each kind; the table shows their mean.
-        train: training scenes; with fewer it is a rehearsal, not a comparison.
+        seeds: training runs of each kind; the table shows their mean.
+        train: training scenes; fewer than the default are only good for a trial run.
         val: validation scenes.
     """
     from relabel.demo.reproduce import reproduce as run_reproduction
@@ -40,14 +40,14 @@ def reproduce(
 
 
 def digits(*, out: NewFolder, seed: Count = 0, train: Scenes = 6000, val: Scenes = 1500) -> None:
-    """Write the embedded data: scenes of handwritten digits as JPEG files in ImageNet's layout.
+    """Write scenes of handwritten digits as JPEG files in ImageNet's layout.
 
-    A scene shows two to four digits; the first gives its label. OUT gets train/ and val/ with a folder per class, which
-    share no digit image, and train.json and val.json with the labels and boxes of every scene.
+    A scene shows two to four digits, one of which gives its label. OUT gets train/ and val/ with a folder per class,
+    which share no digit image, and train.json and val.json with the labels and boxes of every scene.
 
     Args:
-        out: folder to make; may exist if it is empty or holds these very scenes.
-        seed: another one gives other scenes.
+        out: folder to create; may exist if it is empty or already contains these scenes.
+        seed: another seed gives other scenes.
         train: scenes in train/.
         val: scenes in val/.
     """
@@ -64,9 +64,9 @@ def scenes(
     """Write scenes of any small labelled images, composed like those of `digits` and twice as large.
 
     Args:
-        pictures: folder with train/CLASS/IMAGE, which training scenes show, and val/CLASS/IMAGE.
-        out: folder to make; may exist if it is empty or holds these very scenes.
-        seed: another one gives other scenes.
+        pictures: folder with train/CLASS/IMAGE, for the training scenes, and val/CLASS/IMAGE.
+        out: folder to create; may exist if it is empty or already contains these scenes.
+        seed: another seed gives other scenes.
         train: scenes in train/.
         val: scenes in val/.
     """
@@ -84,7 +84,7 @@ def digits_annotator(
 
     Args:
         out: the checkpoint to write.
-        work: folder of its scenes and its training run.
+        work: folder for its scenes and training run.
         train: training scenes.
         val: validation scenes.
     """

@@ -2,7 +2,7 @@
 
 OUT/scenes          the images
 OUT/labels          their label maps, by a strong teacher
-OUT/labels-weak     the same by a weak one: the first student of original labels
+OUT/labels-weak     the same by a weak teacher: the first student of original labels
 OUT/agreeing.txt    the list of images for label cleaning
 OUT/RECIPE-seedN    one training run each
 OUT/results.json    the results
@@ -26,7 +26,7 @@ from utils.run_log import METRICS
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED_TEACHER = ROOT / "configs" / "digits" / "annotator.pth"
 TEACHER_SEED = 1  # of the teacher's scenes; the students' scenes have seed 0
-MOST_AT_ONCE = 16  # trainings; each takes half a gigabyte
+MOST_AT_ONCE = 16  # training runs; each takes half a gigabyte
 LABELS, WEAK_LABELS, AGREEING = "labels", "labels-weak", "agreeing.txt"
 
 
@@ -37,7 +37,7 @@ class Row:
     Fields:
         title: in tables and figures.
         recipe: name of its configuration file.
-        inputs: config key -> the file or folder of the reproduction that it is set to.
+        inputs: config key -> its value, a file or folder of the reproduction.
     """
 
     title: str
@@ -63,8 +63,8 @@ class Experiment:
 
     Fields:
         name: folder of its recipes in configs/.
-        rows: what is compared with the first of them.
-        teacher_size: ROWSxCOLUMNS that a scene is squashed to: maps of 4 x 5 cells, each about as wide as an image.
+        rows: kinds of supervision; all are compared with the first.
+        teacher_size: ROWSxCOLUMNS that a scene is squashed to, for maps of 4 x 5 cells, each about as wide as an image.
     """
 
     name: str
@@ -82,17 +82,17 @@ def reproduce(out: Path | None, images: Path | None, num_rows: int | None, seeds
     Finished steps are not repeated: the same command, or one with more rows or seeds, continues.
 
     Args:
-        out: folder for everything that is made; None: runs/ and the experiment's name.
-        images: folder of small images for the scenes; None: the embedded digits and their shipped teacher.
-        num_rows: rows of the experiment, from the first; None: all.
-        seeds: students per row, of the seeds 0, 1, ...
-        train, val: scenes of each split; a teacher that is not shipped learns from 8 / 3 of the training scenes.
+        out: folder of all outputs; None: runs/ and the experiment's name.
+        images: folder of small images for the scenes; None: scikit-learn's digits and the teacher shipped for them.
+        num_rows: number of rows, from the first; None: all.
+        seeds: students per row, with seeds 0, 1, ...
+        train, val: scenes per split; a teacher that is not shipped is trained on 8 / 3 times as many.
     """
     experiment = PHOTOS if images else DIGITS
     rows = experiment.rows[:num_rows]
     if num_rows and num_rows > len(rows):
         raise UserError(f"found --rows {num_rows}; expected at most {len(rows)}. Leave it out for all of them")
-    stop_once()  # so that no training is left behind
+    stop_once()  # so that no training run is left behind
     out = (out or ROOT / "runs" / experiment.name).resolve()
     steps = _Steps(experiment, out, images and images.resolve())
     steps.scenes("scenes", 0, train, val)
@@ -112,12 +112,12 @@ def reproduce(out: Path | None, images: Path | None, num_rows: int | None, seeds
 
 
 def make_digits_teacher(file: Path, work: Path, train: int, val: int) -> None:
-    """Train the teacher that ships with the digits: weights and class names, without the optimizer.
+    """Train the teacher that is shipped for the digits, and write its weights and class names without the optimizer.
 
     Args:
         file: the checkpoint to write.
-        work: folder of its scenes and its training run.
-        train, val: scenes of each split.
+        work: folder for its scenes and training run.
+        train, val: scenes per split.
     """
     state = load_checkpoint(_Steps(DIGITS, work.resolve(), None).teacher(train, val))
     save_checkpoint({key: state[key] for key in ("arch", "class_names", "accuracy", "epoch", "state_dict")}, file)
@@ -126,7 +126,7 @@ def make_digits_teacher(file: Path, work: Path, train: int, val: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Steps:
-    """The commands of a reproduction; `out` and `images` are absolute, since commands run in the project's folder."""
+    """The commands of a reproduction; `out` and `images` are absolute, because commands run in the project's folder."""
 
     experiment: Experiment
     out: Path
@@ -151,11 +151,11 @@ class _Steps:
         return self.out / f"{row.recipe}-seed{seed}"
 
     def train(self, students: list[tuple[Row, int]]) -> None:
-        """Train all of them; on a CPU with one thread each and as many at once as there are cores, the fastest way."""
+        """Train all students; on a CPU, as many at once as there are cores, with one thread each, which is fastest."""
         jobs = [self._job(row, seed) for row, seed in students]
         on_gpu = torch.cuda.is_available()
         at_once = 1 if on_gpu else min(available_cores(), MOST_AT_ONCE)
-        print(f"\n{len(jobs)} trainings, {at_once} at once", flush=True)
+        print(f"\n{len(jobs)} training runs, {at_once} at once", flush=True)
         run_side_by_side(jobs, ROOT, at_once, None if on_gpu else 1, "epochs")
 
     def _job(self, row: Row, seed: int) -> Job:
@@ -163,7 +163,7 @@ class _Steps:
         flags = {"data.data_path": self.out / "scenes"} | {key: self.out / name for key, name in row.inputs.items()}
         words = self._training(row.recipe, flags | {"compute.seed": seed, "util.run_dir": folder})
         if not torch.cuda.is_available():
-            words += ["--compute.num_workers", "0"]  # the core is busy with its own training
+            words += ["--compute.num_workers", "0"]  # the core is busy with training
         epochs = read_config(self._config(row.recipe), {}).optim.epochs
         return Job(f"{row.title}, seed {seed}", words, folder.with_suffix(".log"), lambda: _epochs(folder), epochs)
 

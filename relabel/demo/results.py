@@ -1,4 +1,4 @@
-"""The results of a reproduction: each student evaluated; a table, JSON and figures of all."""
+"""Results of a reproduction: the evaluation of each student, and a table, JSON and figures of all."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -26,7 +26,7 @@ from utils.processes.distributed import Process
 from utils.run_log import CONFIG, environment, read_metrics
 
 METRICS = {"top-1 %": "top1_percent", "multi-label %": "top1_in_set_percent", "mAP %": "map_percent"}
-CURVES = 2  # rows whose curves are drawn; more would hide each other
+CURVES = 2  # number of rows with curves; more would hide each other
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Student:
 
 
 def measure(folder: Path, scenes: Path, row: str, seed: int) -> Student:
-    """Evaluate the last weights of a run on the validation scenes, with the true labels of every image in them."""
+    """Evaluate the last weights of a run on the validation scenes, with the true labels of all objects in them."""
     config = load_config(str(folder / CONFIG), {})
     process = Process(0, 1, 0, 1, torch.device("cpu"))
     images = list_split(config, "val")
@@ -65,7 +65,7 @@ def by_row(students: Sequence[Student]) -> dict[str, list[Student]]:
 
 
 def gains(students: Sequence[Student]) -> dict[str, np.ndarray]:
-    """Return for each row float [seeds]: top-1 minus that of the first row with the same seed, percentage points."""
+    """Return, for each row, float [seeds]: top-1 minus that of the first row with the same seed, percentage points."""
     rows = by_row(students)
     first = {student.seed: student.top1_percent for student in next(iter(rows.values()))}
     return {row: np.array([s.top1_percent - first[s.seed] for s in members]) for row, members in rows.items()}
@@ -75,7 +75,7 @@ def show_results(students: Sequence[Student], out: Path, root: Path) -> None:
     """Write results.json, rows.png and curves.png; print the table and the paths.
 
     Args:
-        students: every row with the same seeds; the first row is what the others are compared with.
+        students: the same seeds for every row; the others are compared with the first row.
         out: folder of the reproduction.
         root: paths below it are printed relative to it.
     """
@@ -91,7 +91,7 @@ def show_results(students: Sequence[Student], out: Path, root: Path) -> None:
 
 
 def _summary(students: Sequence[Student]) -> list[dict[str, Any]]:
-    """Return for each row the mean and standard deviation of each metric, and the gain over the first row."""
+    """Return, for each row, mean and standard deviation of each metric, and the gain over the first row."""
     summary = []
     for row, gain in gains(students).items():
         entry: dict[str, Any] = {"row": row, "seeds": len(gain)}

@@ -1,15 +1,15 @@
-"""Scenes of several small images, one of which is large and gives the label: digits, or images from any folder.
+"""Scenes of several small images, of which the largest usually gives the label: digits, or images from any folder.
 
-A small model of ReLabel's problem: an image has one label and several objects, and a random crop often shows another
-object than the labelled one. The scenes are not square, so that exchanged axes show.
+A small model of ReLabel's problem: an image has one label and several objects, and a random crop often shows an object
+other than the labelled one. The scenes are not square, so that swapped axes are noticed.
 
     out/train/digit_3/train_00012.JPEG   scenes, one folder per label
-    out/val/digit_3/val_00007.JPEG       made of images that no training scene shows
+    out/val/digit_3/val_00007.JPEG       made of images that are in no training scene
     out/train.json, out/val.json         the truth: {"digit_3/train_00012.JPEG": {"labels": [3, 8], "boxes": [...]}}
     out/scenes.json                      what the folder was made from
 
-Labels are positions of the class folders, sorted; the first of a scene is its own. Boxes are [left, top, right, bottom]
-as fractions of the scene and hold the whole square of an image, which is a little wider than a digit's ink.
+Labels are positions in the sorted class folders; the first is that of the scene. Boxes are [left, top, right, bottom]
+as fractions of the scene and contain the whole square of an image, which is a little wider than a digit's ink.
 """
 
 import json
@@ -27,23 +27,23 @@ from utils.errors import UserError
 from utils.files import new_folder, read_json
 from utils.progress import JobProgress
 
-# Pixels, of digit scenes; images with another scale multiply them.
+# In pixels, for digit scenes; multiplied by the scale of other images.
 HEIGHT, WIDTH = 56, 72  # the area of a 64x64 image
-LABEL_SIZES = (24, 33)  # sides of the image that gives the label, both ends included
-OTHER_SIZES = (18, 27)  # the sides overlap: size is a strong hint, not proof
+LABEL_SIZES = (24, 33)  # side of the image that gives the label, both ends included
+OTHER_SIZES = (18, 27)  # the ranges overlap: size is a strong hint, not proof
 IMAGE_COUNTS = (2, 4)
-TRIES = 30  # to find room for one image
+TRIES = 30  # positions tried for each image
 NOISE = 0.08  # standard deviation of the background, in units where white is 1
 JPEG_QUALITY = 92
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A scene and what it shows.
+    """A scene and its objects.
 
     Fields:
         pixels: uint8 [H, W, 3], RGB, row 0 at the top.
-        labels: the classes 0..K-1 in it; the first is the scene's label, drawn from the larger range of sizes.
+        labels: the classes 0..K-1 in it; the first is the scene's label, with a side from LABEL_SIZES.
         boxes: the square of each image, in the order of labels.
     """
 
@@ -53,13 +53,13 @@ class Scene:
 
 
 def draw_scene(images: SmallImages, seed: int, split: str, number: int) -> Scene:
-    """Draw scene `number` of a split; every pixel depends on the images and on (seed, split, number) alone."""
+    """Draw scene `number` of a split; every pixel depends only on the images and on (seed, split, number)."""
     rng = np.random.default_rng((seed, SPLITS.index(split), number))
     labels = images.labels(split)
     height, width = HEIGHT * images.scale, WIDTH * images.scale
     squares = _draw_squares(rng, images.scale)
     chosen = rng.integers(len(labels), size=len(squares))
-    # Scene n shows class n % K: the classes are balanced, and none is empty in a small set.
+    # The label of scene n is class n % K: classes are balanced, and none is empty in a small set.
     chosen[0] = rng.choice(np.flatnonzero(labels == number % len(images.class_names)))
     pixels = rng.uniform(0, 0.5, 3) + NOISE * rng.standard_normal((height, width, 3))
     for index, (left, top, side) in zip(chosen, squares, strict=True):
@@ -74,23 +74,24 @@ def draw_scene(images: SmallImages, seed: int, split: str, number: int) -> Scene
 def write_scenes(images: SmallImages, out: Path, seed: int = 0, train: int = 6000, val: int = 1500) -> None:
     """Write scenes as JPEG files in ImageNet's layout, with their truth (see the top of this file).
 
-    Two seeds give different scenes but divide the images in the same way: the teacher's scenes are those of another
-    seed, which the student never sees, and no teacher has seen an image of the validation scenes.
+    Different seeds give different scenes but split the images in the same way: the teacher's scenes have another seed,
+    so the student never sees them, and no teacher has seen an image of the validation scenes.
 
-    Nothing happens if `out` already holds exactly these scenes; otherwise it appears as a whole or not at all. The
-    bytes depend on the arguments and Pillow's JPEG encoder alone.
+    Nothing happens if `out` already contains exactly these scenes; otherwise it is created atomically. The bytes depend
+    only on the arguments and Pillow's JPEG encoder.
 
     Args:
-        images: what the scenes show.
-        out: the folder to make; may exist if it is empty.
+        images: the small images.
+        out: the folder to create; may exist if it is empty.
         seed: of the scenes.
-        train, val: scenes of each split, at least one of each class.
+        train, val: scenes per split, at least one per class.
 
     Raises:
-        UserError: a number is out of range, `out` holds something else or cannot be written, or an image is unreadable.
+        UserError: a number is out of range, `out` contains something else or cannot be written, or an image is
+            unreadable.
     """
     description = _describe(images, seed, train, val)
-    if _holds(out, description):
+    if _has_scenes(out, description):
         return
     with new_folder(out) as folder, JobProgress("scenes", train + val, "scenes") as progress:
         for split, count in (("train", train), ("val", val)):
@@ -99,9 +100,9 @@ def write_scenes(images: SmallImages, out: Path, seed: int = 0, train: int = 600
 
 
 def _draw_squares(rng: np.random.Generator, scale: int) -> list[tuple[int, int, int]]:
-    """Draw (left, top, side) in pixels of two to four squares without overlap, the label's first.
+    """Draw (left, top, side) in pixels of two to four squares that do not overlap, the label's first.
 
-    One that finds no room is left out as long as two remain: drawing again until all fit would favour small ones.
+    A square that does not fit is left out as long as two remain: redrawing until all fit would favour small ones.
     """
     count = int(rng.integers(*IMAGE_COUNTS, endpoint=True))
     squares: list[tuple[int, int, int]] = []
@@ -126,7 +127,7 @@ def _describe(images: SmallImages, seed: int, train: int, val: int) -> dict[str,
     if seed < 0 or min(train, val) < classes:
         raise UserError(
             f"scenes: found seed {seed}, train {train}, val {val}; expected a seed of 0 or more and at least "
-            f"{classes} scenes in each split, one of each class. Give other numbers."
+            f"{classes} scenes per split, one per class. Give other numbers."
         )
     return {
         "pictures": images.source,
@@ -140,7 +141,7 @@ def _describe(images: SmallImages, seed: int, train: int, val: int) -> dict[str,
     }
 
 
-def _holds(out: Path, description: dict[str, Any]) -> bool:
+def _has_scenes(out: Path, description: dict[str, Any]) -> bool:
     """Return whether `out` holds these scenes; False if it is absent or empty; UserError for anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
@@ -171,9 +172,9 @@ def _write_split(images: SmallImages, folder: Path, split: str, seed: int, count
 
 
 def _jpeg(pixels: np.ndarray) -> bytes:
-    # Through memory: given a file, Pillow does not notice that a full disk took only half of it.
+    # Via memory: writing to a file, Pillow does not notice that a full disk took only half of it.
     encoded = BytesIO()
-    # No chroma subsampling: in scenes this small it would smear the colour of one image over the next.
+    # No chroma subsampling: in scenes this small it would smear colours from one image into the next.
     Image.fromarray(pixels).save(encoded, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
     return encoded.getvalue()
 

@@ -1,4 +1,4 @@
-"""The small images that scenes are made of: the embedded handwritten digits, or any folder of labelled images."""
+"""The small images that scenes are made of: scikit-learn's handwritten digits, or any folder of labelled images."""
 
 import hashlib
 from functools import cache
@@ -12,7 +12,7 @@ from relabel.data.images import list_images
 from utils.errors import UserError
 
 SPLITS = ("train", "val")
-TRAIN_DIGITS = 1300  # of 1,797 digit images; the other 497 make the validation scenes
+TRAIN_DIGITS = 1300  # of 1,797 digit images; the other 497 are for validation scenes
 
 
 class DigitImages:
@@ -20,8 +20,8 @@ class DigitImages:
 
     Attributes:
         class_names: K texts, sorted; the names of the scenes' class folders.
-        source: what the images are, as recorded with the scenes.
-        scale: sides of scenes and images, in multiples of those of the digit scenes.
+        source: description of the images, recorded with the scenes.
+        scale: sides of scenes and images, as a multiple of those of the digit scenes.
     """
 
     class_names = tuple(f"digit_{digit}" for digit in range(10))
@@ -33,7 +33,7 @@ class DigitImages:
         return digit_images(split)[1]
 
     def draw(self, patch: np.ndarray, split: str, index: int, rng: np.random.Generator) -> None:
-        """Blend an image into float64 [side, side, 3] in 0..1, in place, in a colour uniform in [0.5, 1]."""
+        """Blend an image into float64 [side, side, 3] in 0..1, in place, in a colour drawn from [0.5, 1]."""
         side = len(patch)
         ink = Image.fromarray(digit_images(split)[0][index]).resize((side, side), Image.Resampling.BILINEAR)
         opacity = np.asarray(ink)[:, :, None] / 255
@@ -44,7 +44,7 @@ class FolderImages:
     """The images in ROOT/train/CLASS/IMAGE and ROOT/val/CLASS/IMAGE: their central square, opaque.
 
     Attributes:
-        class_names, source, scale: as of `DigitImages`; the source identifies files by their names and sizes.
+        class_names, source, scale: as in `DigitImages`; the source identifies files by their names and sizes.
     """
 
     scale = 2
@@ -73,7 +73,7 @@ class FolderImages:
         return self._images[split].labels.astype(np.int64)
 
     def draw(self, patch: np.ndarray, split: str, index: int, rng: np.random.Generator) -> None:
-        """Draw an image over all of float64 [side, side, 3], in place; rng is not used. UserError: it is unreadable."""
+        """Draw an image over float64 [side, side, 3], in place; rng is not used. UserError if it is unreadable."""
         square = ImageFile(self._images[split].path(index)).centre_crop(len(patch), 1.0)
         patch[:] = square.transpose(1, 2, 0) / 255
 

@@ -191,7 +191,7 @@ def corruption_results(name: str, severity_of: np.ndarray, predictions: Predicti
         severity_of: text [N].
         predictions: for N images.
     """
-    wrong, n = ~predictions.right, len(predictions)
+    wrong, n = ~predictions.correct, len(predictions)
     errors = {str(s): percent(wrong[severity_of == s]) for s in np.unique(severity_of)}
     mean = float(np.mean(list(errors.values())))
     results = [Result(name, "error_percent", mean, n, "mean over severities", errors)]

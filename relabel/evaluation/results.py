@@ -48,7 +48,7 @@ def accuracy_results(name: str, predictions: Predictions, protocol: str) -> list
     """Return top-1 and top-5 accuracy on the image set of this name."""
     n, top5 = len(predictions), (predictions.top5 == predictions.labels[:, None]).any(axis=1)
     return [
-        Result(name, "top1_percent", percent(predictions.right), n, protocol),
+        Result(name, "top1_percent", percent(predictions.correct), n, protocol),
         Result(name, "top5_percent", percent(top5), n, protocol),
     ]
 
@@ -56,7 +56,7 @@ def accuracy_results(name: str, predictions: Predictions, protocol: str) -> list
 def calibration_results(name: str, predictions: Predictions) -> list[Result]:
     """Return ECE and NLL on the image set of this name; the NLL clips probabilities at float32's smallest (87 nats)."""
     n = len(predictions)
-    ece = expected_calibration_error(predictions.top1_probability, predictions.right)
+    ece = expected_calibration_error(predictions.top1_probability, predictions.correct)
     clipped = np.maximum(predictions.label_probability.astype(np.float64), np.finfo(np.float32).tiny)
     return [
         Result(name, "ece_percent", ece, n, "top-1, 15 equal bins"),

@@ -1,7 +1,7 @@
-"""The figure that explains box axes: the crop, the region to pool, and the region that exchanged axes pool instead.
+"""The figure that explains box axes: the crop, the region to pool, and the region pooled instead if axes are swapped.
 
-The 2021 code hands a crop's sides to RoIAlign as (top, left, bottom, right); RoIAlign reads (left, top, right, bottom).
-With label maps stored row by row it therefore pools the region mirrored at the image's diagonal.
+The 2021 code passes a crop's sides to RoIAlign as (top, left, bottom, right), but it reads (left, top, right, bottom).
+With label maps stored row by row, it therefore pools the region reflected across the image's diagonal.
 """
 
 from collections.abc import Sequence
@@ -14,32 +14,32 @@ from relabel.crop_box import MIN_AREA, CropBox, random_crop_box
 from relabel.figures import panels
 from relabel.figures.panels import INK, MARGIN, MUTED, WARNING, WIDER_GAP
 
-CROPS = 20_000  # of the statistic
+CROPS = 20_000  # for the mean IoU
 PANEL_INCHES = 3.5  # the longer side of the image in a panel
-MIN_COLUMN = 3.05  # inches; the longest heading
-TITLES, BARS_INCHES, CAPTION = 0.62, 1.75, 0.55  # inches; above the panels, of a target, at the bottom
-RIGHT = "#1565c0"  # colour of the region to pool
+MIN_COLUMN = 3.05  # inches; fits the longest heading
+TITLES, BARS_INCHES, CAPTION = 0.62, 1.75, 0.55  # inches; height above the panels, of a target, at the bottom
+CORRECT = "#1565c0"  # colour of the region to pool
 PANELS = (
     ("random crop", "what the network sees", INK),
-    ("to pool: the same region", "sides read as (left, top, right, bottom)", RIGHT),
+    ("to pool: the same region", "sides read as (left, top, right, bottom)", CORRECT),
     ("pooled in 2021: mirrored", "sides passed as (top, left, bottom, right)", WARNING),
 )
 
 
-def mean_mirrored_iou(width: int, height: int, crops: int = CROPS, seed: int = 0) -> tuple[float, float]:
-    """Measure how well random crops overlap with the region that exchanged axes pool.
+def mean_transposed_iou(width: int, height: int, crops: int = CROPS, seed: int = 0) -> tuple[float, float]:
+    """Measure how much random crops overlap with the region that swapped axes pool.
 
     Args:
         width, height: of the image, pixels.
-        crops: how many to draw.
+        crops: number of crops to draw.
         seed: of the draw.
 
     Returns:
-        Mean IoU of a crop and its mirror image; share of the crops whose IoU is below 0.5. Both in [0, 1].
+        Mean IoU of a crop and its transpose; share of the crops with an IoU below 0.5. Both in [0, 1].
     """
     rng = np.random.default_rng(seed)
     boxes = [random_crop_box(rng, width, height, MIN_AREA) for _ in range(crops)]
-    ious = np.array([box.iou(box.mirrored()) for box in boxes])
+    ious = np.array([box.iou(box.transposed()) for box in boxes])
     return float(ious.mean()), float((ious < 0.5).mean())
 
 
@@ -54,16 +54,16 @@ def draw_axes_figure(
     width: int,
     height: int,
 ) -> None:
-    """Draw a crop, the region to pool and the region pooled with axes exchanged, with their targets.
+    """Draw a crop, the region to pool and the region pooled with swapped axes, with their targets.
 
     Args:
         out: the PNG to write; its folder must exist.
         image: uint8 [H, W, 3], RGB.
         cells: float [K, h, w]; the class probabilities of each cell of its label map.
         box: the crop.
-        targets: float [2, K]; of the crop and of its mirror image.
-        names: what to call each of the K classes.
-        width, height: of the image's file, pixels.
+        targets: float [2, K]; of the crop and of its transpose.
+        names: display names of the K classes.
+        width, height: of the image as stored, pixels.
     """
     across, down = (PANEL_INCHES * side / max(image.shape[:2]) for side in image.shape[1::-1])
     column = max(across, MIN_COLUMN)
@@ -89,12 +89,12 @@ def draw_axes_figure(
             panels.draw_map(panel, image, cells, colours)
             panels.name_regions(panel, cells, names, colours)
             panels.draw_bars(panels.text_area(figure, below), targets[number - 1], names, colours)
-        _mark(panel, image, box.mirrored() if number == 2 else box, colour)
+        _mark(panel, image, box.transposed() if number == 2 else box, colour)
     panel.plot((0, 1), (0, 1), color=INK, linewidth=1.0, linestyle=(0, (2, 3)), zorder=2)  # the diagonal
     panels.outline(panel, box, INK, 1.5, style="--")
-    mean, below_half = mean_mirrored_iou(width, height)
+    mean, below_half = mean_transposed_iou(width, height)
     caption = (
-        f"IoU of the two regions: {box.iou(box.mirrored()):.2f}. Mean over {CROPS:,} random crops of a "
+        f"IoU of the two regions: {box.iou(box.transposed()):.2f}. Mean over {CROPS:,} random crops of a "
         f"{width}x{height} image: {mean:.3f}, below 0.5 for {100 * below_half:.0f} % of them."
     )
     figure.text(sides["left"], MARGIN / total, caption, size=10.5)
@@ -102,7 +102,7 @@ def draw_axes_figure(
 
 
 def _mark(axes: Axes, image: np.ndarray, region: CropBox, colour: str) -> None:
-    """Whiten what is outside a region, and draw its edges."""
+    """Fade what is outside a region, and draw its edges."""
     height, width = image.shape[:2]
     left, top, right, bottom = region.pixels(width, height)
     veil = np.full((height, width), 0.6)

@@ -1,4 +1,4 @@
-"""The images on which two checkpoints differ most, as a sheet."""
+"""A sheet of the images on which two checkpoints differ most."""
 
 from pathlib import Path, PurePosixPath
 
@@ -13,23 +13,23 @@ from relabel.figures.panels import INK, LINE, MUTED, WARNING
 from utils.errors import UserError, with_advice
 
 COLUMNS, TILE_INCHES, HEADING = 4, 2.3, 0.72
-INDENT = 0.36  # inches; behind 1st and 2nd
+INDENT = 0.36  # inches; room for "1st" and "2nd"
 
 
 @panels.styled
 def draw_comparison_sheet(
     out: Path, first: SavedPredictions, second: SavedPredictions, images: Path, count: int
 ) -> None:
-    """Draw the images whose label's probability differs most, each with both predictions; wrong ones are red.
+    """Draw the images on which the label's probability differs most, each with both predictions; wrong ones are red.
 
     Args:
         out: the PNG to write; its folder must exist.
         first, second: of the same images, see relabel.evaluation.compare.compare.
-        images: the folder below which they lie.
-        count: how many at most.
+        images: the folder that contains them.
+        count: number of images, at most.
 
     Raises:
-        UserError: an image lies elsewhere or cannot be read.
+        UserError: an image is not in the folder or cannot be read.
     """
     difference = second.label_probability - first.label_probability
     rows = np.argsort(-np.abs(difference), kind="stable")[:count].tolist()

@@ -1,4 +1,4 @@
-"""Figures of trainings: top-1 by epoch, and the rows of a comparison with each seed, their mean and its interval."""
+"""Figures of training runs: top-1 by epoch, and the rows of a comparison with seeds, their mean and its interval."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ def draw_curves(out: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> N
     Args:
         out: the PNG to write; its folder must exist.
         runs: name of the run -> its records, the lines of metrics.jsonl. Those of the event `validation` are drawn;
-            where an epoch has two, the second one's: of the averaged weights.
+            if an epoch has two, the second, that of the averaged weights.
     """
     figure = Figure(figsize=(WIDTH_INCHES, 4.4), layout="constrained", dpi=DPI)
     axes = figure.subplots()
@@ -53,11 +53,11 @@ def _name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
 
 
 def draw_results(out: Path, rows: Mapping[str, Sequence[float]]) -> None:
-    """Draw top-1 accuracies as dots, one line a row, the first row's mean as a line through all.
+    """Draw top-1 accuracies as dots, one line per row, with the first row's mean as a line through all.
 
     Args:
         out: the PNG to write; its folder must exist.
-        rows: title -> percent for each seed.
+        rows: title -> top-1 in percent for each seed.
     """
     figure = Figure(figsize=(WIDTH_INCHES, MARGIN_INCHES + ROW_INCHES * len(rows)), layout="constrained", dpi=DPI)
     axes = figure.subplots()
@@ -67,7 +67,7 @@ def draw_results(out: Path, rows: Mapping[str, Sequence[float]]) -> None:
         mean, found = float(np.mean(values)), Estimate.mean(np.array(values))
         colour = PALETTE[0] if line == 0 else PALETTE[2] if mean > first else PALETTE[3]
         if found:
-            ends = np.clip([found.low95, found.high95], 0, 100)  # two seeds can make it wider than percents are
+            ends = np.clip([found.low95, found.high95], 0, 100)  # with two seeds it can extend beyond 0..100
             axes.plot(ends, [line, line], color=colour, linewidth=5, alpha=0.3, zorder=2)
         axes.plot(values, [line] * len(values), "o", color=colour, markersize=5, alpha=0.75, zorder=3)
         axes.plot([mean, mean], [line - 0.3, line + 0.3], color=colour, linewidth=2.4, zorder=4)

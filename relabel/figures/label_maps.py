@@ -1,4 +1,4 @@
-"""Figures of label maps: which images, with their random crops and the targets of these; in rows or as a sheet."""
+"""Figures of label maps: images with their maps, random crops and targets, in rows or as a sheet."""
 
 import difflib
 import os
@@ -26,24 +26,24 @@ from utils.errors import UserError
 from utils.random import SAMPLE, keyed_rng
 
 LONGEST_SIDE = 900  # pixels of an image in a figure
-ROW_INCHES = 1.65  # height of a row whose image is 4:3
-BARS_WIDTH = 1.1  # of the bars beside a crop, in units of the crop's
-ASPECTS = (0.4, 2.6)  # width / height of a panel; images beyond are shown smaller in it
-HEADING, CAPTION = 0.34, 0.36  # inches; above the first row, under each
+ROW_INCHES = 1.65  # height of a row with a 4:3 image
+BARS_WIDTH = 1.1  # width of the bars beside a crop, in units of the crop's width
+ASPECTS = (0.4, 2.6)  # width / height of a panel; images with other ratios leave margins in it
+HEADING, CAPTION = 0.34, 0.36  # inches; above the first row, below each row
 TILE_INCHES, COLUMNS = 2.05, 6  # of the sheet: width of a tile, tiles side by side
-TILE_NAMES = 3  # classes under a tile
-TILE_SHARE = 0.05  # from which a second or third class is worth a line
+TILE_NAMES = 3  # classes listed below a tile
+TILE_SHARE = 0.05  # smallest share of a second or third class that is listed
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """An image with its label map, and crops of it with their targets.
+    """An image with its label map, and crops with their targets.
 
     Fields:
         image: uint8 [H, W, 3], RGB.
-        label: the class of the image's folder, 0..K-1; None where there are no class folders.
+        label: the class of the image's folder, 0..K-1; None if there are no class folders.
         cells: float [K, h, w]; the class probabilities of each cell.
-        crops: n boxes; in rows, every example has as many.
+        crops: n boxes; in rows, the same number for every example.
         targets: float [n, K]; the target of each crop.
     """
 
@@ -58,7 +58,7 @@ class Example:
         return "none" if self.label is None else names[self.label]
 
     def shares(self) -> np.ndarray:
-        """Return how much of each class there is to see, on the map or in a target: float [K]."""
+        """Return the largest share of each class on the map or in a target: float [K]."""
         return np.concatenate([self.cells.mean((1, 2))[None], self.targets]).max(0)
 
 
@@ -96,17 +96,17 @@ def draw_figure(
     """Draw label maps of a data set.
 
     Args:
-        words: the images to show, see `named_rows`; without any, some are drawn at random.
+        words: the images to show, see `named_rows`; if there are none, random ones.
         labels, images: as in `open_label_set`.
         out: the PNG to write.
         figure: rows (a row per image), sheet (many images) or axes (the first image).
-        count: images drawn at random.
-        crops: random crops of each image, in rows: those of its first epochs in a training with this seed.
+        count: number of random images.
+        crops: random crops per image, in rows: those of its first epochs in a training run with this seed.
         seed: of the random images and crops.
         fill, temperature: as in `relabel_target`.
 
     Raises:
-        UserError: there is no such image, or it or its map cannot be read.
+        UserError: an image does not exist, or it or its map cannot be read.
     """
     found = open_label_set(labels, images)
     assert found.images is not None
@@ -133,20 +133,20 @@ def _boxes(figure: str, file: ImageFile, row: int, crops: int, seed: int) -> lis
         return [WHOLE_IMAGE]
     rngs = [keyed_rng(seed, SAMPLE, epoch, row) for epoch in range(crops)]
     drawn = [random_crop_box(rng, file.width, file.height, MIN_AREA) for rng in rngs]
-    return drawn if figure == "rows" else [drawn[0], drawn[0].mirrored()]
+    return drawn if figure == "rows" else [drawn[0], drawn[0].transposed()]
 
 
 def named_rows(images: ImageList, words: Sequence[str]) -> list[int]:
-    """Return the rows of images that are named by their path, as CLASS/FILE or as CLASS/STEM.
+    """Return the rows of images given by path, CLASS/FILE or CLASS/STEM.
 
     Raises:
-        UserError: there is no such image.
+        UserError: an image does not exist.
     """
     rows = {name: row for row, name in enumerate(map(os.fsdecode, images.names.tolist()))}
     rows |= {name.rpartition(".")[0]: row for name, row in rows.items()}
     found = []
     for word in words:
-        path = Path(word).parent.resolve() / Path(word).name  # a link stays the link that it is
+        path = Path(word).parent.resolve() / Path(word).name  # without following a link in the last part
         name = word if word in rows else os.path.relpath(path, images.root.resolve())
         if name not in rows:
             near = difflib.get_close_matches(word, rows, n=1)
@@ -159,22 +159,22 @@ def named_rows(images: ImageList, words: Sequence[str]) -> list[int]:
 
 
 def random_rows(labels: LabelSet, count: int, seed: int) -> list[int]:
-    """Draw some of the images that have a label map, in their order.
+    """Draw rows of random images that have a label map, in ascending order.
 
     Raises:
-        UserError: none has one.
+        UserError: no image has one.
     """
     present = np.setdiff1d(np.arange(len(labels)), labels.store.missing())
     if not len(present):
         raise UserError(
-            f"{labels.path} has a label map for none of the {len(labels):,} images; expected maps with their names. "
-            f"Compare the names: the maps have {os.fsdecode(labels.store_keys[0])!r}, the images {labels.key(0)!r}"
+            f"{labels.path} has a label map for none of the {len(labels):,} images; expected maps with their "
+            f"names. Compare: the maps have {os.fsdecode(labels.store_keys[0])!r}, the images {labels.key(0)!r}"
         )
     return np.sort(keyed_rng(seed, SAMPLE, 0).permutation(present)[:count]).tolist()
 
 
 def shown_pixels(file: ImageFile) -> np.ndarray:
-    """Return the image as uint8 [H, W, 3], made smaller where it is large."""
+    """Return the image as uint8 [H, W, 3], reduced if it is large."""
     scale = min(1.0, LONGEST_SIDE / max(file.width, file.height))
     height, width = (max(1, round(side * scale)) for side in (file.height, file.width))
     return file.resized_crop(WHOLE_IMAGE, height, width).transpose(1, 2, 0)
@@ -184,13 +184,13 @@ def shown_pixels(file: ImageFile) -> np.ndarray:
 def draw_rows(out: Path, examples: Sequence[Example], names: Sequence[str]) -> None:
     """Draw a row per example: the image with its crops' boxes, the label map, each crop and its target.
 
-    A cell of the map has the colour of its likeliest class, the stronger the likelier. All rows are of one width, so
-    a row with an upright image is a little higher than one with a wide image.
+    A cell of the map has the colour of its most likely class, stronger for a higher probability. All rows have the same
+    width, so a row with a portrait image is a little higher than one with a landscape image.
 
     Args:
         out: the PNG to write; its folder must exist.
         examples: at least one.
-        names: what to call each of the K classes.
+        names: display names of the K classes.
     """
     num_crops = len(examples[0].crops)
     gaps = GAP + num_crops * (WIDER_GAP + GAP)
@@ -224,7 +224,7 @@ def _units(aspect: float, num_crops: int) -> float:
 def _draw_row(
     figure: Figure, grid: GridSpec, example: Example, names: Sequence[str], colours: Mapping[int, str]
 ) -> None:
-    """Draw an example from left to right, into every second column of a grid."""
+    """Draw an example from left to right, in every second column of a grid."""
     image, label_map = panels.image_panel(figure, grid[0, 0]), panels.image_panel(figure, grid[0, 2])
     panels.draw_image(image, example.image)
     panels.draw_boxes(image, example.crops)
@@ -236,14 +236,14 @@ def _draw_row(
 
 
 def _write_caption(area: Axes, inches: float, example: Example, names: Sequence[str]) -> None:
-    """Write under image and map, together that wide, the folder's label, and how fine and how sure the map is."""
+    """Write the label, the map's size and its largest probability below image and map, `inches` wide together."""
     rows, columns = example.cells.shape[1:]
     facts = f"{rows}x{columns} cells, surest {panels.percent(float(example.cells.max()))}"
     start = panels.text_width("label: ")
     label = panels.fitted(
         example.label_text(names), area.get_xlim()[1] - start - panels.text_width(facts) - 0.2, TEXT, "bold"
     )
-    # Under a narrow image both texts go on below the crops, where there is room.
+    # Below narrow images, both texts extend below the crops, where there is space.
     end = max(start + panels.text_width(label, TEXT, "bold") + 0.2, inches - panels.text_width(facts))
     area.text(0, 0.17, "label: ", color=MUTED)
     area.text(start, 0.17, label, weight="bold")
@@ -252,14 +252,14 @@ def _write_caption(area: Axes, inches: float, example: Example, names: Sequence[
 
 @panels.styled
 def draw_sheet(out: Path, examples: Sequence[Example], names: Sequence[str]) -> None:
-    """Draw many images at once: each under its label map, the folder's label, and the classes of its first target.
+    """Draw many images: each below its label map, with the folder's label and the largest classes of its first target.
 
-    Where the target's largest class is not the label, the tile has a red frame and its label a red "≠".
+    If the target's largest class is not the label, the tile has a red frame and the label a red "≠".
 
     Args:
         out: the PNG to write; its folder must exist.
         examples: at least one; the first crop of each is the whole image.
-        names: what to call each of the K classes.
+        names: display names of the K classes.
     """
     colours = panels.class_colours(np.stack([example.shares() for example in examples]))
     shown = [_strongest(example.targets[0]) for example in examples]
@@ -284,6 +284,6 @@ def draw_sheet(out: Path, examples: Sequence[Example], names: Sequence[str]) -> 
 
 
 def _strongest(target: np.ndarray) -> list[int]:
-    """Return the largest class of a target [K], and the next ones if they are worth a line."""
+    """Return the largest class of a target [K], and the next ones if they are large enough."""
     order = [int(index) for index in np.argsort(-target, kind="stable")[:TILE_NAMES]]
     return [index for index in order if index == order[0] or target[index] >= TILE_SHARE]

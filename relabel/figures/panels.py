@@ -1,6 +1,6 @@
 """Parts of figures: images with crop boxes, label maps over images, bars of targets, class colours, text that fits.
 
-Coordinates in an image's panel are fractions of the image, as in a CropBox, row 0 at the top; in a text area they are
+Coordinates in an image panel are fractions of the image, as in a CropBox, with y downwards; in a text area they are
 inches from its upper left corner.
 """
 
@@ -23,22 +23,22 @@ from PIL import Image
 from relabel.crop_box import CropBox
 from utils.files import replacing
 
-# Matplotlib's ten colours, with navy instead of grey: grey is what a map shows where the teacher recognises nothing.
+# Matplotlib's ten colours, with navy instead of grey, which a map shows where the teacher recognises nothing.
 PALETTE = tuple(f"tab:{name}" for name in ("blue", "orange", "green", "red", "purple", "brown", "pink"))
 PALETTE += ("#17344f", "tab:olive", "tab:cyan")
-# For the classes after the ten heaviest; a colour may return in another image, for another class.
+# For all but the ten largest classes; another image may use the same colour for another class.
 SHARED = ("#00897b", "#d81b60", "#f9a825", "#5c6bc0", "#8d2f3a", "#66bb6a", "#ab47bc", "#29b6f6", "#a1724a", "#827717")
 OTHER_COLOUR = "0.55"  # classes without a colour of their own
 INK, MUTED, TRACK, MAT, WARNING = "0.15", "0.45", "0.92", "0.955", "#c62828"
-SURE = 0.3  # probability from which a cell counts for its class's name
+SURE = 0.3  # smallest probability for which a cell counts when regions are named
 OPACITY = 0.7  # of a cell with probability 1
-NAMES = 5  # classes named on one map, at most
-NAMED = 0.01  # share of the image from which a class is named: one cell of 15 x 15 is noise
-BARS = 4  # lines of a target
-VISIBLE = 0.005  # share from which a class counts in an image; less rounds to 0 %
+NAMES = 5  # most classes named on one map
+NAMED = 0.01  # smallest share of the image for which a class is named: one cell of 15 x 15 is noise
+BARS = 4  # bars of a target
+VISIBLE = 0.005  # smallest share of a class that counts in an image; less rounds to 0 %
 TEXT, SMALL = 9.5, 8.5  # points
 DPI = 150  # of every figure
-RULER = RendererAgg(1, 1, DPI)  # glyphs are fitted to whole pixels, so text is measured by the renderer that draws it
+RULER = RendererAgg(1, 1, DPI)  # glyphs are fitted to whole pixels: text is measured by the renderer that draws it
 CROP_SIDE = 224  # pixels; a crop is shown squashed to a square, as the network sees it
 BADGE = 0.17  # inches; side of the square with a crop's number
 MARGIN, GAP, WIDER_GAP = 0.12, 0.1, 0.22  # inches; of a page, between panels of one crop or map, between groups
@@ -48,7 +48,7 @@ styled = rc_context(
     {
         "font.size": TEXT,
         "text.color": INK,
-        "text.parse_math": False,  # a "$" in a folder's name is no formula
+        "text.parse_math": False,  # a "$" in a folder's name does not start a formula
         "axes.edgecolor": MUTED,
         "axes.linewidth": 0.8,
         "axes.titlesize": 11,
@@ -57,7 +57,7 @@ styled = rc_context(
 
 
 def save(figure: Figure, out: Path) -> None:
-    """Write a figure as PNG, whole or not at all. UserError where it cannot be written."""
+    """Write a figure as PNG, atomically. UserError if it cannot be written."""
     with replacing(out) as temporary:
         figure.savefig(temporary, format="png", facecolor="white")
 
@@ -72,32 +72,32 @@ def plain_axes(axes: Axes, grid: Literal["x", "y"]) -> None:
 
 
 def page(width: float, height: float) -> tuple[Figure, dict[str, float]]:
-    """Make an empty figure of a size in inches, and the sides of a grid that keeps the page's margin on either side."""
+    """Return an empty figure of a size in inches, and the left and right sides of a grid inside its margins."""
     return Figure(figsize=(width, height), dpi=DPI), {"left": MARGIN / width, "right": 1 - MARGIN / width}
 
 
-def image_panel(figure: Figure, place: SubplotSpec) -> Axes:
+def image_panel(figure: Figure, cell: SubplotSpec) -> Axes:
     """Add axes without ticks."""
-    return figure.add_subplot(place, xticks=[], yticks=[])
+    return figure.add_subplot(cell, xticks=[], yticks=[])
 
 
-def text_area(figure: Figure, place: SubplotSpec) -> Axes:
+def text_area(figure: Figure, cell: SubplotSpec) -> Axes:
     """Add axes without a frame, with coordinates in inches from the upper left corner."""
-    axes = figure.add_subplot(place)
+    axes = figure.add_subplot(cell)
     axes.axis("off")
-    across, down = _inches(axes)
-    axes.set(xlim=(0, across), ylim=(down, 0))
+    width, height = _inches(axes)
+    axes.set(xlim=(0, width), ylim=(height, 0))
     return axes
 
 
 def tiles(
     images: Sequence[np.ndarray], columns: int, width: float, lines: int, heading: float
 ) -> tuple[Figure, Axes, list[tuple[Axes, Axes]]]:
-    """Make a page with a tile for each image: a panel in the middle of a grey mat, and lines of text below it.
+    """Make a page with one tile per image: a panel in the middle of a grey mat, and lines of text below it.
 
     Args:
         images: uint8 [H, W, 3] each.
-        columns: tiles side by side, at most.
+        columns: most tiles side by side.
         width: of a tile, inches.
         lines: of text below an image.
         heading: height of the heading, inches.
@@ -125,7 +125,7 @@ def tiles(
 def write_line(
     area: Axes, baseline: float, text: str, value: str = "", indent: float = 0.0, size: float = TEXT, **style: Any
 ) -> None:
-    """Write a line in a text area: the text, shortened to the room that it has, and a value at the right edge."""
+    """Write a line in a text area: the text, shortened to the available width, and a value at the right edge."""
     across = area.get_xlim()[1]
     room = across - indent - (text_width(value, size) + GAP if value else 0)
     area.text(indent, baseline, fitted(text, room, size, style.get("weight", "normal")), size=size, **style)
@@ -134,13 +134,13 @@ def write_line(
 
 
 def text_width(text: str, points: float = TEXT, weight: str = "normal") -> float:
-    """Return the inches that a line of text takes."""
+    """Return the width of a line of text in inches."""
     width, _, _ = RULER.get_text_width_height_descent(text, FontProperties(size=points, weight=weight), ismath=False)
     return float(width) / DPI
 
 
 def fitted(text: str, inches: float, points: float = TEXT, weight: str = "normal") -> str:
-    """Return the text, or as much of its beginning as fits and an ellipsis."""
+    """Return the text, or as much of its beginning as fits, and an ellipsis."""
     if text_width(text, points, weight) <= inches:
         return text
     shorter = (text[:length].rstrip() + "…" for length in range(len(text) - 1, 0, -1))
@@ -153,10 +153,10 @@ def percent(share: float) -> str:
 
 
 def class_colours(shares: np.ndarray) -> dict[int, str]:
-    """Choose a colour for each class that counts, one for the whole figure.
+    """Choose a colour for each visible class, the same in the whole figure.
 
-    Up to ten classes have their colour by id, so that it is the same on every figure. Of more, the ten heaviest have
-    one to themselves; the others share some more, never two that are seen in one image.
+    Up to ten classes have colours by id, the same in every figure. Of more classes, the ten largest have a colour to
+    themselves; the others share further colours, but never two that are visible in one image.
 
     Args:
         shares: float [n, K]; how much of each of the n images belongs to each class.
@@ -188,7 +188,7 @@ def draw_over(axes: Axes, colours: np.ndarray, opacity: np.ndarray) -> None:
 def draw_crop(axes: Axes, image: np.ndarray, box: CropBox, number: int | None = None) -> None:
     """Draw the part of an image [H, W, 3] in a box, as the network sees it, with the number of the crop."""
     height, width = image.shape[:2]
-    crop = Image.fromarray(image).crop(box.pixels(width, height))  # resize(box=...) would let its surroundings in
+    crop = Image.fromarray(image).crop(box.pixels(width, height))  # resize(box=...) would blend in its surroundings
     draw_image(axes, np.asarray(crop.resize((CROP_SIDE, CROP_SIDE), Image.Resampling.BILINEAR)))
     if number is not None:
         across, down = BADGE / np.array(_inches(axes))
@@ -196,7 +196,7 @@ def draw_crop(axes: Axes, image: np.ndarray, box: CropBox, number: int | None = 
 
 
 def draw_boxes(axes: Axes, boxes: Sequence[CropBox]) -> None:
-    """Draw the outline of each box, and its number from 1 in a corner where it hides no other number."""
+    """Draw the outline of each box, and its number, counted from 1, in a corner where it hides no other number."""
     dx, dy = BADGE / 2 / np.array(_inches(axes))
     taken: list[tuple[float, float]] = []
     for number, box in enumerate(boxes, 1):
@@ -209,14 +209,14 @@ def draw_boxes(axes: Axes, boxes: Sequence[CropBox]) -> None:
 
 
 def outline(axes: Axes, box: CropBox, colour: str, points: float, style: str = "-") -> None:
-    """Draw a box's edges; at the image's edge half of their width lies outside."""
+    """Draw a box's edges; at the image's border, half of their width is outside it."""
     size = box.right - box.left, box.bottom - box.top
     patch = Rectangle((box.left, box.top), *size, fill=False, edgecolor=colour, linewidth=points, linestyle=style)
     axes.add_patch(patch).set(clip_on=False, zorder=3)
 
 
 def draw_map(axes: Axes, image: np.ndarray, cells: np.ndarray, colours: Mapping[int, str]) -> None:
-    """Draw the image, pale, and over each cell the colour of its likeliest class, the stronger the likelier.
+    """Draw the image, pale, and over each cell the colour of its most likely class; its opacity is the probability.
 
     Args:
         axes: the panel.
@@ -225,19 +225,19 @@ def draw_map(axes: Axes, image: np.ndarray, cells: np.ndarray, colours: Mapping[
         colours: class -> colour.
     """
     grey = np.asarray(Image.fromarray(image).convert("L"), dtype=np.float32)[:, :, None]
-    pale = 0.68 * (0.85 * grey + 0.15 * image) + 68  # hardly any colour, little contrast: the overlay's must be read
+    pale = 0.68 * (0.85 * grey + 0.15 * image) + 68  # little colour and contrast, so that the overlay is legible
     draw_image(axes, pale.astype(np.uint8))
     overlay = to_rgba_array([colours.get(index, OTHER_COLOUR) for index in range(len(cells))])[cells.argmax(0), :3]
     draw_over(axes, overlay, OPACITY * cells.max(0))
 
 
 def name_regions(axes: Axes, cells: np.ndarray, class_labels: Sequence[str], colours: Mapping[int, str]) -> None:
-    """Write class names on a map, each in the middle of its cells; only where the map is sure and there is room.
+    """Write class names on a map, each in the middle of its cells; only where probabilities and space allow.
 
     Args:
         axes: the panel.
         cells: float [K, h, w]; the probabilities of each cell.
-        class_labels: what to call each of the K classes.
+        class_labels: display names of the K classes.
         colours: class -> colour.
     """
     size = np.array(_inches(axes))
@@ -252,14 +252,14 @@ def name_regions(axes: Axes, cells: np.ndarray, class_labels: Sequence[str], col
         lines = text.split("\n")
         width = max(text_width(line, SMALL) for line in lines) + 0.1
         half = np.array([width, len(lines) * 1.2 * SMALL / 72 + 0.06]) / size / 2
-        place = _free_place(sure & (best == index), half, taken)
-        if place is None:
+        point = _free_point(sure & (best == index), half, taken)
+        if point is None:
             continue
-        taken.append((place, half))
-        dark = tuple(0.62 * part for part in to_rgb(colours.get(index, OTHER_COLOUR)))  # enough for white letters
+        taken.append((point, half))
+        dark = tuple(0.62 * part for part in to_rgb(colours.get(index, OTHER_COLOUR)))  # dark enough for white letters
         frame = {"facecolor": dark, "linewidth": 0, "boxstyle": "round,pad=0.22,rounding_size=0.25"}
         axes.text(
-            place[0], place[1], text, fontsize=SMALL, color="white", linespacing=1.05, zorder=4, bbox=frame,
+            point[0], point[1], text, fontsize=SMALL, color="white", linespacing=1.05, zorder=4, bbox=frame,
             ha="center", va="center_baseline" if len(lines) == 1 else "center",
         )  # fmt: skip
 
@@ -267,12 +267,12 @@ def name_regions(axes: Axes, cells: np.ndarray, class_labels: Sequence[str], col
 def draw_bars(
     area: Axes, target: np.ndarray, class_labels: Sequence[str], colours: Mapping[int, str], label: int | None = None
 ) -> None:
-    """Draw the largest classes of a target, and the rest in one bar if there is any; the folder's label is in bold.
+    """Draw the largest classes of a target as bars, and the rest as one bar if there is any; the label is in bold.
 
     Args:
         area: a text area.
         target: float [K]; sums to 1.
-        class_labels: what to call each class.
+        class_labels: display names of the classes.
         colours: class -> colour.
         label: the class to write in bold, if any.
     """
@@ -288,11 +288,11 @@ def draw_bars(
 
 
 def largest(target: np.ndarray, lines: int) -> list[tuple[int | None, float]]:
-    """Return (class, share) of the largest visible shares; last comes (None, what all others have) if that is visible.
+    """Return (class, share) of the largest visible shares; the last is (None, sum of all others) if that is visible.
 
     Args:
         target: float [K]; sums to 1.
-        lines: at most.
+        lines: most entries to return.
     """
     order = [int(index) for index in np.argsort(-target, kind="stable")[:lines]]
     shown = [index for index in order if target[index] >= VISIBLE] or order[:1]
@@ -303,7 +303,7 @@ def largest(target: np.ndarray, lines: int) -> list[tuple[int | None, float]]:
 
 
 def _inches(axes: Axes) -> tuple[float, float]:
-    """Return width and height of a panel."""
+    """Return width and height of a panel in inches."""
     axes.apply_aspect()
     return axes.bbox.width / DPI, axes.bbox.height / DPI
 
@@ -316,20 +316,20 @@ def _draw_badge(axes: Axes, x: float, y: float, number: int) -> None:
 
 
 def _two_lines(text: str, inches: float) -> str:
-    """Put a name on as few lines as it takes, two at most; what they cannot hold ends in an ellipsis."""
+    """Break a name into at most two lines; what does not fit is replaced by an ellipsis."""
     if text_width(text, SMALL) <= inches:
         return text
     lines = textwrap.wrap(text, max(1, int(inches / 0.075)), max_lines=2, placeholder="…")
     return "\n".join(fitted(line, inches, SMALL) for line in lines)
 
 
-def _free_place(
+def _free_point(
     cells: np.ndarray, half: np.ndarray, taken: Sequence[tuple[np.ndarray, np.ndarray]]
 ) -> np.ndarray | None:
-    """Return the (x, y) nearest to the middle of cells, bool [h, w], where a box with these half sides is free."""
+    """Return the (x, y) nearest to the middle of cells, bool [h, w], where a box of these half sides overlaps none."""
     middles = (np.argwhere(cells)[:, ::-1] + 0.5) / cells.shape[::-1]
     nearest = middles[np.argsort(((middles - middles.mean(0)) ** 2).sum(1), kind="stable")]
     if half.max() >= 0.48:
         return None
     inside = np.clip(nearest, half + 0.02, 0.98 - half)
-    return next((place for place in inside if all((abs(place - p) >= half + h).any() for p, h in taken)), None)
+    return next((point for point in inside if all((abs(point - p) >= half + h).any() for p, h in taken)), None)

@@ -22,7 +22,7 @@ _Count = Annotated[int, Field(ge=1)]
 _HashedFile = Annotated[str, Field(pattern=r"^((maps|keys|crc32)\.npy|manifest\.json)$")]
 _EXPECTED = (
     "expected the manifest of label maps that `python -m relabel annotate` or `pack` writes. "
-    "Fetch it again, or make these maps again"
+    "Download it again, or make these maps again"
 )
 
 
@@ -30,15 +30,15 @@ class Manifest(BaseModel):
     """The content of manifest.json.
 
     Fields:
-        version: of the format.
+        version: version of the format.
         form: packed (see relabel/stores/packed.py) or pt (relabel/stores/pt_folder.py).
         maps: number of label maps; for pt, of images.
         k, h, w: shape of each map.
-        axes, covers: how to read a map; for people.
-        class_names: the K classes that ids 0..K-1 stand for.
+        axes, covers: how to read a map, for human readers.
+        class_names: the names of classes 0..K-1.
         made_by: teacher, input size and whatever else the maps depend on.
         skipped: key -> reason, for images without a map because they could not be read.
-        sha256: of the files of a packed store, and in the file also of the manifest itself (without that entry).
+        sha256: of the files of a packed store; in manifest.json also of the manifest itself, without that entry.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -68,44 +68,44 @@ class Manifest(BaseModel):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(k, h, w)."""
+        """Return (k, h, w)."""
         return self.k, self.h, self.w
 
     @property
     def num_classes(self) -> int:
-        """K."""
+        """Return K, the number of classes."""
         return len(self.class_names)
 
     def digest(self) -> str:
-        """Return the sha256 of the content without its own entry, which no other layout of the JSON changes."""
+        """Return the sha256 of the content without its own entry; independent of the layout of the JSON."""
         content = self.model_dump(exclude={"sha256": {MANIFEST}})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def write(self, path: Path) -> None:
-        """Write the file, whole or not at all. UserError if it cannot be written."""
+        """Write the file atomically. UserError if it cannot be written."""
         content = self.model_dump()
         content["sha256"][MANIFEST] = self.digest()
         write_json(path, content)
 
     def begin(self, folder: Path, name: str = MANIFEST) -> None:
-        """Begin label maps in an empty folder with this manifest, or check that those in it are of the same settings.
+        """Start label maps in an empty folder with this manifest, or check that those in it have the same settings.
 
         Their number, hashes and skipped images may differ. Temporary files of killed processes are removed.
 
         Args:
-            folder: of the label maps; exists.
-            name: of the manifest while they are being made.
+            folder: of the label maps; must exist.
+            name: file name of the manifest while the maps are being made.
 
         Raises:
-            UserError: the folder holds label maps made with other settings (naming the differences), or other files.
+            UserError: the folder contains label maps made with other settings (the message lists them), or other files.
         """
         begun = read_manifest(folder) or read_manifest(folder, name)
         if begun is not None:
             begun._check_same_settings(self, folder)
         elif others := sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")):
             raise UserError(
-                f"{folder} is not empty: it holds {others[0]}, but no {MANIFEST} of how label maps were made; expected "
-                "a new or empty folder, or label maps made with the same settings. Choose another folder"
+                f"{folder} is not empty: it contains {others[0]}, but no {MANIFEST} of label maps; expected a new or "
+                "empty folder, or label maps made with the same settings. Choose another folder"
             )
         else:
             self.write(folder / name)
@@ -118,7 +118,7 @@ class Manifest(BaseModel):
             differences = "".join(f"\n  {n}: {_short(found.get(n))}, not {_short(expected.get(n))}" for n in names)
             raise UserError(
                 f"the label maps in {folder} were made with settings other than those of this command:{differences}\n"
-                "Repeat the settings they were made with, or name another folder for the new maps"
+                "Repeat the settings that they were made with, or choose another folder for the new maps"
             )
 
 
@@ -142,12 +142,12 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest | None:
         field = ".".join(map(str, first["loc"])) or "manifest"
         raise UserError(f"{path}: {field}: {first['msg']}; {_EXPECTED}.") from None
     if manifest.sha256.get(MANIFEST) not in (None, manifest.digest()):
-        raise UserError(f"{path}: its content does not match its own sha256, so it was changed; {_EXPECTED}.")
+        raise UserError(f"{path}: its content does not match its own sha256, so it has been changed; {_EXPECTED}.")
     return manifest
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted name and the value of every leaf of a nested dict."""
+    """Yield the dotted name and value of every leaf of a nested dict."""
     for name, value in tree.items():
         if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{name}.")

@@ -1,10 +1,10 @@
-"""The packed store: all label maps of a data set in one file of equal records, each with its checksum.
+"""The packed store: all label maps of a data set in one file of equal-sized records, each with a checksum.
 
 A folder of
     maps.npy      N records (scores float16 [k, h, w], classes uint16 [k, h, w]), in the order of the keys
     keys.npy      bytes [N], sorted: "CLASS/STEM" of the image that each record belongs to
     crc32.npy     uint32 [N]: over key and record, so that the map of another image is detected as well
-    manifest.json see relabel/stores/manifest.py; written last, by a rename: without it there is no store
+    manifest.json see relabel/stores/manifest.py; renamed into place last: without it the store is unfinished
 Images that could not be read when the maps were made have an empty record; the manifest lists them. NumPy alone can
 read all of it.
 """
@@ -24,11 +24,11 @@ from utils.errors import UserError, naming
 MAPS, KEYS, CRCS = "maps.npy", "keys.npy", "crc32.npy"
 UNFINISHED = "unfinished.json"  # the manifest of a store that is still being written
 SCORE_TYPE, ID_TYPE, CRC_TYPE = np.dtype("<f2"), np.dtype("<u2"), np.dtype("<u4")
-_FETCH_AGAIN = "A file of the store is missing or damaged: fetch it again, or make these maps again."
+_FETCH_AGAIN = "A file of the store is missing or damaged: download it again, or make these maps again."
 
 
 def record_type(shape: tuple[int, int, int]) -> np.dtype[np.void]:
-    """Return the dtype of the record of a map of shape (k, h, w)."""
+    """Return the dtype of a record: a map of shape (k, h, w)."""
     return np.dtype([("scores", SCORE_TYPE, shape), ("classes", ID_TYPE, shape)])
 
 
@@ -41,7 +41,7 @@ class PackedStore:
         Args:
             folder: of the store.
             keys: bytes [N], without duplicates.
-            class_names: the K classes of the data; None: the maps' own.
+            class_names: the K classes of the data; None: those of the maps.
 
         Raises:
             UserError: the store is unfinished, damaged or of another version, or lacks a class of the data.
@@ -59,7 +59,7 @@ class PackedStore:
         store_keys = _load_store_keys(folder)
         self._offset = open_array(folder / MAPS, self._type, len(store_keys)).offset
         crcs = np.array(open_array(folder / CRCS, CRC_TYPE, len(store_keys)))
-        # The manifest names the classes, the checksums belong to the maps: files of two stores could otherwise agree.
+        # Files of two stores must not be mixed: the manifest names the classes, the checksums belong to the maps.
         if manifest.sha256.get(CRCS) not in (None, sha256_of(folder / CRCS)):
             raise UserError(f"{folder}: {CRCS} is not the one that {MANIFEST} was written with. {_FETCH_AGAIN}")
         skipped = _skipped(manifest)
@@ -71,11 +71,11 @@ class PackedStore:
         self._file = -1
 
     def __len__(self) -> int:
-        """N, the number of keys."""
+        """Return N, the number of keys."""
         return len(self._crcs)
 
     def __getstate__(self) -> dict[str, object]:
-        """Everything but the open file: every process opens its own."""
+        """Return everything but the open file: every process opens its own."""
         return {**self.__dict__, "_file": -1}
 
     def read(self, row: int) -> LabelMap:
@@ -91,11 +91,11 @@ class PackedStore:
             )
         if self._new_ids is not None:
             return LabelMap(scores, self._new_ids[classes])
-        # Ids below 32,768 are the same two bytes signed, a type that every operation of torch takes.
+        # Ids below 32,768 have the same bytes as int16, which every operation of torch accepts.
         return LabelMap(scores, classes.view(np.int16) if self._id_type is np.int16 else classes.astype(np.int32))
 
     def check(self, row: int) -> None:
-        """See LabelStore. The CRC only shows that a record is as it was written; this checks the numbers in it."""
+        """See LabelStore. The CRC only shows that a record is unchanged; this also checks the numbers in it."""
         record = np.frombuffer(self._record(row), self._type)[0]
         with naming(self.location(row)):
             LabelMap(record["scores"], record["classes"].astype(np.int32)).validate(self._own_classes)
@@ -113,15 +113,15 @@ class PackedStore:
         """Return the bytes of a row's record, checked against its CRC."""
         number = self._records.item(row)
         if number < 0:
-            raise UserError(f"{self._folder} holds no label map of row {row:,} of the images. Make the missing maps.")
+            raise UserError(f"{self._folder} has no label map for row {row:,} of the images. Make the missing maps.")
         if self._file < 0:
             self._file = os.open(f"{self._folder}/{MAPS}", os.O_RDONLY)
         record = os.pread(self._file, self._size, self._offset + number * self._size)
         if crc32(record, self._key_crcs.item(row)) != self._crcs.item(row):
-            found = "is cut short" if len(record) < self._size else "does not fit its CRC"
+            found = "is truncated" if len(record) < self._size else "does not match its CRC"
             raise UserError(
                 f"{self.location(row)}: the label map {found}; expected the {self._size} bytes that were written. "
-                "The file is damaged: fetch it again, or make these maps again."
+                "The file is damaged: download it again, or make these maps again."
             )
         return record
 
@@ -130,7 +130,7 @@ def read_whole_manifest(folder: Path) -> Manifest:
     """Return the manifest of a finished packed store.
 
     Raises:
-        UserError: the store is unfinished or incomplete, or the folder holds .pt files.
+        UserError: the store is unfinished or incomplete, or the folder contains .pt files.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -139,7 +139,7 @@ def read_whole_manifest(folder: Path) -> Manifest:
             "if one was interrupted, give the same command again."
         )
     if manifest.form == "pt":
-        raise UserError(f"{folder} holds .pt files; expected a packed store. `python -m relabel pack` makes one.")
+        raise UserError(f"{folder} contains .pt files; expected a packed store. `python -m relabel pack` makes one.")
     return manifest
 
 
@@ -149,7 +149,7 @@ def find_rows(store_keys: np.ndarray, keys: np.ndarray, skipped: np.ndarray) -> 
     Args:
         store_keys: bytes [M], sorted; M > 0.
         keys: bytes [N].
-        skipped: bytes [n]; the store_keys without a map.
+        skipped: bytes [n]; those store_keys without a map.
 
     Returns:
         int32 [N]; -1 for a key without a map.
@@ -172,10 +172,10 @@ def damaged_files(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def load_keys(folder: Path) -> np.ndarray:
-    """Return the keys of all maps in a finished store, bytes [N], sorted; each can be a file name below a folder.
+    """Return the keys of all maps in a finished store, bytes [N], sorted; each is safe as a relative path.
 
     Raises:
-        UserError: they cannot be read, or one of them leads out of the folder.
+        UserError: they cannot be read, or one of them leads out of a folder.
     """
     manifest = read_whole_manifest(folder)
     keys = _load_store_keys(folder)
@@ -195,13 +195,13 @@ def open_array(path: Path, dtype: np.dtype | None = None, count: int | None = No
         count: expected N; None: any.
 
     Raises:
-        UserError: the file cannot be read, its length is not that of its header, or it is another array.
+        UserError: the file cannot be read, its length does not match its header, or it is not the expected array.
     """
     try:
         if path.exists() and not path.is_file():  # opening a pipe would block
             raise OSError("it is not a regular file")
         array: np.memmap = np.lib.format.open_memmap(path, mode="r")
-    except Exception as error:  # numpy hands a damaged header to Python's parser, which raises errors of its own
+    except Exception as error:  # numpy passes a damaged header to Python's parser, which raises other errors
         raise UserError(f"{path} cannot be read ({error or 'it is empty'}). {_FETCH_AGAIN}") from error
     fits = array.dtype == dtype if dtype else array.dtype.kind == "S" and array.dtype.itemsize > 0
     if not fits or array.ndim != 1 or count not in (None, len(array)):
@@ -213,7 +213,7 @@ def open_array(path: Path, dtype: np.dtype | None = None, count: int | None = No
 
 
 def _load_store_keys(folder: Path) -> np.ndarray:
-    """Return all keys of a store, bytes [N], sorted; also those of images without a map."""
+    """Return all keys of a store, bytes [N], sorted, including those of images without a map."""
     keys = np.array(open_array(folder / KEYS))
     if not len(keys):
         raise UserError(f"{folder / KEYS}: found no key, so the store has no label maps. {_FETCH_AGAIN}")

@@ -1,4 +1,4 @@
-"""Writes a packed store (relabel/stores/packed.py), whole or not at all."""
+"""Write a packed store (relabel/stores/packed.py); it becomes valid only when it is complete."""
 
 import os
 from pathlib import Path
@@ -16,9 +16,9 @@ LARGEST_CLASS_COUNT = 65_535  # ids are uint16
 
 
 class PackedWriter:
-    """Writes a packed store: records in any order, by several processes, over several runs; `commit` makes it a store.
+    """Writes a packed store: records in any order, by several processes, over several runs; `commit` completes it.
 
-    There is no journal: a record is done when it fits its CRC. So a finished store can be continued too, to write
+    There is no journal: a record is done if it matches its CRC. So a complete store can be continued too, to write
     records that were skipped or damaged.
     """
 
@@ -26,12 +26,12 @@ class PackedWriter:
         """Create the writer; nothing is written yet.
 
         Args:
-            folder: of the store; exists.
+            folder: of the store; must exist.
             keys: bytes [N], sorted, without duplicates.
             manifest: of the finished store, without hashes.
 
         Raises:
-            UserError: there are more classes than uint16 ids.
+            UserError: there are too many classes for uint16 ids.
         """
         if manifest.num_classes > LARGEST_CLASS_COUNT:
             raise UserError(
@@ -45,13 +45,13 @@ class PackedWriter:
         self._crcs: np.ndarray | None = None
 
     def begin(self) -> np.ndarray:
-        """Make the files at their full size, or check that existing ones are of the same job; one process calls this.
+        """Create the files at full size, or check that existing ones belong to the same job; one process calls this.
 
         Returns:
-            bool [N]; the records that are done.
+            bool [N]; whether a record is done.
 
         Raises:
-            UserError: the folder holds something else (the message names the differences), or cannot be written.
+            UserError: the folder contains something else (the message lists the differences), or cannot be written.
         """
         for name in (MAPS, KEYS, CRCS):
             if (self.folder / name).is_symlink():  # writing would change the file that it points to
@@ -65,7 +65,7 @@ class PackedWriter:
         """Write the record of a key; scores become float16.
 
         Raises:
-            UserError: the map is not valid, or has a score that float16 cannot hold.
+            UserError: the map is not valid, or has a score beyond the range of float16.
         """
         key = os.fsdecode(self._keys[row])
         with naming(key):
@@ -76,7 +76,7 @@ class PackedWriter:
         record["classes"] = label_map.classes
         if not np.isfinite(record["scores"]).all():
             raise UserError(
-                f"the label map of {key} has scores beyond 65,504; expected logits that float16 holds. Write .pt files"
+                f"the label map of {key} has scores beyond 65,504; expected logits that fit float16. Write .pt files"
             )
         if self._maps is None or self._crcs is None:
             self._maps, self._crcs = (np.lib.format.open_memmap(self.folder / name, "r+") for name in (MAPS, CRCS))
@@ -84,11 +84,11 @@ class PackedWriter:
         self._crcs[row] = self._crc(row, record.tobytes())
 
     def close(self) -> None:
-        """Flush what was written; every process calls this before one of them commits."""
+        """Flush what was written; every process calls this before one of them calls `commit`."""
         self._maps = self._crcs = None
 
     def commit(self, skipped: dict[str, str]) -> None:
-        """Make the folder a store; one process calls this.
+        """Complete the store by writing its manifest; one process calls this.
 
         Args:
             skipped: key -> reason, of images without a map; the record of such a key stays empty.
@@ -96,7 +96,7 @@ class PackedWriter:
         self.close()
         for name in (MAPS, KEYS, CRCS):
             with (self.folder / name).open("rb") as file:
-                os.fsync(file.fileno())  # on the disk before the manifest vouches for it
+                os.fsync(file.fileno())  # on disk before the manifest declares it complete
         changes = {
             "maps": len(self._keys) - int(np.isin(self._keys, [os.fsencode(key) for key in skipped]).sum()),
             "skipped": skipped,
@@ -109,14 +109,14 @@ class PackedWriter:
         return crc32(record, crc32(self._keys[row]))
 
     def _done(self) -> np.ndarray:
-        """bool [N]; the records that fit their CRC."""
+        """Return bool [N]: whether a record matches its CRC."""
         keys = open_array(self.folder / KEYS)
         maps, crcs = (open_array(self.folder / n, t, len(keys)) for n, t in ((MAPS, self._type), (CRCS, CRC_TYPE)))
         if not np.array_equal(keys, self._keys):
             raise UserError(
-                f"{self.folder} is a store for other images: {len(keys):,} that are not these {len(self._keys):,} by "
-                "name. A packed store cannot grow: name another folder for the new maps, or write .pt files "
-                "(--format pt)"
+                f"{self.folder} is a store for other images: the names of its {len(keys):,} are not those of these "
+                f"{len(self._keys):,}. A packed store cannot grow: choose another folder for the new maps, or write "
+                ".pt files (--format pt)"
             )
         done = np.zeros(len(keys), dtype=bool)
         for row in np.flatnonzero(crcs).tolist():
@@ -124,9 +124,9 @@ class PackedWriter:
         return done
 
     def _make_files(self) -> None:
-        """Make all files at full length; the disk space is reserved, so that a full disk shows before the work.
+        """Create all files at full length, reserving disk space, so that a full disk is noticed before the work.
 
-        maps.npy comes last and appears whole: if it exists, so do the others.
+        maps.npy is last and is renamed into place: if it exists, so do the others.
         """
         np.save(self.folder / KEYS, self._keys)
         np.save(self.folder / CRCS, np.zeros(len(self._keys), CRC_TYPE))

@@ -1,7 +1,7 @@
 """Label maps as the authors released them in 2021: a folder with one file per image.
 
 FOLDER/CLASS/STEM.pt is a tensor [2, k, h, w] in float32 or float16: plane 0 the logits, plane 1 the class ids, axes
-[score or id, k, row, column]. Folders made by this project also hold a manifest, which names the classes.
+[score or id, k, row, column]. Folders made by this project also have a manifest, which names the classes.
 """
 
 import io
@@ -22,22 +22,22 @@ from utils.files import is_file, remove_temporaries, replacing
 
 SUFFIX = ".pt"
 HOW_TO_MAKE_MAPS = "Make label maps of all images with `python -m relabel annotate`"
-HOW_TO_CONTINUE = "Make room or allow writing, then give the same command again: the label maps that are there are kept"
+HOW_TO_CONTINUE = "Make room or allow writing, then give the same command again: existing label maps are kept"
 
 
 def write_label_map(folder: str | Path, key: str, label_map: LabelMap) -> Path:
-    """Write FOLDER/KEY.pt, float [2, k, h, w] of the scores' dtype, whole or not at all; return its path.
+    """Write FOLDER/KEY.pt atomically, float [2, k, h, w] of the scores' dtype; return its path.
 
     Raises:
-        UserError: it cannot be written, or float16 cannot hold a class id.
+        UserError: it cannot be written, or float16 cannot represent a class id.
     """
     path = map_path(folder, key)
     planes = torch.from_numpy(np.stack([label_map.scores, label_map.classes.astype(label_map.scores.dtype)]))
     if (planes[1].numpy() != label_map.classes).any():
-        raise UserError(f"{path}: float16 holds class ids exactly only to 2048. Write this map in float32.")
-    content = io.BytesIO()  # given a path, torch.save would store the temporary name in the file
+        raise UserError(f"{path}: float16 represents class ids exactly only up to 2048. Write this map in float32.")
+    content = io.BytesIO()  # with a path, torch.save would store the temporary name in the file
     torch.save(planes, content)
-    # No fsync: for a million files it takes hours, and a map that a power failure damaged is refused when read.
+    # No fsync: for a million files it takes hours, and a map damaged by a power failure is refused when read.
     with replacing(path, HOW_TO_CONTINUE) as temporary:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content.getvalue())
@@ -45,13 +45,13 @@ def write_label_map(folder: str | Path, key: str, label_map: LabelMap) -> Path:
 
 
 class FolderWriter:
-    """Writes label maps as .pt files beside their manifest; existing files are kept. Used as PackedWriter."""
+    """Writes label maps as .pt files beside their manifest; existing files are kept. Same interface as PackedWriter."""
 
     def __init__(self, folder: Path, keys: np.ndarray, manifest: Manifest) -> None:
         """Create the writer; nothing is written yet.
 
         Args:
-            folder: exists.
+            folder: must exist.
             keys: bytes [N].
             manifest: of all the maps.
         """
@@ -61,10 +61,10 @@ class FolderWriter:
         """Write the manifest, or check that the existing one is the same; one process calls this.
 
         Returns:
-            bool [N]; the files that exist and are not empty, as a power failure leaves them.
+            bool [N]; whether a file exists and is not empty (a power failure can leave empty files).
 
         Raises:
-            UserError: the folder holds maps made with other settings (naming the differences), or without a manifest.
+            UserError: the folder has maps made with other settings (the message lists them), or without a manifest.
         """
         self._manifest.begin(self._folder)
         for folder in filter(Path.is_dir, self._folder.iterdir()):
@@ -80,7 +80,7 @@ class FolderWriter:
         write_label_map(self._folder, os.fsdecode(self._keys[row]), label_map)
 
     def close(self) -> None:
-        """Do nothing: every file is closed."""
+        """Do nothing: no file is left open."""
 
     def commit(self, skipped: dict[str, str]) -> None:
         """Record the images without a map: key -> reason."""
@@ -88,7 +88,7 @@ class FolderWriter:
 
 
 class LabelFolder:
-    """A LabelStore over the folder of .pt files; see relabel/stores/store.py."""
+    """A LabelStore over a folder of .pt files; see relabel/stores/store.py."""
 
     def __init__(
         self, root: Path, keys: np.ndarray, class_names: Sequence[str], manifest: Manifest | None = None
@@ -99,8 +99,8 @@ class LabelFolder:
             root: the folder.
             keys: bytes [N].
             class_names: the K classes of the data.
-            manifest: states the shape of the maps and the classes of their ids; None: the shape is that of the first
-                map that is read, the classes are class_names.
+            manifest: gives the shape of the maps and the classes of their ids; None: the shape is that of the first
+                map read, the classes are class_names.
 
         Raises:
             UserError: the maps lack a class of the data.
@@ -115,7 +115,7 @@ class LabelFolder:
         self._first = (root, manifest.shape) if manifest else None
 
     def __len__(self) -> int:
-        """N, the number of keys."""
+        """Return N, the number of keys."""
         return len(self._keys)
 
     def path(self, row: int) -> Path:
@@ -134,23 +134,23 @@ class LabelFolder:
             raise UserError(
                 f"{path}: found a label map of shape [k, h, w] = {list(label_map.shape)}; expected "
                 f"{list(first_shape)} as in {first_path}, because a batch needs one shape. "
-                "Keep maps of one teacher, input size and k in a folder."
+                "Keep only maps of one teacher, input size and k in a folder."
             )
         classes = label_map.classes if self._new_ids is None else self._new_ids[label_map.classes]
         return LabelMap(label_map.scores, classes.astype(self._dtype))
 
     def missing(self) -> np.ndarray:
-        """See LabelStore. Each class folder is listed once, and each of its files asked for its size."""
+        """See LabelStore. Each class folder is listed once, with the size of each file."""
         return np.fromiter(missing_rows(self._root, self._keys), dtype=np.int64)
 
     def location(self, row: int) -> str:
         """See LabelStore."""
         path = self.path(row)
-        is_there = "the folder is there, the file is not" if path.parent.is_dir() else "the whole folder is missing"
+        is_there = "the folder exists, the file does not" if path.parent.is_dir() else "the whole folder is missing"
         return f"{path} ({is_there})"
 
     def check(self, row: int) -> None:
-        """See LabelStore. Also checks the checksums in a file of the zip format, which torch.load ignores."""
+        """See LabelStore. Also verifies the checksums in files of the zip format, which torch.load ignores."""
         self.read(row)
         path = self.path(row)
         try:
@@ -158,11 +158,11 @@ class LabelFolder:
         except Exception as error:  # damaged archives raise almost anything
             damaged = f"{type(error).__name__}: {error}"
         if damaged:
-            raise UserError(f"{path} is damaged: the checksum of {damaged} is wrong. Make or fetch it again.")
+            raise UserError(f"{path} is damaged: the checksum of {damaged} is wrong. Make or download it again.")
 
 
 def missing_rows(root: str | Path, keys: np.ndarray) -> Iterator[int]:
-    """Yield the rows of `keys` without a file, or with an empty one. Each run of keys of one class lists its folder."""
+    """Yield the rows of `keys` without a file, or with an empty one. A folder is listed once per run of its keys."""
     rows = enumerate(map(os.fsdecode, keys.tolist()))
     for folder, members in groupby(rows, key=lambda item: item[1].rpartition("/")[0]):
         present = {e.name for e in _entries(Path(root, folder)) if e.name.endswith(SUFFIX) and _size(e)}
@@ -172,7 +172,7 @@ def missing_rows(root: str | Path, keys: np.ndarray) -> Iterator[int]:
 
 
 def list_label_files(root: Path) -> list[str]:
-    """List the keys of ROOT/STEM.pt and ROOT/CLASS/STEM.pt, in no order. Hidden files and folders are skipped.
+    """List the keys of ROOT/STEM.pt and ROOT/CLASS/STEM.pt, in arbitrary order. Hidden files and folders are skipped.
 
     Raises:
         UserError: a folder cannot be listed.
@@ -187,7 +187,7 @@ def list_label_files(root: Path) -> list[str]:
 
 
 def map_path(root: str | Path, key: str) -> Path:
-    """ROOT/KEY.pt; the suffix is appended, because a stem may itself contain dots."""
+    """Return ROOT/KEY.pt; the suffix is appended, because a stem may itself contain dots."""
     return Path(root, f"{key}{SUFFIX}")
 
 
@@ -203,7 +203,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _size(entry: os.DirEntry[str]) -> int:
-    """Size of a file in bytes; 0 for a broken link."""
+    """Return the size of a file in bytes; 0 for a broken link."""
     try:
         return entry.stat().st_size
     except OSError:
@@ -211,7 +211,7 @@ def _size(entry: os.DirEntry[str]) -> int:
 
 
 def _load_planes(path: Path) -> np.ndarray:
-    """Load the float16 or float32 array [2, k, h, w] of a file, zip or legacy format, without executing any of it."""
+    """Load the array [2, k, h, w], float16 or float32, of a file in zip or legacy format; nothing is executed."""
     try:
         content = path.read_bytes()
         refuse_inflated(content)
@@ -223,19 +223,19 @@ def _load_planes(path: Path) -> np.ndarray:
         raise UserError(
             f"{path}: cannot be read as a label map ({type(error).__name__}: {reason}); expected a tensor file of "
             "torch.save. If it is damaged or something else, delete it and make it again with "
-            "`python -m relabel annotate`, or fetch it again."
+            "`python -m relabel annotate`, or download it again."
         ) from error
     problem = _problem(planes)
     if problem:
         raise UserError(
             f"{path}: found {problem}; expected a float32 or float16 tensor [2, k, h, w], plane 0 the scores "
-            "and plane 1 the class ids. Name the folder of the label maps."
+            "and plane 1 the class ids. Give the folder of the label maps."
         )
-    return planes.numpy(force=True)  # drops gradients and resolves pending signs
+    return planes.numpy(force=True)  # detaches it and resolves a lazy negation
 
 
 def _problem(value: object) -> str:
-    """Describe a loaded object that is not a plain tensor of two planes; '' if it is one."""
+    """Return what a loaded object is if it is not a plain tensor of two planes; '' if it is."""
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__}"
     if not is_plain(value):
@@ -248,7 +248,7 @@ def _problem(value: object) -> str:
 
 
 def _class_ids(plane: np.ndarray, num_classes: int, path: Path) -> np.ndarray:
-    """Convert plane 1 [k, h, w] to int64 ids; refuse floats that are not whole, or not exact."""
+    """Convert plane 1 [k, h, w] to int64 ids; reject floats that are not whole numbers, or not exact."""
     ids = plane.astype(np.float64)
     whole = (ids == np.floor(ids)) & (np.abs(ids) < 2**31)  # false for nan and inf
     if not whole.all():

@@ -1,6 +1,6 @@
 """Label maps on disk in either form, the folder of .pt files or the packed store, behind one interface.
 
-A map is read by the row of its key, "CLASS/STEM" of its image, and checked on every read. Both forms give the same
+A map is read by the row of its key, "CLASS/STEM" of its image, and is checked on every read. Both forms give the same
 targets: see relabel/stores/pt_folder.py and relabel/stores/packed.py.
 """
 
@@ -28,15 +28,15 @@ class LabelStore(Protocol):
     """
 
     def __len__(self) -> int:
-        """N, the number of keys."""
+        """Return N, the number of keys."""
         ...
 
     def read(self, row: int) -> LabelMap:
-        """Read the map of a row, with the data's class ids. UserError naming the file if it is missing or damaged."""
+        """Read the map of a row, with the data's class ids. UserError, with the file, if it is missing or damaged."""
         ...
 
     def check(self, row: int) -> None:
-        """Read a map and check every number of it. UserError naming the file and the first cell that is wrong."""
+        """Read a map and check every number in it. UserError, with the file and the first bad cell."""
         ...
 
     def missing(self) -> np.ndarray:
@@ -44,17 +44,17 @@ class LabelStore(Protocol):
         ...
 
     def location(self, row: int) -> str:
-        """Describe where the map of a row is or should be, for messages."""
+        """Return where the map of a row is or should be, for messages."""
         ...
 
 
 class LabelMaps(Mapping[str, LabelMap]):
     """Label maps of either form by key, without their images: `LabelMaps(path)["n01440764/n01440764_10026"]`.
 
-    A read-only mapping in the order of the sorted keys; a map is read when it is asked for.
+    A read-only mapping in the order of the sorted keys; a map is read on access.
 
     Attributes:
-        class_names: K texts; what the class ids stand for.
+        class_names: K texts; the class of each id.
     """
 
     def __init__(self, path: str | Path, class_names: Sequence[str] = ()) -> None:
@@ -62,7 +62,7 @@ class LabelMaps(Mapping[str, LabelMap]):
 
         Args:
             path: of the folder.
-            class_names: the K classes; by default those that the manifest names, or else the class folders.
+            class_names: the K classes; by default those in the manifest, or else the class folders.
 
         Raises:
             UserError: as `open_label_store`.
@@ -73,7 +73,7 @@ class LabelMaps(Mapping[str, LabelMap]):
         self._store = open_label_store(path, self._keys, self.class_names)
 
     def __getitem__(self, key: str) -> LabelMap:
-        """Read the map of "CLASS/STEM". KeyError: there is none; UserError: it is damaged."""
+        """Read the map of "CLASS/STEM". KeyError if there is none, UserError if it is damaged."""
         name = os.fsencode(key)
         row = int(np.searchsorted(self._keys, name))
         if row == len(self._keys) or self._keys[row] != name:
@@ -93,7 +93,7 @@ def open_label_store(path: str | Path, keys: np.ndarray, class_names: Sequence[s
     """Open the label maps in a folder, for images of the given keys.
 
     Class ids of maps made for other classes are translated by name if the maps' manifest names them; classes that the
-    data lacks are ignored. Without a manifest (files of 2021) ids are positions in class_names.
+    data lacks are ignored. Without a manifest (files of 2021), ids are positions in class_names.
 
     Args:
         path: folder of CLASS/STEM.pt files, or a packed store.
@@ -125,7 +125,7 @@ def sorted_keys(keys: Sequence[str]) -> np.ndarray:
 
 
 def class_folders(keys: np.ndarray) -> list[str]:
-    """Return the class folders in keys (bytes [N]), sorted; none if they are flat."""
+    """Return the class folders in keys (bytes [N]), sorted; empty if keys are only STEM."""
     return sorted({os.fsdecode(key.partition(b"/")[0]) for key in keys.tolist() if b"/" in key})
 
 
@@ -137,7 +137,7 @@ def check_present(store: LabelStore, image_path: Callable[[int], Path]) -> None:
         image_path: returns the image of a row, for the message.
 
     Raises:
-        UserError: with the number of missing maps and the first pair of paths.
+        UserError: maps are missing; with their number and the first pair of paths.
     """
     missing = store.missing()
     if len(missing):
@@ -162,7 +162,7 @@ def check_one_per_class(store: LabelStore, labels: np.ndarray) -> None:
 def label_fingerprint(path: str | Path, store: LabelStore, labels: np.ndarray) -> str:
     """Identify label maps without reading them all: the sha256 of their manifest and of one map of each class.
 
-    The manifest of a packed store holds the sha256 of its files.
+    The manifest of a packed store contains the sha256 of its files.
 
     Args:
         path: the folder of the store.
@@ -180,10 +180,10 @@ def label_fingerprint(path: str | Path, store: LabelStore, labels: np.ndarray) -
 
 @contextmanager
 def exclusive_folder(out: Path) -> Iterator[None]:
-    """Make the folder `out` and lock it while this process writes label maps into it.
+    """Create the folder `out` and lock it while this process writes label maps into it.
 
     Raises:
-        UserError: it cannot be written, at first or later on, or another process writes label maps into it.
+        UserError: it cannot be written, now or later, or another process is writing label maps into it.
     """
     make_writable(out, "the folder of label maps", "Choose another folder, or allow writing.")
     with locked(out, "the folder of label maps", "writing label maps", "Choose another folder."):

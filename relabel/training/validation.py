@@ -56,7 +56,7 @@ class Predictions:
         return self.top5[:, 0]
 
     @property
-    def right(self) -> np.ndarray:
+    def correct(self) -> np.ndarray:
         """bool [N]; whether the label is predicted."""
         return self.top1 == self.labels
 
@@ -165,6 +165,6 @@ def evaluate(
 
 def _score(found: Predictions) -> Score:
     assert found.losses is not None
-    top1, top5 = found.right.sum(), (found.top5 == found.labels[:, None]).sum()
+    top1, top5 = found.correct.sum(), (found.top5 == found.labels[:, None]).sum()
     loss = float(found.losses.mean(dtype=np.float64))
     return Score(float(100 * top1 / len(found)), float(100 * top5 / len(found)), loss, len(found))

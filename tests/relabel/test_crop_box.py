@@ -72,8 +72,8 @@ def test_iou_is_symmetric_and_a_share(one: list[float], other: list[float]) -> N
     assume(min(r1 - l1, b1 - t1, r2 - l2, b2 - t2) > 1e-9)  # no image has as many pixels
     first, second = CropBox(l1, t1, r1, b1), CropBox(l2, t2, r2, b2)
     assert 0 <= first.iou(second) <= 1 and first.iou(second) == pytest.approx(second.iou(first))
-    assert first.iou(first) == 1 and first.mirrored().mirrored() == first
-    assert first.mirrored().iou(second.mirrored()) == pytest.approx(first.iou(second))
+    assert first.iou(first) == 1 and first.transposed().transposed() == first
+    assert first.transposed().iou(second.transposed()) == pytest.approx(first.iou(second))
 
 
 @given(st.data(), LENGTHS, LENGTHS)
@@ -87,7 +87,7 @@ def test_pixels_undoes_from_pixels(data: st.DataObject, width: int, height: int)
 def test_fractions_by_eye() -> None:
     box = CropBox.from_pixels(100, 30, 300, 60, width=400, height=120)
     assert box == CropBox(0.25, 0.25, 0.75, 0.5)
-    assert box.area == 0.125 and box.mirrored() == CropBox(0.25, 0.25, 0.5, 0.75)
+    assert box.area == 0.125 and box.transposed() == CropBox(0.25, 0.25, 0.5, 0.75)
     stacked = CropBox.stack([box, WHOLE_IMAGE])
     assert stacked.dtype == torch.float32 and stacked.tolist() == [[0.25, 0.25, 0.75, 0.5], [0, 0, 1, 1]]
     left_half, top_half = CropBox(0, 0, 0.5, 1), CropBox(0, 0, 1, 0.5)

@@ -241,9 +241,8 @@ def test_images_can_be_added_to_files_and_not_to_a_store(root: Path, tmp_path: P
     done = run(root, tmp_path / "pt", form="pt")
     assert (done.written, done.kept) == (2, 8) and {path: path.stat().st_mtime_ns for path in kept} == kept
     (root / "class0" / "photo.0.png").rename(root / "class0" / "photo.9.png")
-    with pytest.raises(
-        UserError, match=r"other images: 8 that are not these 10 by name.*cannot grow: name another folder"
-    ):
+    message = "other images: the names of its 8 are not those of these 10.*cannot grow: choose another folder"
+    with pytest.raises(UserError, match=message):
         run(root, tmp_path / "packed")
 
 
@@ -328,7 +327,7 @@ def test_map_that_cannot_be_written(root: Path, tmp_path: Path) -> None:
         if (tmp_path / "maps").exists():
             (tmp_path / "maps" / "class1").write_text("not a folder")
 
-    with pytest.raises(UserError, match=r"class1.* cannot be written.*the label maps that are there are kept"):
+    with pytest.raises(UserError, match=r"class1.* cannot be written.*existing label maps are kept"):
         run(root, tmp_path / "maps", Hooked(block), form="pt")
     assert len(list((tmp_path / "maps" / "class0").glob("*.pt"))) == 4
 

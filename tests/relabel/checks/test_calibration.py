@@ -119,7 +119,7 @@ def test_a_fine_fill_is_left_alone_and_an_incurable_leak_is_named() -> None:
     # Each of 100 classes in one cell of 100: pooled, a class that is there is hardly above the others.
     scattered = LabelMap(np.full((1, 10, 10), 3.0, dtype=np.float32), np.arange(100).reshape(1, 10, 10))
     found = calibrate(sample_of(scattered, scattered), None, 1000)
-    assert found.suggested_fill_logit is None and "no fill cures it" in found.reason
+    assert found.suggested_fill_logit is None and "no fill helps" in found.reason
 
 
 def planted(scale: float, n: int = 1500) -> tuple[MapSample, np.ndarray]:

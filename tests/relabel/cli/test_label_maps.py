@@ -169,7 +169,7 @@ def test_label_maps_from_making_to_training(
         tools.main(argv)
     assert caught.value.code == 1
     out = " ".join(capsys.readouterr().out.split())
-    assert "does not fit its CRC" in out
+    assert "does not match its CRC" in out
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_a_folder_without_images_is_refused(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "empty").mkdir()
     for images, out in (("", "maps"), ("empty", "empty"), ("empty", "empty/maps")):
         err = refused(capsys, "annotate", tmp_path / images, tmp_path / out, *TEACHER, "--weights", "random")
-        assert "lies in IMAGES" in err
+        assert "lies inside IMAGES" in err
     err = refused(capsys, "annotate", tmp_path / "empty", tmp_path / "maps", *TEACHER, "--weights", "random")
-    assert "found neither class folders nor images" in err and "Choose another folder" in err
+    assert "found neither class folders nor images" in err and "Give another folder" in err
     assert tree(tmp_path) == ["empty"]

@@ -22,7 +22,7 @@ ARCH = "timm/test_resnet"
 
 @pytest.fixture
 def run_folder(flags: Flags) -> Path:
-    """A finished run with averaged weights, tested at 41 pixels of 50."""
+    """A finished run with averaged weights, evaluated at 41 pixels of 50."""
     flags |= {"model.arch": ARCH, "data.image_size": 32, "data.test_size": 41, "data.crop_ratio": 0.82}
     flags |= {"optim.epochs": 1, "optim.warmup.epochs": 0, "optim.ema.decay": 0.5, "data.decoder": "pillow"}
     start(flags)
@@ -60,7 +60,7 @@ def test_what_is_exported_is_what_was_evaluated(
         capsys.readouterr()
         export(run_folder / "checkpoint-last.pth", out, "--form", "timm", "--ema", ema)
         printed = capsys.readouterr().out
-        used = f"{ARCH}, 3 classes, tested at 41 pixels, crop ratio 0.82 (from {run_folder / 'config.yaml'})"
+        used = f"{ARCH}, 3 classes, evaluated at 41 pixels, crop ratio 0.82 (from {run_folder / 'config.yaml'})"
         assert used in printed and ("(EMA)" in printed) == (ema == "true")
         again: Any = timm.create_model(f"local-dir:{out}", pretrained=True)
         assert again.pretrained_cfg["label_names"] == list(CLASSES)
@@ -75,12 +75,12 @@ def test_batch_norm_and_the_tests_view_come_from_the_config(tmp_path: Path, caps
     torch.save({"arch": "timm/test_resnet", "state_dict": create_model(ARCH, 3).state_dict()}, tmp_path / "w.pth")
     (tmp_path / "other.yaml").write_text("data: {data_path: gone, test_size: 96, crop_ratio: null}\n")
     export(tmp_path / "w.pth", tmp_path / "a", "--form", "timm")
-    assert "tested at 224 pixels, crop ratio 0.875 (by default: no config.yaml beside it; " in capsys.readouterr().out
+    assert "evaluated at 224 pixels, crop ratio 0.875 (by default: no config.yaml beside it" in capsys.readouterr().out
     export(tmp_path / "w.pth", tmp_path / "b", "--form", "timm", "--config_file_path", tmp_path / "other.yaml")
-    assert "tested at 96 pixels, squashed (from " in capsys.readouterr().out
+    assert "evaluated at 96 pixels, squashed (from " in capsys.readouterr().out
     (tmp_path / "config.yaml").write_text("optim: {bn: {eps: 1e-2}}\n")
     err = refused(capsys, tmp_path / "w.pth", tmp_path / "c", "--form", "timm")
-    assert "this training 0.01 (optim.bn.eps; none keeps its own)" in err and not (tmp_path / "c").exists()
+    assert "this training added 0.01 (optim.bn.eps; none keeps the network's" in err and not (tmp_path / "c").exists()
 
 
 def test_weights_of_2021_need_the_networks_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,7 +98,7 @@ def test_weights_of_2021_need_the_networks_name(tmp_path: Path, capsys: pytest.C
     ("words", "match"),
     [
         (["w.pth", "no/b.pth", "--form", "backbone"], "OUT no/b.pth cannot be written: its folder does not exist"),
-        (["w.pth", "w.pth", "--form", "backbone"], "OUT w.pth exists already"),
+        (["w.pth", "w.pth", "--form", "backbone"], "OUT w.pth already exists"),
         (["w.pth", "out", "--form", "timm", "--arch", "resnet18"], r"w.pth: .*does not fit(.|\n)*--arch timm/test_r"),
         (["w.pth", "out", "--form", "timm", "--arch", "resnet1"], r"found arch 'resnet1'; expected .*resnet18"),
         (["text.pth", "out", "--form", "timm"], "text.pth "),

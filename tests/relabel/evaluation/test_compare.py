@@ -107,7 +107,7 @@ def test_own_labels_in_only_one_file_are_reported(tmp_path: Path, capsys: pytest
     lines = (tmp_path / "2.csv").read_text().splitlines()
     (tmp_path / "2.csv").write_text("\n".join(line.rpartition(",")[0] for line in lines) + "\n")
     tools.main(["compare", f"{tmp_path}/1.csv", f"{tmp_path}/2.csv"])
-    assert f"not compared by own labels: {tmp_path}/2.csv was made without them" in capsys.readouterr().out
+    assert f"not compared by own labels: {tmp_path}/2.csv has none" in capsys.readouterr().out
 
 
 def test_a_file_to_compare_is_never_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,5 +115,5 @@ def test_a_file_to_compare_is_never_written_over(tmp_path: Path, capsys: pytest.
     before = (tmp_path / "1.csv").read_bytes()
     with pytest.raises(SystemExit) as caught:
         tools.main(["compare", f"{tmp_path}/1.csv", f"{tmp_path}/2.csv", "--json", f"{tmp_path}/1.csv"])
-    assert caught.value.code == 2 and "is or lies in FIRST" in capsys.readouterr().err
+    assert caught.value.code == 2 and "is or lies inside FIRST" in capsys.readouterr().err
     assert (tmp_path / "1.csv").read_bytes() == before

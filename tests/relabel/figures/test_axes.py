@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from relabel.crop_box import CropBox
-from relabel.figures.axes import RIGHT, draw_axes_figure, mean_mirrored_iou
+from relabel.figures.axes import CORRECT, draw_axes_figure, mean_transposed_iou
 from relabel.figures.label_maps import make_example
 from relabel.figures.panels import WARNING
 from relabel.label_map import LabelMap
@@ -20,7 +20,7 @@ LOWER_LEFT = CropBox(0.1, 0.6, 0.4, 0.9)
 
 def test_on_photos_half_of_the_crops_overlap_by_less_than_half() -> None:
     """0.475 and 52 % are the known values for 500x375; one IoU has a standard deviation of about 0.27."""
-    mean, below_half = mean_mirrored_iou(500, 375, crops=6000)
+    mean, below_half = mean_transposed_iou(500, 375, crops=6000)
     assert mean == pytest.approx(0.475, abs=4 * 0.27 / 6000**0.5)
     assert below_half == pytest.approx(0.52, abs=4 * 0.5 / 6000**0.5)
 
@@ -35,14 +35,14 @@ def where(pixels: np.ndarray, colour: str) -> np.ndarray:
 def test_the_right_region_is_the_crop_and_the_mirrored_one_is_not(tmp_path: Path, drawn: list[Figure]) -> None:
     dense = np.zeros((3, 6, 8), dtype=np.float32)
     dense[0, 3:], dense[1, :3] = 12, 12  # class 0 below, class 1 above
-    image, boxes = np.full((300, 400, 3), 128, dtype=np.uint8), [LOWER_LEFT, LOWER_LEFT.mirrored()]
+    image, boxes = np.full((300, 400, 3), 128, dtype=np.uint8), [LOWER_LEFT, LOWER_LEFT.transposed()]
     shown = make_example(image, 0, LabelMap.from_dense(dense, 2), boxes, 3)
     names = ["ant", "bee", "cow"]
     draw_axes_figure(tmp_path / "axes.png", image, shown.cells, LOWER_LEFT, shown.targets, names, 400, 300)
     with Image.open(tmp_path / "axes.png") as figure:
         assert figure.format == "PNG" and figure.width > 1200 and figure.height > 500
         pixels = np.asarray(figure.convert("RGB")).astype(float)
-    right, mirrored = where(pixels, RIGHT), where(pixels, WARNING)
+    right, mirrored = where(pixels, CORRECT), where(pixels, WARNING)
     assert 1 / 3 < right[1] < 2 / 3 < mirrored[1]  # in the second panel, in the third
     assert right[0] > mirrored[0] + 0.1  # low, high
     assert right[1] - 1 / 3 < mirrored[1] - 2 / 3 - 0.05  # on the left of its panel, more to the right

@@ -98,7 +98,7 @@ def test_images_without_a_map_are_reported(folder: Path) -> None:
     assert store.missing().tolist() == [1, 2]
     with pytest.raises(UserError, match=r"2 of 3 images have no label map\. The first: image 1\.jpg"):
         check_present(store, lambda row: Path(f"{row}.jpg"))
-    with pytest.raises(UserError, match="holds no label map of row 1 of the images"):
+    with pytest.raises(UserError, match="has no label map for row 1 of the images"):
         store.read(1)
 
 
@@ -177,7 +177,7 @@ def test_a_flipped_bit_is_found_in_its_record_and_no_other(folder: Path) -> None
             replace_file(folder, name, bytes(damaged))
             store = open_store(folder)
             row = (bit // 8 - start) * len(NAMES) // (len(whole) - start)
-            with pytest.raises(UserError, match=rf"{MAPS}, record {row}: the label map does not fit its CRC"):
+            with pytest.raises(UserError, match=rf"{MAPS}, record {row}: the label map does not match its CRC"):
                 store.read(row)
             assert_map(store.read((row + 1) % len(NAMES)), (row + 1) % len(NAMES))
         replace_file(folder, name, whole)
@@ -200,7 +200,7 @@ def test_a_map_of_another_image_is_detected(folder: Path) -> None:
         replace_file(folder, name, npy(array))
     store = open_store(folder)
     for row in (2, 5):
-        with pytest.raises(UserError, match="does not fit its CRC"):
+        with pytest.raises(UserError, match="does not match its CRC"):
             store.read(row)
 
 
@@ -208,7 +208,7 @@ def test_a_file_cut_short_while_it_is_open(folder: Path) -> None:
     store = open_store(folder)
     os.truncate(folder / MAPS, (folder / MAPS).stat().st_size - 10)
     assert_map(store.read(3), 3)
-    with pytest.raises(UserError, match="the label map is cut short"):
+    with pytest.raises(UserError, match="the label map is truncated"):
         store.read(len(NAMES) - 1)
 
 
@@ -369,7 +369,7 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
         (folder / f".{MAPS}.123.tmp").touch()
     np.save(tmp_path / "other" / KEYS, np.arange(5))
     begin(tmp_path / "new")
-    with pytest.raises(UserError, match=r"other is not empty: it holds keys\.npy(.|\n)*expected a new or empty folder"):
+    with pytest.raises(UserError, match=r"other is not empty: it contains keys\.npy(.|\n)*a new or empty folder"):
         begin(tmp_path / "other")
     assert np.load(tmp_path / "other" / KEYS).tolist() == [0, 1, 2, 3, 4]
     assert sorted(path.name for path in tmp_path.rglob(".*")) == [".draft.tmp", ".draft.tmp", f".{MAPS}.123.tmp"]

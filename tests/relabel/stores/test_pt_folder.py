@@ -124,7 +124,7 @@ def test_missing_maps_are_counted_and_the_first_is_named(folder: Path, store: La
     (folder / "n02" / "b.pt").unlink()
     message = first_missing()
     assert message.startswith("1 of 5 images have no label map.")
-    assert f"image train/n02/b.JPEG; expected its map at {folder}/n02/b.pt (the folder is there" in message
+    assert f"image train/n02/b.JPEG; expected its map at {folder}/n02/b.pt (the folder exists" in message
     with pytest.raises(UserError, match=r"found no label map at .*n02/b\.pt.*relabel annotate"):
         store.read(2)
     shutil.rmtree(folder / "n02")
@@ -210,7 +210,7 @@ def test_an_id_that_half_precision_cannot_tell_apart_is_refused(tmp_path: Path) 
     with pytest.raises(UserError, match=r"a\.pt: found the class id 2048 in half precision.*expected float32"):
         open_folder(tmp_path, ["a"], 2050).read(0)
     label_map = LabelMap(np.ones((1, 2, 3), np.float16), np.full((1, 2, 3), 2049))
-    with pytest.raises(UserError, match=r"b\.pt: float16 holds class ids exactly only to 2048.*float32"):
+    with pytest.raises(UserError, match=r"b\.pt: float16 represents class ids exactly only up to 2048.*float32"):
         write_label_map(tmp_path, "b", label_map)
 
 

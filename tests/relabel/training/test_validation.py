@@ -64,9 +64,9 @@ def test_answers_by_eye_of_two_networks_in_one_pass(images: ImageList) -> None:
     assert found.names.tolist() == [name.encode() for name in sorted(COLOURS)]
     assert found.labels.tolist() == [c for c in range(7) for _ in range(3)]
     assert found.top1.tolist() == [COLOURS[name] for name in sorted(COLOURS)]
-    assert found.right.tolist() == [True, True, False] * 7
+    assert found.correct.tolist() == [True, True, False] * 7
     assert found.top5.shape == (21, 5) and all(len(set(row)) == 5 for row in found.top5.tolist())
-    np.testing.assert_allclose(found.label_probability, found.right, atol=1e-6)
+    np.testing.assert_allclose(found.label_probability, found.correct, atol=1e-6)
     np.testing.assert_array_equal(both["ema"].top1, (found.top1 + 1) % 7)
 
 
@@ -167,7 +167,7 @@ def test_logits_that_are_not_finite_are_wrong_answers(images: ImageList) -> None
     found = predict({"model": Broken()}, images, keep_probabilities=True)["model"]
     bad = found.top1 == NO_CLASS
     assert 0 < bad.sum() < 21 and (found.top1[~bad] == 6).all()
-    assert (found.top5[bad] == NO_CLASS).all() and not found.right[bad].any()
+    assert (found.top5[bad] == NO_CLASS).all() and not found.correct[bad].any()
     assert found.probabilities is not None
     for values in (found.top1_probability, found.label_probability, found.probabilities):
         assert not values[bad].any()
