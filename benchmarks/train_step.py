@@ -25,8 +25,7 @@ from relabel.crop_box import MIN_AREA, random_crop_box
 from relabel.data.dataset import Sample
 from relabel.data.images import ImageList
 from relabel.data.loader import Batch, collate
-from relabel.training.build import TrainingData, set_up_device
-from relabel.training.run import make_trainer
+from relabel.training.build import TrainingData, make_trainer, set_up_device
 from relabel.training.trainer import Trainer
 from utils.precision import Precision
 from utils.processes.distributed import Process

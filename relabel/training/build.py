@@ -1,9 +1,10 @@
 """The parts of a run, built from its config: data, network, optimizer, schedule, loaders; each checked when built."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +17,18 @@ from relabel.data.decode import resolve_decoder
 from relabel.data.extra_images import ExtraBatches, ExtraRoot, MixedDataset, open_extra_root
 from relabel.data.images import ImageList, keep_listed, list_images
 from relabel.data.loader import Batch, Loader, TestBatches, TrainBatches, steps_per_epoch
-from relabel.data.skipped_images import SkippingDataset
+from relabel.data.skipped_images import SkippedImages, SkippingDataset
 from relabel.stores.store import LabelStore, check_one_per_class, check_present, open_label_store
 from relabel.targets import TargetMaker
-from relabel.training.trainer import Recipe
+from relabel.training.trainer import Recipe, Trainer
+from relabel.training.validation import Score, evaluate
 from utils.checkpoint import load_checkpoint, named_classes, split_weights
 from utils.config.frozen_munch import FrozenMunch
 from utils.errors import UserError, with_advice
 from utils.optimizers import create_optimizer
 from utils.precision import Precision
 from utils.processes.distributed import Process, cores_of, from_main
+from utils.run_folder import Start
 from utils.schedule import learning_rate
 
 _DATA_ADVICE = "Check --data.data_path."
@@ -95,6 +98,46 @@ def open_training_data(config: FrozenMunch) -> TrainingData:
     shape = store.read(0).shape
     roots = [open_extra_root(path, labels, images.class_names, shape) for path, labels in folders]
     return TrainingData(images, val, store, roots)
+
+
+def make_trainer(
+    config: FrozenMunch,
+    data: TrainingData,
+    precision: Precision,
+    process: Process,
+    identity: dict[str, Any],
+    start: Start,
+) -> Trainer:
+    """Build all parts, in the state of the checkpoint if there is one; nothing is written yet."""
+    steps, train_batches = train_loader(config, data, process, start.seed)
+    test_batches = test_loader(config, data.val, process)
+    torch.manual_seed(start.seed)
+    model = build_model(config, len(data.images.class_names), precision)
+    if config.model.weights and start.state is None:
+        loaded = start_weights(config, model, data.images.class_names)
+        if process.is_main:
+            print(loaded, flush=True)
+
+    def validate(networks: Mapping[str, nn.Module]) -> dict[str, Score]:
+        return evaluate(networks, data.val, test_batches(), precision, process)
+
+    trainer = Trainer(
+        model=model,
+        optimizer=make_optimizer(config, model, process.device),
+        recipe=make_recipe(config, steps, start.seed),
+        precision=precision,
+        process=process,
+        train_batches=train_batches,
+        make_targets=make_targets(config, len(data.images.class_names)),
+        evaluate=validate,
+        skipped_images=SkippedImages(Path(config.util.run_dir), len(data.images) + data.extra_images),
+        identity={**identity, "seed": start.seed},
+        folder=Path(config.util.run_dir),
+        tensorboard=config.util.tensorboard,
+    )
+    if start.state is not None:
+        trainer.resume(start.state)
+    return trainer
 
 
 def build_model(config: FrozenMunch, num_classes: int, precision: Precision, flag: str = "--model.arch") -> nn.Module:

@@ -2,36 +2,19 @@
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from relabel.config.rules import RESUME, joined_folders
 from relabel.data.decode import resolve_decoder
 from relabel.data.images import ImageList
-from relabel.data.skipped_images import SkippedImages
 from relabel.stores.packed import sha256_of
 from relabel.stores.store import label_fingerprint
-from relabel.training.build import (
-    TrainingData,
-    build_model,
-    make_optimizer,
-    make_recipe,
-    make_targets,
-    memory_advice,
-    open_training_data,
-    set_up_device,
-    start_weights,
-    test_loader,
-    train_loader,
-)
+from relabel.training.build import TrainingData, make_trainer, memory_advice, open_training_data, set_up_device
 from relabel.training.trainer import Trainer
-from relabel.training.validation import Score, evaluate
 from utils.config.frozen_munch import FrozenMunch
 from utils.errors import SharedError, UserError, out_of_memory_reported, with_advice
 from utils.files import locked, make_writable
@@ -89,46 +72,6 @@ def train(process: Process, config: FrozenMunch) -> None:
         if config.compute.compile:
             trainer.model.compile()
         fit(config, trainer)
-
-
-def make_trainer(
-    config: FrozenMunch,
-    data: TrainingData,
-    precision: Precision,
-    process: Process,
-    identity: dict[str, Any],
-    start: Start,
-) -> Trainer:
-    """Build all parts, in the state of the checkpoint if there is one; nothing is written yet."""
-    steps, train_batches = train_loader(config, data, process, start.seed)
-    test_batches = test_loader(config, data.val, process)
-    torch.manual_seed(start.seed)
-    model = build_model(config, len(data.images.class_names), precision)
-    if config.model.weights and start.state is None:
-        loaded = start_weights(config, model, data.images.class_names)
-        if process.is_main:
-            print(loaded, flush=True)
-
-    def validate(networks: Mapping[str, nn.Module]) -> dict[str, Score]:
-        return evaluate(networks, data.val, test_batches(), precision, process)
-
-    trainer = Trainer(
-        model=model,
-        optimizer=make_optimizer(config, model, process.device),
-        recipe=make_recipe(config, steps, start.seed),
-        precision=precision,
-        process=process,
-        train_batches=train_batches,
-        make_targets=make_targets(config, len(data.images.class_names)),
-        evaluate=validate,
-        skipped_images=SkippedImages(Path(config.util.run_dir), len(data.images) + data.extra_images),
-        identity={**identity, "seed": start.seed},
-        folder=Path(config.util.run_dir),
-        tensorboard=config.util.tensorboard,
-    )
-    if start.state is not None:
-        trainer.resume(start.state)
-    return trainer
 
 
 def identity_of(config: FrozenMunch, data: TrainingData, precision: Precision) -> dict[str, Any]:

@@ -18,8 +18,7 @@ from relabel.config.load import load_config
 from relabel.config.schema import SCHEMA
 from relabel.data.extra_images import ExtraRoot
 from relabel.data.images import ImageList
-from relabel.training.build import TrainingData, make_recipe, train_loader
-from relabel.training.run import make_trainer
+from relabel.training.build import TrainingData, make_recipe, make_trainer, train_loader
 from tests.conftest import ROOT
 from utils.config.command_line import parse_command_line
 from utils.config.schema import flatten
