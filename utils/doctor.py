@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -63,8 +64,8 @@ class Finding:
 def doctor() -> None:
     """Check whether this machine can train, and print the fix for everything that is wrong.
 
-    Checks Python, the required packages, torch and torchvision together, the GPU, the JPEG decoder, shared memory and
-    open files. Exit status 1 if something is wrong.
+    Checks Python, the required packages, torch and torchvision together, the GPU, the JPEG decoder, shared memory, open
+    files, and that the current folder can be written. Exit status 1 if something is wrong.
     """
     cores = len(os.sched_getaffinity(0))
     python = f"{sys.version.split()[0]}, {sys.executable}"
@@ -75,6 +76,7 @@ def doctor() -> None:
         check_gpu(_run("-c", GPU).stdout.strip(), DRIVER.exists()),
         check_shared_memory(Path("/dev/shm"), cores),
         check_open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
+        check_writing(Path.cwd()),
         Finding("cores", str(cores)),
     ]
     lines = textwrap.TextWrapper(80, subsequent_indent=" " * 22, break_long_words=False, break_on_hyphens=False)
@@ -179,3 +181,12 @@ def check_open_files(limit: int) -> Finding:
     if 0 <= limit < OPEN_FILES:
         return Finding("open files", f"at most {limit:,}; workers may need {OPEN_FILES:,}", f"ulimit -n {OPEN_FILES}")
     return Finding("open files", f"at most {limit:,}" if limit >= 0 else "no limit")
+
+
+def check_writing(folder: Path) -> Finding:
+    """Check that runs can be written below a folder."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return Finding("writing", str(folder))
+    except OSError as error:
+        return Finding("writing", f"{folder}: {error.strerror}", "cd FOLDER  # a folder where you may write")

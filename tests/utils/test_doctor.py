@@ -1,6 +1,7 @@
 """The doctor names what is wrong with a machine, each fault made from outside, and exits 1; where all is well, 0."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -124,3 +125,8 @@ def test_little_shared_memory(tmp_path: Path) -> None:
 def test_few_open_files(tmp_path: Path) -> None:
     status, out = diagnose(site_with(tmp_path, {}), tmp_path, limit="200")
     assert status == 1 and "WRONG open files at most 200; workers may need 1,024" in out and "ulimit -n 1024" in out
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    status, out = diagnose(site_with(tmp_path, {}), Path("/proc"))  # where even root cannot
+    assert status == 1 and re.search(r"WRONG +writing +/proc", out)
