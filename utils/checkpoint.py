@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, and loaded without executing anything that they contain."""
+"""Checkpoints: written atomically, and loaded without executing anything in them."""
 
 import io
 import os
@@ -21,9 +21,9 @@ from utils.files import replacing
 
 LAST, PREVIOUS, BEST = "checkpoint-last.pth", "checkpoint-previous.pth", "checkpoint-best.pth"
 DAMAGED = "checkpoint-damaged.pth"
-WRAPPERS = ("state_dict", "model")  # where checkpoints hold their weights; the second as in published DeiT files
+WRAPPERS = ("state_dict", "model")  # keys of the weights in a checkpoint; the second as in published DeiT files
 
-# Checkpoints of 2021 hold their accuracy as a NumPy scalar. Rebuilding one from its bytes executes nothing.
+# Checkpoints of 2021 store their accuracy as a NumPy scalar. Rebuilding one from its bytes executes nothing.
 _NUMPY_SCALARS: list[Any] = [
     (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # type: ignore[attr-defined]
     (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),  # type: ignore[attr-defined]
@@ -37,12 +37,12 @@ class DamagedCheckpoint(UserError):
 
 
 def save_checkpoint(state: dict[str, Any], path: Path, keep_old_as: Path | None = None) -> None:
-    """Write a checkpoint under a temporary name, force it to the disk, rename it into place.
+    """Write a checkpoint under a temporary name, sync it to disk, and rename it into place.
 
     Args:
         state: plain tensors, numbers, strings, lists and dicts, which weights_only=True loads again.
         path: of the checkpoint.
-        keep_old_as: new name of the file that it replaces; None: that one is overwritten.
+        keep_old_as: new name for the file that it replaces; None: that file is overwritten.
 
     Raises:
         UserError: the file cannot be written. The old one, if any, is untouched.
@@ -59,9 +59,9 @@ def save_checkpoint(state: dict[str, Any], path: Path, keep_old_as: Path | None 
 
 
 def link_checkpoint(source: Path, path: Path, keep_old_as: Path | None = None) -> None:
-    """Give a checkpoint a second name without writing it again; replacing either file later leaves the other as it is.
+    """Give a checkpoint a second name without writing it again; replacing either file later does not change the other.
 
-    It is a hard link, or a copy on file systems that have none. Arguments and errors as of `save_checkpoint`.
+    It is a hard link, or a copy on file systems without links. Arguments and errors as in `save_checkpoint`.
     """
     with _renamed_to(path, keep_old_as) as temporary:
         try:
@@ -73,7 +73,7 @@ def link_checkpoint(source: Path, path: Path, keep_old_as: Path | None = None) -
 
 @contextmanager
 def _renamed_to(path: Path, keep_old_as: Path | None) -> Iterator[Path]:
-    """Yield a temporary name that becomes `path` at the end. A rename is on the disk only when its folder is."""
+    """Yield a temporary name that becomes `path` at the end; syncing the folder makes the rename durable."""
     with replacing(path) as temporary:
         yield temporary
         if keep_old_as and path.exists():
@@ -82,7 +82,7 @@ def _renamed_to(path: Path, keep_old_as: Path | None) -> Iterator[Path]:
 
 
 def _sync(path: Path) -> None:
-    """Force a file or a folder to the disk."""
+    """Sync a file or a folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -94,8 +94,8 @@ def load_checkpoint(path: Path) -> Any:
     """Read a checkpoint onto the CPU: a file of torch.save, zip or legacy format, or bare weights in .safetensors.
 
     Raises:
-        DamagedCheckpoint: the file is no tensor file (nothing in it was run), is truncated, or fails its checksums.
-        UserError: it may not be read, or memory is short.
+        DamagedCheckpoint: the file is not a tensor file (nothing in it was run), is truncated, or fails its checksums.
+        UserError: there is no permission to read it, or not enough memory.
     """
     try:
         if path.suffix == ".safetensors":
@@ -120,9 +120,9 @@ def load_checkpoint(path: Path) -> Any:
 
 
 def damaged_part(path: Path) -> str | None:
-    """Name the part of a torch.save file whose checksum is wrong; None if all are right, or the file has none.
+    """Return the part of a torch.save file with a wrong checksum; None if all match, or the file has none.
 
-    torch itself loads flipped bits silently. A damaged archive can make this raise almost any exception.
+    torch itself loads flipped bits silently. For a damaged archive this can raise almost any exception.
 
     Raises:
         ValueError: the archive is compressed.
@@ -135,7 +135,7 @@ def damaged_part(path: Path) -> str | None:
 
 
 def refuse_inflated(content: bytes) -> None:
-    """Raise a ValueError for a compressed archive, which could fill the memory; torch.save never compresses."""
+    """Raise ValueError for a compressed archive, which could fill the memory; torch.save never compresses."""
     if content.startswith(b"PK"):
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             _refuse_growth(archive, len(content))
@@ -143,11 +143,11 @@ def refuse_inflated(content: bytes) -> None:
 
 def _refuse_growth(archive: zipfile.ZipFile, size: int) -> None:
     if (unpacked := sum(member.file_size for member in archive.infolist())) > size:
-        raise ValueError(f"{size:,} bytes that would be {unpacked:,} when unpacked")
+        raise ValueError(f"it has {size:,} bytes and would have {unpacked:,} when unpacked")
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is dense numbers in memory; files may also hold sparse, nested or quantized tensors."""
+    """Return whether a tensor is dense and in memory; files may also contain sparse, nested or quantized tensors."""
     return not tensor.is_nested and tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
 
 
@@ -173,7 +173,7 @@ def load_latest(folder: Path) -> tuple[dict[str, Any] | None, Path | None, str]:
 
 
 def _load_run(path: Path) -> dict[str, Any]:
-    """Read a checkpoint to continue from. DamagedCheckpoint: as in load_checkpoint, or it lacks what that takes."""
+    """Read a checkpoint to continue from. DamagedCheckpoint: as load_checkpoint, or entries are missing."""
     content = load_checkpoint(path)
     state: dict[str, Any] = content if isinstance(content, dict) else {}
     kinds = {"step": int, "state_dict": dict, "optimizer": dict, "meters": torch.Tensor}
@@ -186,10 +186,10 @@ def split_weights(content: Any, path: Path) -> dict[str, dict[str, torch.Tensor]
     """Find the weights in a checkpoint, bare or wrapped.
 
     Returns:
-        name -> state_dict: 'model', and 'ema' if the checkpoint holds averaged weights.
+        name -> state_dict: 'model', and 'ema' if the checkpoint has averaged weights.
 
     Raises:
-        UserError: there are none.
+        UserError: there are no weights.
     """
     if isinstance(content, dict):
         wrapped = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
@@ -199,7 +199,7 @@ def split_weights(content: Any, path: Path) -> dict[str, dict[str, torch.Tensor]
             return named
     keys = ", ".join(map(reprlib.repr, list(content)[:8])) if isinstance(content, dict) else ""
     raise UserError(
-        f"{path} holds no weights: expected a dict of plain tensors, or one with the key "
+        f"{path} contains no weights: expected a dict of plain tensors, or one with the key "
         f"{' or '.join(map(repr, WRAPPERS))}; found a {type(content).__name__} {keys}"
     )
 

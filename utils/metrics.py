@@ -14,7 +14,7 @@ from utils.processes.distributed import sum_over_processes
 def top_classes(logits: Tensor, k: int) -> Tensor:
     """Return the k classes with the largest logits, largest first; of equal logits the lower class comes first.
 
-    The first is that of argmax. torch.topk orders equal logits as it happens.
+    The first is that of argmax. torch.topk orders equal logits arbitrarily.
 
     Args:
         logits: float [B, K]; converted to float32.
@@ -26,38 +26,38 @@ def top_classes(logits: Tensor, k: int) -> Tensor:
     return logits.float().sort(dim=1, descending=True, stable=True).indices[:, :k]
 
 
-def expected_calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
+def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
     """Return the expected calibration error, percent (Guo et al. 2017, equation 3).
 
-    The interval (0, 1] is cut into bins of equal width; each bin's |accuracy - mean confidence| is weighted by its
+    The interval (0, 1] is divided into bins of equal width; each bin's |accuracy - mean confidence| is weighted by its
     number of images.
 
     Args:
         confidence: float [N]; probability of the top-1 class.
-        right: bool [N]; whether the top-1 class is the label.
-        bins: their number.
+        correct: bool [N]; whether the top-1 class is the label.
+        bins: number of bins.
     """
     confidence = confidence.astype(np.float64)
     of_bin = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
     # |accuracy - mean confidence| times the bin's images is the absolute sum of the differences in it.
-    return 100.0 * float(np.abs(np.bincount(of_bin, weights=right - confidence)).sum()) / len(confidence)
+    return 100.0 * float(np.abs(np.bincount(of_bin, weights=correct - confidence)).sum()) / len(confidence)
 
 
 class TrainingMeter:
     """Loss, accuracy, throughput and data wait since the last report, over every step and every process.
 
-    A prediction is right if it is the largest class of the target: mixed images have no label of their own.
+    A prediction is correct if it is the largest class of the target: mixed images do not have a single label.
 
     Args:
         device: of the logits; the sums stay there until they are reported.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss x images, right, images
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss x images, correct, images
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Exclude the time up to now (start, validation) from the rates."""
+        """Exclude the time until now (start, validation) from the rates."""
         self._start, self._waited_s, self._images = time.monotonic(), 0.0, 0
 
     @contextmanager
@@ -69,9 +69,9 @@ class TrainingMeter:
 
     def count(self, logits: Tensor, targets: Tensor, loss: Tensor) -> None:
         """Add one batch of this process: logits and targets [B, K], the mean loss of its images."""
-        right = (logits.argmax(dim=1) == targets.argmax(dim=1)).sum()
+        correct = (logits.argmax(dim=1) == targets.argmax(dim=1)).sum()
         n = len(logits)
-        self.sums += torch.stack([loss.double() * n, right.double(), torch.full_like(right, n).double()])
+        self.sums += torch.stack([loss.double() * n, correct.double(), torch.full_like(correct, n).double()])
         self._images += n
 
     def report(self) -> dict[str, float]:
@@ -79,7 +79,7 @@ class TrainingMeter:
 
         Rates are those of this process times the number of processes.
         """
-        loss, right, images = sum_over_processes(self.sums.clone()).tolist()
+        loss, correct, images = sum_over_processes(self.sums.clone()).tolist()
         seconds = time.monotonic() - self._start
         processes = images / self.sums[2].item()
         rate, wait = self._images * processes / seconds, 100.0 * self._waited_s / seconds
@@ -87,7 +87,7 @@ class TrainingMeter:
         self.restart_clock()
         return {
             "loss": loss / images,
-            "top1_percent": 100.0 * right / images,
+            "top1_percent": 100.0 * correct / images,
             "images_per_s": rate,
             "data_wait_percent": wait,
         }
@@ -97,21 +97,21 @@ def in_true_set(top1: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Return for each image whether its top-1 class is one of its true classes, bool [N].
 
     Args:
-        top1: int64 [N]; -1: no class.
+        top1: int64 [N]; -1 means no class.
         truth: bool [N, K].
     """
     return (top1 >= 0) & truth[np.arange(len(truth)), top1]
 
 
-def accuracy_of_classes(right: np.ndarray, labels: np.ndarray) -> dict[int, float]:
-    """Return class -> percent of its images that are right, for the classes that occur.
+def accuracy_of_classes(correct: np.ndarray, labels: np.ndarray) -> dict[int, float]:
+    """Return class -> percentage of its images that are correct, for the classes that occur.
 
     Args:
-        right: bool [N].
+        correct: bool [N].
         labels: integer [N].
     """
     classes, rows = np.unique(labels, return_inverse=True)
-    shares = np.bincount(rows, weights=right) / np.bincount(rows)
+    shares = np.bincount(rows, weights=correct) / np.bincount(rows)
     return dict(zip(classes.tolist(), (100.0 * shares).tolist(), strict=True))
 
 

@@ -10,7 +10,7 @@ ADAMP_SECOND_BETA = 0.999
 
 
 class ChannelsLastAdamP(AdamP):
-    """AdamP that also accepts weights in channels-last memory format, which the views of the adamp package refuse."""
+    """AdamP that also accepts weights in channels-last memory format, for which the adamp package's views fail."""
 
     def _channel_view(self, x: Tensor) -> Tensor:
         return x.reshape(len(x), -1)
@@ -28,17 +28,17 @@ def create_optimizer(
     weight_decay: float,
     fused: bool,
 ) -> torch.optim.Optimizer:
-    """SGD or AdamP over one parameter group: weight decay acts on every parameter, biases and norms included.
+    """Create SGD or AdamP over one parameter group: weight decay acts on every parameter, biases and norms included.
 
     Args:
         parameters: to be trained.
         name: "sgd" or "adamp".
-        lr: learning rate of the first step; the trainer sets it anew for every step.
+        lr: learning rate of the first step; the trainer sets it before every step.
         momentum: SGD's momentum; AdamP's first beta (the second is 0.999).
-        nesterov: SGD only; needs a momentum. AdamP ignores it, as in 2021.
+        nesterov: SGD only; needs momentum > 0. AdamP ignores it, as in 2021.
         weight_decay: SGD adds weight_decay * weight to the gradient; AdamP decays the weights themselves, by
-            lr * weight_decay, ten times less where it projects.
-        fused: SGD's one-kernel update (for CUDA); AdamP has none.
+            lr * weight_decay, and a tenth of that where it projects.
+        fused: use SGD's single-kernel update (for CUDA); ignored by AdamP.
 
     Raises:
         ValueError: an unknown name, or Nesterov without momentum.

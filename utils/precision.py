@@ -10,16 +10,16 @@ from torch.amp import GradScaler
 
 
 class Precision:
-    """The meaning of an optimization level, O0 to O2 as in apex or bf16, on one kind of device.
+    """What an optimization level (O0 to O2 as in apex, or bf16) means on one kind of device.
 
-    O0 is float32; O1 float16 autocast with a GradScaler; O2 ran no faster than O1 end to end and is the same here;
+    O0 is float32; O1 float16 autocast with a GradScaler; O2 is the same as O1, because it ran no faster end to end;
     bf16 is bfloat16 autocast without a scaler. On a CPU float16 is slower than float32, so O1 becomes float32 there.
 
     Attributes:
         device: of the forward pass.
         dtype: of the autocast regions; None: no autocast.
-        scaler: a GradScaler, disabled (it passes values through) unless dtype is float16.
-        note: what the level runs as, where that is not what its name says ("O2 runs as ..."); else "".
+        scaler: a GradScaler; disabled, so that values pass through, unless dtype is float16.
+        note: what the level runs as, if that differs from its name ("O2 runs as ..."); else "".
     """
 
     def __init__(self, opt_level: str, device: torch.device) -> None:
@@ -28,20 +28,20 @@ class Precision:
         self.dtype: torch.dtype | None = {"O0": None, "bf16": torch.bfloat16}.get(opt_level, torch.float16)
         if self.dtype is torch.float16 and device.type == "cpu":
             self.dtype = None
-            self.note = f"opt_level {opt_level} runs as float32: this machine shows no GPU"
+            self.note = f"opt_level {opt_level} runs as float32: this machine has no visible GPU"
         elif opt_level == "O2":
             self.note = "opt_level O2 runs as O1 (float16 autocast)"
         self.scaler = GradScaler(device.type, enabled=self.dtype is torch.float16)
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Enter autocast for a forward pass."""
+        """Return the autocast context of a forward pass."""
         return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
 
     @contextmanager
     def evaluation(self, *models: nn.Module) -> Iterator[None]:
         """Enter autocast for forward passes whose logits are compared: the last linear layer runs in float32.
 
-        Half precision would round logits that lie close together to equal ones.
+        Half precision would round logits that are close together to the same value.
         """
         with ExitStack() as stack:
             for model in models if self.dtype else ():
@@ -53,11 +53,11 @@ class Precision:
 
     @property
     def name(self) -> str:
-        """float32, float16 or bfloat16."""
+        """Name of the number format: float32, float16 or bfloat16."""
         return str(self.dtype or torch.float32).removeprefix("torch.")
 
 
 def _in_float32(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Any:
-    """Replace a layer's output by that of the same inputs in float32; a forward hook."""
+    """Recompute a layer's output in float32; a forward hook."""
     with torch.autocast(output.device.type, enabled=False):
         return layer.forward(inputs[0].float())

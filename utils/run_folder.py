@@ -1,4 +1,4 @@
-"""Open a run folder: record a new run's config and seed, continue an unfinished run, refuse any other."""
+"""Open a run folder: record config and seed of a new run, continue an unfinished run, refuse any other."""
 
 import secrets
 import sys
@@ -22,13 +22,13 @@ _MISSING = "no such key"
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where a run begins.
+    """The state from which a run starts.
 
     Attributes:
         seed: of every random choice.
-        state: content of the checkpoint to continue from; None: the run begins at step 0.
-        checkpoint: its file.
-        is_new: the folder holds no run.
+        state: content of the checkpoint to continue from; None: the run starts at step 0.
+        checkpoint: its path.
+        is_new: the folder has no run yet.
     """
 
     seed: int
@@ -40,23 +40,23 @@ class Start:
 def find_start(
     folder: Path, config: FrozenMunch, identity: dict[str, Any], processes: int, rules: ResumeRules
 ) -> Start:
-    """Find where a run begins, from its run folder, without changing the folder.
+    """Find where a run starts, from its run folder, without changing the folder.
 
     Args:
         folder: need not exist.
-        config: of this command; its seed -1 means the seed of the unfinished run, or a drawn one.
-        identity: values that the checkpoint must have (arch, class_names, fingerprint of the data).
+        config: of this command; seed -1 means the seed of the unfinished run, or a random one.
+        identity: values that the checkpoint must match (arch, class_names, fingerprint of the data).
         processes: world size.
         rules: what may have changed.
 
     Raises:
-        UserError: the folder holds another run, or no intact checkpoint of this one.
+        UserError: the folder has another run, or no intact checkpoint of this one.
     """
     now = flatten(config.toDict())
     if not (folder / CONFIG).exists():
         if found := sorted(folder.glob("checkpoint-*.pth")):
             raise UserError(
-                f"{folder} holds {found[0].name} but no {CONFIG}; expected both or none. Move the checkpoint away."
+                f"{folder} contains {found[0].name} but no {CONFIG}; expected both or none. Move the checkpoint away."
             )
         seed = now[rules.seed]
         return Start(seed if seed >= 0 else secrets.randbits(31), is_new=True)
@@ -75,10 +75,10 @@ def find_start(
 def share_start(find: Callable[[], Start]) -> Start:
     """Return the main process's start on every process.
 
-    Each process reads the checkpoint itself; it is sent only if some process does not have the same file.
+    Each process reads the checkpoint itself; it is sent only if some process does not see the same file.
 
     Args:
-        find: calls find_start; called on the main process alone.
+        find: calls find_start; called only on the main process.
 
     Raises:
         UserError: as find_start; the same on every process.
@@ -87,19 +87,19 @@ def share_start(find: Callable[[], Start]) -> Start:
 
     def without_content() -> tuple[Start, object]:
         found.append(find())
-        return replace(found[0], state=None), _moment(found[0].state)
+        return replace(found[0], state=None), _identifier(found[0].state)
 
-    start, moment = from_main(without_content)
+    start, identifier = from_main(without_content)
     if start.checkpoint is None:
         return start
     state = found[0].state if found else _read(start.checkpoint)
-    if not all(gather_objects(_moment(state) == moment)):
+    if not all(gather_objects(_identifier(state) == identifier)):
         state = from_main(lambda: state)
     return replace(start, state=state)
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """Read a checkpoint; None if this process sees none."""
+    """Read a checkpoint; None if this process cannot."""
     try:
         content: dict[str, Any] = load_checkpoint(path)
     except UserError:
@@ -107,29 +107,29 @@ def _read(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def _moment(state: Any) -> object:
-    """Return what no two checkpoints have in common: the step, and the seconds that the run had taken."""
+def _identifier(state: Any) -> object:
+    """Return what identifies a checkpoint: its step, and the seconds that the run had taken."""
     return (state.get("step"), state.get("elapsed_s")) if isinstance(state, dict) else None
 
 
 def open_run_folder(folder: Path, config: FrozenMunch, start: Start, rules: ResumeRules) -> None:
     """Write the resolved config into a folder that this process has locked, and clean up after an earlier process.
 
-    A damaged last checkpoint is renamed; temporary files that a killed process left are removed.
+    A damaged last checkpoint is renamed; temporary files of killed processes are removed.
 
     Raises:
-        UserError: another run began in it since find_start, or it cannot be written.
+        UserError: another run has started in it since find_start, or it cannot be written.
     """
     if start.is_new and (folder / CONFIG).exists():
-        raise UserError(f"another run has just begun in {folder}.")
+        raise UserError(f"another run has just started in {folder}.")
     if start.checkpoint == folder / PREVIOUS and (folder / LAST).exists():
-        (folder / LAST).replace(folder / DAMAGED)  # else it would replace the intact previous one
+        (folder / LAST).replace(folder / DAMAGED)  # otherwise it would replace the intact previous one
     remove_temporaries(folder)
     write_text(folder / CONFIG, to_yaml(nest(flatten(config.toDict()) | {rules.seed: start.seed})))
 
 
 def _read_config(path: Path, rules: ResumeRules) -> dict[str, Any]:
-    """Read the config of the run in the folder; a key that it lacks has the value of runs before that key existed."""
+    """Read the config of the run in the folder; a key that it lacks gets the value of runs before the key existed."""
     settings, problems = read_config_file(path, path.name, rules.schema)
     if not settings:
         reason = problems[0] if problems else "it is empty"
@@ -145,23 +145,23 @@ def _compare_configs(folder: Path, before: dict[str, Any], now: dict[str, Any], 
         _warn(f"{key} was {before.get(key)} and is now {now.get(key)}; the last bits of the weights may differ")
     if refused := changed - rules.warned:
         raise UserError(
-            f"{folder} holds a run with another config:{_differences(refused, before, now)}\n"
+            f"{folder} contains a run with another config:{_differences(refused, before, now)}\n"
             "  To continue this run, give these keys their old values."
         )
 
 
 def _compare_identities(folder: Path, state: dict[str, Any], identity: dict[str, Any]) -> None:
-    """Compare what the checkpoint and this command both record; checkpoints of earlier versions record less."""
+    """Compare what both the checkpoint and this command record; checkpoints of earlier versions record less."""
     if changed := [key for key, value in identity.items() if key in state and state[key] != value]:
         raise UserError(
-            f"{folder} holds a run of another network or other data, or a checkpoint of another run:"
+            f"{folder} contains a run of another network or other data, or a checkpoint of another run:"
             f"{_differences(changed, state, identity)}\n"
             "  To continue this run, restore the data, the labels or the checkpoint."
         )
 
 
 def _differences(keys: Collection[str], there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """One line for each key; a hash by its first digits, a list by its length."""
+    """Format one line per key, with the first digits of a hash and the length of a list."""
 
     def short(key: str, value: Any) -> str:
         text = f"{len(value)} names" if isinstance(value, list) else str(value)

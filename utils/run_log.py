@@ -37,10 +37,10 @@ class MetricsLog:
 
     Args:
         folder: the run folder.
-        keep_bytes: length of the file at the checkpoint from which the run continues. What was written after it is
-            cut off, because it will be written again.
+        keep_bytes: length of the file at the checkpoint from which the run continues. Anything after that is cut off,
+            because it will be written again.
         tensorboard: also write event files into the folder.
-        step: from which the run continues; TensorBoard discards later events.
+        step: the step from which the run continues; TensorBoard discards later events.
     """
 
     def __init__(self, folder: Path, keep_bytes: int = 0, tensorboard: bool = False, step: int = 0) -> None:
@@ -55,7 +55,7 @@ class MetricsLog:
             self._board = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, event: str, step: int, **values: Any) -> None:
-        """Append one event and flush it; a non-finite number is written as a string."""
+        """Append one event and flush it; non-finite numbers are written as strings."""
         plain = {name: _finite(value) for name, value in values.items()}
         with self._writing():
             self._file.write(json.dumps({"event": event, "step": step, **plain}, allow_nan=False).encode() + b"\n")
@@ -67,14 +67,14 @@ class MetricsLog:
                         self._board.add_scalar(f"{event}/{name}", value, step)
 
     def size_on_disk(self) -> int:
-        """Return the bytes written so far, forced to the disk: a checkpoint records this length."""
+        """Sync the file to disk and return its length in bytes, which a checkpoint records."""
         with self._writing():
             os.fsync(self._file.fileno())
             return os.fstat(self._file.fileno()).st_size
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Turn a full disk or missing permission into a UserError."""
+        """Turn a full disk or a missing permission into a UserError."""
         try:
             yield
         except OSError as error:
@@ -113,7 +113,7 @@ def record_environment(folder: Path, **facts: Any) -> None:
 
     Args:
         folder: the run folder.
-        facts: further values, such as the step it starts from and its number of processes.
+        facts: further values, such as the first step and the number of processes.
     """
     path = folder / ENVIRONMENT
     try:
@@ -125,7 +125,7 @@ def record_environment(folder: Path, **facts: Any) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Describe what this process runs on: command, code, versions, devices, threads."""
+    """Return what this process runs on: command, code, versions, devices, threads."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "command": shlex.join([sys.executable, *sys.argv]),
@@ -142,7 +142,7 @@ def environment() -> dict[str, Any]:
 
 
 def git_state(folder: Path) -> dict[str, Any]:
-    """Return the commit of the checkout that holds a folder, and the first 100 changes that `git status` lists.
+    """Return the commit of the checkout that contains a folder, and the first 100 changes listed by `git status`.
 
     Both are None outside a checkout, or without git.
     """

@@ -18,16 +18,16 @@ def learning_rate(
 
     Args:
         step: updates done before this one, 0 .. epochs * steps_per_epoch - 1.
-        steps_per_epoch: updates in an epoch, from the real length of the data.
+        steps_per_epoch: updates in an epoch, from the actual length of the data.
         epochs: length of the whole run, warm-up included.
         warmup_epochs: epochs in which the rate rises linearly from warmup_lr; the first step after them has lr_init.
-        lr_init: the peak.
+        lr_init: the peak rate.
         warmup_lr: rate of step 0, if there is a warm-up.
-        decay_type: "cos" or "linear" (both reach 0 one step after the last), each per step over what follows the
-            warm-up; or "default": x 0.1 at epochs 30, 60 and 90 counted from epoch 0, constant within an epoch.
+        decay_type: "cos" or "linear": decay per step over the steps after the warm-up, to 0 one step after the last;
+            or "default": x 0.1 at epochs 30, 60 and 90 counted from epoch 0, constant within an epoch.
 
     Returns:
-        The rate, in units of lr_init.
+        The learning rate.
 
     Raises:
         ValueError: an unknown decay_type.
@@ -35,7 +35,7 @@ def learning_rate(
     warmup_steps = warmup_epochs * steps_per_epoch
     if step < warmup_steps:
         return warmup_lr + (lr_init - warmup_lr) * step / warmup_steps
-    # A run that is all warm-up gets here only for the rate after its last step.
+    # max: a run that is all warm-up gets here only for the rate after its last step.
     progress = (step - warmup_steps) / max(epochs * steps_per_epoch - warmup_steps, 1)
     match decay_type:
         case "cos":

@@ -1,4 +1,4 @@
-"""The parts of a run, built from its config: data, network, optimizer, schedule, loaders; each checked when built."""
+"""Build the parts of a run from its config: data, network, optimizer, schedule, loaders; each is checked when built."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ _WITHOUT_MAPS = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingData:
-    """What a run trains and validates on.
+    """The data that a run trains and validates on.
 
     Fields:
         images: of train/.
@@ -61,14 +61,14 @@ class TrainingData:
 
 
 def set_up_device(device: torch.device) -> None:
-    """On a GPU: TF32 for what stays in float32, and convolutions chosen by timing."""
+    """On a GPU, use TF32 for what stays in float32, and choose convolution algorithms by timing."""
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
 
 
 def list_split(config: FrozenMunch, split: str) -> ImageList:
-    """Return the images of train/ (those on the keep list, if there is one) or of val/, listed by the main process."""
+    """Return the images of train/ (only those on the keep list, if any) or of val/, listed by the main process."""
 
     def listed() -> ImageList:
         with with_advice(_DATA_ADVICE):
@@ -79,7 +79,7 @@ def list_split(config: FrozenMunch, split: str) -> ImageList:
 
 
 def open_training_data(config: FrozenMunch) -> TrainingData:
-    """List the images and open their label maps: all present, one of each class read and valid.
+    """List the images and open their label maps; check that none is missing and that one per class is valid.
 
     Raises:
         UserError: images or label maps are missing, damaged or of other classes.
@@ -108,7 +108,7 @@ def make_trainer(
     identity: dict[str, Any],
     start: Start,
 ) -> Trainer:
-    """Build all parts, in the state of the checkpoint if there is one; nothing is written yet."""
+    """Build the trainer, in the state of the checkpoint if there is one; nothing is written yet."""
     steps, train_batches = train_loader(config, data, process, start.seed)
     test_batches = test_loader(config, data.val, process)
     torch.manual_seed(start.seed)
@@ -141,12 +141,12 @@ def make_trainer(
 
 
 def build_model(config: FrozenMunch, num_classes: int, precision: Precision, flag: str = "--model.arch") -> nn.Module:
-    """Build the network on its device; a seed gives the same start to every process and restart.
+    """Build the network on its device; torch's seed must be set so that every process starts from the same weights.
 
-    `flag` selects the network on the command line, for messages.
+    `flag` is the command-line flag that selects the network, for messages.
 
     Raises:
-        UserError: it does not exist, or cannot classify images of the run's sizes.
+        UserError: the network does not exist, or cannot classify images of the run's sizes.
     """
     with with_advice(f"Correct {flag}."):
         model = create_model(config.model.arch, num_classes)
@@ -157,7 +157,7 @@ def build_model(config: FrozenMunch, num_classes: int, precision: Precision, fla
 
 @torch.inference_mode()
 def _check_image_sizes(config: FrozenMunch, model: nn.Module, num_classes: int) -> None:
-    """Check that the network takes the run's image sizes; on the CPU, where no error can come from a GPU instead."""
+    """Check that the network accepts the run's image sizes; on the CPU, where no error can come from a GPU."""
     for size in sorted({config.data.image_size, config.data.test_size or config.data.image_size}):
         try:
             shape = model(torch.zeros(1, 3, size, size)).shape
@@ -172,14 +172,14 @@ def _check_image_sizes(config: FrozenMunch, model: nn.Module, num_classes: int) 
 def start_weights(config: FrozenMunch, model: nn.Module, class_names: Sequence[str]) -> str:
     """Load the weights of model.weights into a new network; the EMA weights if the file has them.
 
-    The classification head is loaded only if the file names the same classes in the same order; otherwise it stays as
-    it is.
+    The classification head is loaded only if the file names the same classes in the same order; otherwise it is left
+    unchanged.
 
     Returns:
-        a line about what was loaded.
+        a line that describes what was loaded.
 
     Raises:
-        UserError: the file cannot be read, or anything but the head is of another network.
+        UserError: the file cannot be read, or tensors other than the head do not match.
     """
     path = Path(config.model.weights)
     content = load_checkpoint(path)
@@ -190,23 +190,23 @@ def start_weights(config: FrozenMunch, model: nn.Module, class_names: Sequence[s
     state_dict = weights[name] if same else with_own_head(model, config.model.arch, weights[name])
     load_from(path, model, state_dict, content.get("arch"))
     named = f"names {len(file_classes)} classes" if file_classes else "does not name its classes"
-    head = "too" if same else f"anew: the file {named}, and not these {len(class_names)} in this order"
-    return f"starting from {path}{' (EMA)' * (name == 'ema')}, the classification head {head}"
+    head = "included" if same else f"new: the file {named}, not these {len(class_names)} in this order"
+    return f"starting from {path}{' (EMA)' * (name == 'ema')}, classification head {head}"
 
 
 def load_from(
     path: Path, model: nn.Module, state_dict: dict[str, Tensor], arch: str | None, flag: str = "--model.arch"
 ) -> None:
-    """Load a checkpoint's weights into the network; an error names the file and the network it was made with."""
+    """Load a checkpoint's weights into the network; an error names the file and its network."""
     try:
         load_weights(model, state_dict)
     except UserError as error:
-        advice = f"The file says that it holds a {arch}: set {flag} {arch}." if arch else f"Correct {flag}."
+        advice = f"The file says that it is of {arch}: set {flag} {arch}." if arch else f"Correct {flag}."
         raise UserError(f"{path}: {error}\n  {advice}") from None
 
 
 def memory_advice(config: FrozenMunch) -> str:
-    """Name the batch sizes, and the keys that lower them, for when memory runs out."""
+    """Return the advice for when memory runs out: the batch sizes, and the keys that lower them."""
     return (
         f"optim.batch_size is {config.optim.batch_size} in {config.optim.accumulation} part(s), util.val_batch_size "
         f"{config.util.val_batch_size}. Lower --optim.batch_size, raise --optim.accumulation or lower "
@@ -229,7 +229,7 @@ def make_optimizer(config: FrozenMunch, model: nn.Module, device: torch.device) 
 
 
 def make_recipe(config: FrozenMunch, steps_per_epoch: int, seed: int) -> Recipe:
-    """Return how a run trains, as plain values; the length of the schedule comes from the data."""
+    """Build the recipe; steps_per_epoch comes from the data."""
     optim, mixing = config.optim, config.data.cutmix
     return Recipe(
         epochs=optim.epochs,
@@ -256,7 +256,7 @@ def make_recipe(config: FrozenMunch, steps_per_epoch: int, seed: int) -> Recipe:
 
 
 def make_targets(config: FrozenMunch, num_classes: int) -> TargetMaker:
-    """Build the maker of soft targets [B, K] from a batch's label maps or labels."""
+    """Build the TargetMaker, which makes targets [B, K] from a batch's label maps or labels."""
     relabel = config.data.relabel
     return TargetMaker(
         num_classes,
@@ -275,24 +275,25 @@ def train_loader(
     """Build the training batches.
 
     Returns:
-        Updates in an epoch; first update -> this process's batches from there to the end of the run.
+        The number of updates in an epoch; and a function: first update -> this process's batches from there to the end
+        of the run.
 
     Raises:
-        UserError: the images do not fill a batch, or a batch cannot be divided as the config asks.
+        UserError: the images do not fill a batch, or a batch cannot be divided as configured.
     """
     keys, accumulation = config.data, config.optim.accumulation
     batch_size = process.share(config.optim.batch_size, "optim.batch_size")
     if batch_size % accumulation:
         raise UserError(
-            f"optim.accumulation is {accumulation}, which does not divide the {batch_size} images that each process "
-            f"has in a batch.\n  Change --optim.accumulation or --optim.batch_size."
+            f"optim.accumulation is {accumulation}, but the {batch_size} images of a batch on each process are not "
+            f"divisible by it.\n  Change --optim.accumulation or --optim.batch_size."
         )
     global_batch = batch_size * process.world_size
     from_extra = round(keys.extra.share * global_batch)
     if data.extra and not 0 < from_extra < global_batch:
         raise UserError(
             f"data.extra.share is {keys.extra.share:g}, which is {from_extra} of the {global_batch} images of a batch; "
-            "expected some of them, and some left for train/.\n  Change --data.extra.share or --optim.batch_size."
+            "expected at least one, and one left for train/.\n  Change --data.extra.share or --optim.batch_size."
         )
     steps = steps_per_epoch(len(data.images), global_batch - from_extra)
     transform = RandomResizedCrop(
@@ -321,14 +322,14 @@ def train_loader(
 
 
 def test_transform(config: FrozenMunch) -> CenterCrop:
-    """Build the transform of test images: resize and center crop."""
+    """Build the evaluation transform: resize and center crop."""
     return CenterCrop(config.data.test_size or config.data.image_size, config.data.crop_ratio)
 
 
 def test_loader(
     config: FrozenMunch, images: ImageList, process: Process, transform: CenterCrop | None = None
 ) -> Callable[[], Iterable[Batch]]:
-    """Return a function to this process's share of a test set; transform: None means test_transform."""
+    """Return a function that gives this process's share of a test set; transform None means test_transform."""
     dataset = ImageDataset(images, transform or test_transform(config), decoder=resolve_decoder(config.data.decoder))
     batch_size = process.share(config.util.val_batch_size, "util.val_batch_size")
 
@@ -340,6 +341,6 @@ def test_loader(
 
 
 def workers_of(config: FrozenMunch, process: Process) -> int:
-    """Return the loader workers of this process: its share, rounded up, at most its share of the cores; 0 stays 0."""
+    """Return the number of loader workers of this process: its share, rounded up, at most its share of the cores."""
     wanted = -(-config.compute.num_workers // process.local_world_size)
     return min(wanted, cores_of(process))

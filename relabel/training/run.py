@@ -1,4 +1,4 @@
-"""A training run from its config to its end; every check comes before anything is created."""
+"""A training run from start to end; every check comes before anything is created."""
 
 import hashlib
 import sys
@@ -29,11 +29,11 @@ NEW_RUN = "For a new run, set another --util.run_dir."
 
 
 def train(process: Process, config: FrozenMunch) -> None:
-    """Run one process of a training: checks, build, resume, fit.
+    """Run one process of a training run: check, build, resume, fit.
 
     Raises:
         UserError: bad input, before anything is created; or as Trainer.fit.
-        SystemExit: 143 when preempted; 1 when another process has failed and reported why.
+        SystemExit: 143 if preempted; 1 if another process has failed and reported why.
     """
     set_up_device(process.device)
     data = open_training_data(config)
@@ -75,7 +75,7 @@ def train(process: Process, config: FrozenMunch) -> None:
 
 
 def identity_of(config: FrozenMunch, data: TrainingData, precision: Precision) -> dict[str, Any]:
-    """Return what must be the same when the run continues, as plain values for checkpoints and environment.json."""
+    """Return what must not change when the run is continued, as plain values for checkpoints and environment.json."""
     identity: dict[str, Any] = {
         "arch": config.model.arch,
         "config_sha256": RESUME.fingerprint(config),
@@ -104,9 +104,9 @@ def fingerprint(*lists: ImageList) -> str:
 
 
 def introduce(config: FrozenMunch, data: TrainingData, trainer: Trainer) -> None:
-    """Print what is about to run, and record what it runs on."""
+    """Print what is about to run, and record its environment."""
     process, folder, recipe = trainer.process, trainer.folder, trainer.recipe
-    was_killed = read_status(folder) == "running"  # nobody is: this process has the lock
+    was_killed = read_status(folder) == "running"  # but no process is: this one has the lock
     write_status(folder, "running", step=trainer.step, epoch=trainer.epoch)
     record_environment(
         folder,
@@ -138,10 +138,10 @@ def introduce(config: FrozenMunch, data: TrainingData, trainer: Trainer) -> None
 
 
 def fit(config: FrozenMunch, trainer: Trainer) -> None:
-    """Run the trainer; an error of any process is recorded in status.json."""
+    """Run the trainer; an error on any process is recorded in status.json."""
 
     def record(error: Exception) -> None:
-        with suppress(UserError):  # the error itself matters more than that it cannot be recorded
+        with suppress(UserError):  # the error itself matters more than a failure to record it
             write_status(trainer.folder, "failed", step=trainer.step, epoch=trainer.epoch, reason=str(error))
 
     def is_echo(error: Exception) -> bool:
@@ -155,13 +155,13 @@ def fit(config: FrozenMunch, trainer: Trainer) -> None:
 def errors_reported_once(
     process: Process, record: Callable[[Exception], None], is_echo: Callable[[Exception], bool], memory_advice: str
 ) -> Iterator[None]:
-    """Report an error once, on the process where it arose; those that only lose the connection to it exit silently.
+    """Report an error once, on the process where it occurred; others that lose the connection to it exit silently.
 
     Args:
         process: this process; UserErrors of the main one are printed by its caller.
         record: records an error.
-        is_echo: whether an error only follows from another process's.
-        memory_advice: what to do when memory runs out.
+        is_echo: returns whether an error is only the consequence of another process's error.
+        memory_advice: what to do if memory runs out.
     """
     try:
         with out_of_memory_reported(memory_advice):

@@ -1,4 +1,4 @@
-"""The training loop: batches of images and label maps in, weights and a run folder out."""
+"""The training loop: from batches of images and label maps to weights and a run folder."""
 
 import sys
 import time
@@ -47,13 +47,14 @@ class Recipe:
         epochs, steps_per_epoch: length of the run; a step is an update.
         accumulation: micro-batches per update of one process.
         learning_rate: step -> learning rate of the update that begins there.
-        cutmix_prob, cutmix_beta: probability that a micro-batch is mixed; of the Beta distribution of the mixing ratio.
+        cutmix_prob: probability that a micro-batch is mixed.
+        cutmix_beta: the share of pixels to keep is drawn from Beta(beta, beta).
         cutmix_epochs: number of epochs, from the first one, in which CutMix is on.
         clip_grad_norm: largest norm of the gradient; 0 = off.
         ema_decay: decay per update of the averaged weights; 0 = none.
         seed: of every random choice.
-        print_freq: steps between two lines of the log.
-        checkpoint_minutes: between two checkpoints within an epoch.
+        print_freq: steps between progress records.
+        checkpoint_minutes: minutes between checkpoints within an epoch.
     """
 
     epochs: int
@@ -71,13 +72,13 @@ class Recipe:
 
     @property
     def total_steps(self) -> int:
-        """Updates in the whole run."""
+        """Number of updates in the whole run."""
         return self.epochs * self.steps_per_epoch
 
 
 @dataclass(eq=False)
 class Trainer:
-    """A training run: everything that changes while it trains, and how it continues from a checkpoint.
+    """A training run: its state, the loop, and its checkpoints.
 
     Time is the number of updates done, `step`; epoch, learning rate and every random choice follow from it.
 
@@ -86,12 +87,12 @@ class Trainer:
         optimizer: of its parameters.
         recipe: how to train.
         precision: number format of the forward pass.
-        process: this process among all.
+        process: this process.
         train_batches: first step -> this process's batches from there to the end of the run, on the device.
         make_targets: makes the soft targets [B, K] of a batch, smoothing included.
         evaluate: name -> network to name -> Score on the validation set.
-        skipped_images: images that the run has skipped; none yet.
-        identity: plain values that every checkpoint carries (arch, class_names, fingerprint of the data).
+        skipped_images: images that the run has skipped; initially empty.
+        identity: plain values that every checkpoint contains (arch, class_names, fingerprint of the data).
         folder: the run folder.
         tensorboard: also write TensorBoard events.
     """
@@ -110,11 +111,11 @@ class Trainer:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        """Set the state of a run that begins at step 0."""
+        """Set the state of a run at step 0."""
         average = get_ema_multi_avg_fn(self.recipe.ema_decay) if self.recipe.ema_decay else None
         self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True) if average else None
         self.guard = StepGuard(self.process.device, self.precision.scaler)
-        self.step, self.validated = 0, True  # validated: the epoch that ended at this step, if one did
+        self.step, self.validated = 0, True  # validated: no validation is pending at this step
         self.accuracy, self.best_accuracy, self.best_epoch = 0.0, -1.0, 0
         self.meter = TrainingMeter(self.process.device)
         self.metrics_bytes = 0
@@ -122,20 +123,20 @@ class Trainer:
 
     @property
     def epoch(self) -> int:
-        """Epochs completed."""
+        """Number of completed epochs."""
         return self.step // self.recipe.steps_per_epoch
 
     @property
     def result(self) -> str:
-        """The accuracy of the best checkpoint, and where it is."""
+        """Accuracy and path of the best checkpoint, as text."""
         return f"best top-1 {self.best_accuracy:.2f} % after epoch {self.best_epoch}: {self.folder / BEST}"
 
     # ---- one update: the method, in the order of the paper
 
     def train_step(self, batches: list[Batch]) -> Verdict:
-        """Make one update from the micro-batches of this process; none if the loss of any process is not finite.
+        """Make one update from the micro-batches of this process, unless the loss of any process is not finite.
 
-        The gradient is the mean over the images that all processes together could read.
+        The gradient is the mean over the images that could be read, on all processes.
         """
         recipe, rng = self.recipe, self._begin_step()
         planned = sum(len(batch) + len(batch.skipped) for batch in batches)  # the same on every process
@@ -160,7 +161,7 @@ class Trainer:
         return verdict
 
     def _begin_step(self) -> np.random.Generator:
-        """Set the learning rate and seed dropout and stochastic depth; CutMix draws from the generator returned."""
+        """Set the learning rate, seed dropout and stochastic depth, and return CutMix's generator."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.learning_rate(self.step)
         rng = keyed_rng(self.recipe.seed, STEP, self.step, self.process.rank)
@@ -168,13 +169,13 @@ class Trainer:
         return rng
 
     def _gradient_exchange(self, now: bool) -> AbstractContextManager[object]:
-        """Exchange the gradients of several micro-batches among the processes with the last one only."""
+        """Return the context of a backward pass: processes exchange gradients only with the last micro-batch."""
         if now or not isinstance(self.network, DistributedDataParallel):
             return nullcontext()
         return self.network.no_sync()
 
     def _send(self, loss: Tensor, batches: list[Batch]) -> None:
-        """Start the agreement on this step, which proceeds during the backward pass."""
+        """Start the agreement on this step, which overlaps with the backward pass."""
         minutes = (time.monotonic() - self._last_save) / 60
         is_due = self.process.is_main and minutes > self.recipe.checkpoint_minutes
         self.guard.send(loss, bool(self.stop_request), is_due, len(_skipped(batches)))
@@ -186,15 +187,15 @@ class Trainer:
             if not verdict.finite:
                 self._record("non_finite_loss", loss=loss.item(), learning_rate=self.recipe.learning_rate(self.step))
                 raise SharedError(
-                    f"the loss of step {self.step + 1:,} is not finite on some process ({loss.item()} on the main "
-                    "one); this update was not made, and the last checkpoint is intact."
+                    f"the loss of step {self.step + 1:,} is not finite on at least one process ({loss.item()} on the "
+                    "main one); this update was not made, and the last checkpoint is intact."
                 )
         if verdict.skipped_images:
             self.skipped_images.record(_skipped(batches), self.epoch + 1)
-            everywhere = planned * self.process.world_size
+            planned_in_all = planned * self.process.world_size
             for parameter in self.model.parameters():
                 if parameter.grad is not None:
-                    parameter.grad *= everywhere / (everywhere - verdict.skipped_images)
+                    parameter.grad *= planned_in_all / (planned_in_all - verdict.skipped_images)
         return verdict
 
     def _update(self) -> None:
@@ -216,8 +217,8 @@ class Trainer:
         """Train from the current step to the end of the run, validating after each epoch.
 
         Raises:
-            SystemExit: 143: a signal asked for a stop; the run is saved and the same command continues it.
-            UserError: a non-finite loss, a damaged file, a full disk. The last good checkpoint is intact.
+            SystemExit: 143, after a signal requested a stop; the run is saved, and the same command continues it.
+            UserError: a non-finite loss, a damaged file or a full disk. The last good checkpoint is intact.
         """
         self.begin()
         with self.progress, self.stop_request:
@@ -233,16 +234,18 @@ class Trainer:
             print(f"finished: {self.result}", flush=True)
 
     def begin(self) -> None:
-        """Set up what the first update needs: DDP, workers, progress, the log."""
+        """Set up DDP, workers, the progress bar and the log."""
         self.network: nn.Module = self.model
         if self.process.world_size > 1:
             device_ids = [self.process.device.index] if self.process.device.type == "cuda" else None
             self.network = DistributedDataParallel(self.model, device_ids=device_ids)
-            self.network.broadcast_buffers = False  # before validation instead; the argument's name differs by version
+            self.network.broadcast_buffers = (
+                False  # done before validation; the argument's name depends on the version
+            )
             if not device_ids:
-                # After its first update DDP regroups the gradients in the order in which they came, and three or more
-                # processes then add them up in another order: a continued run would differ from the undisturbed one.
-                # On a CPU, where runs repeat bit for bit, it groups them now, and never again.
+                # After its first update DDP regroups the gradients in the order in which they arrived, so that three or
+                # more processes add them in another order: a continued run would differ from an uninterrupted one. On
+                # a CPU, where runs are reproducible bit for bit, they are regrouped now and never again.
                 self.network.reducer._push_all_rebuilt_params()
                 self.network.reducer._rebuild_buckets()
         self.network.train()
@@ -258,7 +261,7 @@ class Trainer:
         self.meter.restart_clock()
 
     def train_epoch(self) -> None:
-        """Make the updates from here to the end of the epoch."""
+        """Train from the current step to the end of the epoch."""
         first = self.epoch * self.recipe.steps_per_epoch
         end = first + self.recipe.steps_per_epoch
         while self.step < end:
@@ -274,7 +277,7 @@ class Trainer:
                 self._stop()
 
     def validate(self) -> None:
-        """Evaluate the weights, and the averaged ones if there are any, in one pass; keep the best; save."""
+        """Evaluate the weights and, in the same pass, the averaged ones if there are any; keep the best; save."""
         networks = {"model": self.model} | ({"ema": self.ema.module} if self.ema else {})
         for network in networks.values():
             broadcast_buffers(network)
@@ -283,7 +286,7 @@ class Trainer:
             self._print(
                 f"epoch {self.epoch}/{self.recipe.epochs}  validation{' of the EMA' * (name == 'ema')}  {score}"
             )
-        self.accuracy, self.validated = score.top1_percent, True  # the EMA's if there is one: it comes last
+        self.accuracy, self.validated = score.top1_percent, True  # of the EMA if there is one, because it comes last
         is_best = self.accuracy > self.best_accuracy
         if is_best:
             self.best_accuracy, self.best_epoch = self.accuracy, self.epoch
@@ -317,7 +320,7 @@ class Trainer:
             sender = self.stop_request.signal_name or "another process"
             self._print(f"stopped by {sender} at step {self.step:,}; the same command continues this run")
             write_status(self.folder, "preempted", step=self.step, epoch=self.epoch)
-        wait_for_all()  # a launcher may end all processes as soon as the first has ended
+        wait_for_all()  # a launcher may end all processes as soon as the first one exits
         sys.exit(EXIT_PREEMPTED)
 
     # ---- checkpoints
@@ -337,12 +340,12 @@ class Trainer:
                     assert_finite(network, self.optimizer)
             with with_advice(SAVE_ADVICE):
                 self._write(self._state(meters), is_best)
-            if read_status(self.folder) != "failed":  # which another process may just have written
+            if read_status(self.folder) != "failed":  # another process may just have written this
                 write_status(self.folder, "running", step=self.step, epoch=self.epoch)
         self._last_save = time.monotonic()
 
     def _write(self, state: dict[str, Any], is_best: bool) -> None:
-        """Write the last checkpoint, and the best one before it: killed in between, the run validates again."""
+        """Write the last checkpoint, after the best one: if the run is killed in between, it validates again."""
         previous = self.folder / PREVIOUS if self.step != self._saved_step else None
         if is_best:
             save_checkpoint(state, self.folder / BEST)
@@ -352,7 +355,7 @@ class Trainer:
         self._saved_step = self.step
 
     def _stateful(self) -> dict[str, Any]:
-        """Return what has a state_dict, by its key in a checkpoint."""
+        """Return the parts that have a state_dict, by their key in a checkpoint."""
         parts = {"state_dict": self.model, "optimizer": self.optimizer, "scaler": self.precision.scaler}
         return parts | ({"state_dict_ema": self.ema.module} if self.ema else {})
 
@@ -371,10 +374,10 @@ class Trainer:
         }
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint; call it before fit.
+        """Restore the state of a checkpoint; call this before fit.
 
         Args:
-            state: as load_latest returns it, of a run with the same config, data and classes.
+            state: from load_latest, of a run with the same config, data and classes.
         """
         for key, part in self._stateful().items():
             part.load_state_dict(state[key])
@@ -388,7 +391,7 @@ class Trainer:
         meters = state["meters"]
         if len(meters) == self.process.world_size:
             self.meter.sums.copy_(meters[self.process.rank])
-        elif self.process.is_main:  # another number of processes: the sums stay exact, their rounding may not
+        elif self.process.is_main:  # another number of processes: only the rounding of the sums may change
             self.meter.sums.copy_(meters.sum(dim=0))
 
 

@@ -1,4 +1,4 @@
-"""Predictions of networks for a test set, gathered from all processes, and the accuracy that follows from them."""
+"""Predictions of networks for a test set, gathered from all processes, and the resulting accuracy."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -29,11 +29,11 @@ class Predictions:
     Fields:
         names: bytes [N]; CLASS/FILE.
         labels: int64 [N]; the class of the image's folder, a position in class_names.
-        class_names: of the K classes that could be predicted.
-        top5: int64 [N, min(5, K)]; likeliest first.
+        class_names: of the K classes that can be predicted.
+        top5: int64 [N, min(5, K)]; most likely first.
         top1_probability: float32 [N]; softmax over the K classes.
-        label_probability: float32 [N].
-        probabilities: float32 [N, K]; None unless asked for.
+        label_probability: float32 [N]; probability of the label.
+        probabilities: float32 [N, K]; None unless requested.
         losses: float32 [N]; cross-entropy to the label.
     """
 
@@ -47,17 +47,17 @@ class Predictions:
     losses: np.ndarray | None = None
 
     def __len__(self) -> int:
-        """N."""
+        """Return N, the number of images."""
         return len(self.names)
 
     @property
     def top1(self) -> np.ndarray:
-        """int64 [N]; the predicted class."""
+        """The predicted class, int64 [N]."""
         return self.top5[:, 0]
 
     @property
     def correct(self) -> np.ndarray:
-        """bool [N]; whether the label is predicted."""
+        """Whether the predicted class is the label, bool [N]."""
         return self.top1 == self.labels
 
 
@@ -75,7 +75,7 @@ class Score:
 
 
 class _Table:
-    """The rows of one network on this process's device: zero until filled, so that processes can be summed."""
+    """Results of one network on the device, one row per image: 0 until filled, so that processes can add them."""
 
     def __init__(self, images: int, classes: int, device: torch.device, keep_probabilities: bool) -> None:
         self.times_seen = torch.zeros(images, dtype=torch.int64, device=device)
@@ -96,7 +96,7 @@ class _Table:
             self.probabilities[rows] = probabilities
 
     def gathered(self, images: ImageList) -> Predictions:
-        """Sum the rows of all processes. Adding zeros is exact, so the number of processes changes nothing."""
+        """Sum the rows of all processes. Adding zeros is exact, so the result does not depend on their number."""
         assert bool((sum_over_processes(self.times_seen) == 1).all()), "each image is in one process's share, once"
         top5, values = (sum_over_processes(table).cpu().numpy() for table in (self.top5, self.values))
         kept = None if self.probabilities is None else sum_over_processes(self.probabilities).cpu().numpy()
@@ -120,13 +120,13 @@ def predict_classes(
 
     Args:
         models: name -> network, float [B, 3, S, S] to logits [B, K]; left in evaluation mode.
-        images: the whole set; labels point into its class_names, or into `among` where that is given.
+        images: the whole set; labels are positions in its class_names, and in `among` if that is given.
         batches: this process's images, on its device; each image of the set is in one process's share, once.
         precision: of the forward pass; the last layer runs in float32.
         process: this process; the main one shows progress.
-        title: of the progress; "": none is shown.
-        among: int64 [K']; the classes that can be predicted; None: all K.
-        keep_probabilities: of every class, not only of the likeliest and the label.
+        title: of the progress bar; "": no bar.
+        among: int64 [K']; the logits of the classes that can be predicted; None: all K.
+        keep_probabilities: keep those of every class, not only of the most likely one and the label.
 
     Returns:
         name -> Predictions, the same on every process.
@@ -152,7 +152,7 @@ def predict_classes(
 def evaluate(
     models: Mapping[str, nn.Module], images: ImageList, batches: Iterable[Batch], precision: Precision, process: Process
 ) -> dict[str, Score]:
-    """Return name -> Score, the same on every process. Arguments and errors as of `predict_classes`.
+    """Return name -> Score, the same on every process. Arguments and errors as in `predict_classes`.
 
     The networks are left in the mode they were in.
     """

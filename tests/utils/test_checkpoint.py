@@ -112,7 +112,7 @@ def test_an_archive_that_would_fill_the_memory_is_refused(tmp_path: Path) -> Non
     with zipfile.ZipFile(tmp_path / "w.pth") as whole, zipfile.ZipFile(tmp_path / "bomb.pth", "w", 8) as bomb:
         for name in whole.namelist():
             bomb.writestr(name, whole.read(name))
-    with pytest.raises(DamagedCheckpoint, match=r"bomb\.pth.*bytes that would be 4,0.* when unpacked"):
+    with pytest.raises(DamagedCheckpoint, match=r"bomb\.pth.*bytes and would have 4,0.* when unpacked"):
         load_checkpoint(tmp_path / "bomb.pth")
 
 
@@ -129,7 +129,7 @@ NO_WEIGHTS += [{"w": tensor} for tensor in (torch.ones(2, 3).to_sparse(), torch.
 
 @pytest.mark.parametrize("content", [{"optimizer": {}}, {"state_dict": {}}, {"weights": WEIGHTS}, *NO_WEIGHTS])
 def test_a_file_without_plain_weights_is_refused(content: Any) -> None:
-    expected = "holds no weights: expected a dict of plain tensors, or one with the key 'state_dict' or 'model'"
+    expected = "contains no weights: expected a dict of plain tensors, or one with the key 'state_dict' or 'model'"
     for wrapped in (content, {**STATE, "state_dict_ema": content}):
         with pytest.raises(UserError, match=expected):
             split_weights(wrapped, Path("w.pth"))

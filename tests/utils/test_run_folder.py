@@ -215,7 +215,7 @@ def test_a_finished_run_is_marked_as_done_though_it_was_killed_before(short: Fla
     assert {path.name for path in folder.iterdir()} == before
     (folder / "config.yaml").unlink()
     left = contents(folder)
-    with pytest.raises(UserError, match=r"holds checkpoint-best\.pth but no config\.yaml"):
+    with pytest.raises(UserError, match=r"contains checkpoint-best\.pth but no config\.yaml"):
         start(short)
     assert contents(folder) == left
 

@@ -1,4 +1,4 @@
-"""What all processes agree on at each step: is the loss finite, do we stop, do we save."""
+"""The agreement of all processes at each step: is the loss finite, stop now, save now."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ class Verdict:
 
     Fields:
         finite: the loss is finite on every process.
-        stop, save: some process asks for it.
-        skipped_images: their number over all processes.
+        stop, save: at least one process requests it.
+        skipped_images: number of skipped images over all processes.
     """
 
     finite: bool
@@ -33,20 +33,20 @@ class Verdict:
 class StepGuard:
     """One small all_reduce per step, read only while the backward pass is running, so that no GPU waits for it.
 
-    It also counts the updates that the loss scaler skipped because of non-finite gradients, which shows one step later
-    as a lower scale. GradScaler alone would go on forever with a scale near zero.
+    It also counts the updates that the loss scaler skipped because of non-finite gradients, which are visible one step
+    later as a lower scale. GradScaler alone would go on forever with a scale near zero.
 
     Args:
         device: of the loss.
         scaler: the run's GradScaler.
-        skipped, skipped_in_a_row: counts of the run that is continued.
+        skipped, skipped_in_a_row: the counts so far, if a run is continued.
     """
 
     def __init__(self, device: torch.device, scaler: GradScaler, skipped: int = 0, skipped_in_a_row: int = 0) -> None:
         self.skipped, self.skipped_in_a_row = skipped, skipped_in_a_row
         self._scaler = scaler
         self._scale = scaler.get_scale()
-        self._settled = True  # whether the last update has been counted; a continued run has counted its own
+        self._settled = True  # whether the last update has been counted; in a checkpoint it has
         self._one = torch.ones((), device=device)
         self._on_host = torch.zeros(6, pin_memory=device.type == "cuda")
         self._copied = torch.cuda.Event() if device.type == "cuda" else None
@@ -62,7 +62,7 @@ class StepGuard:
             self._copied.record()
 
     def receive(self) -> Verdict:
-        """Return the agreement on this step; call it after the backward pass was started.
+        """Return the agreement on this step; call it after the backward pass has been started.
 
         Raises:
             SharedError: too many updates in a row were skipped.
@@ -101,14 +101,14 @@ class StepGuard:
 def assert_finite(model: torch.nn.Module, optimizer: Optimizer) -> None:
     """Check that weights, batch-norm statistics and the optimizer's averages are finite.
 
-    After a batch norm of infinite variance activations are finite again, but constant. A gradient too large to be
+    After a batch norm with infinite variance, activations are finite again, but constant. A gradient too large to be
     squared makes AdamP's average infinite: the weight stays finite but never moves again.
 
     Raises:
-        UserError: naming the first such tensor.
+        UserError: a tensor is not finite; the message names the first.
     """
     learned = dict(_learned(model, optimizer))
-    if torch.nn.utils.get_total_norm(learned.values()).isfinite():  # one synchronization, not one per tensor
+    if torch.nn.utils.get_total_norm(learned.values()).isfinite():  # one synchronisation instead of one per tensor
         return
     for name, tensor in learned.items():
         if not bool(tensor.isfinite().all()):

@@ -114,7 +114,7 @@ def test_a_named_subset_of_the_classes_is_evaluated_with_the_checkpoints_ids(tes
     [
         ({"state_dict": DigitNet(4).state_dict()}, "has 4 classes and does not name them.*3 class folders"),
         ({"state_dict": DigitNet(3).state_dict(), "class_names": ["ant", "bee", "owl"]}, "do not have, the first: cow"),
-        ({"optimizer": {}}, "holds no weights"),
+        ({"optimizer": {}}, "contains no weights"),
         ({"arch": "resnet18", "state_dict": {"fc.weight": torch.ones(3, 9)}}, "set --model.arch resnet18"),
     ],
 )

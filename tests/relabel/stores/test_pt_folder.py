@@ -272,7 +272,7 @@ def test_an_archive_that_would_fill_the_memory_is_refused(folder: Path, store: L
         for name, content in members.items():
             bomb.writestr(name, content)
     for read in (store.read, store.check):
-        with pytest.raises(UserError, match=r"cannot be read as a label map .*bytes that would be .* when unpacked"):
+        with pytest.raises(UserError, match=r"cannot be read as a label map .*bytes and would have .* when unpacked"):
             read(0)
 
 
