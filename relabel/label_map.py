@@ -80,7 +80,7 @@ class LabelMap:
             "Use label maps made for these classes, or name their classes: `python -m relabel pack --help`"
         )
         _raise_at_first(wrong_ids, self.classes, "the class id", expected)
-        # Pooling would add both scores, where a dense map could hold only one of them.
+        # Pooling would add both scores, whereas a dense map has only one per class.
         ordered = np.sort(self.classes, axis=0)
         once = "each class at most once in a cell. Make this map again"
         _raise_at_first(ordered[1:] == ordered[:-1], ordered, "a second score of class", once)

@@ -3,7 +3,7 @@
 RoIAlign is linear in its input and separable:
     pooled[c] = sum over rows and columns of row_weights[row] * column_weights[column] * score[c, row, column].
 A sparse map therefore needs h + w weights per image and one scatter-add of k*h*w products, where the dense tensor that
-torchvision.ops.roi_align reads holds K*h*w.
+torchvision.ops.roi_align reads has K*h*w numbers.
 """
 
 import torch

@@ -171,7 +171,7 @@ def check_with_classifier(
     is the mean over both quarters of the sum of target * log probability.
 
     Args:
-        sample: of the maps. Images whose file cannot be read are left out.
+        sample: of the maps. Unreadable images are left out.
         image_path: returns the image file of a row.
         num_classes: K.
         classifier: of the same K classes.

@@ -59,7 +59,7 @@ def crop_quality(
     """Draw a crop of each image of the sample, as training does in its first epoch, and pool its target.
 
     Args:
-        sample: of the maps. Images whose file cannot be read are left out.
+        sample: of the maps. Unreadable images are left out.
         image_path: returns the image file of a row.
         labels: integer [N]; the class folder of every image.
         class_names: K names.

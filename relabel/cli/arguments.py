@@ -9,7 +9,7 @@ from pydantic import Field
 from utils.errors import UserError
 
 Name = Annotated[str, Field(min_length=1, title="NAME", description="the name of a network")]
-Pictures = Annotated[int, Field(ge=1, le=200)]
+ImageCount = Annotated[int, Field(ge=1, le=200)]
 
 
 def keep_apart(out: Path, flag: str, inputs: Mapping[str, Path | None]) -> None:

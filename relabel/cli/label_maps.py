@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from relabel.cli.arguments import Name, Pictures, keep_apart
+from relabel.cli.arguments import ImageCount, Name, keep_apart
 from utils.config.value_types import (
     Count,
     ExistingFolder,
@@ -13,7 +13,7 @@ from utils.config.value_types import (
     Joined,
     NewFile,
     NewFolder,
-    NewPicture,
+    NewPng,
     Positive,
     Size,
 )
@@ -187,9 +187,9 @@ def show(
     *image: str,
     labels: ExistingFolder,
     images: ExistingFolder,
-    out: NewPicture,
+    out: NewPng,
     figure: Literal["rows", "sheet", "axes"] = "rows",
-    count: Pictures = 4,
+    count: ImageCount = 4,
     crops: Crops = 3,
     fill: Fill = 0.0,
     temperature: Temperature = 1.0,
@@ -215,7 +215,7 @@ def show(
     keep_apart(out, "--out", {"--labels": labels, "--images": images})
     options = {"fill": fill, "temperature": temperature}
     draw_figure(image, labels, images, out, figure, count=count, crops=crops, seed=seed, **options)
-    print(f"picture: {out}", flush=True)
+    print(f"figure: {out}", flush=True)
 
 
 def pack(
@@ -292,4 +292,4 @@ def export_labels(
         print(f"{count:,} of {len(found):,} images: {out}", flush=True)
     else:
         count = export.export_labels(found, out, soft=form == "soft", **options)
-        print(f"{count:,} labels of {len(found):,} images: {out}", flush=True)
+        print(f"{count:,} labels of {len(found) - len(found.store.missing()):,} images: {out}", flush=True)

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from relabel.cli.arguments import Name, Pictures, keep_apart
-from utils.config.value_types import ExistingFile, ExistingFolder, NewFile, NewFolder, NewPicture
+from relabel.cli.arguments import ImageCount, Name, keep_apart
+from utils.config.value_types import ExistingFile, ExistingFolder, NewFile, NewFolder, NewPng
 from utils.errors import UserError, with_advice
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ def compare(
     second: ExistingFile,
     *,
     images: ExistingFolder | None = None,
-    out: NewPicture | None = None,
-    count: Pictures = 12,
+    out: NewPng | None = None,
+    count: ImageCount = 12,
     json: NewFile | None = None,
 ) -> None:
     """Compare two checkpoints on the same images: which is better and how certain that is; draw where they differ most.
@@ -32,9 +32,9 @@ def compare(
     Args:
         first: predictions of one checkpoint: the CSV file that an evaluation with --eval.predictions True writes.
         second: predictions of the other checkpoint for the same images.
-        images: folder of the images, such as DATA/val; for the picture.
-        out: picture of the images on which the probability of the label differs most.
-        count: number of images in the picture.
+        images: folder of the images, such as DATA/val; for the figure.
+        out: figure of the images on which the probability of the label differs most.
+        count: number of images in the figure.
         json: file to write the results to as well.
     """
     from relabel.evaluation.compare import as_record, print_differences
@@ -44,9 +44,7 @@ def compare(
     from utils.files import write_json
 
     if (images is None) != (out is None):
-        raise UserError(
-            "the picture needs --images, the images' folder, and --out, its file; give both or neither"
-        )
+        raise UserError("the figure needs --images, the images' folder, and --out, its file; give both or neither")
     inputs = {"FIRST": first, "SECOND": second, "--images": images}
     for flag, path in {"--json": json, "--out": out}.items():
         if path:
@@ -61,7 +59,7 @@ def compare(
     if (both[0].in_set is None) != (both[1].in_set is None):
         print(f"not compared by own labels: {first if both[0].in_set is None else second} has none")
     if out:
-        print(f"picture: {out}", flush=True)
+        print(f"figure: {out}", flush=True)
 
 
 def export_model(

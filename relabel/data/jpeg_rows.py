@@ -81,32 +81,32 @@ def read_frame(data: bytes) -> JpegFrame | None:
 
 def _segments(data: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
     """Yield marker, start and end of each segment up to and including the scan header, skipping bytes in between."""
-    at = 2
-    while (at := data.find(b"\xff", at)) >= 0 and at + 10 <= len(data) and (marker := data[at + 1]) != END_MARK:
+    pos = 2
+    while (pos := data.find(b"\xff", pos)) >= 0 and pos + 10 <= len(data) and (marker := data[pos + 1]) != END_MARK:
         if marker in (0x00, 0xFF):
-            at += 1
+            pos += 1
         elif marker in STANDALONE:
-            at += 2
+            pos += 2
         else:
-            end = at + 2 + int.from_bytes(data[at + 2 : at + 4])
-            yield marker, at, end
+            end = pos + 2 + int.from_bytes(data[pos + 2 : pos + 4])
+            yield marker, pos, end
             if marker == SCAN:
                 return
-            at = end
+            pos = end
 
 
-def _frame(data: bytes, at: int, needs_all_rows: bool) -> JpegFrame | None:
-    """Parse the frame header whose precision, height, width and number of channels begin at `at`."""
-    precision, channels = data[at], data[at + 5]
-    height, width = int.from_bytes(data[at + 1 : at + 3]), int.from_bytes(data[at + 3 : at + 5])
+def _frame(data: bytes, pos: int, needs_all_rows: bool) -> JpegFrame | None:
+    """Parse the frame header whose precision, height, width and number of channels begin at `pos`."""
+    precision, channels = data[pos], data[pos + 5]
+    height, width = int.from_bytes(data[pos + 1 : pos + 3]), int.from_bytes(data[pos + 3 : pos + 5])
     supported = precision == 8 and channels in (1, 3) and 0 < height * width <= MOST_PIXELS
     return JpegFrame(width, height, channels, needs_all_rows) if supported else None
 
 
-def _is_only_scan(data: bytes, at: int, channels: int) -> bool:
-    """Whether the scan at `at` has all channels and extends to the end marker without another marker."""
-    found = MARKER_IN_SCAN.search(data, at + 2)
-    return data[at + 4] == channels and found is not None and found.start() == len(data) - len(END)
+def _is_only_scan(data: bytes, pos: int, channels: int) -> bool:
+    """Whether the scan at `pos` has all channels and extends to the end marker without another marker."""
+    found = MARKER_IN_SCAN.search(data, pos + 2)
+    return data[pos + 4] == channels and found is not None and found.start() == len(data) - len(END)
 
 
 def decode_rows(data: bytes, frame: JpegFrame, rows: int) -> np.ndarray | None:
@@ -123,8 +123,8 @@ def decode_rows(data: bytes, frame: JpegFrame, rows: int) -> np.ndarray | None:
     assert 1 <= rows <= frame.height, (rows, frame)
     height = frame.height if frame.needs_all_rows else min(rows + MARGIN_ROWS, frame.height)
     shortened = bytearray(without_metadata(data, colours=True))
-    at = next(start + 5 for marker, start, _ in _segments(shortened) if marker in FRAMES)  # two bytes: the height
-    shortened[at : at + 2] = height.to_bytes(2)
+    pos = next(start + 5 for marker, start, _ in _segments(shortened) if marker in FRAMES)  # two bytes: the height
+    shortened[pos : pos + 2] = height.to_bytes(2)
     pixels = np.empty((height, frame.width, 3), dtype=np.uint8)
     try:
         simplejpeg.decode_jpeg(shortened, "RGB", buffer=pixels)

@@ -142,7 +142,7 @@ def _describe(images: SmallImages, seed: int, train: int, val: int) -> dict[str,
 
 
 def _has_scenes(out: Path, description: dict[str, Any]) -> bool:
-    """Return whether `out` holds these scenes; False if it is absent or empty; UserError for anything else."""
+    """Return whether `out` contains these scenes; False if it is absent or empty; UserError for anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:

@@ -67,7 +67,7 @@ def image_numbers(images: ImageList) -> tuple[np.ndarray, list[str]]:
 
 
 def real_results(truth: np.ndarray, predictions: Predictions) -> list[Result]:
-    """Return ReaL accuracy (Beyer et al. 2020): the share of the labelled images whose top-1 class is a label.
+    """Return ReaL accuracy (Beyer et al. 2020): the share of labelled images with a label as top-1 class.
 
     Args:
         truth: bool [N, K]; some images have no label.

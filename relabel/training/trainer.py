@@ -239,9 +239,7 @@ class Trainer:
         if self.process.world_size > 1:
             device_ids = [self.process.device.index] if self.process.device.type == "cuda" else None
             self.network = DistributedDataParallel(self.model, device_ids=device_ids)
-            self.network.broadcast_buffers = (
-                False  # done before validation; the argument's name depends on the version
-            )
+            self.network.broadcast_buffers = False  # done before validation; the argument's name depends on the version
             if not device_ids:
                 # After its first update DDP regroups the gradients in the order in which they arrived, so that three or
                 # more processes add them in another order: a continued run would differ from an uninterrupted one. On

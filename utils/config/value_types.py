@@ -85,7 +85,7 @@ ExistingFile = Annotated[Path, _path_that(Path.is_file), Field(title="FILE", des
 ExistingFolder = Annotated[Path, _path_that(Path.is_dir), Field(title="DIR", description="a folder that exists")]
 ExistingPath = Annotated[Path, _path_that(Path.exists), Field(title="PATH", description="a path that exists")]
 NewFile = Annotated[Path, _path_that(_can_be_written), Field(title="FILE", description=f"a file {_NEW}")]
-NewPicture = Annotated[
+NewPng = Annotated[
     Path,
     _path_that(lambda path: path.suffix.lower() == ".png" and _can_be_written(path)),
     Field(title="FILE.png", description=f"a .png file {_NEW}"),

@@ -16,7 +16,9 @@ CPU = torch.device("cpu")
 
 def test_a_total_is_shared_evenly_over_a_node() -> None:
     assert [Process(rank, 4, rank % 2, 2, CPU).share(12, "optim.batch_size") for rank in range(4)] == [6] * 4
-    with pytest.raises(UserError, match=r"optim\.batch_size is 10, which is not divisible by the 4 processes(.|\n)* for example 8"):
+    with pytest.raises(
+        UserError, match=r"optim\.batch_size is 10, which is not divisible by the 4 processes(.|\n)* for example 8"
+    ):
         Process(0, 4, 0, 4, CPU).share(10, "optim.batch_size")
 
 
