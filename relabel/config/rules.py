@@ -76,7 +76,7 @@ def _needs_val(c: Any) -> bool:
 
 _DATA_LAYOUT = "expected the folder with train/CLASS/IMAGE and val/CLASS/IMAGE; give --data.data_path FOLDER"
 _LABEL_MAPS = (
-    "expected the folder of label maps, CLASS/STEM.pt for each training image; give --data.relabel.path FOLDER, make "
+    "expected label maps of the training images, a packed store or CLASS/STEM.pt files; give --data.relabel.path FOLDER, make "
     "the maps with `python -m relabel annotate`, or train without them: --data.relabel.use False"
 )
 _LABEL_FILES = {
