@@ -155,7 +155,7 @@ EVALUATIONS = [
 TOGETHER: list[tuple[list[str], int, str]] = [
     ([], 2, "data.data_path = ''.*\n.*data.relabel.path = ''"),
     (["stray", "--optim.epochs", "ten"], 4, "stray .*\n.*optim.epochs = 'ten'"),
-    (["--util.run_dir", "--", "x"], 5, "--util.run_dir .*has no value.*\n.*-- .*dropped.*\n.*x .*belongs to no flag"),
+    (["--util.run_dir", "--", "x"], 5, "--util.run_dir .*has no value.*\n.*-- .*ignored.*\n.*x .*belongs to no flag"),
     (["--data.data_path=DATA/train", "--data.relabel.use=False"], 2, "has no train/ in it.*\n.*has no val/ in it"),
     (["--config-file-path", "no.yaml", "--optim.epochs", "x", "y"], 3, "y .*\n.*no.yaml.*\n.*optim.epochs = 'x'"),
 ]

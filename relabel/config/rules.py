@@ -76,8 +76,8 @@ def _needs_val(c: Any) -> bool:
 
 _DATA_LAYOUT = "expected the folder with train/CLASS/IMAGE and val/CLASS/IMAGE; give --data.data_path FOLDER"
 _LABEL_MAPS = (
-    "expected label maps of the training images, a packed store or CLASS/STEM.pt files; give --data.relabel.path FOLDER, "
-    "make the maps with `python -m relabel annotate`, or train without them: --data.relabel.use False"
+    "expected label maps of the training images, a packed store or CLASS/STEM.pt files; give --data.relabel.path "
+    "FOLDER, make the maps with `python -m relabel annotate`, or train without them: --data.relabel.use False"
 )
 _LABEL_FILES = {
     "real": "real.json of ReaL",
