@@ -311,5 +311,5 @@ def test_no_output_replaces_a_part_of_the_input(
     with pytest.raises(SystemExit) as ending:
         tools.main(words)
     err = capsys.readouterr().err
-    assert ending.value.code == 2 and "expected another place" in err, err
+    assert ending.value.code == 2 and "expected another path" in err, err
     assert tree(data) == before
