@@ -169,6 +169,8 @@ ENVIRONMENTS = [
     (SECOND_PROCESS | {"RANK": "-1"}, "RANK = '-1' .*expected a whole number"),
     (SECOND_PROCESS | {"RANK": "2"}, "RANK = '2' .*expected less than WORLD_SIZE = 2"),
     (SECOND_PROCESS | {"MASTER_PORT": "tcp"}, "MASTER_PORT = 'tcp' .*expected a whole number"),
+    (SECOND_PROCESS | {"MASTER_PORT": "99999"}, "MASTER_PORT = '99999' .*expected at most 65535"),
+    (SECOND_PROCESS | {"LOCAL_WORLD_SIZE": "3"}, "LOCAL_WORLD_SIZE = '3' .*expected at most WORLD_SIZE = 2"),
 ]
 
 # Words of `python -m relabel`, how many mistakes, the message.

@@ -9,6 +9,7 @@ from utils.errors import UserError
 STARTED_BY = os.getppid()  # read before the slow import of torch, during which the parent may die
 _ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}  # the values for a single process
 _RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT")  # where several processes connect
+_LARGEST_PORT = 65_535
 _ADVICE = "start the processes with torchrun, which sets it, or unset it"
 
 
@@ -51,10 +52,16 @@ def torchrun_problems() -> list[Problem]:
     wrong = [name for name in numbers if not re.fullmatch("[0-9]{1,9}", found[name])]
     if wrong:
         return [_problem(name, found[name], f"expected a whole number; {_ADVICE}") for name in wrong]
+    limits = [
+        ("RANK", int(found["WORLD_SIZE"]) - 1, f"less than WORLD_SIZE = {found['WORLD_SIZE']}"),
+        ("LOCAL_RANK", int(found["LOCAL_WORLD_SIZE"]) - 1, f"less than LOCAL_WORLD_SIZE = {found['LOCAL_WORLD_SIZE']}"),
+        ("LOCAL_WORLD_SIZE", int(found["WORLD_SIZE"]), f"at most WORLD_SIZE = {found['WORLD_SIZE']}"),
+        ("MASTER_PORT", _LARGEST_PORT, f"at most {_LARGEST_PORT}"),
+    ]
     return [
-        _problem(rank, found[rank], f"expected less than {size} = {found[size]}; {_ADVICE}")
-        for rank, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
-        if int(found[rank]) >= int(found[size])
+        _problem(name, found[name], f"expected {limit}; {_ADVICE}")
+        for name, largest, limit in limits
+        if int(found[name]) > largest
     ]
 
 
