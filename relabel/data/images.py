@@ -176,11 +176,16 @@ def keep_listed(images: ImageList, path: str | Path) -> ImageList:
     written = [line for line in lines if line.strip() and not line.startswith(COMMENT.encode())]
     names = Counter(line.removeprefix(HERE.encode()) for line in written)
     available = set(images.names.tolist())
-    wrong = [os.fsdecode(name) for name, count in names.items() if count > 1 or name not in available]
-    if wrong or not names:
+    unknown = [os.fsdecode(name) for name in names if name not in available]
+    repeated = [os.fsdecode(name) for name, count in names.items() if count > 1]
+    if unknown or repeated or not names:
+        wrong = "no names"
+        if unknown:
+            wrong = f"{len(unknown):,} names that are not images in {images.root}, the first: {unknown[0][:99]!r}"
+        elif repeated:
+            wrong = f"{repeated[0]!r} twice"
         raise UserError(
-            f"{path}: found {len(names):,} names, of which {len(wrong):,} are not images in {images.root} or occur "
-            f"twice: {', '.join(map(repr, wrong))[:999]}; expected names such as {images.name(0)!r}, each once.\n"
+            f"{path}: found {wrong}; expected names such as {images.name(0)!r}, one per line, each once.\n"
             "  Correct the file, or --data.keep_list."
         )
     kept = np.array([name in names for name in images.names.tolist()])

@@ -152,10 +152,15 @@ def imagenet_c_sets(root: Path, class_names: list[str], checkpoint: str, size: i
             f"{', '.join(ALEXNET_ERRORS)}."
         )
     sets = [_corruption_set(root / name, class_names, checkpoint, unresized(size)) for name in corruptions]
-    absent = [name for name in ALEXNET_ERRORS if name not in folders]
+    found = {f"{name}/{severity}" for name in corruptions for severity in folder_names(root / name)}
+    absent = [
+        name for name in (f"{c}/{severity}" for c in ALEXNET_ERRORS for severity in SEVERITIES) if name not in found
+    ]
     other = [name for name in folders if name not in ALEXNET_ERRORS]
     if absent:
-        sets[0].notes.append(f"{CORRUPTIONS}: no mCE, because corruptions are absent: {', '.join(absent)}")
+        sets[0].notes.append(
+            f"{CORRUPTIONS}: no mCE, because {len(absent)} of 75 folders are absent, the first: {absent[0]}"
+        )
     if other:
         sets[0].notes.append(f"{CORRUPTIONS}: skipped folders not among the 15 corruptions: {', '.join(other)}")
     return sets

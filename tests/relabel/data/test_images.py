@@ -121,9 +121,9 @@ def test_names_that_look_like_comments_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("# nothing else", r"keep\.txt: found 0 names.*expected names such as 'ant/a\.jpg'"),
-        ("ant/a.jpg\nant/zebra.jpg\n", r"2 names, of which 1 are not images in train .*: 'ant/zebra\.jpg"),
-        ("ant/a.jpg\nbee/a.jpg\nant/a.jpg\n", r"2 names, of which 1 .* or occur twice: 'ant/a\.jpg"),
+        ("# nothing else", r"keep\.txt: found no names.*expected names such as 'ant/a\.jpg'"),
+        ("ant/a.jpg\nant/zebra.jpg\n", r"1 names that are not images in train, the first: 'ant/zebra\.jpg"),
+        ("ant/a.jpg\nbee/a.jpg\nant/a.jpg\n", r"found 'ant/a\.jpg' twice"),
         (None, r"keep\.txt, cannot be read \(No such file.*--data\.keep_list"),
     ],
 )

@@ -152,7 +152,7 @@ def test_a_missing_severity_leaves_no_mce_and_a_note(tmp_path: Path) -> None:
     metrics = [(result.set, result.metric) for result in measured(sets, {})]
     assert ("imagenet_c/fog", "ce_percent") in metrics and ("imagenet_c/snow", "error_percent") in metrics
     assert ("imagenet_c/snow", "ce_percent") not in metrics and ("imagenet_c", "mce_percent") not in metrics
-    assert any(note.startswith("imagenet_c: no mCE, because corruptions are absent: gaussian_noi") for note in notes)
+    assert any(note.startswith("imagenet_c: no mCE, because") for note in notes)
     assert "imagenet_c: skipped folders not among the 15 corruptions: saturate" in notes
     assert "imagenet_c/snow: found 4 images; the published set has 250,000" in notes
 
