@@ -120,7 +120,7 @@ def _load_network(weights: Path, arch: str | None, config_file: Path, ema: bool)
     from models.export import Use
     from relabel.augment import MEAN, STD
     from relabel.config.load import read_config
-    from relabel.training.build import build_model, load_from, test_transform
+    from relabel.training.build import build_model, eval_transform, load_from
     from utils.checkpoint import load_checkpoint, named_classes, split_weights
     from utils.precision import Precision
 
@@ -136,7 +136,7 @@ def _load_network(weights: Path, arch: str | None, config_file: Path, ema: bool)
     config = read_config(str(config_file), {"model.arch": arch})
     model = build_model(config, num_classes, Precision("O0", torch.device("cpu")), "--arch")
     load_from(weights, model, by_name[chosen], content.get("arch"), "--arch")
-    transform = test_transform(config)
+    transform = eval_transform(config)
     use = Use(num_classes, class_names, transform.size, transform.crop_ratio, MEAN, STD)
     title = f"{weights}{' (EMA)' * (chosen == 'ema')}"
     return model.eval().to(memory_format=torch.contiguous_format), arch, use, title

@@ -191,7 +191,7 @@ def epoch_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
 
 
 @dataclass(frozen=True, slots=True)
-class TestBatches:
+class EvalBatches:
     """Every image once over all ranks: rank r reads r, r + world_size, ... Batches may be partial, ranks empty.
 
     Fields:
@@ -199,8 +199,6 @@ class TestBatches:
         batch_size: images per batch of one process.
         rank, world_size: of this process.
     """
-
-    __test__ = False  # otherwise pytest would collect it
 
     num_images: int
     batch_size: int
@@ -222,7 +220,7 @@ class Loader:
 
     Fields:
         dataset: of samples: an ImageDataset, a MixedDataset, or a SkippingDataset of one.
-        batch_sampler: TrainBatches or TestBatches.
+        batch_sampler: TrainBatches or EvalBatches.
         num_workers: processes that decode; 0 decodes in this process. Affects only the speed.
         device: of the batches; copied to CUDA from pinned memory, during the previous step.
     """

@@ -16,7 +16,7 @@ from relabel.config.load import load_config
 from relabel.evaluation.results import VAL, accuracy_results
 from relabel.evaluation.true_labels import read_true_labels
 from relabel.figures.curves import draw_curves, draw_results
-from relabel.training.build import build_model, list_split, test_loader
+from relabel.training.build import build_model, eval_loader, list_split
 from relabel.training.validation import predict_classes
 from utils.checkpoint import LAST, load_checkpoint
 from utils.estimates import Estimate
@@ -50,7 +50,7 @@ def measure(folder: Path, scenes: Path, row: str, seed: int) -> Student:
     precision = Precision(config.compute.opt_level, process.device)
     model = build_model(config, len(images.class_names), precision)
     load_weights(model, load_checkpoint(folder / LAST)["state_dict"])
-    batches = test_loader(config, images, process)()
+    batches = eval_loader(config, images, process)()
     title = f"{row}, seed {seed}"
     found = predict_classes({title: model}, images, batches, precision, process, title=title, keep_probabilities=True)
     truth, _ = read_true_labels(scenes / "val.json", images)

@@ -20,7 +20,7 @@ from relabel.evaluation.imagenet_sets import ImageSet, imagenet_subset
 from relabel.evaluation.predictions import write_predictions
 from relabel.evaluation.results import VAL, Result, print_results
 from relabel.evaluation.true_labels import read_true_labels
-from relabel.training.build import build_model, list_split, load_from, set_up_device, test_loader, test_transform
+from relabel.training.build import build_model, eval_loader, eval_transform, list_split, load_from, set_up_device
 from relabel.training.run import ANOTHER_FOLDER, errors_reported_once
 from relabel.training.validation import NO_CLASS, predict_classes
 from utils.checkpoint import load_checkpoint, named_classes, split_weights
@@ -117,7 +117,7 @@ def plan_evaluation(config: FrozenMunch, images: ImageList | None, class_names: 
     Raises:
         UserError: a file or folder is not of the expected form, or is for other classes.
     """
-    path, wanted, transform = Path(config.util.test_weight_file), config.eval, test_transform(config)
+    path, wanted, transform = Path(config.util.test_weight_file), config.eval, eval_transform(config)
     asked = [f"eval.{key}" for key in IMAGENET_KEYS if wanted[key]]
     positions = imagenet_labels.imagenet_positions(class_names, path, asked[0]) if asked else np.empty(0, np.int64)
     checkpoint = str(path)
@@ -160,7 +160,7 @@ def _validation_set(config: FrozenMunch, images: ImageList, positions: np.ndarra
         true_labels, more = read_true_labels(Path(wanted.labels), images)
         metrics.append(true_labels.results)
         notes += more
-    return ImageSet(VAL, images, test_transform(config), metrics, true_labels=true_labels, notes=notes)
+    return ImageSet(VAL, images, eval_transform(config), metrics, true_labels=true_labels, notes=notes)
 
 
 def evaluate_sets(
@@ -177,7 +177,7 @@ def evaluate_sets(
         found = predict_classes(
             models,
             image_set.images,
-            test_loader(config, image_set.images, process, image_set.transform)(),
+            eval_loader(config, image_set.images, process, image_set.transform)(),
             precision,
             process,
             title=image_set.name,

@@ -16,7 +16,7 @@ from relabel.data.dataset import CenterCrop, ImageDataset, RandomResizedCrop
 from relabel.data.decode import resolve_decoder
 from relabel.data.extra_images import ExtraBatches, ExtraRoot, MixedDataset, open_extra_root
 from relabel.data.images import ImageList, keep_listed, list_images
-from relabel.data.loader import Batch, Loader, TestBatches, TrainBatches, steps_per_epoch
+from relabel.data.loader import Batch, EvalBatches, Loader, TrainBatches, steps_per_epoch
 from relabel.data.skipped_images import SkippedImages, SkippingDataset
 from relabel.stores.store import LabelStore, check_one_per_class, check_present, open_label_store
 from relabel.targets import TargetMaker
@@ -110,7 +110,7 @@ def make_trainer(
 ) -> Trainer:
     """Build the trainer, in the state of the checkpoint if there is one; nothing is written yet."""
     steps, train_batches = train_loader(config, data, process, start.seed)
-    test_batches = test_loader(config, data.val, process)
+    val_batches = eval_loader(config, data.val, process)
     torch.manual_seed(start.seed)
     model = build_model(config, len(data.images.class_names), precision)
     if config.model.weights and start.state is None:
@@ -119,7 +119,7 @@ def make_trainer(
             print(loaded, flush=True)
 
     def validate(networks: Mapping[str, nn.Module]) -> dict[str, Score]:
-        return evaluate(networks, data.val, test_batches(), precision, process)
+        return evaluate(networks, data.val, val_batches(), precision, process)
 
     trainer = Trainer(
         model=model,
@@ -321,20 +321,20 @@ def train_loader(
     return steps, batches
 
 
-def test_transform(config: FrozenMunch) -> CenterCrop:
+def eval_transform(config: FrozenMunch) -> CenterCrop:
     """Build the evaluation transform: resize and center crop."""
     return CenterCrop(config.data.test_size or config.data.image_size, config.data.crop_ratio)
 
 
-def test_loader(
+def eval_loader(
     config: FrozenMunch, images: ImageList, process: Process, transform: CenterCrop | None = None
 ) -> Callable[[], Iterable[Batch]]:
-    """Return a function that gives this process's share of a test set; transform None means test_transform."""
-    dataset = ImageDataset(images, transform or test_transform(config), decoder=resolve_decoder(config.data.decoder))
+    """Return a function that gives this process's share of the images to evaluate; transform None means eval_transform."""
+    dataset = ImageDataset(images, transform or eval_transform(config), decoder=resolve_decoder(config.data.decoder))
     batch_size = process.share(config.util.val_batch_size, "util.val_batch_size")
 
     def batches() -> Iterable[Batch]:
-        sampler = TestBatches(len(images), batch_size, process.rank, process.world_size)
+        sampler = EvalBatches(len(images), batch_size, process.rank, process.world_size)
         return Loader(dataset, sampler, workers_of(config, process), process.device)
 
     return batches

@@ -16,7 +16,7 @@ import torch
 from models.digit_net import DigitNet
 from relabel.data.dataset import CenterCrop, ImageDataset
 from relabel.data.images import list_images
-from relabel.data.loader import Loader, TestBatches, epoch_order
+from relabel.data.loader import EvalBatches, Loader, epoch_order
 from relabel.training.validation import evaluate
 from tests.conftest import Flags, make_photos
 from tests.forked_runs import fork_run, wait_until
@@ -103,7 +103,7 @@ def test_a_validation_counts_each_image_once_however_it_is_shared(flags: Flags, 
     found = next(event for event in read_metrics(flags["util.run_dir"]) if event["event"] == "validation")
     images = list_images(tmp_path / "data" / "val")
     dataset = ImageDataset(images, CenterCrop(16, 0.875), decoder="simplejpeg")
-    loader = Loader(dataset, TestBatches(103, 103, 0, 1), 0, torch.device("cpu"))
+    loader = Loader(dataset, EvalBatches(103, 103, 0, 1), 0, torch.device("cpu"))
     model = DigitNet(3).eval()
     model.load_state_dict(weights(flags["util.run_dir"]))
     alone, precision = Process(0, 1, 0, 1, torch.device("cpu")), Precision("O0", torch.device("cpu"))

@@ -16,7 +16,7 @@ from relabel.cli.run import run
 from relabel.config.load import load_config
 from relabel.data.dataset import CenterCrop, ImageDataset
 from relabel.data.images import list_images
-from relabel.data.loader import Loader, TestBatches
+from relabel.data.loader import EvalBatches, Loader
 from relabel.demo.reproduce import DIGITS, PHOTOS, SHIPPED_TEACHER, make_digits_teacher, reproduce
 from relabel.demo.results import Student, gains
 from relabel.demo.scenes import write_scenes
@@ -102,7 +102,7 @@ def test_the_shipped_teacher_knows_scenes_that_it_was_not_trained_on(tmp_path: P
     state = load_checkpoint(SHIPPED_TEACHER)
     model = create_model(state["arch"], len(state["class_names"]))
     load_weights(model, state["state_dict"])
-    loader = Loader(ImageDataset(images, CenterCrop(64, None)), TestBatches(300, 100, 0, 1), 0, CPU)
+    loader = Loader(ImageDataset(images, CenterCrop(64, None)), EvalBatches(300, 100, 0, 1), 0, CPU)
     score = evaluate({"": model}, images, loader, Precision("O0", CPU), Process(0, 1, 0, 1, CPU))[""]
     assert score.top1_percent > 80
     assert state["class_names"] == images.class_names
