@@ -195,7 +195,7 @@ def time_parts(
 
 def batch_targets(trainer: Trainer, batch: Batch) -> Tensor:
     """Make the targets [B, K] as the trainer does."""
-    return trainer.make_targets(batch.labels, batch.boxes, batch.scores, batch.classes)
+    return trainer.target_maker(batch.labels, batch.boxes, batch.scores, batch.classes)
 
 
 def augment_batch(batch: Batch) -> Tensor:

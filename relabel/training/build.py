@@ -33,8 +33,8 @@ from utils.schedule import learning_rate
 
 _DATA_ADVICE = "Check --data.data_path."
 _WITHOUT_MAPS = (
-    "Check --data.relabel.path, name the images that have a map in --data.keep_list, or train without label maps: "
-    "--data.relabel.use False"
+    "Or train on a list of the images that have a map, --data.keep_list FILE, or without label maps, "
+    "--data.relabel.use False."
 )
 
 
@@ -89,9 +89,10 @@ def open_training_data(config: FrozenMunch) -> TrainingData:
         val = val.with_classes_of(images.class_names, "the training folders")
     if not config.data.relabel.use:
         return TrainingData(images, val)
-    with with_advice(_WITHOUT_MAPS):
+    with with_advice(f"These label maps are those of --data.relabel.path {config.data.relabel.path}."):
         store = open_label_store(config.data.relabel.path, images.keys(), images.class_names)
-        from_main(lambda: check_present(store, images.path))
+        with with_advice(_WITHOUT_MAPS):
+            from_main(lambda: check_present(store, images.path))
         check_one_per_class(store, images.labels)
     extra = config.data.extra
     folders = zip(joined_folders(extra.path), joined_folders(extra.labels), strict=True) if extra.share else ()
@@ -128,7 +129,7 @@ def make_trainer(
         precision=precision,
         process=process,
         train_batches=train_batches,
-        make_targets=make_targets(config, len(data.images.class_names)),
+        target_maker=build_target_maker(config, len(data.images.class_names)),
         evaluate=validate,
         skipped_images=SkippedImages(Path(config.util.run_dir), len(data.images) + data.extra_images),
         identity={**identity, "seed": start.seed},
@@ -255,7 +256,7 @@ def make_recipe(config: FrozenMunch, steps_per_epoch: int, seed: int) -> Recipe:
     )
 
 
-def make_targets(config: FrozenMunch, num_classes: int) -> TargetMaker:
+def build_target_maker(config: FrozenMunch, num_classes: int) -> TargetMaker:
     """Build the TargetMaker, which makes targets [B, K] from a batch's label maps or labels."""
     relabel = config.data.relabel
     return TargetMaker(
@@ -301,7 +302,7 @@ def train_loader(
     )
     main = ImageDataset(data.images, transform, data.store, resolve_decoder(keys.decoder))
     mixed = MixedDataset(main, data.extra) if data.extra else main
-    dataset = SkippingDataset(mixed) if keys.on_error == "skip" else mixed
+    dataset = SkippingDataset(mixed, skip=keys.on_error == "skip")
     extra = ExtraBatches(len(main), data.extra_images, from_extra, seed) if data.extra else None
 
     def batches(start_step: int) -> Iterable[Batch]:
@@ -329,7 +330,7 @@ def eval_transform(config: FrozenMunch) -> CenterCrop:
 def eval_loader(
     config: FrozenMunch, images: ImageList, process: Process, transform: CenterCrop | None = None
 ) -> Callable[[], Iterable[Batch]]:
-    """Return a function that gives this process's share of the images to evaluate; transform None means eval_transform."""
+    """Return a function that gives this process's share of the batches; transform None means eval_transform."""
     dataset = ImageDataset(images, transform or eval_transform(config), decoder=resolve_decoder(config.data.decoder))
     batch_size = process.share(config.util.val_batch_size, "util.val_batch_size")
 

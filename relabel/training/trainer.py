@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from utils.processes.distributed import Process, StopRequest, broadcast_buffers,
 from utils.processes.guard import StepGuard, Verdict, assert_finite
 from utils.progress import JobProgress
 from utils.random import STEP, keyed_rng
-from utils.run_log import MetricsLog, read_status, write_status
+from utils.run_log import MetricsLog, write_status
 
 NON_FINITE_ADVICE = (
     "Set a lower --optim.lr.init, --optim.clip_grad_norm 1 or --compute.opt_level bf16, and start with another "
@@ -89,12 +89,14 @@ class Trainer:
         precision: number format of the forward pass.
         process: this process.
         train_batches: first step -> this process's batches from there to the end of the run, on the device.
-        make_targets: makes the soft targets [B, K] of a batch, smoothing included.
+        target_maker: makes the soft targets [B, K] of a batch, smoothing included.
         evaluate: name -> network to name -> Score on the validation set.
         skipped_images: images that the run has skipped; initially empty.
         identity: plain values that every checkpoint contains (arch, class_names, fingerprint of the data).
         folder: the run folder.
         tensorboard: also write TensorBoard events.
+        network, batches, progress, log: the model, in DDP if there are several processes; the rest of train_batches;
+            the progress bar; the metrics (main process only). Set by `begin`, because they depend on the step.
     """
 
     model: nn.Module
@@ -103,12 +105,16 @@ class Trainer:
     precision: Precision
     process: Process
     train_batches: Callable[[int], Iterable[Batch]]
-    make_targets: TargetMaker
+    target_maker: TargetMaker
     evaluate: Callable[[Mapping[str, nn.Module]], dict[str, Score]]
     skipped_images: SkippedImages
     identity: dict[str, Any]
     folder: Path
     tensorboard: bool = False
+    network: nn.Module = field(init=False)
+    batches: Iterator[Batch] = field(init=False)
+    progress: JobProgress = field(init=False)
+    log: MetricsLog = field(init=False)
 
     def __post_init__(self) -> None:
         """Set the state of a run at step 0."""
@@ -120,6 +126,9 @@ class Trainer:
         self.meter = TrainingMeter(self.process.device)
         self.metrics_bytes = 0
         self.elapsed_s = 0.0  # up to the last record, over all commands of this run
+        self.stop_request = StopRequest()
+        self._began = self._last_save = time.monotonic()
+        self._saved_step = 0
 
     @property
     def epoch(self) -> int:
@@ -143,7 +152,7 @@ class Trainer:
         total = torch.zeros((), device=self.process.device)
         for i, batch in enumerate(batches, start=1):
             images = augment(batch.images, batch.flips, batch.jitter_orders, batch.jitter_factors, batch.lighting)
-            targets = self.make_targets(batch.labels, batch.boxes, batch.scores, batch.classes)
+            targets = self.target_maker(batch.labels, batch.boxes, batch.scores, batch.classes)
             if self.epoch < recipe.cutmix_epochs and rng.random() < recipe.cutmix_prob:
                 images, targets = cutmix(images, targets, rng, recipe.cutmix_beta)
             with self._gradient_exchange(i == len(batches)):
@@ -235,7 +244,7 @@ class Trainer:
 
     def begin(self) -> None:
         """Set up DDP, workers, the progress bar and the log."""
-        self.network: nn.Module = self.model
+        self.network = self.model
         if self.process.world_size > 1:
             device_ids = [self.process.device.index] if self.process.device.type == "cuda" else None
             self.network = DistributedDataParallel(self.model, device_ids=device_ids)
@@ -247,8 +256,7 @@ class Trainer:
                 self.network.reducer._push_all_rebuilt_params()
                 self.network.reducer._rebuild_buckets()
         self.network.train()
-        self.stop_request = StopRequest()
-        self.batches: Iterator[Batch] = iter(self.train_batches(self.step))
+        self.batches = iter(self.train_batches(self.step))
         self.progress = JobProgress(
             "training", self.recipe.total_steps, "steps", done=self.step, lines=False, enabled=self.process.is_main
         )
@@ -331,6 +339,8 @@ class Trainer:
         """
         with with_advice(NON_FINITE_ADVICE):
             self.guard.settle()
+        if self.process.is_main:  # now, while the others wait below: later they could fail and record that
+            write_status(self.folder, "running", step=self.step, epoch=self.epoch)
         meters = gather_rows(self.meter.sums)
         if self.process.is_main:
             with with_advice(NON_FINITE_ADVICE):
@@ -338,8 +348,6 @@ class Trainer:
                     assert_finite(network, self.optimizer)
             with with_advice(SAVE_ADVICE):
                 self._write(self._state(meters), is_best)
-            if read_status(self.folder) != "failed":  # another process may just have written this
-                write_status(self.folder, "running", step=self.step, epoch=self.epoch)
         self._last_save = time.monotonic()
 
     def _write(self, state: dict[str, Any], is_best: bool) -> None:

@@ -76,7 +76,8 @@ def read_config_file(path: Path, source: str, schema: Schema) -> tuple[dict[str,
             return reader.settings, reader.problems
         if root is None:
             return {}, []
-        text = "expected sections, each followed by a colon and by its keys below it, indented"
+        section = next(iter(schema.types)).partition(".")[0]
+        text = f"expected sections such as `{section}:`, each with its keys below it, indented"
     except OSError as error:
         text = f"cannot be read: {error.strerror}; give an existing file"
     except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:  # "\\UFFFFFFFF" is not a character
