@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from utils.checkpoint import DAMAGED, LAST, PREVIOUS, load_checkpoint, load_latest
+from utils.config.cross_key_rules import ResumeRules
+from utils.config.dotted_keys import flatten, nest
 from utils.config.frozen_munch import FrozenMunch
-from utils.config.rules import ResumeRules
-from utils.config.schema import flatten, nest
 from utils.config.yaml_file import read_config_file, to_yaml
 from utils.errors import UserError
 from utils.files import remove_temporaries, write_text

@@ -7,10 +7,10 @@ from pathlib import Path
 from relabel.config.rules import DISABLED, DISK_RULES, RULES
 from relabel.config.schema import FILE_FLAG, SCHEMA
 from utils.config.command_line import HELP_FLAGS, parse_command_line
+from utils.config.cross_key_rules import broken_rules, without_effect
 from utils.config.frozen_munch import FrozenMunch
 from utils.config.merge import Merged, annotated, merge
 from utils.config.problems import Setting, report
-from utils.config.rules import broken_rules, without_effect
 from utils.errors import UserError
 from utils.processes.torchrun import is_first_of_node, torchrun_problems
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from relabel.config.schema import SCHEMA
-from utils.config.rules import Disabled, ResumeRules, Rule
+from utils.config.cross_key_rules import Disabled, ResumeRules, Rule
 
 
 def joined_folders(paths: str) -> list[str]:
@@ -154,9 +154,9 @@ RULES = (
 """Rules that are checked without reading the disk."""
 
 
-def _must_exist(key: str, kind: str, expected: str, needed: Callable[[Any], bool]) -> Rule:
+def _must_exist(key: str, kind: str, expected: str, needed: Callable[[Any], bool], advice: str = "") -> Rule:
     value = attrgetter(key)
-    text = f"no such {kind}; expected {expected}; correct --{key}"
+    text = f"no such {kind}; expected {expected}; {advice or f'correct --{key}, or leave it out'}"
     return Rule(key, lambda c: needed(c) and _is_wrong(value(c), kind), text)
 
 
@@ -191,7 +191,13 @@ DISK_RULES = (
     ),
     _folders_must_exist("data.extra.path", "folders of images"),
     _folders_must_exist("data.extra.labels", "a folder of label maps for each"),
-    _must_exist("util.test_weight_file", "file", "the checkpoint to evaluate", _evaluates),
+    _must_exist(
+        "util.test_weight_file",
+        "file",
+        "the checkpoint to evaluate",
+        _evaluates,
+        "give --util.test_weight_file FILE",
+    ),
     *(_must_exist(f"eval.{name}", "file", what, _evaluates) for name, what in _LABEL_FILES.items()),
     *(_must_exist(f"eval.{name}", "folder", what, _evaluates) for name, what in _IMAGE_SETS.items()),
     _must_exist(

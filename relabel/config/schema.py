@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from utils.config.schema import Schema
+from utils.config.dotted_keys import Schema
 from utils.config.value_types import NULL_WORDS, Count, Positive, ValueType
 
 FILE_FLAG = "config_file_path"

@@ -25,7 +25,7 @@ from relabel.stores.pt_folder import write_label_map
 from tests.conftest import CLASSES, ROOT, Flags
 from tests.relabel.training.test_run import EVERYTHING, assert_same_weights, metrics, preempt, start, status, weights
 from utils.checkpoint import LAST, load_checkpoint, save_checkpoint
-from utils.config.schema import flatten, nest
+from utils.config.dotted_keys import flatten, nest
 from utils.errors import UserError
 from utils.run_folder import Start, share_start
 from utils.run_log import write_status

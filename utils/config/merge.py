@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from utils.config.dotted_keys import Schema, nest
 from utils.config.frozen_munch import FrozenMunch
 from utils.config.problems import COMMAND_LINE, Problem, Setting
-from utils.config.schema import Schema, nest
 from utils.config.yaml_file import read_config_file, to_yaml, unknown_key
 
 _COMMENT_COLUMN = 48

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
+from utils.config.dotted_keys import Schema
 from utils.config.problems import Problem, Setting, did_you_mean, nearest, normal_key
-from utils.config.schema import Schema
 from utils.config.value_types import boolean, number
 
 _LARGEST_FILE = 1_000_000  # bytes; a path to a checkpoint or a tar file must not be read whole

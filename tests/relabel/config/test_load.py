@@ -20,7 +20,7 @@ from relabel.config.load import BASE_FILE, fire_arguments, load_config
 from relabel.config.schema import SCHEMA
 from tests.strategies import FEW
 from tests.wrong_commands import FOLDERS, put_folders
-from utils.config.schema import flatten, nest
+from utils.config.dotted_keys import flatten, nest
 from utils.config.yaml_file import read_config_file, to_yaml
 from utils.errors import UserError
 

@@ -21,7 +21,7 @@ from relabel.data.images import ImageList
 from relabel.training.build import TrainingData, make_recipe, make_trainer, train_loader
 from tests.conftest import ROOT
 from utils.config.command_line import parse_command_line
-from utils.config.schema import flatten
+from utils.config.dotted_keys import flatten
 from utils.precision import Precision
 from utils.processes.distributed import Process
 from utils.run_folder import Start

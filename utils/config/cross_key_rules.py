@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from utils.config.dotted_keys import Schema, flatten, nest
 from utils.config.frozen_munch import FrozenMunch
 from utils.config.problems import Problem, Setting
-from utils.config.schema import Schema, flatten, nest
 
 
 @dataclass(frozen=True, slots=True)
