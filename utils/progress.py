@@ -20,6 +20,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def counted(n: int, noun: str) -> str:
+    """Format a number and what it counts: 1 step, 1,000 steps."""
+    return f"{n:,} {noun}{'s' * (n != 1)}"
+
+
 class JobProgress:
     """Progress of a job of known length, used as a context manager.
 

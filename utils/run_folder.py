@@ -66,7 +66,8 @@ def find_start(
     if note:
         _warn(note)
     if state is not None:
-        _compare_identities(folder, state, identity | {"seed": before[rules.seed]})
+        settings = rules.fingerprint(config, all_keys=True)
+        _compare_identities(folder, state, identity | {"seed": before[rules.seed], "settings_sha256": settings})
         if len(state["meters"]) != processes:
             _warn(f"this run had {len(state['meters'])} process(es) and continues with {processes}")
     return Start(before[rules.seed], state, checkpoint)

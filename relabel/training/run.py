@@ -21,6 +21,7 @@ from utils.files import locked, make_writable
 from utils.precision import Precision
 from utils.processes.distributed import Process, from_main
 from utils.processes.workers import end_workers, raise_worker_death
+from utils.progress import counted
 from utils.run_folder import Start, find_start, open_run_folder, share_start
 from utils.run_log import read_status, record_environment, write_status
 
@@ -122,15 +123,15 @@ def introduce(config: FrozenMunch, data: TrainingData, trainer: Trainer) -> None
     processes = "1 process" if process.world_size == 1 else f"{process.world_size} processes"
     labels = f"label maps {config.data.relabel.path}" if config.data.relabel.use else "the labels of the class folders"
     lines = [
-        trainer.precision.note,
+        f"compute.{trainer.precision.note}" if trainer.precision.note else "",
         f"{config.model.arch}, {parameters / 1e6:.2f} million parameters, {trainer.precision.name}, {processes} on "
         f"{process.device.type}, seed {recipe.seed}",
         f"{len(data.images):,} training images of {len(data.images.class_names):,} classes with {labels}; "
-        f"{len(data.val):,} validation images",
-        f"{data.extra_images:,} extra images with label maps, {100 * config.data.extra.share:g} % of each batch"
+        f"{counted(len(data.val), 'validation image')}",
+        f"{data.extra_images:,} extra images with label maps, {round(config.data.extra.share * batch):,} in each batch"
         if data.extra
         else "",
-        f"{recipe.epochs} epochs of {recipe.steps_per_epoch:,} steps, batch size {batch:,}; run folder {folder}",
+        f"{counted(recipe.epochs, 'epoch')} of {counted(recipe.steps_per_epoch, 'step')}, batch size {batch:,}; run folder {folder}",
         "the process that trained here before was killed" if was_killed else "",
         f"continuing at step {trainer.step:,} of {recipe.total_steps:,}" if trainer.step else "",
     ]

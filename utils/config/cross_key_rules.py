@@ -77,12 +77,16 @@ class ResumeRules:
     before: Mapping[str, Any]
     seed: str
 
-    def fingerprint(self, config: FrozenMunch) -> str:
-        """Return the sha256 of the settings that must not change, without the seed: it identifies a run."""
+    def fingerprint(self, config: FrozenMunch, all_keys: bool = False) -> str:
+        """Return the sha256 of the settings that must not change, without the seed: it identifies a run.
+
+        A key at its value of `before` does not count, so that a key can be added; with all_keys it does, as in the
+        settings_sha256 of earlier checkpoints.
+        """
         excluded = self.free | self.warned | {self.seed}
         fixed = {
             key: value
             for key, value in flatten(config.toDict()).items()
-            if key not in excluded and not (key in self.before and self.before[key] == value)
+            if key not in excluded and (all_keys or key not in self.before or self.before[key] != value)
         }
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
