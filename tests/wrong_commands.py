@@ -73,7 +73,7 @@ FLAGS = [
         "NOWHERE",
         "no such folder; expected label maps.*relabel annotate`.*--data.relabel.use",
     ),
-    ("data.keep_list", "no.txt", "data.keep_list = 'no.txt' .*no such file; expected the list of the images"),
+    ("data.keep_list", "no.txt", "data.keep_list = 'no.txt' .*no such file; expected .*correct --data.keep_list, or leave it out"),
     ("model.weights", "no.pth", "model.weights = 'no.pth' .*no such file"),
     ("util.run_dir", "W.pth", "util.run_dir = 'W.pth' .*is a file"),
     ("util.run_dir", "DATA/val/run", "util.run_dir = 'DATA/val/run' .*lies among the images or label maps"),
@@ -97,7 +97,7 @@ FILES: list[tuple[str | bytes, str]] = [
     ("util:\n  run_dir: !!python/object/apply:os.system ['touch HACKED']\n", "expected one value"),
     ("util:\n  run_dir: !!python/name:os.system ''\n", "the tag tag:yaml.org,2002:python/name:os.system"),
     ("optim: {epochs: *nowhere}\n", "is not YAML: line 1: found undefined alias"),
-    ("- optim\n", r"config file \(my.yaml\): expected sections, each"),
+    ("- optim\n", r"config file \(my.yaml\): expected sections such as `model:`, each"),
     ("optim: {epochs: 3\n", r"config file \(my.yaml\): is not YAML: line 2: expected ',' or '}'"),
     ("a: 1\n---\nb: 2\n", "is not YAML: line 2: but found another document"),
     ("? [a]\n: 1\n", r"a key \(my.yaml, line 1\): must be plain text, found a list; write the name of a key"),
@@ -148,7 +148,7 @@ EVALUATIONS = [
     ({"eval.imagenet_c": "NO"}, "eval.imagenet_c = 'NO' .*no such folder; .*CORRUPTION/SEVERITY/WNID/IMAGE"),
     ({"data.data_path": ""}, "data.data_path = '' .*expected the folder with train/"),
     ({"data.data_path": "", "eval.imagenet_a": "DATA", "eval.labels": "W.pth"}, "data.data_path = '' .*expected"),
-    ({"util.test_weight_file": "no.pth"}, "util.test_weight_file = 'no.pth' .*no such file"),
+    ({"util.test_weight_file": "no.pth"}, "= 'no.pth' .*no such file.*give --util.test_weight_file FILE"),
 ]
 
 # Several mistakes, in whole command lines: how many, and the messages in their order.

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -145,23 +145,31 @@ def test_changed_data_is_refused_when_a_run_continues(
 
 
 @pytest.mark.parametrize("missing", [[], sorted(RESUME.before)], ids=["its keys", "fewer keys"])
-def test_a_run_of_an_earlier_version_continues(photos: Path, flags: Flags, tmp_path: Path, missing: list[str]) -> None:
+def test_a_run_of_an_earlier_version_continues(
+    photos: Path, flags: Flags, tmp_path: Path, missing: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """tests/golden/run_24ab3bd was preempted at step 8 of 15 by the code of commit 24ab3bd.
 
     Its weights were zero at the start, so that they compress and only the last bias learns. What follows is what that
     code made of an undisturbed run. The keys of RESUME.before are younger than runs that lack them; before them, images
-    were decoded by Pillow, and a run started from no weights.
+    were decoded by Pillow, and a run started from no weights. An edited setting is refused.
     """
+    monkeypatch.chdir(tmp_path)
+    Path("DATA").symlink_to(photos)  # its data.data_path
     shutil.unpack_archive(ROOT / "tests/golden/run_24ab3bd.tar.gz", tmp_path, filter="data")
     folder = tmp_path / "run"
-    settings = flatten(yaml.safe_load((folder / "config.yaml").read_text())) | {"data.data_path": str(photos)}
+    settings = flatten(yaml.safe_load((folder / "config.yaml").read_text()))
     settings = {key: value for key, value in settings.items() if key not in missing}
-    (folder / "config.yaml").write_text(json.dumps(nest(settings)))  # JSON is YAML
     if missing:
         state = load_checkpoint(folder / LAST) | {"decoder": "pillow"}
-        save_checkpoint({key: value for key, value in state.items() if key != "images"}, folder / LAST)
+        later = ("images", "settings_sha256")
+        save_checkpoint({key: value for key, value in state.items() if key not in later}, folder / LAST)
     old = {"model.weights": "" if missing else "zeros.pth", "data.decoder": "pillow" if missing else "auto"}
-    start({**flags, **old, "data.relabel.use": False, "data.relabel.path": "", "util.run_dir": folder})
+    old |= {"data.data_path": "DATA", "data.relabel.use": False, "data.relabel.path": "", "util.run_dir": folder}
+    for edit in ({"optim.lr.init": 0.04}, {}) if not missing else ({},):
+        (folder / "config.yaml").write_text(json.dumps(nest(settings | edit)))  # JSON is YAML
+        with pytest.raises(UserError, match="settings_sha256: c0735905... there") if edit else nullcontext():
+            start({**flags, **old, **edit})
     bias = torch.tensor([0.03327729180455208, 0.015449119731783867, 0.01051823515444994])
     torch.testing.assert_close(weights(folder)["fc.bias"], bias)
     last = metrics(folder)[-1]
