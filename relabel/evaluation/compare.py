@@ -48,9 +48,14 @@ def compare(first: SavedPredictions, second: SavedPredictions) -> list[Differenc
     """Return the paired difference in top-1, and that by own labels on images that have them in both files.
 
     Raises:
-        UserError: the files differ in their images or labels; the message names the first difference.
+        UserError: the files differ in their images or labels, with the first difference; or all predictions are equal.
     """
     _check_same_images(first, second)
+    if first.top1 == second.top1 and np.array_equal(first.label_probability, second.label_probability):
+        raise UserError(
+            f"{first.path} and {second.path} contain the same predictions, so they are the same file or of the same "
+            "weights; expected two checkpoints. Give the predictions of another one"
+        )
     correct = [np.array(saved.top1) == np.array(saved.labels) for saved in (first, second)]
     differences = [paired_difference("top1_percent", *correct)]
     if first.in_set is not None and second.in_set is not None:

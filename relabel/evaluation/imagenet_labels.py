@@ -61,8 +61,8 @@ def image_numbers(images: ImageList) -> tuple[np.ndarray, list[str]]:
     if not other:
         return numbers, []
     return numbers, [
-        f"val: {len(other):,} images are not named like ILSVRC2012_val_00000001.JPEG and have no published labels, the "
-        f"first: {images.name(other[0])}"
+        f"val: images without published labels, because their names are not like ILSVRC2012_val_00000001.JPEG: "
+        f"{len(other):,}, the first: {images.name(other[0])}"
     ]
 
 
@@ -96,8 +96,9 @@ def read_real(
         UserError: the file is not ReaL's, or labels none of the images.
     """
     lists = read_json(path, EXPECTED_REAL)
-    if not isinstance(lists, list) or not all(map(_are_class_ids, lists)):
-        raise UserError(f"{path}: {EXPECTED_REAL}.")
+    wrong = [entry for entry in (lists if isinstance(lists, list) else [lists]) if not _are_class_ids(entry)]
+    if wrong:
+        raise UserError(f"{path}: found {str(wrong[0])[:60]}; {EXPECTED_REAL}.")
     truth = np.zeros((len(images), len(images.class_names)), dtype=bool)
     for row, number in enumerate(numbers.tolist()):
         if 0 < number <= len(lists):
@@ -168,7 +169,7 @@ def read_multi_labels(
     notes = []
     if len(numbered) != MULTI_LABEL_IMAGES or len(images) != VALIDATION_IMAGES:
         notes.append(
-            f"eval.multilabel: {annotated.sum():,} of its {len(numbered):,} images are in val/; "
+            f"eval.multilabel: found {annotated.sum():,} of its {len(numbered):,} images in val/; "
             f"the published file has {MULTI_LABEL_IMAGES:,}"
         )
     n_of_m = int(labels.imagenet_m.sum())

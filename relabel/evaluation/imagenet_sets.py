@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,14 +23,12 @@ from relabel.evaluation.results import (
 )
 from relabel.evaluation.true_labels import TrueLabels
 from relabel.training.validation import Predictions
-from utils.errors import UserError
+from utils.errors import UserError, with_advice
 
-# Per image set; for ImageNet-C, per corruption.
-PUBLISHED_IMAGES = {
-    VAL: 50_000, "imagenet_v2": 10_000, "imagenet_a": 7_500, "imagenet_r": 30_000, CORRUPTIONS: 250_000
-}  # fmt: skip
+PUBLISHED_IMAGES = {VAL: 50_000, "imagenet_v2": 10_000, "imagenet_a": 7_500, "imagenet_r": 30_000}
 SUBSET_CLASSES = 200
-C_SIZE = 224  # side of ImageNet-C's images, pixels
+C_IMAGES, C_SIZE = 50_000, 224  # images of a corruption and severity; their side, pixels
+V2_LAYOUT = "A variant of ImageNetV2 contains the folders 0, 1, ... 999, which are class ids."
 CLASS_ID = re.compile(r"0|[1-9][0-9]{0,2}")
 # Mean errors of AlexNet over the five severities (Hendrycks and Dietterich, 2019), by folder; one line each for
 # noise, blur, weather and digital corruptions.
@@ -95,11 +94,10 @@ def imagenet_v2_sets(
     is_variant = not folders or any(map(CLASS_ID.fullmatch, folders))
     sets = []
     for folder in [root] if is_variant else [root / name for name in folders]:
-        images = list_images(folder)
-        if other := [name for name in images.class_names if not CLASS_ID.fullmatch(name)]:
-            raise UserError(
-                f"{folder}: found the folder {other[0]}; expected a variant of ImageNetV2, with folders 0, 1, ... 999."
-            )
+        with with_advice(V2_LAYOUT):
+            images = list_images(folder)
+            if other := [name for name in images.class_names if not CLASS_ID.fullmatch(name)]:
+                raise UserError(f"{folder}: found the folder {other[0]}; expected only class ids.")
         ids = np.array([int(name) for name in images.class_names])
         images = replace(images, class_names=class_names, labels=positions[ids][images.labels])
         name = "imagenet_v2/" + folder.resolve().name.removeprefix("imagenetv2-").removesuffix("-format-val")
@@ -152,14 +150,20 @@ def imagenet_c_sets(root: Path, class_names: list[str], checkpoint: str, size: i
             f"{', '.join(ALEXNET_ERRORS)}."
         )
     sets = [_corruption_set(root / name, class_names, checkpoint, unresized(size)) for name in corruptions]
-    found = {f"{name}/{severity}" for name in corruptions for severity in folder_names(root / name)}
-    absent = [
-        name for name in (f"{c}/{severity}" for c in ALEXNET_ERRORS for severity in SEVERITIES) if name not in found
-    ]
+    counts = {
+        f"{corruption}/{severity.decode()}": count
+        for corruption, image_set in zip(corruptions, sets, strict=True)
+        for severity, count in Counter(image_set.images.names.astype("S1").tolist()).items()
+    }
+    absent = {f"{name}/{severity}" for name in ALEXNET_ERRORS for severity in SEVERITIES} - counts.keys()
+    uncommon = [f"{name} with {count:,}" for name, count in counts.items() if count != C_IMAGES]
     other = [name for name in folders if name not in ALEXNET_ERRORS]
     if absent:
+        sets[0].notes.append(f"{CORRUPTIONS}: no mCE; absent folders: {len(absent)} of 75, the first: {min(absent)}")
+    if uncommon:
         sets[0].notes.append(
-            f"{CORRUPTIONS}: no mCE, because {len(absent)} of 75 folders are absent, the first: {absent[0]}"
+            f"{CORRUPTIONS}: folders without the published {C_IMAGES:,} images: {len(uncommon)} of {len(counts)}, "
+            f"the first: {uncommon[0]}"
         )
     if other:
         sets[0].notes.append(f"{CORRUPTIONS}: skipped folders not among the 15 corruptions: {', '.join(other)}")
@@ -177,7 +181,7 @@ def _corruption_set(folder: Path, class_names: list[str], checkpoint: str, trans
     severity_of = np.repeat(severities, [len(part) for part in parts])
     name = f"{CORRUPTIONS}/{folder.name}"
     metrics = [partial(corruption_results, name, severity_of), partial(calibration_results, name)]
-    return ImageSet(name, images, transform, metrics, notes=count_note(name, len(images)))
+    return ImageSet(name, images, transform, metrics)
 
 
 def unresized(size: int) -> CenterCrop:

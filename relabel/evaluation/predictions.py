@@ -86,11 +86,6 @@ def read_predictions(path: Path) -> SavedPredictions:
     """
     with with_advice(ADVICE), naming(path):
         header, rows = _read_csv(path)
-        if header not in (list(COLUMNS), [*COLUMNS, IN_SET]):
-            raise ValueError(
-                f"found the header {','.join(header)[:200]!r}; expected {','.join(COLUMNS)}, with {IN_SET} at the end "
-                "if there were own labels"
-            )
         if not rows:
             raise ValueError("contains no images")
         columns = dict(zip(header, zip(*rows, strict=True), strict=True))
@@ -111,11 +106,17 @@ def read_predictions(path: Path) -> SavedPredictions:
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the rows of a CSV file. ValueError if it cannot be read or rows differ in length."""
+    """Return the header and the rows. ValueError for another header, bad CSV or rows of other lengths."""
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            header, *rows = csv.reader(file, strict=True)
-    except (OSError, ValueError, csv.Error) as error:
+            header = file.readline(999).strip().split(",")
+            if header not in (list(COLUMNS), [*COLUMNS, IN_SET]):
+                raise ValueError(
+                    f"begins with {','.join(header)[:20]!r}; expected predictions: {','.join(COLUMNS)}, with {IN_SET} "
+                    "at the end if there were own labels"
+                )
+            rows = list(csv.reader(file, strict=True))
+    except (OSError, csv.Error) as error:
         raise ValueError(f"cannot be read as CSV ({error})") from error
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):

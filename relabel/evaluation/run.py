@@ -67,13 +67,7 @@ def open_folder(folder: Path, weights: Path) -> None:
     path = _report_path(folder, weights)
     try:
         evaluated = Path(read_json(path, "expected an evaluation")["weights"]).resolve()
-    except (
-        UserError,
-        KeyError,
-        TypeError,
-        ValueError,
-        OSError,
-    ):  # no evaluation, or one that lacks this entry
+    except (UserError, KeyError, TypeError, ValueError, OSError):  # no evaluation, or one that lacks this entry
         evaluated = weights.resolve()
     if evaluated != weights.resolve():
         raise UserError(
@@ -188,8 +182,8 @@ def evaluate_sets(
             for metric in image_set.metrics:
                 results[name] += metric(predictions)
             if bad := int((predictions.top1 == NO_CLASS).sum()):
-                note = f"{image_set.name}: {bad:,} images with logits that are not finite ({name}) count as wrong"
-                image_set.notes.append(note)
+                note = f"images with logits that are not finite ({name}), which count as wrong: {bad:,}"
+                image_set.notes.append(f"{image_set.name}: {note}")
             if config.eval.predictions:
                 in_set = None if true_labels is None else true_labels.in_set(predictions)
                 write_predictions(_predictions_path(config, name, image_set.name), predictions, in_set)

@@ -95,11 +95,11 @@ def read_true_labels(path: Path, images: ImageList) -> tuple[TrueLabels, list[st
     notes = []
     if unknown_images:
         names = dict.fromkeys(unknown_images)
-        notes.append(f"eval.labels: left out {len(names):,} names not in val/, the first: {unknown_images[0]}")
+        notes.append(f"eval.labels: names not in val/, left out: {len(names):,}, the first: {unknown_images[0]}")
     unlabelled = np.flatnonzero(~truth.any(axis=1)).tolist()
     if unlabelled:
         first = images.name(unlabelled[0])
-        notes.append(f"eval.labels: left out {len(unlabelled):,} images without a label, the first: {first}")
+        notes.append(f"eval.labels: images without a label, left out: {len(unlabelled):,}, the first: {first}")
     return TrueLabels(truth), notes
 
 

@@ -8,12 +8,7 @@ import numpy as np
 import pytest
 
 from relabel import __main__ as tools
-from relabel.evaluation.compare import (
-    RESAMPLES,
-    compare,
-    paired_difference,
-    verdict,
-)
+from relabel.evaluation.compare import RESAMPLES, compare, paired_difference, verdict
 from relabel.evaluation.predictions import SavedPredictions, read_predictions
 from utils.errors import UserError
 
@@ -78,9 +73,12 @@ def test_the_verdict_follows_the_interval() -> None:
         (lambda rows: rows[:4], r"5 images and .* 4; .* line 6 is e/1.JPEG, e in the first and nothing in the second"),
         (lambda rows: [*rows[:3], rows[4], rows[3]], "line 5 is d/1.JPEG, d in the first and e/1.JPEG, e in"),
         (lambda rows: [*rows[:4], rows[4].replace(",e,", ",a,", 1)], "line 6 is e/1.JPEG, e in .* e/1.JPEG, a in"),
+        (lambda rows: FIRST, "1.csv and .*2.csv contain the same predictions, so they are the same file or of the"),
     ],
 )
-def test_other_images_or_labels_are_refused(tmp_path: Path, change: object, match: str) -> None:
+def test_other_images_or_labels_and_the_same_predictions_are_refused(
+    tmp_path: Path, change: object, match: str
+) -> None:
     first, _ = saved(tmp_path)
     assert callable(change)
     second = read_predictions(save(tmp_path / "2.csv", change(SECOND)))

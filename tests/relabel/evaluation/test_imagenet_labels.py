@@ -58,7 +58,7 @@ def test_real_counts_any_label_and_skips_empty_lists(tmp_path: Path) -> None:
     parquet = val_name(4).replace(".JPEG", f"_{wnids()[8]}.JPEG")
     images = listed([parquet, val_name(2), val_name(5), val_name(1), "holiday.JPEG"])
     numbers, notes = image_numbers(images)
-    assert len(notes) == 1 and notes[0].startswith("val: 1 images") and f"{wnids()[0]}/holiday.JPEG" in notes[0]
+    assert len(notes) == 1 and ": 1, the first: " in notes[0] and f"{wnids()[0]}/holiday.JPEG" in notes[0]
     truth, notes = read_real(path, images, numbers, KEEP)
     found = values(real_results(truth, answers(images, [9, 7, 31, 7, 7])))
     assert found == {"real_percent": (round(100 * 2 / 3, 6), 3)}
@@ -116,7 +116,7 @@ def test_both_protocols_of_shankar_and_imagenet_m_by_hand(tmp_path: Path) -> Non
     assert found["multilabel_per_image_percent"] == (round(100 * 1 / 5, 6), 5)  # image 1 alone
     assert found["imagenet_m_right"] == (2, 2)  # 3 although problematic; 5, unclear
     assert notes == [
-        "eval.multilabel: 6 of its 6 images are in val/; the published file has 20,000",
+        "eval.multilabel: found 6 of its 6 images in val/; the published file has 20,000",
         "eval.multilabel: found 2 of the 68 images of ImageNet-M",
     ]
 
@@ -125,7 +125,7 @@ def test_both_protocols_of_shankar_and_imagenet_m_by_hand(tmp_path: Path) -> Non
     ("content", "match"),
     [
         ({"0": []}, r"expected ReaL's real\.json: a list with a list of class ids, 0\.\.999"),
-        ([[1000]], "class ids"),
+        ([[1], [7, 5000]], r"real\.json: found \[7, 5000\]; expected ReaL's"),
         ([[], [1]], "has no label for any of the 1 images of val.*ImageNet's names"),
     ],
 )

@@ -44,8 +44,10 @@ def test_predictions_are_written_and_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("", "cannot be read as CSV"),
-        ("image,label\n", "found the header 'image,label'; expected image,label,top1,"),
+        ("", "begins with ''; expected predictions"),
+        ("image,label\n", "begins with 'image,label'; expected predictions: image,label,top1,"),
+        ('\x89PNG "a" b\n', "begins with '.*PNG"),
+        (f'{HEADER}\n"a"b', "cannot be read as CSV"),
         (f"{HEADER}\n", "contains no images"),
         (f"{HEADER}\na/1,a,a,0.9,0.9\n", "line 2: found 5 values, expected 6"),
         (f"{HEADER}\na/1,a,a,0.9,high,a\n", "'high'"),

@@ -212,7 +212,7 @@ def test_everything_by_hand(everything: Flags, capsys: pytest.CaptureFixture[str
     assert values(everything, "ema")["val", "top1_percent"] == (20, 5)
     assert values(everything, "ema").keys() == found.keys()
     printed = capsys.readouterr().out
-    assert re.search(r"real_percent +75\.00 +50\.00 +4 ", printed) and "note: imagenet_c/fog: found 5 images" in printed
+    assert re.search(r"real_percent +75\.00 +50\.00 +4 ", printed) and "note: imagenet_c: folders without" in printed
     check_predictions(everything["util.run_dir"])
 
 
@@ -281,4 +281,6 @@ def test_logits_that_are_not_finite_are_counted(
     start({key: value for key, value in everything.items() if key != "eval.imagenet_c"})
     assert values(everything)["val", "top1_percent"] == (0, 5)
     assert values(everything)["imagenet_a", "top1_percent"] == (50, 2)  # class 5 is not among its classes
-    assert "note: val: 5 images with logits that are not finite (model) count as wrong" in capsys.readouterr().out
+    assert (
+        "note: val: images with logits that are not finite (model), which count as wrong: 5" in capsys.readouterr().out
+    )

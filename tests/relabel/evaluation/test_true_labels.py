@@ -55,8 +55,8 @@ def test_images_without_labels_and_labels_without_images_are_counted(tmp_path: P
     truth, notes = read(tmp_path / "a.tsv", text, images)
     assert truth.tolist() == [[0, 0, 0], [0, 0, 0], [0, 1, 0], [0, 0, 0]]
     assert notes == [
-        "eval.labels: left out 2 names not in val/, the first: train/9.jpg",
-        "eval.labels: left out 3 images without a label, the first: ant/1.jpg",
+        "eval.labels: names not in val/, left out: 2, the first: train/9.jpg",
+        "eval.labels: images without a label, left out: 3, the first: ant/1.jpg",
     ]
 
 
@@ -64,7 +64,7 @@ def test_measures_by_hand(tmp_path: Path, images: ImageList) -> None:
     text = '{"ant/1.jpg": ["bee", "cow"], "ant/2.jpg": ["ant"], "bee/1.jpg": ["bee"], "cow/1.jpg": []}'
     (tmp_path / "labels.json").write_text(text)
     labels, notes = read_true_labels(tmp_path / "labels.json", images)
-    assert notes == ["eval.labels: left out 1 images without a label, the first: cow/1.jpg"]
+    assert notes == ["eval.labels: images without a label, left out: 1, the first: cow/1.jpg"]
     probabilities = np.array([[0.1, 0.2, 0.7], [0.3, 0.6, 0.1], [0.3, 0.5, 0.2], [1, 0, 0]], dtype=np.float32)
     order = (-probabilities).argsort(axis=1)
     predictions = Predictions(
