@@ -258,8 +258,8 @@ def test_names_in_predictions_cannot_leave_the_images(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     Image.new("RGB", (8, 6)).save(data / "ant.JPEG")
-    for file in ("p.csv", "q.csv"):
-        (data / file).write_text(f"{HEADER}{name},ant,bee,0.5,0.25,bee/ant\n")
+    for file, share in {"p.csv": 0.25, "q.csv": 0.2}.items():
+        (data / file).write_text(f"{HEADER}{name},ant,bee,0.5,{share},bee/ant\n")
     monkeypatch.chdir(data)
     command = ["compare", "p.csv", "q.csv", "--images", "train", "--out", "sheet.png"]
     assert_refused(lambda: tools.main(command), capsys)
