@@ -76,8 +76,8 @@ class LabelMap:
         _raise_at_first(~np.isfinite(self.scores), self.scores, "the score", "finite scores. Make this map again")
         wrong_ids = (self.classes < 0) | (self.classes >= num_classes)
         expected = (
-            f"ids in 0..{num_classes - 1} (the data has {num_classes} classes). "
-            "Use label maps made for these classes, or name their classes: `python -m relabel pack --help`"
+            f"ids in 0..{num_classes - 1} ({num_classes} classes). If these maps are of other classes, name those: "
+            "`python -m relabel pack --help`. Otherwise make this map again"
         )
         _raise_at_first(wrong_ids, self.classes, "the class id", expected)
         # Pooling would add both scores, whereas a dense map has only one per class.

@@ -178,7 +178,7 @@ TOOLS: list[tuple[list[str], int, str]] = [
     (["anotate", "a", "b"], 1, "did you mean annotate"),
     (["--images", "DATA", "annotate"], 1, "the command comes first; write python -m relabel annotate"),
     (["digits", "--out", "new", "--train", "9", "--vall", "10"], 2, "--train = '9'.*\n.*--vall "),
-    (["annotate", "nowhere"], 2, "IMAGES = 'nowhere'.*\n.*OUT .*is missing"),
+    (["annotate", "nowhere"], 2, "IMAGES = 'nowhere'.*\n.*LABELS .*is missing"),
     (["annotate", "DATA", "new", "--mean=0.5"], 1, "--mean = '0.5' .*three numbers such as"),
     (["annotate", "DATA", "new", "--unlabeled", "true"], 1, r"did you mean --unlabelled\?"),
     (["show", "a", "--labels", "."], 2, "--images DIR .*is missing.*\n.*--out FILE.png .*is missing"),

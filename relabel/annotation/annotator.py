@@ -330,7 +330,7 @@ def _print_summary(summary: Summary, shape: tuple[int, int, int], seconds: float
 def _unreadable_message(skipped: dict[str, str], num_images: int) -> str:
     others = "all others have one" if len(skipped) < num_images else "there is nothing to write"
     return (
-        f"{len(skipped):,} of {num_images:,} images cannot be read and have no label map; {others}. "
+        f"images that cannot be read and have no label map: {len(skipped):,} of {num_images:,}; {others}. "
         "Replace or remove these files, or leave them out with --on_error skip, and give the same command again:"
         f"{listed(list(skipped.values()))}"
     )

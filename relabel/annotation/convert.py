@@ -99,12 +99,12 @@ def _copy(
     reasons = listed(list(damaged.values()))
     if damaged and (not skip_damaged or len(damaged) == len(store)):
         raise UserError(
-            f"{len(damaged):,} of {len(store):,} label maps cannot be read; all others are done. Download them "
+            f"label maps that cannot be read: {len(damaged):,} of {len(store):,}; all others are done. Download them "
             f"again, or leave them out with --on_error skip, and give the same command again:{reasons}"
         )
     writer.commit(skipped | damaged)
     if damaged:
-        print(f"{len(damaged):,} label maps cannot be read and were left out:{reasons}", flush=True)
+        print(f"label maps that cannot be read, left out: {len(damaged):,}{reasons}", flush=True)
 
 
 def _common_shape(files: Path, keys: np.ndarray, names: Sequence[str]) -> tuple[int, int, int]:
@@ -178,7 +178,7 @@ def _print_missing(images: ImageList, files: Path, keys: np.ndarray) -> None:
     missing = np.flatnonzero(~np.isin(images.keys(), keys))
     if len(missing):
         first = listed([str(images.path(int(row))) for row in missing])
-        print(f"{len(missing):,} of {len(images):,} images have no label map in {files}:{first}", flush=True)
+        print(f"images without a label map in {files}: {len(missing):,} of {len(images):,}:{first}", flush=True)
 
 
 def _print_rounding(files: LabelStore, packed: LabelStore, num_classes: int) -> None:

@@ -102,7 +102,7 @@ def _targets(labels: LabelSet, fill: float, temperature: float, title: str) -> I
     if not rows:
         raise UserError(f"{labels.path} has no label map for any of the {len(labels):,} images; expected some")
     if len(missing):
-        print(f"{len(missing):,} of {len(labels):,} images have no label map and are left out", flush=True)
+        print(f"images without a label map, left out: {len(missing):,} of {len(labels):,}", flush=True)
     with JobProgress(title, len(rows), "label maps") as progress:
         for start in range(0, len(rows), BATCH):
             maps = [labels.store.read(row) for row in rows[start : start + BATCH]]

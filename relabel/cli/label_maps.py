@@ -42,7 +42,7 @@ Deviations = Annotated[
 
 def annotate(
     images: ExistingFolder,
-    out: NewFolder,
+    labels: NewFolder,
     *,
     arch: Name | None = None,
     weights: Weights = "pretrained",
@@ -61,12 +61,12 @@ def annotate(
 ) -> None:
     """Make the label map of every image: the scores that a strong classifier, the teacher, gives each of its cells.
 
-    Train with the maps as --data.relabel.path OUT. The same command continues an interrupted one; started by
+    Train with the maps as --data.relabel.path LABELS. The same command continues an interrupted one; started by
     torchrun, several processes share the work. Either way ends with the same bytes as one undisturbed process.
 
     Args:
         images: folder with a folder of images per class, such as DATA/train, or with images only.
-        out: folder of the label maps.
+        labels: folder to write the label maps to.
         arch: the teacher: a torchvision or timm classifier ("timm/NAME" forces timm), or digit_net. none: the one that
             the checkpoint names.
         weights: pretrained: those that the library publishes; random: meaningless, only for trials; or a
@@ -93,7 +93,7 @@ def annotate(
     from utils.processes.launch import shared_job
 
     with shared_job() as process:
-        keep_apart(out, "OUT", {"IMAGES": images})
+        keep_apart(labels, "LABELS", {"IMAGES": images})
         found = list_any_images(images)
         classes = None if unlabelled else found.class_names or None
         teacher = load_teacher(arch, weights, classes, input_size=size, mean=mean, std=std, interpolation=interpolation)
@@ -110,7 +110,7 @@ def annotate(
                 print("the mean of a map is not the teacher's output for the whole image: `check` measures the targets")
         annotator.annotate(
             found,
-            out,
+            labels,
             teacher,
             annotator.Settings(top_k or min(annotator.TOP_K, teacher.num_classes), flip, opt_level, batch_size),
             form=format,
@@ -119,7 +119,7 @@ def annotate(
             process=process,
         )
         if process.is_main:
-            print(f"label maps: {out}", flush=True)
+            print(f"label maps: {labels}", flush=True)
 
 
 def check(
@@ -219,8 +219,8 @@ def show(
 
 
 def pack(
-    labels: ExistingFolder,
-    out: NewFolder,
+    files: ExistingFolder,
+    labels: NewFolder,
     *,
     images: ExistingFolder | None = None,
     classes: Classes | None = None,
@@ -232,31 +232,31 @@ def pack(
     download can be packed. The same command continues an interrupted one.
 
     Args:
-        labels: folder of CLASS/STEM.pt files, such as those released in 2021.
-        out: folder of the store.
+        files: folder of CLASS/STEM.pt files, such as those released in 2021.
+        labels: folder to write the store to.
         images: folder of the images of the maps, to list those without a map.
         classes: the classes of the ids in the files: imagenet, or a text file with one class folder's name per line.
-            none: the class folders of --images, else those of LABELS, sorted.
+            none: the class folders of --images, else those of FILES, sorted.
         on_error: stop: fail if a map cannot be read, after converting all others; skip: leave such maps out and list
             them.
     """
     from relabel.annotation import convert
 
-    keep_apart(out, "OUT", {"LABELS": labels, "--images": images})
-    convert.pack(labels, out, images, classes, skip_damaged=on_error == "skip")
+    keep_apart(labels, "LABELS", {"FILES": files, "--images": images})
+    convert.pack(files, labels, images, classes, skip_damaged=on_error == "skip")
 
 
-def unpack(labels: ExistingFolder, out: NewFolder) -> None:
+def unpack(labels: ExistingFolder, files: NewFolder) -> None:
     """Convert a packed store to .pt files as released in 2021.
 
     Args:
         labels: the packed store.
-        out: folder of the files.
+        files: folder to write the files to.
     """
     from relabel.annotation import convert
 
-    keep_apart(out, "OUT", {"LABELS": labels})
-    convert.unpack(labels, out)
+    keep_apart(files, "FILES", {"LABELS": labels})
+    convert.unpack(labels, files)
 
 
 def export_labels(

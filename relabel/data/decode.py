@@ -51,7 +51,7 @@ class UnreadableImage(UserError):
         self.path, self.reason = path, reason
         super().__init__(
             f"{path}: cannot be read as an image ({reason}); expected a whole JPEG, PNG or other image file. "
-            "Replace the file or remove it from the folder, or train without it: --data.on_error skip."
+            "Replace the file or remove it from the folder."
         )
 
 
@@ -212,7 +212,7 @@ def _naming(path: Path) -> Iterator[None]:
         if number in EXHAUSTED:
             raise UserError(
                 f"{path}: cannot be read, because this process has run out of {EXHAUSTED[number]}. "
-                "Lower --compute.num_workers, or raise the limit."
+                "Give a lower number of workers (num_workers), or raise the limit."
             ) from error
         if isinstance(error, UnidentifiedImageError):
             raise UnreadableImage(path, "it is empty, or in no image format that Pillow reads") from error

@@ -19,10 +19,7 @@ from utils.errors import UserError, with_advice
 from utils.processes.distributed import from_main
 from utils.random import EXTRA_ORDER, keyed_rng
 
-_WITHOUT_MAPS = (
-    "Check --data.extra.labels, make them with `python -m relabel annotate IMAGES LABELS --unlabelled true`, or train "
-    "without extra images: --data.extra.share 0"
-)
+_WITHOUT_MAPS = "For extra images, add --unlabelled true to this command; or train without them: --data.extra.share 0"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,9 +50,10 @@ def open_extra_root(
     """
     with with_advice("Check --data.extra.path, or train without extra images: --data.extra.share 0"):
         images = from_main(lambda: list_any_images(path))
-    with with_advice(_WITHOUT_MAPS):
+    with with_advice(f"These label maps are those of --data.extra.labels, in {labels}."):
         store = open_label_store(labels, images.keys(), class_names)
-        from_main(lambda: check_present(store, images.path))
+        with with_advice(_WITHOUT_MAPS):
+            from_main(lambda: check_present(store, images.path))
         check_one_per_class(store, images.labels)
     found = store.read(0).shape
     if found != shape:

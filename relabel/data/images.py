@@ -99,6 +99,12 @@ def list_images(root: str | Path) -> ImageList:
         raise UserError(f"{root}: found no class folder; {EXPECTED_LAYOUT}.")
     files = [_image_names(root / name) for name in class_names]
     empty = [name for name, found in zip(class_names, files, strict=True) if not found]
+    if len(empty) == len(class_names) and (nested := [name for name in empty if folder_names(root / name)]):
+        wanted = "train" if "train" in nested else nested[0]
+        raise UserError(
+            f"{root}: found folders of folders ({', '.join(nested[:3])}); {EXPECTED_LAYOUT}. "
+            f"Did you mean {root / wanted}?"
+        )
     if empty:
         raise UserError(
             f"{root / empty[0]}: found no image in this class folder (so in {len(empty)} of {len(class_names)}); "
@@ -119,7 +125,7 @@ def list_any_images(root: str | Path) -> ImageList:
     folders, loose = folder_names(root), _image_names(root)
     if folders and loose:
         raise UserError(
-            f"{root}: found {len(loose):,} images ({loose[0]}) beside {len(folders):,} folders ({folders[0]}); "
+            f"{root}: found images, such as {loose[0]}, beside folders, such as {folders[0]}; "
             "expected images in class folders, or images alone. Move one or the other away."
         )
     if folders:
@@ -181,7 +187,7 @@ def keep_listed(images: ImageList, path: str | Path) -> ImageList:
     if unknown or repeated or not names:
         wrong = "no names"
         if unknown:
-            wrong = f"{len(unknown):,} names that are not images in {images.root}, the first: {unknown[0][:99]!r}"
+            wrong = f"names that are not images in {images.root}: {len(unknown):,}, the first {unknown[0][:99]!r}"
         elif repeated:
             wrong = f"{repeated[0]!r} twice"
         raise UserError(

@@ -12,7 +12,7 @@ from pathlib import Path
 from relabel.data.dataset import ImageDataset, Key, Sample
 from relabel.data.decode import UnreadableImage
 from relabel.data.extra_images import MixedDataset
-from utils.errors import SharedError, listed
+from utils.errors import SharedError, UserError, listed
 from utils.files import write_json
 from utils.processes.distributed import from_main, gather_objects
 
@@ -31,19 +31,21 @@ class SkippedImage:
 
 
 class SkippingDataset:
-    """A data set that returns a SkippedImage where an image cannot be read.
+    """A training set that returns a SkippedImage where an image cannot be read, or an error that advises to skip it.
 
     A damaged label map is still an error: maps are computed, so they can be made again, and others may be wrong too.
     """
 
-    def __init__(self, dataset: ImageDataset | MixedDataset) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: ImageDataset | MixedDataset, skip: bool) -> None:
+        self._dataset, self._skip = dataset, skip
 
     def __getitem__(self, key: Key) -> Sample | SkippedImage:
-        """Return the sample of a key, or a SkippedImage."""
+        """Return the sample of a key, or a SkippedImage. UserError if it cannot be read and is not to be skipped."""
         try:
             return self._dataset[key]
         except UnreadableImage as error:
+            if not self._skip:
+                raise UserError(f"{error} Or train without it: --data.on_error skip.") from error
             return SkippedImage(str(error.path), error.reason)
 
 

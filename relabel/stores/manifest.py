@@ -22,7 +22,7 @@ _Count = Annotated[int, Field(ge=1)]
 _HashedFile = Annotated[str, Field(pattern=r"^((maps|keys|crc32)\.npy|manifest\.json)$")]
 _EXPECTED = (
     "expected the manifest of label maps that `python -m relabel annotate` or `pack` writes. "
-    "Download it again, or make these maps again"
+    "Copy or download it again, or delete the folder and make its label maps again"
 )
 
 
@@ -139,8 +139,14 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest | None:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "manifest"
-        raise UserError(f"{path}: {field}: {first['msg']}; {_EXPECTED}.") from None
+        field = ".".join(map(str, first["loc"])) or "content"
+        if field == "version":
+            raise UserError(
+                f"{path}: found version {first['input']} of the format; expected 1. Another version of this program "
+                "wrote these label maps: use that version, or make or pack them again in another folder."
+            ) from None
+        reason = f"it has no {field}" if first["type"] == "missing" else f"{field}: {first['msg']}"
+        raise UserError(f"{path} is not a manifest of label maps ({reason}); {_EXPECTED}.") from None
     if manifest.sha256.get(MANIFEST) not in (None, manifest.digest()):
         raise UserError(f"{path}: its content does not match its own sha256, so it has been changed; {_EXPECTED}.")
     return manifest

@@ -16,6 +16,7 @@ from pathlib import Path
 from zlib import crc32
 
 import numpy as np
+from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 
 from relabel.label_map import LabelMap, class_dtype, class_translation
 from relabel.stores.manifest import MANIFEST, Manifest, read_manifest
@@ -24,7 +25,10 @@ from utils.errors import UserError, naming
 MAPS, KEYS, CRCS = "maps.npy", "keys.npy", "crc32.npy"
 UNFINISHED = "unfinished.json"  # the manifest of a store that is still being written
 SCORE_TYPE, ID_TYPE, CRC_TYPE = np.dtype("<f2"), np.dtype("<u2"), np.dtype("<u4")
-_FETCH_AGAIN = "A file of the store is missing or damaged: download it again, or make these maps again."
+_FETCH_AGAIN = (
+    "A file of the store is missing, damaged or of another store: copy or download the whole store again, or delete it "
+    "and make it again with `python -m relabel annotate` or `pack`."
+)
 
 
 def record_type(shape: tuple[int, int, int]) -> np.dtype[np.void]:
@@ -87,7 +91,7 @@ class PackedStore:
         if largest >= self._own_classes:  # pooling would write outside its target
             raise UserError(
                 f"{self.location(row)}: found the class id {largest}; expected ids in 0..{self._own_classes - 1}, the "
-                f"classes of {MANIFEST}. Make this map again"
+                f"classes of {MANIFEST}. {_FETCH_AGAIN}"
             )
         if self._new_ids is not None:
             return LabelMap(scores, self._new_ids[classes])
@@ -120,8 +124,8 @@ class PackedStore:
         if crc32(record, self._key_crcs.item(row)) != self._crcs.item(row):
             found = "is truncated" if len(record) < self._size else "does not match its CRC"
             raise UserError(
-                f"{self.location(row)}: the label map {found}; expected the {self._size} bytes that were written. "
-                "The file is damaged: download it again, or make these maps again."
+                f"{self.location(row)}: the label map {found}; expected the {self._size} bytes that were written. Copy "
+                "or download the store again, or repeat the command that made it: it replaces damaged label maps."
             )
         return record
 
@@ -200,16 +204,19 @@ def open_array(path: Path, dtype: np.dtype | None = None, count: int | None = No
     try:
         if path.exists() and not path.is_file():  # opening a pipe would block
             raise OSError("it is not a regular file")
-        array: np.memmap = np.lib.format.open_memmap(path, mode="r")
+        with path.open("rb") as file:
+            read_header = read_array_header_1_0 if read_magic(file) == (1, 0) else read_array_header_2_0
+            shape, _, found = read_header(file)
+            offset, size = file.tell(), path.stat().st_size
     except Exception as error:  # numpy passes a damaged header to Python's parser, which raises other errors
         raise UserError(f"{path} cannot be read ({error or 'it is empty'}). {_FETCH_AGAIN}") from error
-    fits = array.dtype == dtype if dtype else array.dtype.kind == "S" and array.dtype.itemsize > 0
-    if not fits or array.ndim != 1 or count not in (None, len(array)):
-        expected = f"[{'N' if count is None else count}] of {dtype or 'bytes'}"
-        raise UserError(f"{path}: found {list(array.shape)} of {array.dtype}; expected {expected}. {_FETCH_AGAIN}")
-    if (size := path.stat().st_size) != array.offset + array.nbytes:
-        raise UserError(f"{path}: found {size:,} bytes; expected {array.offset + array.nbytes:,}. {_FETCH_AGAIN}")
-    return array
+    fits = found == dtype if dtype else found.kind == "S" and found.itemsize > 0
+    if not fits or len(shape) != 1 or count not in (None, *shape):
+        expected = f"[{count}] of {dtype}, as {KEYS} and {MANIFEST} say" if dtype else "[N] of bytes"
+        raise UserError(f"{path}: found {list(shape)} of {found}; expected {expected}. {_FETCH_AGAIN}")
+    if size != (whole := offset + shape[0] * found.itemsize):
+        raise UserError(f"{path}: found {size:,} bytes; expected {whole:,}. {_FETCH_AGAIN}")
+    return np.memmap(path, found, "r", offset, shape)
 
 
 def _load_store_keys(folder: Path) -> np.ndarray:

@@ -22,6 +22,7 @@ from utils.files import is_file, remove_temporaries, replacing
 
 SUFFIX = ".pt"
 HOW_TO_MAKE_MAPS = "Make label maps of all images with `python -m relabel annotate`"
+_MAKE_AGAIN = "Delete the file and make it again with `python -m relabel annotate`, or download it again."
 HOW_TO_CONTINUE = "Make room or allow writing, then give the same command again: existing label maps are kept"
 
 
@@ -158,7 +159,7 @@ class LabelFolder:
         except Exception as error:  # damaged archives raise almost anything
             damaged = f"{type(error).__name__}: {error}"
         if damaged:
-            raise UserError(f"{path} is damaged: the checksum of {damaged} is wrong. Make or download it again.")
+            raise UserError(f"{path} is damaged: the checksum of {damaged} is wrong. {_MAKE_AGAIN}")
 
 
 def missing_rows(root: str | Path, keys: np.ndarray) -> Iterator[int]:
@@ -222,14 +223,13 @@ def _load_planes(path: Path) -> np.ndarray:
         reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"{path}: cannot be read as a label map ({type(error).__name__}: {reason}); expected a tensor file of "
-            "torch.save. If it is damaged or something else, delete it and make it again with "
-            "`python -m relabel annotate`, or download it again."
+            f"torch.save. {_MAKE_AGAIN}"
         ) from error
     problem = _problem(planes)
     if problem:
         raise UserError(
             f"{path}: found {problem}; expected a float32 or float16 tensor [2, k, h, w], plane 0 the scores "
-            "and plane 1 the class ids. Give the folder of the label maps."
+            f"and plane 1 the class ids. Give the folder of the label maps. If this is it: {_MAKE_AGAIN}"
         )
     return planes.numpy(force=True)  # detaches it and resolves a lazy negation
 
@@ -254,12 +254,12 @@ def _class_ids(plane: np.ndarray, num_classes: int, path: Path) -> np.ndarray:
     if not whole.all():
         raise UserError(
             f"{path}: found the class id {ids[~whole][0]} in plane 1; expected whole numbers in "
-            f"0..{num_classes - 1}. The file is damaged or its planes are in another order: make this map again."
+            f"0..{num_classes - 1}. The file is damaged or its planes are in another order. {_MAKE_AGAIN}"
         )
     # 2049 is stored as 2048 in half precision, so 2048 is unambiguous only if there is no larger id.
     if plane.dtype == np.float16 and num_classes > 2049 and ids.max() >= 2048:
         raise UserError(
             f"{path}: found the class id {ids.max():.0f} in half precision, which is exact only below 2048; "
-            "expected float32 for so many classes. Make these maps again in float32."
+            "expected float32 for so many classes. Delete these maps and make them again in float32."
         )
     return ids.astype(np.int64)

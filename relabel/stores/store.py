@@ -143,7 +143,7 @@ def check_present(store: LabelStore, image_path: Callable[[int], Path]) -> None:
     if len(missing):
         first = int(missing[0])
         raise UserError(
-            f"{len(missing)} of {len(store)} images have no label map. The first: image {image_path(first)}; "
+            f"images without a label map: {len(missing):,} of {len(store):,}. The first: image {image_path(first)}; "
             f"expected its map at {store.location(first)}. {HOW_TO_MAKE_MAPS}"
         )
 

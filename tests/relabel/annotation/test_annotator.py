@@ -206,7 +206,7 @@ def test_unreadable_images_are_listed_when_all_others_are_done_or_left_out(
     (root / "class0" / "photo.2.png").write_bytes((root / "class0" / "photo.2.png").read_bytes()[:90])
     (root / "class1" / "photo.3.png").write_text("no image")
     bad = [str(root / name) for name in ("class0/photo.2.png", "class1/photo.3.png")]
-    refused = r"^2 of 8 images cannot be read.*leave them out with --on_error skip"
+    refused = r"^images that cannot be read .*: 2 of 8; .*leave them out with --on_error skip"
     with pytest.raises(UserError, match=refused) as caught:
         run(root, out, **options)
     assert all(path in str(caught.value) for path in bad)
@@ -228,7 +228,7 @@ def test_unreadable_images_are_listed_when_all_others_are_done_or_left_out(
 
 def test_images_none_of_which_can_be_read(tmp_path: Path) -> None:
     root = write_images(tmp_path / "train", classes=1, images=3, damaged=3)
-    with pytest.raises(UserError, match=r"^3 of 3 images cannot be read and have no label map; there is nothing"):
+    with pytest.raises(UserError, match=r"^images that cannot be read and have no label map: 3 of 3; there is nothing"):
         run(root, tmp_path / "maps", skip_unreadable=True)
     assert not (tmp_path / "maps" / "manifest.json").exists()
 
@@ -380,7 +380,7 @@ def test_a_killed_job_continues_in_several_processes_and_reports_a_bad_image_onc
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     assert end(2, port) == [2, 2]
-    assert log.read_text().count("1 of 30 images cannot be read") == 1 and str(bad) in log.read_text()
+    assert log.read_text().count("have no label map: 1 of 30;") == 1 and str(bad) in log.read_text()
     assert np.count_nonzero(np.load(out / "crc32.npy")) == 29
     bad.write_bytes(content)
     tools.main(["annotate", *words])

@@ -103,7 +103,7 @@ def test_a_partial_download_is_packed_and_the_missing_maps_are_listed(
     write_maps(tmp_path / "pt", keys=KEYS[:7])
     pack(tmp_path / "pt", tmp_path / "packed", tmp_path / "train", None, skip_damaged=False)
     out = capsys.readouterr().out
-    assert "5 of 12 images have no label map" in out and str(tmp_path / "train" / "cow" / "image.3.png") in out
+    assert "pt: 5 of 12:" in out and str(tmp_path / "train" / "cow" / "image.3.png") in out
     store = open_label_store(tmp_path / "packed", sorted_keys(KEYS), CLASSES)  # three classes: those of the images
     assert store.missing().tolist() == [7, 8, 9, 10, 11]
 
@@ -116,12 +116,12 @@ def test_damaged_maps_are_listed_together_or_left_out(tmp_path: Path, capsys: py
         (tmp_path / "pt" / f"{key}.pt").write_bytes(b"PK cut short")
     with pytest.raises(
         UserError,
-        match=r"^3 of 12 label maps cannot be read(.|\n)*\[1, 9, 9\]; expected \[2, 4, 6\](.|\n)*\.1\.pt(.|\n)*\.2\.pt",
+        match=r"^label maps that cannot be read: 3 of 12(.|\n)*\[1, 9, 9\]; expected \[2, 4, 6\](.|\n)*\.1\.pt(.|\n)*\.2\.pt",
     ):
         pack(tmp_path / "pt", tmp_path / "packed", None, None, skip_damaged=False)
     assert not (tmp_path / "packed" / "manifest.json").exists()
     pack(tmp_path / "pt", tmp_path / "packed", None, None, skip_damaged=True)
-    assert "3 label maps cannot be read and were left out" in capsys.readouterr().out
+    assert "label maps that cannot be read, left out: 3" in capsys.readouterr().out
     assert open_label_store(tmp_path / "packed", sorted_keys(KEYS), CLASSES).missing().tolist() == [0, 5, 6]
     unpack(tmp_path / "packed", tmp_path / "files")
     assert "ant/image.0" in (tmp_path / "files" / "manifest.json").read_text()  # with the reason
@@ -145,7 +145,7 @@ def test_the_classes_can_be_named(tmp_path: Path) -> None:
     """Two class folders of a download for three classes: only the user knows the third."""
     write_maps(tmp_path / "pt", keys=KEYS[:8])
     with pytest.raises(
-        UserError, match=r"the class id 2 in the cell.*name their classes: `python -m relabel pack --help`"
+        UserError, match=r"the class id 2 in the cell.*name those: `python -m relabel pack --help`"
     ):
         pack(tmp_path / "pt", tmp_path / "packed", None, None, skip_damaged=False)
     (tmp_path / "names.txt").write_text("ant\nbee\ncow\n")

@@ -214,7 +214,7 @@ def test_what_was_skipped_is_no_dead_end(scenes: Path, tmp_path: Path, capsys: p
     assert caught.value.code == 1 and "Unreadable images: 2" in out
     assert "Images skipped when the maps were made: 2," in out and "Images without a label map" not in out
     tools.main(["export-labels", labels, keep, "--images", str(train), "--form", "agreeing", "--threshold", "0"])
-    assert "2 of 20 images have no label map and are left out" in capsys.readouterr().out
+    assert "images without a label map, left out: 2 of 20" in capsys.readouterr().out
     assert sum(not line.startswith("#") for line in Path(keep).read_text().splitlines()) == 18
 
 

@@ -286,6 +286,7 @@ def test_validation_never_skips(flags: Flags, photos: Path, tmp_path: Path, test
     if test_only:
         torch.save({"state_dict": DigitNet(3).state_dict(), "class_names": ["ant", "bee", "cow"]}, tmp_path / "w.pth")
         flags |= {"util.test_only": True, "util.test_weight_file": tmp_path / "w.pth"}
-    with pytest.raises(UserError, match=r"bee\.02\.JPEG: cannot be read as an image"):
+    with pytest.raises(UserError, match=r"bee\.02\.JPEG: cannot be read as an image") as caught:
         start({**flags, "data.data_path": data})
+    assert "on_error" not in str(caught.value)  # it would not help
     assert not (flags["util.run_dir"] / "evaluation-w.json").exists()

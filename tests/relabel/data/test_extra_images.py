@@ -162,7 +162,7 @@ def test_a_preempted_run_with_extra_images_continues_exactly(
     }
     flags = extra_flags | settings
     start({**flags, "util.run_dir": tmp_path / "undisturbed"})
-    assert "11 extra images with label maps, 50 % of each batch" in capsys.readouterr().out
+    assert "11 extra images with label maps, 3 in each batch" in capsys.readouterr().out
     assert [e["step"] for e in metrics(tmp_path / "undisturbed") if e["event"] == "validation"] == [10, 20]
     assert all("extra" not in name for name in weights(tmp_path / "undisturbed"))
     preempt(flags, 6)
@@ -205,10 +205,17 @@ def test_bad_settings_are_refused(extra_flags: Flags, changed: Flags, message: s
 
 def test_missing_maps_and_maps_of_another_shape_are_refused(extra_flags: Flags, roots: dict[str, Path]) -> None:
     (roots["far-labels"] / "newt" / "newt.01.pt").unlink()
-    with pytest.raises(UserError, match="1 of 7 images have no label map") as caught:
+    with pytest.raises(UserError, match="images without a label map: 1 of 7") as caught:
         start(extra_flags)
     for part in ("newt.01.JPEG", "newt.01.pt", "--unlabelled true", "--data.extra.share 0"):
         assert part in str(caught.value)
+    (roots["far-labels"] / "newt" / "newt.01.pt").write_bytes(b"PK")
+    (roots["far-labels"] / "newt" / "newt.00.pt").write_bytes(b"PK")
+    with pytest.raises(
+        UserError, match=r"newt\.00\.pt: cannot be read as a label map(.|\n)*--data\.extra\.labels"
+    ) as caught:
+        start(extra_flags)
+    assert "--data.extra.share 0" not in str(caught.value)
     shutil.rmtree(roots["far-labels"])
     write_maps(roots["far"], roots["far-labels"], label=0, shape=(2, 4, 4))
     with pytest.raises(UserError, match=r"far-labels: found .*\[2, 4, 4\]; expected \[2, 3, 4\]"):

@@ -62,7 +62,7 @@ def test_images_may_lie_in_class_folders_or_in_none(tmp_path: Path) -> None:
     flat = list_any_images(touch(tmp_path / "flat", "b.png", "a.png"))
     assert names(flat) == ["a.png", "b.png"] and flat.class_names == [] and flat.labels.tolist() == [-1, -1]
     assert names(list_any_images(touch(tmp_path / "folders", "ant/a.png"))) == ["ant/a.png"]
-    with pytest.raises(UserError, match=r"found 1 images \(c\.png\) beside 1 folders \(ant\)"):
+    with pytest.raises(UserError, match=r"found images, such as c\.png, beside folders, such as ant;"):
         list_any_images(touch(tmp_path / "folders", "c.png"))
     with pytest.raises(UserError, match="found neither class folders nor images"):
         list_any_images(touch(tmp_path / "none", "notes.txt"))
@@ -87,6 +87,7 @@ def test_a_key_is_the_name_up_to_the_last_dot(keys: list[str], extensions: list[
     [
         (["loose.png"], r"train: found no class folder; expected ROOT/CLASS/IMAGE"),
         (["ant/a.png", "cat/readme.txt", "dog/.a.png"], r"cat: found no image in this class folder \(so in 2 of 3\)"),
+        (["val/ant/a.png", "train/ant/a.png"], r"folders of folders \(train, val\); .* you mean .*/train/train\?$"),
         ([], r"train: cannot be listed \(No such file.*expected ROOT/CLASS/IMAGE"),
     ],
 )
@@ -122,7 +123,7 @@ def test_names_that_look_like_comments_are_kept(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("# nothing else", r"keep\.txt: found no names.*expected names such as 'ant/a\.jpg'"),
-        ("ant/a.jpg\nant/zebra.jpg\n", r"1 names that are not images in train, the first: 'ant/zebra\.jpg"),
+        ("ant/a.jpg\nant/zebra.jpg\n", r"names that are not images in train: 1, the first 'ant/zebra\.jpg"),
         ("ant/a.jpg\nbee/a.jpg\nant/a.jpg\n", r"found 'ant/a\.jpg' twice"),
         (None, r"keep\.txt, cannot be read \(No such file.*--data\.keep_list"),
     ],

@@ -96,7 +96,7 @@ def test_numpy_alone_can_read_it(folder: Path) -> None:
 def test_images_without_a_map_are_reported(folder: Path) -> None:
     store = open_store(folder, sorted_keys(["n00/image.0", "n00/other", "zzz/last"]))
     assert store.missing().tolist() == [1, 2]
-    with pytest.raises(UserError, match=r"2 of 3 images have no label map\. The first: image 1\.jpg"):
+    with pytest.raises(UserError, match=r"images without a label map: 2 of 3\. The first: image 1\.jpg"):
         check_present(store, lambda row: Path(f"{row}.jpg"))
     with pytest.raises(UserError, match="has no label map for row 1 of the images"):
         store.read(1)
@@ -210,16 +210,22 @@ def test_a_file_cut_short_while_it_is_open(folder: Path) -> None:
     assert_map(store.read(3), 3)
     with pytest.raises(UserError, match="the label map is truncated"):
         store.read(len(NAMES) - 1)
+    with pytest.raises(UserError, match=r"maps\.npy: found [\d,]+ bytes; expected [\d,]+\. .*copy or download"):
+        open_store(folder)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2, "surprise": 1}, "version: Input should be 1"),
+        (
+            {"version": 99, "surprise": 1},
+            r"found version 99 of the format; expected 1\. Another version of this program",
+        ),
+        ({"form": "zip"}, r"manifest\.json is not a manifest of label maps \(form: Input"),
         ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
         ({"class_names": ["a", "a"]}, "two classes have the same name"),
         ({"k": 2**12, "h": 2**12, "w": 2**12}, r"a map has more than 268,435,456 scores"),
-        ({"k": 2}, r"maps\.npy: found"),
+        ({"k": 2}, r"maps\.npy: found .*, as keys\.npy and manifest\.json say\."),
         ({"maps": 12}, r"manifest\.json counts 12 maps"),
     ],
 )

@@ -123,12 +123,12 @@ def test_missing_maps_are_counted_and_the_first_is_named(folder: Path, store: La
 
     (folder / "n02" / "b.pt").unlink()
     message = first_missing()
-    assert message.startswith("1 of 5 images have no label map.")
+    assert message.startswith("images without a label map: 1 of 5.")
     assert f"image train/n02/b.JPEG; expected its map at {folder}/n02/b.pt (the folder exists" in message
     with pytest.raises(UserError, match=r"found no label map at .*n02/b\.pt.*relabel annotate"):
         store.read(2)
     shutil.rmtree(folder / "n02")
-    assert first_missing().startswith("2 of 5") and "(the whole folder is missing)" in first_missing()
+    assert "2 of 5" in first_missing() and "(the whole folder is missing)" in first_missing()
     (tmp_path / "file").touch()
     for name, found in (("file", "a file"), ("absent", "nothing")):
         with pytest.raises(UserError, match=rf"found {found} at .*{name}; .*relabel annotate"):

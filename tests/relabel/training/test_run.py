@@ -275,10 +275,17 @@ def test_bad_input_creates_nothing(flags: Flags, changed: Flags, message: str) -
 
 def test_a_missing_map_names_both_paths_and_creates_nothing(flags: Flags, tmp_path: Path) -> None:
     (tmp_path / "labels" / "ant").mkdir(parents=True)
-    with pytest.raises(UserError, match="30 of 30 images have no label map") as error:
+    with pytest.raises(UserError, match="images without a label map: 30 of 30") as error:
         start({**flags, "data.relabel.path": tmp_path / "labels"})
     for part in ("ant.00.JPEG", "ant.00.pt", "relabel annotate", "--data.relabel.use False"):
         assert part in str(error.value)
+    shutil.copytree(flags["data.relabel.path"], tmp_path / "labels", dirs_exist_ok=True)
+    (tmp_path / "labels" / "ant" / "ant.00.pt").write_bytes(b"PK")
+    with pytest.raises(
+        UserError, match=r"ant\.00\.pt: cannot be read as a label map(.|\n)*--data\.relabel\.path"
+    ) as error:
+        start({**flags, "data.relabel.path": tmp_path / "labels"})
+    assert "keep_list" not in str(error.value)
     assert not flags["util.run_dir"].exists()
 
 
