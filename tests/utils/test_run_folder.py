@@ -168,7 +168,7 @@ def test_a_run_of_an_earlier_version_continues(
     old |= {"data.data_path": "DATA", "data.relabel.use": False, "data.relabel.path": "", "util.run_dir": folder}
     for edit in ({"optim.lr.init": 0.04}, {}) if not missing else ({},):
         (folder / "config.yaml").write_text(json.dumps(nest(settings | edit)))  # JSON is YAML
-        with pytest.raises(UserError, match="settings_sha256: c0735905... there") if edit else nullcontext():
+        with pytest.raises(UserError, match="settings_sha256: c0735905") if edit else nullcontext():
             start({**flags, **old, **edit})
     bias = torch.tensor([0.03327729180455208, 0.015449119731783867, 0.01051823515444994])
     torch.testing.assert_close(weights(folder)["fc.bias"], bias)

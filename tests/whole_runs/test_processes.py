@@ -5,9 +5,11 @@ import json
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from models.digit_net import DigitNet
 from relabel.data.dataset import CenterCrop, ImageDataset
 from relabel.data.images import list_images
 from relabel.data.loader import EvalBatches, Loader, epoch_order
+from relabel.training import trainer
 from relabel.training.validation import evaluate
 from tests.conftest import Flags, make_photos
 from tests.forked_runs import fork_run, wait_until
@@ -113,11 +116,22 @@ def test_a_validation_counts_each_image_once_however_it_is_shared(flags: Flags, 
         assert found[name] == pytest.approx(value, rel=1e-5), name
 
 
+def write_status_late() -> None:
+    """Make a trainer's write_status slow, so that another process could fail in between."""
+    write_status = trainer.write_status
+
+    def write_late(*words: Any, **named: Any) -> None:
+        time.sleep(1)
+        write_status(*words, **named)
+
+    pytest.MonkeyPatch().setattr(trainer, "write_status", write_late)
+
+
 def refused_once(flags: Flags, tmp_path: Path) -> str:
     """What two processes print, of which both or one refuse these flags; the other may be killed."""
     output = tmp_path / "output"
     output.unlink(missing_ok=True)
-    assert 2 in fork_run(flags, output, 2).ends()
+    assert 2 in fork_run(flags, output, 2, {0: write_status_late}).ends()
     text = output.read_text()
     assert text.count("error: ") == 1 and "Traceback" not in text, text
     return text
