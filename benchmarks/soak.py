@@ -28,7 +28,7 @@ from benchmarks.result import Figure, arguments, report
 from relabel.data.images import list_images
 from relabel.demo.scenes import write_scenes
 from relabel.demo.small_images import DigitImages
-from relabel.figures.panels import DPI, INK, PALETTE, plain_axes, save
+from relabel.figures.panels import DPI, INK, MUTED, PALETTE, plain_axes, save
 from utils.checkpoint import LAST
 from utils.errors import EXIT_PREEMPTED
 from utils.run_log import read_metrics
@@ -230,12 +230,13 @@ def draw(hours: np.ndarray, samples: np.ndarray, out: Path) -> None:
         axes = picture.add_subplot(2, 2, place)
         for colour, i in zip(PALETTE, panel, strict=False):
             axes.plot(60 * hours, samples[:, i], ".", markersize=2, color=colour, label=names[i])
-        axes.axvline(30 * hours[-1], color=INK, linewidth=0.8, linestyle=":")
+        axes.axvline(30 * hours[-1], ymax=0.75, color=INK, linewidth=0.8, linestyle=":")
         axes.set_ylim(0, 1.45 * max(samples[:, panel].max(), 1))
         axes.set_title(title, fontsize=11, color=INK, loc="left")
         axes.set_xlabel("minutes", fontsize=10, color=INK)
         axes.legend(frameon=False, fontsize=9, loc="upper left", markerscale=4, handletextpad=0.1)
         plain_axes(axes, "y")
+    picture.supxlabel("dotted: the start of the second half, in which growth is measured", fontsize=10, color=MUTED)
     save(picture, out)
     print(f"written: {out}")
 

@@ -13,6 +13,7 @@ from relabel.figures.panels import DPI, INK, OTHER_COLOUR, PALETTE, plain_axes, 
 from utils.estimates import Estimate
 
 ROW_INCHES, MARGIN_INCHES, WIDTH_INCHES = 0.42, 0.95, 7.2
+UNCROSSED = {"facecolor": "white", "linewidth": 0, "pad": 0.5}  # box of a text that hides the lines behind it
 
 
 def draw_curves(out: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -53,7 +54,9 @@ def _name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
 
 
 def draw_results(out: Path, rows: Mapping[str, Sequence[float]]) -> None:
-    """Draw top-1 accuracies as dots, one line per row, with the first row's mean as a line through all.
+    """Draw top-1 accuracies as dots, one line per row, with the first row's mean as a dashed line through all.
+
+    Row i has the colour of curve i in `draw_curves`.
 
     Args:
         out: the PNG to write; its folder must exist.
@@ -63,17 +66,17 @@ def draw_results(out: Path, rows: Mapping[str, Sequence[float]]) -> None:
     axes = figure.subplots()
     first = float(np.mean(next(iter(rows.values()))))
     axes.axvline(first, color=OTHER_COLOUR, linewidth=1.2, linestyle="--", zorder=1)
-    for line, values in enumerate(rows.values()):
+    for line, (values, colour) in enumerate(zip(rows.values(), PALETTE, strict=False)):
         mean, found = float(np.mean(values)), Estimate.mean(np.array(values))
-        colour = PALETTE[0] if line == 0 else PALETTE[2] if mean > first else PALETTE[3]
         if found:
             ends = np.clip([found.low95, found.high95], 0, 100)  # with two seeds it can extend beyond 0..100
             axes.plot(ends, [line, line], color=colour, linewidth=5, alpha=0.3, zorder=2)
         axes.plot(values, [line] * len(values), "o", color=colour, markersize=5, alpha=0.75, zorder=3)
         axes.plot([mean, mean], [line - 0.3, line + 0.3], color=colour, linewidth=2.4, zorder=4)
-        axes.text(mean, line - 0.32, f"{mean:.1f}", ha="center", va="bottom", fontsize=9, color=INK)
+        axes.text(mean, line - 0.34, f"{mean:.1f}", ha="center", va="bottom", fontsize=9, color=INK, bbox=UNCROSSED)
     axes.set_yticks(range(len(rows)), list(rows), fontsize=10, color=INK)
     axes.set_ylim(len(rows) - 0.4, -0.75)
-    axes.set_title("validation top-1 (%): seeds, mean and its 95 % interval", fontsize=11, color=INK, loc="left")
+    shown = ": seeds, mean and its 95 % interval" if found else ""
+    axes.set_title(f"validation top-1 (%){shown}", fontsize=11, color=INK, loc="left")
     plain_axes(axes, "x")
     save(figure, out)
