@@ -34,7 +34,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         size = write_photos(Path(folder, "photos"), count)
         for arch in archs:
-            teacher = load_teacher(arch, "random", None, input_size=(64, 64) if options.tiny else None)
+            teacher = load_teacher(arch, "random", None, given={"size": (64, 64)} if options.tiny else {})
             whole, bare = [], []
             for number in with_progress(range(rounds), arch):
                 whole.append(whole_job(Path(folder), teacher, number, batch, device))
@@ -76,7 +76,8 @@ def bare_pass(teacher: Teacher, count: int, batch: int, device: torch.device) ->
     """Return images per second of the network alone, on random input that is already on the device."""
     precision = Precision("O1", device)
     network = teacher.network.to(device).to(memory_format=torch.channels_last)
-    images = torch.randn(batch, 3, *teacher.input_size, device=device).contiguous(memory_format=torch.channels_last)
+    images = torch.randn(batch, 3, *teacher.data_config.size, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
     passes = max(1, count // batch)
     with precision.autocast():
         network(images)

@@ -26,6 +26,7 @@ from benchmarks.label_store import K, write_both
 from benchmarks.peers import SIZE, Job, Reader, installed
 from benchmarks.peers.photos import images_option, link_photos, mean_size
 from benchmarks.result import Figure, arguments, report, with_progress
+from models.data_config import IMAGENET_MEAN, IMAGENET_STD
 from relabel.augment import augment
 from relabel.crop_box import MIN_AREA
 from relabel.data.dataset import ImageDataset, RandomResizedCrop
@@ -170,7 +171,10 @@ def read_ours(job: Job, store: LabelStore | None, workers: int) -> Iterator[int]
 def read_whole(job: Job, store: LabelStore) -> Iterator[int]:
     """Read the same and do on the CPU what training leaves to the device: augmented floats and soft targets."""
     for batch in our_batches(job, store, job.workers):
-        images = augment(batch.images, batch.flips, batch.jitter_orders, batch.jitter_factors, batch.lighting)
+        images = augment(
+            batch.images, batch.flips, batch.jitter_orders, batch.jitter_factors, batch.lighting,
+            mean=IMAGENET_MEAN, std=IMAGENET_STD,
+        )  # fmt: skip
         assert batch.scores is not None and batch.classes is not None
         targets = relabel_target(batch.scores, batch.classes, batch.boxes, K)
         assert images.dtype == torch.float32 and targets.shape == (len(batch), K)

@@ -19,6 +19,7 @@ from torch import Tensor
 from benchmarks.label_pooling import align_dense, make_dense
 from benchmarks.label_store import SHAPE, K, random_map
 from benchmarks.result import Figure, arguments, report, synchronize, time_interleaved, with_progress
+from models.data_config import IMAGENET_MEAN, IMAGENET_STD
 from relabel.augment import augment, draw_augmentation
 from relabel.config.load import load_config
 from relabel.crop_box import MIN_AREA, random_crop_box
@@ -200,7 +201,10 @@ def batch_targets(trainer: Trainer, batch: Batch) -> Tensor:
 
 def augment_batch(batch: Batch) -> Tensor:
     """Augment a batch as the step does."""
-    return augment(batch.images, batch.flips, batch.jitter_orders, batch.jitter_factors, batch.lighting)
+    return augment(
+            batch.images, batch.flips, batch.jitter_orders, batch.jitter_factors, batch.lighting,
+            mean=IMAGENET_MEAN, std=IMAGENET_STD,
+        )  # fmt: skip
 
 
 def dense_target(batch: Batch, device: torch.device) -> Tensor:

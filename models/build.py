@@ -44,12 +44,13 @@ def library_of(arch: str) -> str:
     raise UserError(_unknown_name_message(arch))
 
 
-def create_model(arch: str, num_classes: int) -> nn.Module:
+def create_model(arch: str, num_classes: int, size: tuple[int, int] | None = None) -> nn.Module:
     """Build a classifier with random weights: images float [B, 3, H, W] -> logits float [B, K].
 
     Args:
         arch: as for library_of.
         num_classes: K.
+        size: (rows, columns) of the images, for networks that are built for one size; None: the network's own.
 
     Raises:
         UserError: no library has the name, or timm does not know its tag.

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
 from models.build import FORCE_TIMM, load_weights
+from models.data_config import DataConfig
 from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
 from utils.files import new_folder, replacing
@@ -34,26 +35,22 @@ ONNX_TOLERANCE = 1e-4  # relative to the largest logit, or to 1
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """How images are prepared for a network in evaluation, and what its logits mean.
+    """What a network's input and its logits are.
 
     Fields:
         num_classes: K.
         class_names: K texts; None: unknown.
-        size: S, side of the crop, pixels.
-        crop_ratio: the shorter side is resized to ceil(S / crop_ratio); None squashes the whole image.
-        mean, std: normalisation of the input, per RGB channel, for pixels in [0, 1].
+        data_config: how images are prepared for it in evaluation.
     """
 
     num_classes: int
     class_names: Sequence[str] | None
-    size: int
-    crop_ratio: float | None
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    data_config: DataConfig
 
     def images(self, count: int) -> Tensor:
         """Return noise to try a network on, float [count, 3, S, S]."""
-        return torch.randn(count, 3, self.size, self.size, generator=torch.Generator().manual_seed(0))
+        side = self.data_config.side
+        return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
 # A timm folder, the same format as a model on the Hugging Face Hub
@@ -77,13 +74,14 @@ def write_timm_folder(out: Path, model: nn.Module, arch: str, use: Use) -> None:
 
     twin, arguments = _timm_twin(model, arch, use.num_classes)
     facts = {name: twin.pretrained_cfg[name] for name in TIMM_FACTS if name in twin.pretrained_cfg}
+    config = use.data_config
     twin.pretrained_cfg = facts | {
         "num_classes": use.num_classes,
-        "input_size": (3, use.size, use.size),
-        "mean": use.mean,
-        "std": use.std,
-        "interpolation": "bilinear",
-        **_timm_crop(use.size, use.crop_ratio),
+        "input_size": (3, config.side, config.side),
+        "mean": config.mean,
+        "std": config.std,
+        "interpolation": config.interpolation,
+        **_timm_crop(config.side, config.crop_ratio),
     }
     labels = {"label_names": list(use.class_names)} if use.class_names else {}
     with new_folder(out) as folder:
@@ -184,7 +182,7 @@ def write_backbone(out: Path, model: nn.Module, arch: str) -> None:
 def write_onnx(out: Path, model: nn.Module, use: Use) -> bool:
     """Write an ONNX file: `images` float32 [batch, 3, S, S], normalised -> `logits` [batch, K]; any batch size.
 
-    Its metadata contain the fields of Use as JSON.
+    Its metadata contain num_classes, class_names, and size, crop_ratio, interpolation, mean, std as JSON.
 
     Returns:
         whether its logits were compared (to 1e-4) in onnxruntime; False if that is not installed.
@@ -211,7 +209,9 @@ def write_onnx(out: Path, model: nn.Module, use: Use) -> bool:
     except torch.onnx.OnnxExporterError as error:
         raise UserError(f"this network cannot be exported to ONNX: {_root_cause(error)}") from error
     assert program is not None
-    program.model.metadata_props.update({name: json.dumps(value) for name, value in asdict(use).items()})
+    facts = {"num_classes": use.num_classes, "class_names": use.class_names, **use.data_config.as_record()}
+    facts["size"] = use.data_config.side
+    program.model.metadata_props.update({name: json.dumps(value) for name, value in facts.items()})
     with replacing(out) as temporary:
         program.save(temporary, external_data=False)
         if find_spec("onnxruntime") is None:

@@ -18,9 +18,6 @@ from torch import Tensor
 BRIGHTNESS, CONTRAST, SATURATION = range(3)
 JITTER_ORDERS = tuple(permutations((BRIGHTNESS, CONTRAST, SATURATION)))
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-
 # Principal components of ImageNet's RGB values in [0, 1]: Krizhevsky et al. 2012, with the digits in common use.
 EIGENVALUES = (0.2175, 0.0188, 0.0045)
 EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
@@ -61,12 +58,18 @@ def draw_augmentation(rng: np.random.Generator, flip_prob: float, color_jitter: 
     return Augmentation(bool(flip), int(order), (brightness, contrast, saturation), (first, second, third))
 
 
+Rgb = tuple[float, float, float]
+
+
 def augment(
     images: Tensor,
     flips: Tensor | None = None,
     jitter_orders: Tensor | None = None,
     jitter_factors: Tensor | None = None,
     lighting: Tensor | None = None,
+    *,
+    mean: Rgb,
+    std: Rgb,
 ) -> Tensor:
     """Flip, jitter, add lighting and normalise, each sample with its own numbers. None switches an operation off.
 
@@ -76,9 +79,10 @@ def augment(
         jitter_orders: int64 [B]; 0..5, indices into JITTER_ORDERS.
         jitter_factors: float32 [B, 3]; brightness, contrast, saturation. None if and only if the orders are None.
         lighting: float32 [B, 3]; weights of the principal components.
+        mean, std: of the normalisation, per channel, for pixels in [0, 1].
 
     Returns:
-        float32 [B, 3, H, W]; normalised with ImageNet's mean and standard deviation, on the device of the images.
+        float32 [B, 3, H, W]; normalised, on the device of the images.
     """
     assert images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == 3, (images.dtype, images.shape)
     assert (jitter_orders is None) == (jitter_factors is None)
@@ -91,12 +95,12 @@ def augment(
         factors = jitter_factors.gather(1, operations)
         for stage in range(operations.shape[1]):
             _blend(pixels, operations[:, stage], factors[:, stage])
-    return _normalise(pixels, lighting)
+    return _normalise(pixels, mean, std, lighting)
 
 
-def normalise(images: Tensor) -> Tensor:
-    """Normalise uint8 [B, 3, H, W] to float32: (x / 255 - mean) / std with ImageNet's mean and std."""
-    return augment(images)
+def normalise(images: Tensor, *, mean: Rgb, std: Rgb) -> Tensor:
+    """Normalise uint8 [B, 3, H, W] to float32: (x / 255 - mean) / std."""
+    return augment(images, mean=mean, std=std)
 
 
 def _blend(pixels: Tensor, operations: Tensor, factors: Tensor) -> None:
@@ -117,15 +121,15 @@ def _blend(pixels: Tensor, operations: Tensor, factors: Tensor) -> None:
     pixels.sub_(base).mul_(_per_image(factors)).add_(base).clamp_(0, 255).floor_()
 
 
-def _normalise(pixels: Tensor, lighting: Tensor | None) -> Tensor:
+def _normalise(pixels: Tensor, mean: Rgb, std: Rgb, lighting: Tensor | None) -> Tensor:
     """Add lighting to values 0..255, subtract the mean, divide by std: one multiply-add per value."""
     device = pixels.device
-    mean, std = _constant(MEAN, device), _constant(STD, device)
-    shift = -mean
+    scale = _constant(std, device)
+    shift = -_constant(mean, device)
     if lighting is not None:
         components = _constant(EIGENVECTORS, device) * _constant(EIGENVALUES, device)  # [3 channels, 3 weights]
         shift = shift + (lighting[:, None, :] * components).sum(2)  # no matrix product: TF32 would round it
-    return torch.addcmul((shift / std).view(-1, 3, 1, 1), pixels, (1 / (255 * std)).view(1, 3, 1, 1))
+    return torch.addcmul((shift / scale).view(-1, 3, 1, 1), pixels, (1 / (255 * scale)).view(1, 3, 1, 1))
 
 
 def _per_image(values: Tensor) -> Tensor:

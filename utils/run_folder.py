@@ -135,7 +135,10 @@ def _read_config(path: Path, rules: ResumeRules) -> dict[str, Any]:
     if not settings:
         reason = problems[0] if problems else "it is empty"
         raise UserError(f"{path} cannot be read: {reason}")
-    return {**rules.before, **{key: setting.value for key, setting in settings.items()}}
+    values = {key: setting.value for key, setting in settings.items()}
+    if not rules.unhashed & values.keys():
+        values |= {key: new for key, (old, new) in rules.renewed.items() if values.get(key) == old}
+    return {**rules.before, **values}
 
 
 def _compare_configs(folder: Path, before: dict[str, Any], now: dict[str, Any], rules: ResumeRules) -> None:

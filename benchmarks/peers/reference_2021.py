@@ -20,7 +20,8 @@ from torchvision.transforms import functional as F
 
 from benchmarks.label_pooling import K, pool_dense
 from benchmarks.peers import RATIOS, SIZE, Job, Reader
-from relabel.augment import EIGENVALUES, EIGENVECTORS, MEAN, STD
+from models.data_config import IMAGENET_MEAN, IMAGENET_STD
+from relabel.augment import EIGENVALUES, EIGENVECTORS
 from relabel.crop_box import MIN_AREA
 from relabel.data.images import ImageList
 
@@ -79,7 +80,7 @@ class LabelledCrops(Dataset[tuple[Tensor, Tensor, Tensor]]):
         pixels = pixels + (torch.tensor(EIGENVECTORS) @ weights)[:, None, None]
         box = torch.tensor([left, top, left + width, top + height]) / torch.tensor([image.width, image.height] * 2)
         path = (self.labels / self.photos.name(index)).with_suffix(".pt")
-        return F.normalize(pixels, MEAN, STD), torch.load(path, weights_only=True), box
+        return F.normalize(pixels, IMAGENET_MEAN, IMAGENET_STD), torch.load(path, weights_only=True), box
 
     def _box(self, image: Image.Image) -> tuple[int, int, int, int]:
         """Draw left, top, width and height in pixels."""

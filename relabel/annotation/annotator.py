@@ -142,7 +142,7 @@ class _SquashedImages:
 
     def __init__(self, images: ImageList, teacher: Teacher) -> None:
         self._images = images
-        self._size, self._interpolation = teacher.input_size, teacher.interpolation
+        self._size, self._interpolation = teacher.data_config.size, teacher.data_config.interpolation
 
     def __getitem__(self, row: int) -> tuple[int, np.ndarray, str]:
         try:
@@ -198,8 +198,8 @@ class _Annotator:
         self.precision = Precision(settings.opt_level, device)
         self.shape = (settings.k, *_map_size(teacher))
         self._network = teacher.network.to(device).to(memory_format=torch.channels_last)
-        self._mean = torch.tensor(teacher.mean, device=device).view(3, 1, 1) * 255
-        self._std = torch.tensor(teacher.std, device=device).view(3, 1, 1) * 255
+        self._mean = torch.tensor(teacher.data_config.mean, device=device).view(3, 1, 1) * 255
+        self._std = torch.tensor(teacher.data_config.std, device=device).view(3, 1, 1) * 255
         self._flip = settings.flip
         self._id_dtype = torch.from_numpy(np.empty(0, class_dtype(teacher.num_classes))).dtype
 
@@ -231,7 +231,7 @@ class _Annotator:
 @torch.inference_mode()
 def _map_size(teacher: Teacher) -> tuple[int, int]:
     """Return (h, w) of the teacher's maps, by a forward pass on the CPU, where no error can come from a GPU."""
-    rows, columns = teacher.input_size
+    rows, columns = teacher.data_config.size
     try:
         maps = teacher.network.cpu().eval()(torch.zeros(1, 3, rows, columns))
     except (RuntimeError, ValueError, AssertionError) as error:  # timm checks the size by assert
@@ -297,13 +297,13 @@ def _write(maps: _QueuedMaps, images: ImageList, writer: Writer, done: np.ndarra
 
 def _manifest(annotator: _Annotator, settings: Settings, form: Form, maps: int) -> Manifest:
     """Return what all maps of a call share, including those of an interrupted call that it continues."""
-    teacher = annotator.teacher
+    teacher, config = annotator.teacher, annotator.teacher.data_config
     made_by = {
         "teacher": teacher.description,
-        "input_size": list(teacher.input_size),
-        "mean": list(teacher.mean),
-        "std": list(teacher.std),
-        "interpolation": teacher.interpolation,
+        "input_size": list(config.size),
+        "mean": list(config.mean),
+        "std": list(config.std),
+        "interpolation": config.interpolation,
         "flip": settings.flip,
         "precision": annotator.precision.name,
         "batch_size": settings.batch_size,

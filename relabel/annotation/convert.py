@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from relabel.crop_box import MIN_AREA, CropBox, random_crop_box
-from relabel.data.class_names import class_names_of_imagenet
+from relabel.data.class_names import read_class_list
 from relabel.data.images import ImageList, list_any_images
 from relabel.label_map import LabelMap
 from relabel.stores.manifest import MANIFEST, Manifest
@@ -22,7 +22,6 @@ from utils.progress import JobProgress
 from utils.random import SAMPLE, keyed_rng
 
 Writer = PackedWriter | FolderWriter
-IMAGENET = "imagenet"
 SHAPE_SAMPLE = 9
 COMPARED_MAPS = 1000
 CROPS_PER_MAP = 4
@@ -138,7 +137,7 @@ def _class_names(
     if classes is None:
         names = (source.class_names if source else folders) or class_folders(keys)
     else:
-        names = class_names_of_imagenet() if classes == IMAGENET else read_names(Path(classes))
+        names = [folder for _, folder in read_class_list(classes)]
     if not names:
         raise UserError(
             f"{files}: the label maps do not name their classes, and neither they nor the images have class folders. "
@@ -151,25 +150,6 @@ def _class_names(
             f"found {len(unknown):,} class folders that are not among the {len(names):,} classes of these maps, the "
             f"first: {unknown[0]!r}; expected names such as {names[0]!r}. Correct --classes, or give other --images"
         )
-    return names
-
-
-def read_names(path: Path) -> list[str]:
-    """Read a text file with one class name per line, in the order of the class ids.
-
-    Raises:
-        UserError: it cannot be read, has no names, or repeats a name.
-    """
-    try:
-        names = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"the class names cannot be read from {path} ({error}); expected --classes imagenet, or a text file with "
-            "the name of a class folder per line, in the order of the class ids"
-        ) from error
-    names = [name.strip() for name in names if name.strip()]
-    if not names or len(set(names)) < len(names):
-        raise UserError(f"{path}: found {'a name twice' if names else 'no name'}; expected each class once. Correct it")
     return names
 
 

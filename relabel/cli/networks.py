@@ -82,24 +82,17 @@ def export_model(
         out: the folder or file to write.
         form: format to write.
         arch: the network. none: the one named in the checkpoint.
-        config_file_path: config of its training run, for batch norm and the evaluation transform. none: config.yaml
-            beside the checkpoint, or the defaults if there is none.
+        config_file_path: config that gives what its input is; needed for no checkpoint of this project. none: what the
+            checkpoint records, or config.yaml beside one of an earlier version.
         ema: use the averaged weights if the checkpoint has them.
     """
     from models.export import write_backbone, write_onnx, write_timm_folder
-    from relabel.config.load import BASE_FILE
-    from utils.run_log import CONFIG
 
     if form != "timm" and (out.exists() or not out.parent.is_dir()):
         found = "already exists" if out.exists() else "cannot be written: its folder does not exist"
         raise UserError(f"OUT {out} {found}; expected a new file in a folder that exists. Give another OUT")
-    config = config_file_path
-    if config is None and weights.with_name(CONFIG).is_file():
-        config = weights.with_name(CONFIG)
-    model, arch, use, title = _load_network(weights, arch, config or BASE_FILE, ema)
-    source = f"from {config}" if config else f"by default: no {CONFIG} beside it; --config_file_path gives one"
-    transform = f"{use.size} pixels, " + ("squashed" if use.crop_ratio is None else f"crop ratio {use.crop_ratio:g}")
-    print(f"{title}: {arch}, {use.num_classes:,} classes, evaluated at {transform} ({source})", flush=True)
+    model, arch, use, title = _load_network(weights, arch, config_file_path, ema)
+    print(f"{title}, {use.num_classes:,} classes\ninput: {use.data_config.source}", flush=True)
     if form == "timm":
         write_timm_folder(out, model, arch, use)
         print(f"timm folder: {out}\ntimm.create_model('local-dir:{out}', pretrained=True) gives the same logits")
@@ -112,31 +105,25 @@ def export_model(
         print(f"ONNX file: {out}")
 
 
-def _load_network(weights: Path, arch: str | None, config_file: Path, ema: bool) -> "tuple[nn.Module, str, Use, str]":
+def _load_network(
+    path: Path, arch: str | None, config_file: Path | None, ema: bool
+) -> "tuple[nn.Module, str, Use, str]":
     """Build the network as an evaluation does, on the CPU; also return its name, use and the title of its weights."""
     import torch
 
-    from models.build import infer_num_classes
+    from models.classifier import open_weights
     from models.export import Use
-    from relabel.augment import MEAN, STD
-    from relabel.config.load import read_config
-    from relabel.training.build import build_model, eval_transform, load_from
-    from utils.checkpoint import load_checkpoint, named_classes, split_weights
-    from utils.precision import Precision
+    from relabel.config.load import BASE_FILE, read_config
+    from relabel.training.build import evaluation_input
+    from utils.run_log import CONFIG
 
-    content = load_checkpoint(weights)
-    by_name = split_weights(content, weights)
-    chosen = "ema" if ema and "ema" in by_name else "model"
-    arch = arch or content.get("arch")
-    if not isinstance(arch, str):
-        raise UserError(f"{weights} does not name its network; give --arch, a torchvision or timm name")
-    class_names = named_classes(content, weights)
     with with_advice("Correct --arch."):
-        num_classes = len(class_names) if class_names else infer_num_classes(arch, by_name[chosen])
-    config = read_config(str(config_file), {"model.arch": arch})
-    model = build_model(config, num_classes, Precision("O0", torch.device("cpu")), "--arch")
-    load_from(weights, model, by_name[chosen], content.get("arch"), "--arch")
-    transform = eval_transform(config)
-    use = Use(num_classes, class_names, transform.size, transform.crop_ratio, MEAN, STD)
-    title = f"{weights}{' (EMA)' * (chosen == 'ema')}"
-    return model.eval().to(memory_format=torch.contiguous_format), arch, use, title
+        weights = open_weights(arch, str(path))
+    beside = path.with_name(CONFIG)
+    is_earlier = "train_size" not in weights.recorded and beside.is_file()
+    file = config_file or (beside if is_earlier else BASE_FILE)
+    data_config = evaluation_input(read_config(str(file), {"model.arch": weights.arch}), weights)
+    name = weights.preferred if ema else "model"
+    model = weights.build(name, data_config, "--arch").eval().to(memory_format=torch.contiguous_format)
+    use = Use(weights.num_classes, weights.class_names, data_config)
+    return model, weights.arch, use, f"{weights}{' (EMA)' * (name == 'ema')}"

@@ -18,6 +18,9 @@ def joined_folders(paths: str) -> list[str]:
     return paths.split(":") if paths else []
 
 
+PUBLISHED = ("pretrained", "packaged")  # instead of the path of a file of weights
+
+
 def _kind(path: str) -> str:
     """Return "folder", "file" (anything else), "nothing", or "unusable" (name too long, parent not accessible)."""
     try:
@@ -194,17 +197,23 @@ DISK_RULES = (
     _must_exist(
         "util.test_weight_file",
         "file",
-        "the checkpoint to evaluate",
-        _evaluates,
+        "the checkpoint to evaluate, pretrained or packaged",
+        lambda c: _evaluates(c) and c.util.test_weight_file not in PUBLISHED,
         "give --util.test_weight_file FILE",
+    ),
+    _must_exist(
+        "eval.classes",
+        "file",
+        "imagenet, or a text file with a class per line",
+        lambda c: _evaluates(c) and c.eval.classes != "imagenet",
     ),
     *(_must_exist(f"eval.{name}", "file", what, _evaluates) for name, what in _LABEL_FILES.items()),
     *(_must_exist(f"eval.{name}", "folder", what, _evaluates) for name, what in _IMAGE_SETS.items()),
     _must_exist(
         "model.weights",
         "file",
-        "the checkpoint to start from",
-        lambda c: _trains(c) and not _can_continue(c.util.run_dir),
+        "the checkpoint to start from, pretrained or packaged",
+        lambda c: _trains(c) and c.model.weights not in PUBLISHED and not _can_continue(c.util.run_dir),
     ),
     _must_exist("data.keep_list", "file", "the list of the images to train on", _trains),
     Rule(
@@ -278,6 +287,8 @@ DISABLED = (
 )
 """Keys that have no effect in training because of another key. An evaluation (util.test_only) may keep them all."""
 
+_OWN_INPUT = {"data.mean": None, "data.std": None, "data.interpolation": None}
+
 RESUME = ResumeRules(
     schema=SCHEMA,
     free=frozenset(
@@ -298,7 +309,10 @@ RESUME = ResumeRules(
         "data.extra.path": "",
         "data.extra.labels": "",
         "data.extra.share": 0.0,
+        **_OWN_INPUT,
     },
+    unhashed=frozenset(_OWN_INPUT),
+    renewed={"data.crop_ratio": (0.875, "auto"), "optim.bn.eps": (1e-5, None)},
     seed="compute.seed",
 )
 """What may change when a run is continued."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from utils.config.dotted_keys import Schema
-from utils.config.value_types import NULL_WORDS, Count, Positive, ValueType
+from utils.config.value_types import NULL_WORDS, Count, Joined, Positive, ValueType
 
 FILE_FLAG = "config_file_path"
 
@@ -24,11 +24,26 @@ def _rendezvous_url(url: str) -> str:
     return url
 
 
+def _auto_or_fraction(value: float | str) -> float | str:
+    if value != "auto" and (isinstance(value, str) or not 0 < value <= 1):
+        raise ValueError("neither auto nor a fraction")
+    return value
+
+
 Text = Annotated[str, AfterValidator(_plain_text), Field(description="text ('' for none)")]
 MinusOneOrMore = Annotated[int, Field(ge=-1)]
 NonNegative = Annotated[float, Field(ge=0, le=1e30)]  # above this, float32 overflows
 Share = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Deviation = Annotated[float, Field(gt=0)]
+Means = Annotated[
+    tuple[float, float, float], Joined(","), Field(title="R,G,B", description="three numbers such as 0.5,0.5,0.5")
+]
+Deviations = Annotated[
+    tuple[Deviation, Deviation, Deviation],
+    Joined(","),
+    Field(title="R,G,B", description="three numbers > 0 such as 0.5,0.5,0.5"),
+]
 
 _TYPES: dict[str, Any] = {
     "model.arch": Annotated[
@@ -42,7 +57,13 @@ _TYPES: dict[str, Any] = {
     "data.on_error": Literal["stop", "skip"],
     "data.image_size": Positive,
     "data.rrc_minimum": Annotated[float, Field(gt=0, le=1)],
-    "data.crop_ratio": Annotated[float, Field(gt=0, le=1)] | None,
+    "data.crop_ratio": Annotated[
+        float | str, AfterValidator(_auto_or_fraction), Field(description="auto, or a number > 0 and <= 1")
+    ]
+    | None,
+    "data.mean": Means | None,
+    "data.std": Deviations | None,
+    "data.interpolation": Literal["bilinear", "bicubic", "lanczos"] | None,
     "data.test_size": Positive | None,
     "data.flip_prob": Share,
     "data.color_jitter": Share,
@@ -99,6 +120,7 @@ _TYPES: dict[str, Any] = {
     "util.test_only": bool,
     "util.test_weight_file": Text,
     "util.print_config": bool,
+    "eval.classes": Text,
     "eval.real": Text,
     "eval.multilabel": Text,
     "eval.labels": Text,

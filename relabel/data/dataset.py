@@ -58,6 +58,7 @@ class RandomResizedCrop:
         min_area: smallest area of the crop, fraction of the image.
         flip_prob, color_jitter, lighting: as in `draw_augmentation`.
         seed: together with epoch and image index, seeds every draw.
+        interpolation: how the crop is resized: bilinear, bicubic or lanczos, antialiased.
     """
 
     size: int
@@ -66,6 +67,7 @@ class RandomResizedCrop:
     color_jitter: float
     lighting: float
     seed: int
+    interpolation: str = "bilinear"
 
     def __call__(self, file: ImageFile, epoch: int, index: int) -> Crop:
         """Draw the box, then the augmentation."""
@@ -73,7 +75,8 @@ class RandomResizedCrop:
         box = random_crop_box(rng, file.width, file.height, self.min_area)
         augmentation = draw_augmentation(rng, self.flip_prob, self.color_jitter, self.lighting)
         # The first epoch decodes whole files: all damage is found early, not in the epoch whose crop first reaches it.
-        return Crop(file.resized_crop(box, self.size, self.size, whole=epoch == 0), box, augmentation)
+        image = file.resized_crop(box, self.size, self.size, self.interpolation, whole=epoch == 0)
+        return Crop(image, box, augmentation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +86,17 @@ class CenterCrop:
     Fields:
         size: S, side of the crop, pixels.
         crop_ratio: the shorter side is first resized to ceil(size / crop_ratio); None squashes the whole image.
+        interpolation: how the image is resized: bilinear, bicubic or lanczos, antialiased.
     """
 
     size: int
     crop_ratio: float | None
+    interpolation: str = "bilinear"
 
     def __call__(self, file: ImageFile, epoch: int, index: int) -> Crop:
         """Return the central crop; epoch and index are ignored."""
-        return Crop(file.centre_crop(self.size, self.crop_ratio), file.centre_box(self.size, self.crop_ratio))
+        image = file.centre_crop(self.size, self.crop_ratio, self.interpolation)
+        return Crop(image, file.centre_box(self.size, self.crop_ratio))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,7 +1,7 @@
 """Decode a region of an image file to uint8 pixels. Pillow reads every format and is the reference.
 
 JPEG files may take a fast path instead: simplejpeg decodes the same pixels, but only down to the crop's last row, and
-torch resizes them with the same antialiased bilinear filter (a few values differ by 1 of 255, very few by 2). Files
+torch resizes them with the same antialiased filter (a few values differ by 1 of 255, very few by 2). Files
 that the fast path does not accept go to Pillow, which also decides whether a file is damaged.
 
 Crops are cut out before they are resized, as in torchvision. Pillow's resize(box=...) would read pixels beyond the box
@@ -34,6 +34,8 @@ RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+
+FAST_RESIZING = ("bilinear", "bicubic")  # those that torch has too
 
 # Exhausted resources of the machine: such an error says nothing about the file.
 EXHAUSTED = {errno.ENOMEM: "memory", errno.EMFILE: "open files", errno.ENFILE: "open files"}
@@ -113,22 +115,23 @@ class ImageFile:
         """
         left, top, right, bottom = box.pixels(self.width, self.height)
         with _naming(self.path):
-            if self._frame and interpolation == "bilinear":
+            if self._frame and interpolation in FAST_RESIZING:
                 rows = decode_rows(self._data, self._frame, self.height if whole else bottom)
                 if rows is not None:
-                    return _resized(rows[top:bottom, left:right], height, width)
+                    return _resized(rows[top:bottom, left:right], height, width, interpolation)
             opened = self._opened()
             region = _rgb(opened.crop((left, top, right, bottom)))
             self._check_whole(opened.format)
             resized = region.resize((width, height), RESAMPLING[interpolation])
             return np.array(resized).transpose(2, 0, 1)  # a copy, because torch warns about read-only arrays
 
-    def centre_crop(self, size: int, crop_ratio: float | None) -> np.ndarray:
-        """Resize the shorter side to ceil(size / crop_ratio), bilinear, and cut out the centre, as torchvision does.
+    def centre_crop(self, size: int, crop_ratio: float | None, interpolation: str = "bilinear") -> np.ndarray:
+        """Resize the shorter side to ceil(size / crop_ratio) and cut out the centre, as torchvision does.
 
         Args:
             size: side of the result, pixels.
             crop_ratio: in (0, 1]; None squashes the whole image to size x size.
+            interpolation: as in resized_crop.
 
         Returns:
             uint8 [3, size, size]; RGB. A view of [size, size, 3], its order in memory.
@@ -137,10 +140,10 @@ class ImageFile:
             UnreadableImage: the file cannot be decoded. (UserError as above.)
         """
         if crop_ratio is None:
-            return self.resized_crop(WHOLE_IMAGE, size, size)
+            return self.resized_crop(WHOLE_IMAGE, size, size, interpolation)
         width, height = _resized_size(self.width, self.height, size, crop_ratio)
         left, top, right, bottom = _middle(width, height, size)
-        resized = self.resized_crop(WHOLE_IMAGE, height, width).transpose(1, 2, 0)
+        resized = self.resized_crop(WHOLE_IMAGE, height, width, interpolation).transpose(1, 2, 0)
         return resized[top:bottom, left:right].copy().transpose(2, 0, 1)
 
     def centre_box(self, size: int, crop_ratio: float | None) -> CropBox:
@@ -194,11 +197,11 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _resized(region: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize uint8 [rows, columns, 3] to [3, height, width] with Pillow's bilinear filter, vectorised by torch."""
+def _resized(region: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
+    """Resize uint8 [rows, columns, 3] to [3, height, width] with Pillow's filter, vectorised by torch."""
     # Add the batch dimension before permuting: torch would otherwise reorder a single image into planes.
     pixels = torch.from_numpy(np.ascontiguousarray(region))[None].permute(0, 3, 1, 2)
-    return F.interpolate(pixels, (height, width), mode="bilinear", antialias=True)[0].numpy()
+    return F.interpolate(pixels, (height, width), mode=interpolation, antialias=True)[0].numpy()
 
 
 @contextmanager

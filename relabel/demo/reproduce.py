@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from models.weights_file import DATA_CONFIG
 from relabel.config.load import read_config
 from relabel.demo.results import measure, show_results
 from utils.checkpoint import LAST, load_checkpoint, save_checkpoint
@@ -120,7 +121,9 @@ def make_digits_teacher(file: Path, work: Path, train: int, val: int) -> None:
         train, val: scenes per split.
     """
     state = load_checkpoint(_Steps(DIGITS, work.resolve(), None).teacher(train, val))
-    save_checkpoint({key: state[key] for key in ("arch", "class_names", "accuracy", "epoch", "state_dict")}, file)
+    save_checkpoint(
+        {key: state[key] for key in ("arch", "class_names", "accuracy", "epoch", "state_dict", DATA_CONFIG)}, file
+    )
     print(f"{file}: top-1 {state['accuracy']:.2f} % on the validation scenes")
 
 

@@ -11,14 +11,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from models.build import load_weights
+from models.classifier import open_weights
 from relabel.config.load import load_config
 from relabel.evaluation.results import VAL, accuracy_results
 from relabel.evaluation.true_labels import read_true_labels
 from relabel.figures.curves import draw_curves, draw_results
-from relabel.training.build import build_model, eval_loader, list_split
+from relabel.training.build import center_crop, eval_loader, evaluation_input, list_split
 from relabel.training.validation import predict_classes
-from utils.checkpoint import LAST, load_checkpoint
+from utils.checkpoint import LAST
 from utils.estimates import Estimate
 from utils.files import write_json
 from utils.precision import Precision
@@ -48,11 +48,14 @@ def measure(folder: Path, scenes: Path, row: str, seed: int) -> Student:
     process = Process(0, 1, 0, 1, torch.device("cpu"))
     images = list_split(config, "val")
     precision = Precision(config.compute.opt_level, process.device)
-    model = build_model(config, len(images.class_names), precision)
-    load_weights(model, load_checkpoint(folder / LAST)["state_dict"])
-    batches = eval_loader(config, images, process)()
+    weights = open_weights(None, str(folder / LAST))
+    data_config = evaluation_input(config, weights)
+    model = weights.build("model", data_config, "--model.arch")
+    batches = eval_loader(config, images, process, center_crop(data_config))()
     title = f"{row}, seed {seed}"
-    found = predict_classes({title: model}, images, batches, precision, process, title=title, keep_probabilities=True)
+    found = predict_classes(
+        {title: model}, images, batches, precision, process, data_config, title=title, keep_probabilities=True
+    )
     truth, _ = read_true_labels(scenes / "val.json", images)
     results = [*accuracy_results(VAL, found[title], ""), *truth.results(found[title])]
     values = {result.metric: result.value for result in results if result.metric in METRICS.values()}

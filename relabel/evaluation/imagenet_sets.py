@@ -130,14 +130,14 @@ def imagenet_subset(name: str, root: Path, class_names: list[str], checkpoint: s
     return ImageSet(name, images, transform, metrics, among, notes=notes)
 
 
-def imagenet_c_sets(root: Path, class_names: list[str], checkpoint: str, size: int) -> list[ImageSet]:
+def imagenet_c_sets(root: Path, class_names: list[str], checkpoint: str, transform: CenterCrop) -> list[ImageSet]:
     """List ImageNet-C: a set for each corruption, with all its severities; image names are SEVERITY/WNID/FILE.
 
     Args:
         root: contains CORRUPTION/SEVERITY/WNID/IMAGE.
         class_names: K texts; the network's.
         checkpoint: its path, for the message.
-        size: side of the crop, pixels.
+        transform: evaluation transform, whose size and interpolation are used.
 
     Raises:
         UserError: none of the 15 corruptions is there, or a folder has classes that the network lacks.
@@ -149,7 +149,7 @@ def imagenet_c_sets(root: Path, class_names: list[str], checkpoint: str, size: i
             f"{root}: found {', '.join(folders[:5]) or 'no folder'}; expected folders of ImageNet-C's corruptions: "
             f"{', '.join(ALEXNET_ERRORS)}."
         )
-    sets = [_corruption_set(root / name, class_names, checkpoint, unresized(size)) for name in corruptions]
+    sets = [_corruption_set(root / name, class_names, checkpoint, unresized(transform)) for name in corruptions]
     counts = {
         f"{corruption}/{severity.decode()}": count
         for corruption, image_set in zip(corruptions, sets, strict=True)
@@ -184,12 +184,12 @@ def _corruption_set(folder: Path, class_names: list[str], checkpoint: str, trans
     return ImageSet(name, images, transform, metrics)
 
 
-def unresized(size: int) -> CenterCrop:
+def unresized(transform: CenterCrop) -> CenterCrop:
     """Crop the centre of ImageNet-C's images of 224 pixels without resizing; a larger crop enlarges them."""
-    if size > C_SIZE:
-        return CenterCrop(size, 1.0)
+    if transform.size > C_SIZE:
+        return replace(transform, crop_ratio=1.0)
     # The next float above size / 224, so that a rounding error cannot make ceil(size / ratio) 225.
-    return CenterCrop(size, math.nextafter(size / C_SIZE, 1))
+    return replace(transform, crop_ratio=math.nextafter(transform.size / C_SIZE, 1))
 
 
 def corruption_results(name: str, severity_of: np.ndarray, predictions: Predictions) -> list[Result]:

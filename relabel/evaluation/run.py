@@ -8,10 +8,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor, nn
+import torch
+from torch import nn
 
-from models.build import infer_num_classes
-from relabel.data.class_names import WNID, class_names_of_imagenet
+from models.classifier import Weights, open_weights
+from models.data_config import DataConfig
+from models.merged_classes import MergedClasses
+from relabel.data.class_names import WNID, ClassOrder, class_order
+from relabel.data.dataset import CenterCrop
 from relabel.data.decode import resolve_decoder
 from relabel.data.images import ImageList
 from relabel.evaluation import imagenet_labels, imagenet_sets
@@ -20,10 +24,16 @@ from relabel.evaluation.imagenet_sets import ImageSet, imagenet_subset
 from relabel.evaluation.predictions import write_predictions
 from relabel.evaluation.results import VAL, Result, print_results
 from relabel.evaluation.true_labels import read_true_labels
-from relabel.training.build import build_model, eval_loader, eval_transform, list_split, load_from, set_up_device
+from relabel.training.build import (
+    center_crop,
+    check_image_sizes,
+    eval_loader,
+    evaluation_input,
+    list_split,
+    set_up_device,
+)
 from relabel.training.run import ANOTHER_FOLDER, errors_reported_once
 from relabel.training.validation import NO_CLASS, predict_classes
-from utils.checkpoint import load_checkpoint, named_classes, split_weights
 from utils.config.frozen_munch import FrozenMunch
 from utils.errors import UserError, out_of_memory_reported, with_advice
 from utils.files import make_writable, read_json, write_json
@@ -38,24 +48,45 @@ def test(process: Process, config: FrozenMunch) -> None:
     """Evaluate on one process: print tables, write evaluation-<weights>.json and, if asked for, predictions."""
     set_up_device(process.device)
     path, folder = Path(config.util.test_weight_file), Path(config.util.run_dir)
-    content = load_checkpoint(path)
-    weights = split_weights(content, path)
     images = list_split(config, "val") if config.data.data_path else None
-    class_names = named_classes(content, path) or _unnamed_classes(config, weights["model"], images)
-    sets = from_main(lambda: plan_evaluation(config, images, class_names))
+    weights = open_weights(config.model.arch, str(path))
+    order = class_order(weights, config.eval.classes or None, images.class_names if images else None)
+    if order.names is None:
+        raise UserError(_unknown_classes(weights, images))
+    data_config, class_names = evaluation_input(config, weights), order.names
+    sets = from_main(lambda: plan_evaluation(config, images, class_names, center_crop(data_config)))
     precision = Precision(config.compute.opt_level, process.device)
-    models: dict[str, nn.Module] = {}
     memory_advice = f"util.val_batch_size is {config.util.val_batch_size}: lower --util.val_batch_size."
     with out_of_memory_reported(memory_advice):
-        for name, state_dict in weights.items():
-            models[name] = build_model(config, len(class_names), precision)
-            load_from(path, models[name], state_dict, content.get("arch"))
+        models = {name: _network(weights, name, order, data_config, precision) for name in weights.state_dicts}
     process.share(config.util.val_batch_size, "util.val_batch_size")
     from_main(lambda: open_folder(folder, path))  # now, because it may turn out not to be writable
-    with errors_reported_once(process, lambda _: None, lambda error: "by peer" in str(error), memory_advice):
-        results = evaluate_sets(config, sets, models, precision, process)
     if process.is_main:
-        report(config, images, sets, results, precision)
+        print(f"{weights}, {weights.num_classes:,} classes: {order.source}\ninput: {data_config.source}", flush=True)
+    with errors_reported_once(process, lambda _: None, lambda error: "by peer" in str(error), memory_advice):
+        results = evaluate_sets(config, sets, models, precision, process, data_config)
+    if process.is_main:
+        report(config, weights.arch, images, sets, results, precision, data_config)
+
+
+def _network(
+    weights: Weights, name: str, order: ClassOrder, data_config: DataConfig, precision: Precision
+) -> nn.Module:
+    """Build one of the networks of a checkpoint on its device, with its classes merged."""
+    model = weights.build(name, data_config, "--model.arch").eval()
+    check_image_sizes(weights.arch, model, {data_config.side})
+    if order.groups is not None:
+        model = MergedClasses(model, order.groups)
+    return model.to(precision.device).to(memory_format=torch.channels_last)
+
+
+def _unknown_classes(weights: Weights, images: ImageList | None) -> str:
+    found = "no val/" if images is None else f"{len(images.class_names):,} class folders in {images.root}"
+    return (
+        f"{weights.title} has {weights.num_classes:,} classes and does not name them; expected ImageNet's 1000, as "
+        f"many class folders in val/, or a list of them; found {found}.\n  Give the list, one class per line, NAME or "
+        "NAME<TAB>FOLDER, as --eval.classes FILE, or set --data.data_path to the data it was trained for."
+    )
 
 
 def open_folder(folder: Path, weights: Path) -> None:
@@ -81,29 +112,16 @@ def _report_path(folder: Path, weights: Path) -> Path:
     return folder / f"evaluation-{weights.stem}.json"
 
 
-def _unnamed_classes(config: FrozenMunch, state_dict: dict[str, Tensor], images: ImageList | None) -> list[str]:
-    """Name the classes of a checkpoint that does not name them: ImageNet's if it has 1000, else the folders of val/."""
-    path = Path(config.util.test_weight_file)
-    with with_advice("Correct --model.arch."):
-        count = infer_num_classes(config.model.arch, state_dict)
-    if count == IMAGENET_CLASSES and (images is None or all(map(WNID.fullmatch, images.class_names))):
-        return class_names_of_imagenet()
-    if images is None or len(images.class_names) != count:
-        found = "no val/" if images is None else f"{len(images.class_names):,} class folders in {images.root}"
-        raise UserError(
-            f"{path} has {count:,} classes and does not name them; expected ImageNet's {IMAGENET_CLASSES} or as many "
-            f"class folders in val/; found {found}.\n  Set --data.data_path to the data it was trained for."
-        )
-    return images.class_names
-
-
-def plan_evaluation(config: FrozenMunch, images: ImageList | None, class_names: list[str]) -> list[ImageSet]:
+def plan_evaluation(
+    config: FrozenMunch, images: ImageList | None, class_names: list[str], transform: CenterCrop
+) -> list[ImageSet]:
     """Read every label file and list every image set given in the config.
 
     Args:
         config: data, eval and util.
         images: of val/, if there is one.
         class_names: K texts; the checkpoint's.
+        transform: of every image set but ImageNet-C.
 
     Returns:
         the image sets, val/ first.
@@ -111,7 +129,7 @@ def plan_evaluation(config: FrozenMunch, images: ImageList | None, class_names: 
     Raises:
         UserError: a file or folder is not of the expected form, or is for other classes.
     """
-    path, wanted, transform = Path(config.util.test_weight_file), config.eval, eval_transform(config)
+    path, wanted = Path(config.util.test_weight_file), config.eval
     asked = [f"eval.{key}" for key in IMAGENET_KEYS if wanted[key]]
     positions = imagenet_labels.imagenet_positions(class_names, path, asked[0]) if asked else np.empty(0, np.int64)
     checkpoint = str(path)
@@ -119,13 +137,13 @@ def plan_evaluation(config: FrozenMunch, images: ImageList | None, class_names: 
         "imagenet_v2": lambda root: imagenet_sets.imagenet_v2_sets(root, class_names, positions, transform),
         "imagenet_a": lambda root: [imagenet_subset("imagenet_a", root, class_names, checkpoint, transform)],
         "imagenet_r": lambda root: [imagenet_subset("imagenet_r", root, class_names, checkpoint, transform)],
-        "imagenet_c": lambda root: imagenet_sets.imagenet_c_sets(root, class_names, checkpoint, transform.size),
+        "imagenet_c": lambda root: imagenet_sets.imagenet_c_sets(root, class_names, checkpoint, transform),
     }
     sets: list[ImageSet] = []
     if images is not None:
         with with_advice("Check --data.data_path."):
             images = images.with_classes_of(class_names, checkpoint)
-        sets.append(_validation_set(config, images, positions))
+        sets.append(_validation_set(config, images, positions, transform))
     for key, read in readers.items():
         if wanted[key]:
             with with_advice(f"Check --eval.{key}."):
@@ -133,7 +151,7 @@ def plan_evaluation(config: FrozenMunch, images: ImageList | None, class_names: 
     return sets
 
 
-def _validation_set(config: FrozenMunch, images: ImageList, positions: np.ndarray) -> ImageSet:
+def _validation_set(config: FrozenMunch, images: ImageList, positions: np.ndarray, transform: CenterCrop) -> ImageSet:
     """Make the set of the images of val/, evaluated by their folders, by published labels and by own labels."""
     wanted, names = config.eval, images.class_names
     metrics, notes, true_labels = imagenet_sets.accuracy_and_calibration(VAL, "label: class folder"), [], None
@@ -154,11 +172,16 @@ def _validation_set(config: FrozenMunch, images: ImageList, positions: np.ndarra
         true_labels, more = read_true_labels(Path(wanted.labels), images)
         metrics.append(true_labels.results)
         notes += more
-    return ImageSet(VAL, images, eval_transform(config), metrics, true_labels=true_labels, notes=notes)
+    return ImageSet(VAL, images, transform, metrics, true_labels=true_labels, notes=notes)
 
 
 def evaluate_sets(
-    config: FrozenMunch, sets: list[ImageSet], models: dict[str, nn.Module], precision: Precision, process: Process
+    config: FrozenMunch,
+    sets: list[ImageSet],
+    models: dict[str, nn.Module],
+    precision: Precision,
+    process: Process,
+    data_config: DataConfig,
 ) -> dict[str, list[Result]]:
     """Evaluate all weights on each set, and write their predictions if asked for.
 
@@ -174,6 +197,7 @@ def evaluate_sets(
             eval_loader(config, image_set.images, process, image_set.transform)(),
             precision,
             process,
+            data_config,
             title=image_set.name,
             among=image_set.among,
             keep_probabilities=true_labels is not None,
@@ -198,10 +222,12 @@ def _predictions_path(config: FrozenMunch, weights: str, image_set: str) -> Path
 
 def report(
     config: FrozenMunch,
+    arch: str,
     images: ImageList | None,
     sets: list[ImageSet],
     results: dict[str, list[Result]],
     precision: Precision,
+    data_config: DataConfig,
 ) -> None:
     """Print tables, transforms and notes, and write them as JSON into the run folder."""
     path, folder = Path(config.util.test_weight_file), Path(config.util.run_dir)
@@ -214,10 +240,11 @@ def report(
     print("\n" + "".join(f"\nnote: {note}" for note in notes))
     content = {
         "weights": str(path),
-        "arch": config.model.arch,
+        "arch": arch,
         "data": None if images is None else str(images.root),
         "eval": config.eval.toDict(),
         "views": transforms,
+        "data_config": data_config.as_record(),
         "precision": precision.name,
         "decoder": resolve_decoder(config.data.decoder),
         "environment": environment(),

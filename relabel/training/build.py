@@ -1,17 +1,21 @@
 """Build the parts of a run from its config: data, network, optimizer, schedule, loaders; each is checked when built."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from models.batch_norm import set_batch_norm
 from models.build import create_model, load_weights, with_own_head
+from models.classifier import Weights, open_weights
+from models.data_config import DataConfig, resolve
+from models.weights_file import recorded_data_config
 from relabel.config.rules import joined_folders
+from relabel.data.class_names import class_order
 from relabel.data.dataset import CenterCrop, ImageDataset, RandomResizedCrop
 from relabel.data.decode import resolve_decoder
 from relabel.data.extra_images import ExtraBatches, ExtraRoot, MixedDataset, open_extra_root
@@ -22,7 +26,7 @@ from relabel.stores.store import LabelStore, check_one_per_class, check_present,
 from relabel.targets import TargetMaker
 from relabel.training.trainer import Recipe, Trainer
 from relabel.training.validation import Score, evaluate
-from utils.checkpoint import load_checkpoint, named_classes, split_weights
+from utils.checkpoint import LAST
 from utils.config.frozen_munch import FrozenMunch
 from utils.errors import UserError, with_advice
 from utils.optimizers import create_optimizer
@@ -110,17 +114,20 @@ def make_trainer(
     start: Start,
 ) -> Trainer:
     """Build the trainer, in the state of the checkpoint if there is one; nothing is written yet."""
-    steps, train_batches = train_loader(config, data, process, start.seed)
-    val_batches = eval_loader(config, data.val, process)
+    weights = (
+        open_weights(config.model.arch, config.model.weights) if config.model.weights and not start.state else None
+    )
+    data_config = training_input(config, weights, start.state)
+    steps, train_batches = train_loader(config, data, process, start.seed, data_config)
+    val_batches = eval_loader(config, data.val, process, center_crop(data_config))
     torch.manual_seed(start.seed)
-    model = build_model(config, len(data.images.class_names), precision)
-    if config.model.weights and start.state is None:
-        loaded = start_weights(config, model, data.images.class_names)
-        if process.is_main:
-            print(loaded, flush=True)
+    model = build_model(config, len(data.images.class_names), precision, data_config)
+    loaded = start_from(weights, model, data.images.class_names) if weights else ""
+    if process.is_main:
+        print("\n".join(filter(None, [loaded, f"input: {data_config.source}"])), flush=True)
 
     def validate(networks: Mapping[str, nn.Module]) -> dict[str, Score]:
-        return evaluate(networks, data.val, val_batches(), precision, process)
+        return evaluate(networks, data.val, val_batches(), precision, process, data_config)
 
     trainer = Trainer(
         model=model,
@@ -133,6 +140,7 @@ def make_trainer(
         evaluate=validate,
         skipped_images=SkippedImages(Path(config.util.run_dir), len(data.images) + data.extra_images),
         identity={**identity, "seed": start.seed},
+        data_config=data_config,
         folder=Path(config.util.run_dir),
         tensorboard=config.util.tensorboard,
     )
@@ -141,69 +149,95 @@ def make_trainer(
     return trainer
 
 
-def build_model(config: FrozenMunch, num_classes: int, precision: Precision, flag: str = "--model.arch") -> nn.Module:
-    """Build the network on its device; torch's seed must be set so that every process starts from the same weights.
+INPUT_FLAGS = "--data.test_size, --data.crop_ratio, --data.interpolation, --data.mean and --data.std"
 
-    `flag` is the command-line flag that selects the network, for messages.
+
+def given_input(config: FrozenMunch) -> dict[str, Any]:
+    """Return the fields of DataConfig that a config gives; null (`auto` for crop_ratio) leaves a key to the network."""
+    data = config.data
+    found = {"interpolation": data.interpolation, "mean": data.mean, "std": data.std, "bn_eps": config.optim.bn.eps}
+    if data.test_size:
+        found["size"] = (data.test_size, data.test_size)
+    given = {name: value for name, value in found.items() if value is not None}
+    return given if data.crop_ratio == "auto" else given | {"crop_ratio": data.crop_ratio}
+
+
+def training_input(config: FrozenMunch, weights: Weights | None, state: Mapping[str, Any] | None) -> DataConfig:
+    """Find what the network of a run expects of its input.
+
+    Args:
+        config: of the run.
+        weights: those that a new run starts from; None: random ones, which get the values of 2021.
+        state: content of the checkpoint that the run continues from; None: it begins.
+    """
+    given, side = given_input(config), config.data.image_size
+    if side:
+        given = {"size": (side, side), "train_size": side} | given
+    if state is not None:
+        return resolve([("given", given), ("as before", recorded_data_config(state, Path(LAST)))], INPUT_FLAGS)
+    return weights.data_config(given, INPUT_FLAGS) if weights else resolve([("given", given)], INPUT_FLAGS)
+
+
+def evaluation_input(config: FrozenMunch, weights: Weights) -> DataConfig:
+    """Find what the network of a checkpoint expects of its input; data.image_size counts if no test size is known."""
+    side = config.data.image_size
+    later = [("data.image_size", {"size": (side, side)})] if side else []
+    return weights.data_config(given_input(config), INPUT_FLAGS, later)
+
+
+def build_model(config: FrozenMunch, num_classes: int, precision: Precision, data_config: DataConfig) -> nn.Module:
+    """Build a new network on its device; torch's seed must be set: every process starts from the same weights.
 
     Raises:
         UserError: the network does not exist, or cannot classify images of the run's sizes.
     """
-    with with_advice(f"Correct {flag}."):
-        model = create_model(config.model.arch, num_classes)
-    set_batch_norm(model, config.optim.bn.momentum, config.optim.bn.eps)
-    _check_image_sizes(config, model.eval(), num_classes)
+    with with_advice("Correct --model.arch."):
+        model = create_model(config.model.arch, num_classes, data_config.size)
+    set_batch_norm(model, config.optim.bn.momentum, data_config.bn_eps)
+    check_image_sizes(config.model.arch, model.eval(), {data_config.train_size, data_config.side})
     return model.train().to(precision.device).to(memory_format=torch.channels_last)
 
 
 @torch.inference_mode()
-def _check_image_sizes(config: FrozenMunch, model: nn.Module, num_classes: int) -> None:
-    """Check that the network accepts the run's image sizes; on the CPU, where no error can come from a GPU."""
-    for size in sorted({config.data.image_size, config.data.test_size or config.data.image_size}):
+def check_image_sizes(arch: str, model: nn.Module, sizes: Collection[int]) -> None:
+    """Check that the network accepts images of these sizes; on the CPU, where no error can come from a GPU."""
+    for size in sorted(sizes):
         try:
             shape = model(torch.zeros(1, 3, size, size)).shape
-            assert shape == (1, num_classes), f"it gives {list(shape)} instead of one logit per class"
+            assert len(shape) == 2, f"it gives {list(shape)} instead of one logit per class"
         except (RuntimeError, ValueError, AssertionError, AttributeError) as error:
             raise UserError(
-                f"{config.model.arch} cannot classify images of {size} x {size} pixels: {str(error).splitlines()[0]}\n"
+                f"{arch} cannot classify images of {size} x {size} pixels: {str(error).splitlines()[0]}\n"
                 f"  Set another --model.arch, --data.image_size or --data.test_size."
             ) from error
 
 
-def start_weights(config: FrozenMunch, model: nn.Module, class_names: Sequence[str]) -> str:
-    """Load the weights of model.weights into a new network; the EMA weights if the file has them.
+def start_from(weights: Weights, model: nn.Module, class_names: Sequence[str]) -> str:
+    """Load weights into a new network; of a file with averaged weights, those.
 
-    The classification head is loaded only if the file names the same classes in the same order; otherwise it is left
+    The classification head is loaded only if it is for the same classes in the same order; otherwise it is left
     unchanged.
 
     Returns:
         a line that describes what was loaded.
 
     Raises:
-        UserError: the file cannot be read, or tensors other than the head do not match.
+        UserError: tensors other than the head do not match.
     """
-    path = Path(config.model.weights)
-    content = load_checkpoint(path)
-    weights = split_weights(content, path)
-    name = "ema" if "ema" in weights else "model"
-    file_classes = named_classes(content, path)
-    same = file_classes == list(class_names)
-    state_dict = weights[name] if same else with_own_head(model, config.model.arch, weights[name])
-    load_from(path, model, state_dict, content.get("arch"))
-    named = f"names {len(file_classes)} classes" if file_classes else "does not name its classes"
-    head = "included" if same else f"new: the file {named}, not these {len(class_names)} in this order"
-    return f"starting from {path}{' (EMA)' * (name == 'ema')}, classification head {head}"
-
-
-def load_from(
-    path: Path, model: nn.Module, state_dict: dict[str, Tensor], arch: str | None, flag: str = "--model.arch"
-) -> None:
-    """Load a checkpoint's weights into the network; an error names the file and its network."""
+    name, order = weights.preferred, class_order(weights, None, class_names)
+    same = order.names == list(class_names)
+    state_dict = weights.state_dicts[name]
     try:
-        load_weights(model, state_dict)
+        load_weights(model, state_dict if same else with_own_head(model, weights.arch, state_dict))
     except UserError as error:
-        advice = f"The file says that it is of {arch}: set {flag} {arch}." if arch else f"Correct {flag}."
-        raise UserError(f"{path}: {error}\n  {advice}") from None
+        raise UserError(f"{weights.title}: {error}\n  Correct --model.arch.") from None
+    head = (
+        f"included (classes: {order.source})"
+        if same
+        else f"new: the weights are of {weights.num_classes:,} other classes"
+    )
+    note = f" ({weights.note})" if weights.note else ""
+    return f"starting from {weights.title}{' (EMA)' * (name == 'ema')}{note}, classification head {head}"
 
 
 def memory_advice(config: FrozenMunch) -> str:
@@ -271,7 +305,7 @@ def build_target_maker(config: FrozenMunch, num_classes: int) -> TargetMaker:
 
 
 def train_loader(
-    config: FrozenMunch, data: TrainingData, process: Process, seed: int
+    config: FrozenMunch, data: TrainingData, process: Process, seed: int, data_config: DataConfig
 ) -> tuple[int, Callable[[int], Iterable[Batch]]]:
     """Build the training batches.
 
@@ -298,8 +332,9 @@ def train_loader(
         )
     steps = steps_per_epoch(len(data.images), global_batch - from_extra)
     transform = RandomResizedCrop(
-        keys.image_size, keys.rrc_minimum, keys.flip_prob, keys.color_jitter, keys.lighting, seed
-    )
+        data_config.train_size, keys.rrc_minimum, keys.flip_prob, keys.color_jitter, keys.lighting, seed,
+        data_config.interpolation,
+    )  # fmt: skip
     main = ImageDataset(data.images, transform, data.store, resolve_decoder(keys.decoder))
     mixed = MixedDataset(main, data.extra) if data.extra else main
     dataset = SkippingDataset(mixed, skip=keys.on_error == "skip")
@@ -322,16 +357,16 @@ def train_loader(
     return steps, batches
 
 
-def eval_transform(config: FrozenMunch) -> CenterCrop:
+def center_crop(data_config: DataConfig) -> CenterCrop:
     """Build the evaluation transform: resize and center crop."""
-    return CenterCrop(config.data.test_size or config.data.image_size, config.data.crop_ratio)
+    return CenterCrop(data_config.side, data_config.crop_ratio, data_config.interpolation)
 
 
 def eval_loader(
-    config: FrozenMunch, images: ImageList, process: Process, transform: CenterCrop | None = None
+    config: FrozenMunch, images: ImageList, process: Process, transform: CenterCrop
 ) -> Callable[[], Iterable[Batch]]:
-    """Return a function that gives this process's share of the batches; transform None means eval_transform."""
-    dataset = ImageDataset(images, transform or eval_transform(config), decoder=resolve_decoder(config.data.decoder))
+    """Return a function that gives this process's share of an evaluation set."""
+    dataset = ImageDataset(images, transform, decoder=resolve_decoder(config.data.decoder))
     batch_size = process.share(config.util.val_batch_size, "util.val_batch_size")
 
     def batches() -> Iterable[Batch]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from relabel.config.rules import RESUME, joined_folders
+from relabel.config.rules import PUBLISHED, RESUME, joined_folders
 from relabel.data.decode import resolve_decoder
 from relabel.data.images import ImageList
 from relabel.stores.packed import sha256_of
@@ -115,7 +115,7 @@ def introduce(config: FrozenMunch, data: TrainingData, trainer: Trainer) -> None
         processes=process.world_size,
         device=str(process.device),
         classes=len(data.images.class_names),
-        weights_sha256=sha256_of(Path(config.model.weights)) if config.model.weights and trainer.step == 0 else None,
+        weights_sha256=_sha256_of_start(config) if trainer.step == 0 else None,
         **{name: value for name, value in trainer.identity.items() if name != "class_names"},
     )
     batch = config.optim.batch_size // process.local_world_size * process.world_size
@@ -136,6 +136,11 @@ def introduce(config: FrozenMunch, data: TrainingData, trainer: Trainer) -> None
         f"continuing at step {trainer.step:,} of {recipe.total_steps:,}" if trainer.step else "",
     ]
     print("\n".join(filter(None, lines)), flush=True)
+
+
+def _sha256_of_start(config: FrozenMunch) -> str | None:
+    """Return the sha256 of the file that the run starts from, if it is a file."""
+    return sha256_of(Path(config.model.weights)) if config.model.weights not in ("", *PUBLISHED) else None
 
 
 def fit(config: FrozenMunch, trainer: Trainer) -> None:

@@ -16,6 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from models.data_config import DataConfig
+from models.weights_file import DATA_CONFIG
 from relabel.augment import augment
 from relabel.cutmix import cutmix
 from relabel.data.loader import Batch
@@ -93,6 +95,7 @@ class Trainer:
         evaluate: name -> network to name -> Score on the validation set.
         skipped_images: images that the run has skipped; initially empty.
         identity: plain values that every checkpoint contains (arch, class_names, fingerprint of the data).
+        data_config: what the network expects of its input; every checkpoint contains it.
         folder: the run folder.
         tensorboard: also write TensorBoard events.
         network, batches, progress, log: the model, in DDP if there are several processes; the rest of train_batches;
@@ -109,6 +112,7 @@ class Trainer:
     evaluate: Callable[[Mapping[str, nn.Module]], dict[str, Score]]
     skipped_images: SkippedImages
     identity: dict[str, Any]
+    data_config: DataConfig
     folder: Path
     tensorboard: bool = False
     network: nn.Module = field(init=False)
@@ -151,7 +155,10 @@ class Trainer:
         planned = sum(len(batch) + len(batch.skipped) for batch in batches)  # the same on every process
         total = torch.zeros((), device=self.process.device)
         for i, batch in enumerate(batches, start=1):
-            images = augment(batch.images, batch.flips, batch.jitter_orders, batch.jitter_factors, batch.lighting)
+            images = augment(
+                batch.images, batch.flips, batch.jitter_orders, batch.jitter_factors, batch.lighting,
+                mean=self.data_config.mean, std=self.data_config.std,
+            )  # fmt: skip
             targets = self.target_maker(batch.labels, batch.boxes, batch.scores, batch.classes)
             if self.epoch < recipe.cutmix_epochs and rng.random() < recipe.cutmix_prob:
                 images, targets = cutmix(images, targets, rng, recipe.cutmix_beta)
@@ -369,6 +376,7 @@ class Trainer:
         self.metrics_bytes = self.log.size_on_disk()
         return {
             **self.identity,
+            DATA_CONFIG: self.data_config.as_record(),
             **{name: getattr(self, name) for name in _COUNTERS},
             "epoch": self.epoch,
             "state_dict_ema": None,

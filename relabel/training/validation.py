@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.data_config import DataConfig
 from relabel.augment import normalise
 from relabel.data.images import ImageList
 from relabel.data.loader import Batch
@@ -111,6 +112,7 @@ def predict_classes(
     batches: Iterable[Batch],
     precision: Precision,
     process: Process,
+    data_config: DataConfig,
     *,
     title: str = "",
     among: np.ndarray | None = None,
@@ -124,6 +126,7 @@ def predict_classes(
         batches: this process's images, on its device; each image of the set is in one process's share, once.
         precision: of the forward pass; the last layer runs in float32.
         process: this process; the main one shows progress.
+        data_config: what the networks expect of their input: mean and std are applied here.
         title: of the progress bar; "": no bar.
         among: int64 [K']; the logits of the classes that can be predicted; None: all K.
         keep_probabilities: keep those of every class, not only of the most likely one and the label.
@@ -142,7 +145,9 @@ def predict_classes(
     progress = JobProgress(title, len(images), "images", enabled=process.is_main and title != "")
     with progress, precision.evaluation(*models.values()):
         for batch in batches:
-            pixels = normalise(batch.images).contiguous(memory_format=torch.channels_last)
+            pixels = normalise(batch.images, mean=data_config.mean, std=data_config.std).contiguous(
+                memory_format=torch.channels_last
+            )
             for name, model in models.items():
                 tables[name].fill(batch.indices, model(pixels).float()[:, columns], batch.labels)
             progress.advance(min(len(batch) * process.world_size, progress.total - progress.done))
@@ -150,14 +155,19 @@ def predict_classes(
 
 
 def evaluate(
-    models: Mapping[str, nn.Module], images: ImageList, batches: Iterable[Batch], precision: Precision, process: Process
+    models: Mapping[str, nn.Module],
+    images: ImageList,
+    batches: Iterable[Batch],
+    precision: Precision,
+    process: Process,
+    data_config: DataConfig,
 ) -> dict[str, Score]:
     """Return name -> Score, the same on every process. Arguments and errors as in `predict_classes`.
 
     The networks are left in the mode they were in.
     """
     modes = [(model, model.training) for model in models.values()]
-    found = predict_classes(models, images, batches, precision, process)
+    found = predict_classes(models, images, batches, precision, process, data_config)
     for model, was_training in modes:
         model.train(was_training)
     return {name: _score(predictions) for name, predictions in found.items()}

@@ -68,6 +68,9 @@ class ResumeRules:
         warned: keys that may change with a warning: the last bits of the weights may differ.
         before: key -> the value with which a run behaves as it did before the key existed. The config of a run of an
             earlier version lacks the key; it counts as this value, so that the run can be continued.
+        unhashed: those keys of `before` that settings_sha256, in checkpoints of earlier versions, never contained.
+        renewed: key -> (default before, default now). In the config of a run that lacks a key of `unhashed`, the former
+            counts as the latter; the checkpoint says how the run behaves.
         seed: the key of the seed; -1 means the seed of the run in the folder, or a new one.
     """
 
@@ -75,18 +78,18 @@ class ResumeRules:
     free: frozenset[str]
     warned: frozenset[str]
     before: Mapping[str, Any]
+    unhashed: frozenset[str]
+    renewed: Mapping[str, tuple[Any, Any]]
     seed: str
 
     def fingerprint(self, config: FrozenMunch, all_keys: bool = False) -> str:
         """Return the sha256 of the settings that must not change, without the seed: it identifies a run.
 
         A key at its value of `before` does not count, so that a key can be added; with all_keys it does, as in the
-        settings_sha256 of earlier checkpoints.
+        settings_sha256 of earlier checkpoints. A default that is new counts as the former one.
         """
-        excluded = self.free | self.warned | {self.seed}
-        fixed = {
-            key: value
-            for key, value in flatten(config.toDict()).items()
-            if key not in excluded and (all_keys or key not in self.before or self.before[key] != value)
-        }
+        excluded, skipped = self.free | self.warned | {self.seed}, self.unhashed if all_keys else self.before.keys()
+        values = {key: value for key, value in flatten(config.toDict()).items() if key not in excluded}
+        values |= {key: old for key, (old, new) in self.renewed.items() if values[key] == new}
+        fixed = {k: value for k, value in values.items() if k not in skipped or self.before[k] != value}
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()

@@ -41,9 +41,10 @@ def boolean(text: str) -> bool | str:
 
 # Type -> its placeholder in a usage, what is expected, and how it is read from text. An invalid text is returned
 # unchanged; strict validation then rejects it.
-_KINDS: dict[object, tuple[str, str, Callable[[str], object]]] = {
+_KINDS: dict[Any, tuple[str, str, Callable[[str], object]]] = {
     int: ("N", "a whole number", number),
     float: ("X", "a number", number),
+    float | str: ("X", "a number or a word", number),
     bool: ("true|false", "true or false", boolean),
     str: ("TEXT", "text", str),
     Path: ("PATH", "a path", lambda text: Path(text) if text else text),  # Path("") would be the current folder

@@ -146,16 +146,20 @@ class _Reader:
             first_lines.setdefault(key, name_node.start_mark.line + 1)
 
     def _read_value(self, name_node: yaml.Node, node: yaml.Node, key: str) -> None:
-        if not isinstance(node, yaml.ScalarNode):
+        kind = self.schema.types[key]
+        if kind.separator and isinstance(node, yaml.SequenceNode):
+            value = tuple(number(str(item.value)) for item in node.value)
+            self.settings[key] = Setting(value, self._line(name_node), self.source)
+        elif not isinstance(node, yaml.ScalarNode):
             text = f"expected one value, found {_kind(node)}; write `{key.rpartition('.')[2]}: VALUE`"
             self._report(name_node, key, text, (key,))
         elif node.tag not in _READ:
             text = f"expected a plain value, found the tag {node.tag}; remove the tag"
             self._report(name_node, key, text, (key,))
         else:
-            is_null = node.tag == _STR and self.schema.types[key].is_null(node.value)
-            value = None if is_null else _READ[node.tag](node.value)
-            self.settings[key] = Setting(value, self._line(name_node), self.source)
+            is_null = node.tag == _STR and kind.is_null(node.value)
+            read = kind.read if kind.separator and node.tag != _NULL else _READ[node.tag]
+            self.settings[key] = Setting(None if is_null else read(node.value), self._line(name_node), self.source)
 
     def _line(self, node: yaml.Node) -> str:
         return f"{self.path}, line {node.start_mark.line + 1}"

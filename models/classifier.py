@@ -1,0 +1,163 @@
+"""A classifier's weights with what is known about them: from a file, its library, a package, or random; then built."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.batch_norm import set_batch_norm
+from models.build import (
+    FORCE_TIMM,
+    OURS,
+    create_model,
+    create_pretrained_model,
+    infer_num_classes,
+    library_of,
+    load_weights,
+)
+from models.data_config import DataConfig, resolve, stated_by_timm, stated_by_torchvision
+from models.packaged import IMAGENET_CLASSES, packaged_state_dict
+from models.weights_file import read_weights_file
+from utils.errors import UserError
+
+PRETRAINED, PACKAGED, RANDOM = "pretrained", "packaged", "random"  # instead of the path of a file
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A classifier's weights.
+
+    Fields:
+        title: where they are from: the file's name, or which published ones.
+        arch: the network, as for models.build.library_of.
+        state_dicts: name -> parameter name -> tensor; "model", and "ema" if a file has averaged weights too.
+        num_classes: K.
+        class_names: of the K classes, in the order of the logits; None: the weights do not name them.
+        recorded: what the file records of its input: fields of DataConfig.
+        stated: what the network's library states of it.
+        is_published: whether they are the ones that a library or a package publishes.
+        note: how they were found in the file, if it is another trainer's; else "".
+    """
+
+    title: str
+    arch: str
+    state_dicts: dict[str, dict[str, Tensor]]
+    num_classes: int
+    class_names: list[str] | None
+    recorded: Mapping[str, Any]
+    stated: Mapping[str, Any]
+    is_published: bool
+    note: str = ""
+
+    @property
+    def preferred(self) -> str:
+        """Name of the weights to use if only one can be: the averaged ones, if there are any."""
+        return "ema" if "ema" in self.state_dicts else "model"
+
+    def __str__(self) -> str:
+        return f"{self.title}: {self.arch}" + (f" ({self.note})" if self.note else "")
+
+    def data_config(
+        self, given: Mapping[str, Any], flags: str, later: Sequence[tuple[str, Mapping[str, Any]]] = ()
+    ) -> DataConfig:
+        """Find what the network expects of its input.
+
+        Args:
+            given: field -> value; what the user gave.
+            flags: the flags that change the values.
+            later: places that count after what the file records.
+
+        Raises:
+            UserError: a network of this project without an image size, or a resizing that is not supported.
+        """
+        library = library_of(self.arch)
+        places = [("given", given), (f"recorded in {self.title}", self.recorded), *later]
+        if library == OURS and not any("size" in place for _, place in places):
+            raise UserError(f"{self.arch} has no image size of its own, and {self.title} records none; give {flags}")
+        return resolve([*places, (f"as {library} states for {self.arch}", self.stated)], flags)
+
+    def build(self, name: str, config: DataConfig, flag: str, bn_momentum: float | None = None) -> nn.Module:
+        """Build the network with weights of this name.
+
+        Args:
+            name: a key of state_dicts.
+            config: what it expects of its input.
+            flag: the flag that selects the network, for messages.
+            bn_momentum: as in `set_batch_norm`.
+
+        Raises:
+            UserError: the weights do not fit the network.
+        """
+        model = create_model(self.arch, self.num_classes, config.size)
+        set_batch_norm(model, bn_momentum, config.bn_eps)
+        try:
+            load_weights(model, self.state_dicts[name])
+        except UserError as error:
+            raise UserError(f"{self.title}: {error}\n  Correct {flag}.") from None
+        return model
+
+
+def open_weights(arch: str | None, weights: str, random_classes: int = IMAGENET_CLASSES) -> Weights:
+    """Find the weights of a classifier.
+
+    Args:
+        arch: as for models.build.library_of; None: the one that the file names.
+        weights: "pretrained": those that the network's library publishes; "packaged": those of a package on the
+            Python package index; "random": from a fixed seed, for trials; else the path of a file.
+        random_classes: K of random weights.
+
+    Raises:
+        UserError: the network is unknown, or the weights cannot be found or read.
+    """
+    if weights not in (PRETRAINED, PACKAGED, RANDOM):
+        return _from_file(arch, Path(weights))
+    if arch is None:
+        raise UserError(f"{weights} names no network; expected a name in torchvision or timm")
+    if weights == RANDOM:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # a continued job needs the same weights
+            model = create_model(arch, random_classes)
+        title, state_dict = RANDOM, model.state_dict()
+    elif weights == PRETRAINED:
+        model, name = create_pretrained_model(arch)
+        title, state_dict = f"{PRETRAINED} {name}", model.state_dict()
+    else:
+        name = arch.removeprefix(FORCE_TIMM)
+        state_dict, title = packaged_state_dict(name)
+        arch = FORCE_TIMM + name
+    count = infer_num_classes(arch, state_dict)
+    return Weights(title, arch, {"model": state_dict}, count, None, {}, _stated(arch, weights), weights != RANDOM)
+
+
+def _from_file(arch: str | None, path: Path) -> Weights:
+    if not path.is_file():
+        raise UserError(
+            f"found no file {path}; expected {PRETRAINED}, {PACKAGED}, {RANDOM} or the path of a checkpoint"
+        )
+    file = read_weights_file(path)
+    arch = arch or file.arch
+    if arch is None:
+        raise UserError(f"{path} does not name its network; expected a name in torchvision or timm")
+    try:
+        count = infer_num_classes(arch, file.state_dicts["model"])
+    except UserError as error:
+        named = f"\n  The file says that it is of {file.arch}." if file.arch else ""
+        raise UserError(f"{path}: {error}{named}") from None
+    if file.class_names is not None and not len(file.class_names) == len(set(file.class_names)) == count:
+        raise UserError(
+            f"{path}: found {count:,} classes and {len(set(file.class_names)):,} different names for them; expected "
+            "one name per class. Give a complete checkpoint"
+        )
+    stated = _stated(arch, "")
+    return Weights(path.name, arch, file.state_dicts, count, file.class_names, file.recorded, stated, False, file.note)
+
+
+def _stated(arch: str, weights: str) -> Mapping[str, Any]:
+    """Return what the library states: timm for each of its networks, torchvision only for weights of its own."""
+    library = library_of(arch)
+    if library == "timm":
+        return stated_by_timm(arch.removeprefix(FORCE_TIMM))
+    return stated_by_torchvision(arch) if library == "torchvision" and weights == PRETRAINED else {}

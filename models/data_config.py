@@ -1,0 +1,150 @@
+"""What a network expects of its input ("data config" in timm), with batch norm's eps: found in one order everywhere.
+
+The order: what the user gave, what the weights' file records, what the network's library states, the values of 2021.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torchvision
+
+from utils.errors import UserError
+
+# The values of the 2021 recipe (Yun et al., 2021): ImageNet's mean and standard deviation, torchvision's resizing.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+OF_2021: dict[str, Any] = {
+    "size": (224, 224),
+    "train_size": 224,
+    "crop_ratio": 0.875,
+    "interpolation": "bilinear",
+    "mean": IMAGENET_MEAN,
+    "std": IMAGENET_STD,
+    "bn_eps": None,
+}
+INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
+NUMBERS_AGREE = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class DataConfig:
+    """What a network expects of its input.
+
+    Fields:
+        size: (rows, columns) that it is evaluated at, pixels.
+        train_size: side of its training crops, pixels.
+        crop_ratio: evaluation resizes the shorter side to ceil(size / crop_ratio); None squashes the whole image.
+        interpolation: how images are resized, always antialiased: one of INTERPOLATIONS.
+        mean, std: of the normalisation, per RGB channel, for pixels in [0, 1].
+        bn_eps: added to the variance in batch norm; None: as the network's library builds it.
+        source: text that names the values and where each comes from.
+    """
+
+    size: tuple[int, int]
+    train_size: int
+    crop_ratio: float | None
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    bn_eps: float | None
+    source: str = ""
+
+    @property
+    def side(self) -> int:
+        """Side of the square evaluation crop: the number of its rows."""
+        return self.size[0]
+
+    def as_record(self) -> dict[str, Any]:
+        """Return the values as plain lists and numbers, for a checkpoint; `recorded_in` reads them."""
+        values = asdict(self)
+        del values["source"]
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def resolve(found: Sequence[tuple[str, Mapping[str, Any]]], flags: str) -> DataConfig:
+    """Take each value from the first place that has it.
+
+    Args:
+        found: (place, field -> value) in order, what the user gave first; None is a value (of crop_ratio, bn_eps).
+        flags: the flags that change the values; named when some are those of 2021.
+
+    Raises:
+        UserError: images are to be resized in a way that is not supported.
+    """
+    places = [*found, (f"as in 2021; {flags} change it", OF_2021)]
+    values: dict[str, Any] = {}
+    texts: dict[str, list[str]] = {place: [] for place, _ in places}
+    for name in OF_2021:
+        place, value = next((place, own[name]) for place, own in places if name in own)
+        values[name] = tuple(value) if isinstance(value, list) else value
+        if name == "train_size" or (name == "bn_eps" and value is None):
+            continue
+        others = (own[name] for other, own in places[:-1] if other != place and name in own)
+        instead = next((f" instead of {_text(name, other)}" for other in others if _differs(other, value)), "")
+        texts[place].append(_text(name, value) + instead)
+    if values["interpolation"] not in INTERPOLATIONS:
+        raise UserError(
+            f"found images resized by {values['interpolation']!r}; expected {', '.join(INTERPOLATIONS)}. Give the "
+            f"nearest of these: {flags}"
+        )
+    source = "; ".join(f"{', '.join(parts)} ({place})" for place, parts in texts.items() if parts)
+    return DataConfig(**values, source=source)
+
+
+def _text(name: str, value: Any) -> str:
+    if name == "size":
+        return f"{value[0]} x {value[1]} pixels"
+    if name == "crop_ratio":
+        return "the whole image squashed" if value is None else f"crop ratio {value:.4g}"
+    if name in ("mean", "std"):
+        return f"{name} {' '.join(f'{number:g}' for number in value)}"
+    return f"batch norm eps {value or 0:g}" if name == "bn_eps" else str(value)
+
+
+def _differs(one: Any, other: Any) -> bool:
+    if isinstance(one, str) or one is None or other is None:
+        return bool(one != other)
+    pairs = zip(one, other, strict=True) if isinstance(one, Sequence) else [(one, other)]
+    return any(abs(a - b) > NUMBERS_AGREE for a, b in pairs)
+
+
+def stated_by_timm(name: str) -> dict[str, Any]:
+    """Return what timm states for one of its networks: the values that its evaluation uses."""
+    import timm
+    from timm.data import resolve_data_config
+
+    stated = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    config = resolve_data_config(pretrained_cfg=stated.to_dict() if stated else {})
+    rows, columns = config["input_size"][1:]
+    # timm resizes the shorter side to floor(size / crop_pct), this project to ceil(size / crop_ratio).
+    ratio = crop_ratio_for(rows, math.floor(rows / config["crop_pct"]))
+    return {
+        "size": (rows, columns),
+        "train_size": rows,
+        "crop_ratio": None if config["crop_mode"] == "squash" and config["crop_pct"] == 1 else ratio,
+        "interpolation": config["interpolation"],
+        "mean": tuple(config["mean"]),
+        "std": tuple(config["std"]),
+    }
+
+
+def stated_by_torchvision(arch: str) -> dict[str, Any]:
+    """Return what torchvision states for the default weights of a network."""
+    preset = torchvision.models.get_model_weights(arch).DEFAULT.transforms()
+    (side,), (shorter,) = preset.crop_size, preset.resize_size
+    return {
+        "size": (side, side),
+        "train_size": side,
+        "crop_ratio": crop_ratio_for(side, shorter),
+        "interpolation": preset.interpolation.value,
+        "mean": tuple(preset.mean),
+        "std": tuple(preset.std),
+    }
+
+
+def crop_ratio_for(side: int, shorter: int) -> float:
+    """Return the crop ratio with which the shorter side becomes exactly this many pixels: ceil(side / ratio)."""
+    ratio = side / shorter
+    return ratio if math.ceil(side / ratio) == shorter else math.nextafter(ratio, 1)
