@@ -1,9 +1,11 @@
 """Checkpoints: written atomically, and loaded without executing anything in them."""
 
+import argparse
+import collections
 import io
 import os
+import pathlib
 import re
-import reprlib
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -21,15 +23,31 @@ from utils.files import replacing
 
 LAST, PREVIOUS, BEST = "checkpoint-last.pth", "checkpoint-previous.pth", "checkpoint-best.pth"
 DAMAGED = "checkpoint-damaged.pth"
-WRAPPERS = ("state_dict", "model")  # keys of the weights in a checkpoint; the second as in published DeiT files
 
-# Checkpoints of 2021 store their accuracy as a NumPy scalar. Rebuilding one from its bytes executes nothing.
-_NUMPY_SCALARS: list[Any] = [
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # type: ignore[attr-defined]
-    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),  # type: ignore[attr-defined]
+_MULTIARRAY: Any = np._core.multiarray  # type: ignore[attr-defined]
+_DTYPES = ("bool", "uint8", "uint32", "uint64", "int8", "int32", "int64", "float16", "float32", "float64", "U1", "S1")
+
+# Checkpoints of other trainers hold more than tensors and numbers. These types are plain data: rebuilding one from a
+# file executes nothing of the file. The state of a random generator is such data, a Generator object is not.
+_PLAIN_TYPES: list[Any] = [
+    *((_MULTIARRAY.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((_MULTIARRAY._reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    np.ndarray,
     np.dtype,
-    *(type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "bool")),
+    *(type(np.dtype(name)) for name in _DTYPES),
+    argparse.Namespace,
+    *((pathlib.PurePosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
+    *((pathlib.PureWindowsPath, f"{module}.WindowsPath") for module in ("pathlib", "pathlib._local")),
+    collections.defaultdict,
+    *(list, dict, int, float, str),  # the factories of defaultdict
 ]
+
+
+_CONVERSION = """\
+  If it is a whole network and you trust it, these lines run the code in it and write its weights, which can be read:
+    import torch
+    model = torch.load({path!r}, map_location="cpu", weights_only=False)
+    torch.save(model.state_dict(), {new!r})"""
 
 
 class DamagedCheckpoint(UserError):
@@ -102,7 +120,7 @@ def load_checkpoint(path: Path) -> Any:
             return safetensors.torch.load_file(path)
         if damaged := damaged_part(path):
             raise ValueError(f"the checksum of its part {damaged} is wrong")
-        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+        with torch.serialization.safe_globals(_PLAIN_TYPES):
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DamagedCheckpoint(f"{path} does not exist.") from None
@@ -110,7 +128,8 @@ def load_checkpoint(path: Path) -> Any:
         culprit = re.search(r"GLOBAL (\S+)", str(error))
         found = f"\n  It refers to {culprit[1]}." if culprit else ""
         raise DamagedCheckpoint(
-            f"{path} is not a file of plain tensors, as a checkpoint must be; nothing in it was run.{found}"
+            f"{path} is not a file of plain tensors, as a checkpoint must be; nothing in it was run.{found}\n"
+            f"{_CONVERSION.format(path=str(path), new=str(path.with_name(f'{path.stem}-weights.pth')))}"
         ) from None
     except (PermissionError, MemoryError) as error:  # the file itself may be intact
         raise UserError(f"{path} cannot be read: {type(error).__name__}. Allow reading it, or free memory.") from None
@@ -180,45 +199,3 @@ def _load_run(path: Path) -> dict[str, Any]:
     if missing := [key for key, kind in kinds.items() if not isinstance(state.get(key), kind)]:
         raise DamagedCheckpoint(f"{path} is not a checkpoint of a run: it lacks {', '.join(missing)}.")
     return state
-
-
-def split_weights(content: Any, path: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """Find the weights in a checkpoint, bare or wrapped.
-
-    Returns:
-        name -> state_dict: 'model', and 'ema' if the checkpoint has averaged weights.
-
-    Raises:
-        UserError: there are no weights.
-    """
-    if isinstance(content, dict):
-        wrapped = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
-        averaged = content.get("state_dict_ema")
-        named = {"model": wrapped} if averaged is None or averaged == {} else {"model": wrapped, "ema": averaged}
-        if all(map(_are_weights, named.values())):
-            return named
-    keys = ", ".join(map(reprlib.repr, list(content)[:8])) if isinstance(content, dict) else ""
-    raise UserError(
-        f"{path} contains no weights: expected a dict of plain tensors, or one with the key "
-        f"{' or '.join(map(repr, WRAPPERS))}; found a {type(content).__name__} {keys}"
-    )
-
-
-def _are_weights(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and len(value) > 0
-        and all(isinstance(n, str) and isinstance(v, torch.Tensor) and is_plain(v) for n, v in value.items())
-    )
-
-
-def named_classes(content: Any, path: Path) -> list[str] | None:
-    """Return the class names in a checkpoint, in the order of its logits; None if it has none.
-
-    Raises:
-        UserError: they are not a list of strings.
-    """
-    names = content.get("class_names")
-    if not (names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names))):
-        raise UserError(f"{path}: class_names is not a list of strings. Give a checkpoint of a training run.")
-    return names
