@@ -1,6 +1,7 @@
 """Networks by name (torchvision's classifiers, then timm's, and ours), and weights loaded into them."""
 
 import difflib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -66,10 +67,30 @@ def create_model(arch: str, num_classes: int, size: tuple[int, int] | None = Non
 
     try:
         model = timm.create_model(arch.removeprefix(FORCE_TIMM), pretrained=False, num_classes=num_classes)
+        own = model.pretrained_cfg["input_size"][1:]
+        if size is not None and tuple(size) != tuple(own) and model.pretrained_cfg.get("fixed_input_size"):
+            model = _built_for(arch, num_classes, size, own)
     except RuntimeError as error:
         if "Invalid pretrained tag" not in str(error):
             raise
         raise UserError(f"found arch {arch!r}: {error} timm.list_pretrained() lists the tags") from error
+    return model
+
+
+def _built_for(arch: str, num_classes: int, size: tuple[int, int], own: Sequence[int]) -> nn.Module:
+    """Build timm's network for images of another size than its own."""
+    import timm
+
+    try:
+        model: nn.Module = timm.create_model(
+            arch.removeprefix(FORCE_TIMM), pretrained=False, num_classes=num_classes, img_size=size
+        )
+    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{arch} is built for images of {own[0]} x {own[1]} pixels and cannot be built for {size[0]} x {size[1]}: "
+            f"{str(error).partition(chr(10))[0]}. Choose {own[0]} x {own[1]}, a multiple of its patches and windows, or "
+            "another network"
+        ) from error
     return model
 
 
@@ -167,7 +188,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     Raises:
         UserError: names or shapes differ; the message lists missing, unexpected and reshaped tensors.
     """
-    own, weights = model.state_dict(), _without_module_prefix(state_dict)
+    own, weights = model.state_dict(), _for_size_of(model, _without_module_prefix(state_dict))
     # Checkpoints from before torch 0.4.1 lack these counters, which are not used here.
     missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in weights if name not in own]
@@ -180,8 +201,21 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     lines = [f"  {len(found)} {kind}: {_some(found, LISTED_MISMATCHES)}" for kind, found in problems.items() if found]
     if lines:
         lines.insert(0, f"the checkpoint does not fit the network, which has {len(own)} tensors:")
-        raise UserError("\n".join([*lines, "  expected the arch that the checkpoint was trained with"]))
+        raise UserError("\n".join([*lines, "  expected the arch, and for a network of one image size the size, that the checkpoint was trained with"]))
     model.load_state_dict(weights, strict=False)  # compared above; strict would require the counters
+
+
+def _for_size_of(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Resize what depends on the image size, such as position embeddings, where timm can."""
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    own = model.state_dict()
+    if convert is None or all(name in own and own[name].shape == tensor.shape for name, tensor in weights.items()):
+        return weights
+    try:
+        converted: dict[str, Tensor] = convert(dict(weights), model)
+    except (RuntimeError, KeyError, AssertionError, AttributeError, TypeError):  # weights of another network
+        return weights
+    return converted
 
 
 def _torchvision_names() -> list[str]:
