@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 
 from relabel.annotation.label_set import LabelSet
 from relabel.data.class_names import WNID
@@ -182,8 +182,8 @@ def _check_image(result: Integrity, path: Path) -> None:
     try:
         if orientation(path) != 1:
             result.add("rotated_images", str(path))
-    except OSError as error:  # UnidentifiedImageError is a subclass
-        result.add("unreadable_images", f"{path}: {error.strerror or 'not in an image format that Pillow reads'}")
+    except OSError as error:
+        result.add("unreadable_images", f"{path}: {error}")
 
 
 def orientation(path: Path) -> int:
@@ -196,10 +196,9 @@ def orientation(path: Path) -> int:
     """
     try:
         opened = Image.open(path, formats=FORMATS)
-    except OSError:
-        raise
     except Exception as error:  # damaged headers raise almost anything in Pillow
-        raise UnidentifiedImageError(str(error)) from error
+        reason = getattr(error, "strerror", None) or "not in an image format that Pillow reads"
+        raise OSError(reason) from error
     with opened as image:
         if "exif" not in image.info or image.format == "TIFF":
             return 1  # without "exif", Pillow would decode a whole PNG to look for it behind the pixels

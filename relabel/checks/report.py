@@ -11,15 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from relabel.annotation.label_set import LabelSet
-from relabel.checks.axes import (
-    ROW_COLUMN,
-    TRANSPOSED,
-    UNDECIDED,
-    AxisCheck,
-    Classifier,
-    check_with_boxes,
-    check_with_classifier,
-)
+from relabel.checks.axes import AxisCheck, Classifier, check_with_boxes, check_with_classifier
 from relabel.checks.calibration import Calibration, calibrate
 from relabel.checks.crop_quality import PUBLISHED_COVERED_PERCENT, CropQuality, crop_quality
 from relabel.checks.integrity import KINDS, Integrity, check_integrity
@@ -29,11 +21,6 @@ from utils.estimates import Estimate
 
 CLASSIFIED = 2000  # images of which crops are classified; 200 suffice on the digit scenes
 WEAK_AGREEMENT_PERCENT = 60  # low, because the teacher was usually trained on these very images
-VERDICTS = {
-    ROW_COLUMN: ("[row, column]", "bold green"),
-    TRANSPOSED: ("[column, row]", "bold red"),
-    UNDECIDED: ("undecided", "bold yellow"),
-}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,8 +129,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
     if report.notes:
         _print_list(console, "Good to know", "cyan", report.notes)
     if report.problems:
-        count = len(report.problems)
-        _print_list(console, f"{count} problem{'s' * (count > 1)}", "bold red", report.problems)
+        _print_list(console, f"Problems: {len(report.problems)}", "bold red", report.problems)
     else:
         console.print(Text("\nNo problems found.\n", style="bold green"))
 
@@ -179,13 +165,12 @@ def _logit_table(calibration: Calibration) -> Table:
 
 
 def _target_table(calibration: Calibration, teacher: float | None) -> Table:
-    absent = calibration.classes - calibration.classes_per_cell
     settings = f"fill {calibration.fill_logit:g}, temperature {calibration.temperature:g}, {calibration.maps:,} maps"
     return _measure_table(
         f"Targets of whole images  ({settings})",
         [
-            (f"leak in cells, to the {absent:,} classes not stored", calibration.leak_in_cells_percent, " %"),
-            ("leak in targets, to classes in no cell", calibration.leak_in_whole_image_target_percent, " %"),
+            ("probability of classes not in the cell", calibration.leak_in_cells_percent, " %"),
+            ("probability of classes not in the map", calibration.leak_in_whole_image_target_percent, " %"),
             ("more than one class above 10 %", calibration.images_of_several_classes_percent, " %"),
             ("folder's label is the top class", calibration.top1_agreement_percent, " %"),
             ("    top-1 accuracy of the teacher, as given", teacher, " %"),
@@ -222,7 +207,6 @@ def _measure_table(title: str, rows: Sequence[tuple[str, Estimate | float | None
 
 
 def _axis_table(axes: Sequence[AxisCheck]) -> Table:
-    table = _table("Order of the axes", ["", *(f"by {check.evidence}" for check in axes)])
     columns = []
     for check in axes:
         found, favouring = check.difference, check.favouring_row_column_percent
@@ -234,11 +218,11 @@ def _axis_table(axes: Sequence[AxisCheck]) -> Table:
             "    95 % interval": f"{found.low95:+.3f} to {found.high95:+.3f}" if found else "-",
             "informative images": f"{check.images_informative:,} of {check.images_examined:,}",
             "    for [row, column]": f"{favouring.value:.1f} %" if favouring else "-",
+            "verdict": check.verdict,
         }
-        columns.append([Text(value) for value in column.values()] + [Text(*VERDICTS[check.verdict])])
-    for what, *values in zip([*column, "verdict"], *columns, strict=True):
-        table.add_row(Text(what), *values)
-    return table
+        columns.append(column.values())
+    headings = ["", *(f"by {check.evidence}" for check in axes)]
+    return _table("Order of the axes", headings, zip(column, *columns, strict=True))
 
 
 def _print_list(console: Console, title: str, style: str, paragraphs: Sequence[str]) -> None:
