@@ -29,11 +29,7 @@ DECODERS = ("simplejpeg", "pillow")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "PPM", "TIFF", "GIF", "JPEG2000")
 
 # All antialiased: the filter widens with the reduction.
-RESAMPLING = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+RESAMPLING = {name: Image.Resampling[name.upper()] for name in ("bilinear", "bicubic", "lanczos")}
 
 # Exhausted resources of the machine: such an error says nothing about the file.
 EXHAUSTED = {errno.ENOMEM: "memory", errno.EMFILE: "open files", errno.ENFILE: "open files"}
@@ -70,8 +66,6 @@ class ImageFile:
         path: of the file.
         width, height: pixels.
     """
-
-    __slots__ = ("_data", "_frame", "_image", "height", "path", "width")
 
     def __init__(self, path: str | Path, decoder: str = "pillow") -> None:
         """Read the file and parse its header.

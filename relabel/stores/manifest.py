@@ -3,12 +3,12 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from utils.config.dotted_keys import flatten
 from utils.errors import UserError
 from utils.files import read_json, remove_temporaries, write_json
 
@@ -19,7 +19,6 @@ COVERS = "the whole image, squashed; EXIF rotation ignored"
 Form = Literal["packed", "pt"]
 LARGEST_MAP = 2**28
 _Count = Annotated[int, Field(ge=1)]
-_HashedFile = Annotated[str, Field(pattern=r"^((maps|keys|crc32)\.npy|manifest\.json)$")]
 _EXPECTED = (
     "expected the manifest of label maps that `python -m relabel annotate` or `pack` writes. "
     "Copy or download it again, or delete the folder and make its label maps again"
@@ -54,7 +53,7 @@ class Manifest(BaseModel):
     class_names: list[str] = Field(min_length=1)
     made_by: dict[str, Any]
     skipped: dict[str, str] = {}
-    sha256: dict[_HashedFile, str] = {}
+    sha256: dict[str, str] = {}
 
     @model_validator(mode="after")
     def _check(self) -> "Manifest":
@@ -112,7 +111,7 @@ class Manifest(BaseModel):
         remove_temporaries(folder)
 
     def _check_same_settings(self, wanted: "Manifest", folder: Path) -> None:
-        found, expected = (dict(_leaves(m.model_dump(exclude={"sha256", "skipped", "maps"}))) for m in (self, wanted))
+        found, expected = (flatten(m.model_dump(exclude={"sha256", "skipped", "maps"})) for m in (self, wanted))
         names = [name for name in {**found, **expected} if found.get(name) != expected.get(name)]
         if names:
             differences = "".join(f"\n  {n}: {_short(found.get(n))}, not {_short(expected.get(n))}" for n in names)
@@ -150,15 +149,6 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest | None:
     if manifest.sha256.get(MANIFEST) not in (None, manifest.digest()):
         raise UserError(f"{path}: its content does not match its own sha256, so it has been changed; {_EXPECTED}.")
     return manifest
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted name and value of every leaf of a nested dict."""
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def _short(value: object) -> str:

@@ -16,7 +16,7 @@ from relabel.data.dataset import CenterCrop, ImageDataset, RandomResizedCrop
 from relabel.data.decode import resolve_decoder
 from relabel.data.extra_images import ExtraBatches, ExtraRoot, MixedDataset, open_extra_root
 from relabel.data.images import ImageList, keep_listed, list_images
-from relabel.data.loader import Batch, EvalBatches, Loader, TrainBatches, steps_per_epoch
+from relabel.data.loader import Batch, Loader, TrainBatches, eval_batches, steps_per_epoch
 from relabel.data.skipped_images import SkippedImages, SkippingDataset
 from relabel.stores.store import LabelStore, check_one_per_class, check_present, open_label_store
 from relabel.targets import TargetMaker
@@ -203,7 +203,8 @@ def load_from(
         load_weights(model, state_dict)
     except UserError as error:
         advice = f"The file says that it is of {arch}: set {flag} {arch}." if arch else f"Correct {flag}."
-        raise UserError(f"{path}: {error}\n  {advice}") from None
+        summary, _, details = str(error).partition("\n")
+        raise UserError(f"{path}: {summary}\n  {advice}\n{details}") from None
 
 
 def memory_advice(config: FrozenMunch) -> str:
@@ -335,7 +336,7 @@ def eval_loader(
     batch_size = process.share(config.util.val_batch_size, "util.val_batch_size")
 
     def batches() -> Iterable[Batch]:
-        sampler = EvalBatches(len(images), batch_size, process.rank, process.world_size)
+        sampler = eval_batches(len(images), batch_size, process.rank, process.world_size)
         return Loader(dataset, sampler, workers_of(config, process), process.device)
 
     return batches

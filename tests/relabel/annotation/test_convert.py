@@ -132,7 +132,7 @@ def test_a_form_taken_for_the_other_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"packed is a packed store; expected a folder of \.pt files"):
         pack(tmp_path / "packed", tmp_path / "other", None, None, skip_damaged=False)
     unpack(tmp_path / "packed", tmp_path / "files")
-    with pytest.raises(UserError, match=r"files contains \.pt files; expected a packed store"):
+    with pytest.raises(UserError, match=r"files is not a packed store; expected one"):
         unpack(tmp_path / "files", tmp_path / "other")
     with pytest.raises(UserError, match=r"settings other than(.|\n)*form: \"pt\", not \"packed\""):
         pack(tmp_path / "files", tmp_path / "files", None, None, skip_damaged=False)
