@@ -4,9 +4,9 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from utils.config.dotted_keys import flatten
 from utils.errors import UserError
@@ -18,7 +18,6 @@ COVERS = "the whole image, squashed; EXIF rotation ignored"
 
 Form = Literal["packed", "pt"]
 LARGEST_MAP = 2**28
-_Count = Annotated[int, Field(ge=1)]
 _EXPECTED = (
     "expected the manifest of label maps that `python -m relabel annotate` or `pack` writes. "
     "Copy or download it again, or delete the folder and make its label maps again"
@@ -44,10 +43,10 @@ class Manifest(BaseModel):
 
     version: Literal[1] = 1
     form: Form
-    maps: Annotated[int, Field(ge=0)]
-    k: _Count
-    h: _Count
-    w: _Count
+    maps: NonNegativeInt
+    k: PositiveInt
+    h: PositiveInt
+    w: PositiveInt
     axes: str = AXES
     covers: str = COVERS
     class_names: list[str] = Field(min_length=1)
@@ -128,14 +127,10 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest | None:
         UserError: it cannot be read, is not a manifest of this format version, or was changed since it was written.
     """
     path = folder / name
+    if not path.exists():
+        return None
     try:
-        content = read_json(path, _EXPECTED)
-    except UserError as error:
-        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
-            return None
-        raise
-    try:
-        manifest = Manifest.model_validate(content)
+        manifest = Manifest.model_validate(read_json(path, _EXPECTED))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "content"
