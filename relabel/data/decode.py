@@ -13,6 +13,7 @@ import io
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -81,11 +82,10 @@ class ImageFile:
         """
         assert decoder in DECODERS, decoder
         self.path = Path(path)
-        self._image: Image.Image | None = None
         with _naming(self.path):
             self._data = self.path.read_bytes()
             self._frame = read_frame(self._data) if decoder == "simplejpeg" else None
-            header = self._frame or self._opened()
+            header = self._frame or self._opened
         self.width, self.height = header.width, header.height
 
     def resized_crop(
@@ -111,9 +111,8 @@ class ImageFile:
                 rows = decode_rows(self._data, self._frame, self.height if whole else bottom)
                 if rows is not None:
                     return _resized(rows[top:bottom, left:right], height, width)
-            opened = self._opened()
-            region = _rgb(opened.crop((left, top, right, bottom)))
-            self._check_whole(opened.format)
+            region = _rgb(self._opened.crop((left, top, right, bottom)))
+            self._check_whole(self._opened.format)
             resized = region.resize((width, height), RESAMPLING[interpolation])
             return np.array(resized).transpose(2, 0, 1)  # a copy, because torch warns about read-only arrays
 
@@ -151,11 +150,10 @@ class ImageFile:
         elif kind in ("JPEG", "MPO") and (damage := damage_in(self._data)):
             raise ValueError(damage)
 
+    @cached_property
     def _opened(self) -> Image.Image:
-        """Return the file as a Pillow image, opened from memory so that no file stays open."""
-        if self._image is None:
-            self._image = Image.open(io.BytesIO(self._data), formats=FORMATS)
-        return self._image
+        """The file as a Pillow image, opened from memory so that no file stays open."""
+        return Image.open(io.BytesIO(self._data), formats=FORMATS)
 
 
 def _resized_size(width: int, height: int, size: int, crop_ratio: float) -> tuple[int, int]:
