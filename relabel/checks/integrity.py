@@ -45,13 +45,11 @@ KINDS = {
     "maps_of_other_classes": Kind("label maps of other classes", "Their class folders have no images here", False),
     "names_with_several_dots": Kind(
         "names with several dots",
-        "A map is named like its image up to the last dot; the 2021 code cut at the first",
+        "A map has its image's name up to the last dot; the 2021 code cut at the first",
         False,
     ),
     "names_in_parquet_spelling": Kind(
-        "names that repeat the class",
-        "As in ImageNet's parquet copy; released label maps have the original names",
-        False,
+        "names that repeat the class", "As in ImageNet's parquet copy; released maps have the original names", False
     ),
     "rotated_images": Kind(
         "images with a rotation tag", "Training and `annotate` ignore it; maps made with it applied do not fit", False

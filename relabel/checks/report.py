@@ -103,12 +103,11 @@ def make_report(
     else:
         problems.append("No label map can be read.")
     if found and not found.of_row:
-        first = f" The first error: {found.refused[0]}" if found.refused else ""
         problems.append(
             f"None of the {found.asked:,} images of the sample has object boxes; expected files named like the images. "
-            f"Give the boxes of these images.{first}"
+            "Give the boxes of these images."
         )
-    elif found and found.refused:
+    if found and found.refused:
         notes.append(f"Unreadable files of object boxes: {len(found.refused):,}, such as {found.refused[0]}")
     return Report(str(labels.path), integrity, calibration, crops, found, axes, teacher_top1_percent, problems, notes)
 
@@ -147,8 +146,7 @@ def _table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]] = 
 def _integrity_table(integrity: Integrity) -> Table:
     table = _table("All maps and images", ["", "count", ""])
     table.columns[2].justify = "left"
-    k, h, w = integrity.shape or (0, 0, 0)
-    cells = f"{h} rows x {w} columns of {k} classes" if integrity.shape else ""
+    cells = "{1} rows x {2} columns of {0} classes".format(*integrity.shape) if integrity.shape else ""
     table.add_row("images", f"{integrity.images:,}", "")
     table.add_row("intact label maps", f"{len(integrity.usable):,}", cells)
     for name, finding in integrity.findings.items():

@@ -55,7 +55,7 @@ def test(process: Process, config: FrozenMunch) -> None:
     with errors_reported_once(process, lambda _: None, lambda error: "by peer" in str(error), memory_advice):
         results = evaluate_sets(config, sets, models, precision, process)
     if process.is_main:
-        report(config, images, sets, results, precision)
+        report(config, sets, results, precision)
 
 
 def open_folder(folder: Path, weights: Path) -> None:
@@ -111,10 +111,11 @@ def plan_evaluation(config: FrozenMunch, images: ImageList | None, class_names: 
     Raises:
         UserError: a file or folder is not of the expected form, or is for other classes.
     """
-    path, wanted, transform = Path(config.util.test_weight_file), config.eval, eval_transform(config)
+    checkpoint, wanted, transform = config.util.test_weight_file, config.eval, eval_transform(config)
     asked = [f"eval.{key}" for key in IMAGENET_KEYS if wanted[key]]
-    positions = imagenet_labels.imagenet_positions(class_names, path, asked[0]) if asked else np.empty(0, np.int64)
-    checkpoint = str(path)
+    positions = (
+        imagenet_labels.imagenet_positions(class_names, checkpoint, asked[0]) if asked else np.empty(0, np.int64)
+    )
     readers: dict[str, Callable[[Path], list[ImageSet]]] = {
         "imagenet_v2": lambda root: imagenet_sets.imagenet_v2_sets(root, class_names, positions, transform),
         "imagenet_a": lambda root: [imagenet_subset("imagenet_a", root, class_names, checkpoint, transform)],
@@ -196,13 +197,7 @@ def _predictions_path(config: FrozenMunch, weights: str, image_set: str) -> Path
     return Path(config.util.run_dir) / f"predictions-{stem}-{image_set.replace('/', '-')}.csv"
 
 
-def report(
-    config: FrozenMunch,
-    images: ImageList | None,
-    sets: list[ImageSet],
-    results: dict[str, list[Result]],
-    precision: Precision,
-) -> None:
+def report(config: FrozenMunch, sets: list[ImageSet], results: dict[str, list[Result]], precision: Precision) -> None:
     """Print tables, transforms and notes, and write them as JSON into the run folder."""
     path, folder = Path(config.util.test_weight_file), Path(config.util.run_dir)
     transforms = {image_set.name: imagenet_sets.describe(image_set.transform) for image_set in sets}
@@ -215,7 +210,7 @@ def report(
     content = {
         "weights": str(path),
         "arch": config.model.arch,
-        "data": None if images is None else str(images.root),
+        "data": next((str(image_set.images.root) for image_set in sets if image_set.name == VAL), None),
         "eval": config.eval.toDict(),
         "views": transforms,
         "precision": precision.name,
