@@ -21,13 +21,7 @@ _PLAIN_VALUES = {
     _INT: r"[-+]?[0-9]+$",
     _FLOAT: r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$",
 }
-_READ: dict[str, Callable[[str], object]] = {
-    _STR: str,
-    _NULL: lambda text: None,
-    _BOOL: boolean,
-    _INT: number,
-    _FLOAT: number,
-}
+_READ: dict[str, Callable[[str], object]] = {_STR: str, _BOOL: boolean, _INT: number, _FLOAT: number}
 
 
 class _Loader(yaml.SafeLoader):
@@ -149,11 +143,11 @@ class _Reader:
         if not isinstance(node, yaml.ScalarNode):
             text = f"expected one value, found {_kind(node)}; write `{key.rpartition('.')[2]}: VALUE`"
             self._report(name_node, key, text, (key,))
-        elif node.tag not in _READ:
+        elif node.tag != _NULL and node.tag not in _READ:
             text = f"expected a plain value, found the tag {node.tag}; remove the tag"
             self._report(name_node, key, text, (key,))
         else:
-            is_null = node.tag == _STR and self.schema.types[key].is_null(node.value)
+            is_null = node.tag == _NULL or (node.tag == _STR and self.schema.types[key].is_null(node.value))
             value = None if is_null else _READ[node.tag](node.value)
             self.settings[key] = Setting(value, self._line(name_node), self.source)
 
