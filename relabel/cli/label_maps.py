@@ -3,7 +3,7 @@
 import sys
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from relabel.cli.arguments import ImageCount, Name, keep_apart
 from utils.config.value_types import (
@@ -26,12 +26,11 @@ Weights = Annotated[str, Field(min_length=1, title="FILE", description="pretrain
 Classes = Annotated[str, Field(min_length=1, title="FILE", description="imagenet or a text file")]
 Fill = Annotated[float, Field(ge=-1000, le=1000)]
 Temperature = Annotated[float, Field(ge=1e-3, le=1000)]
-Deviation = Annotated[float, Field(gt=0)]
 Means = Annotated[
     tuple[float, float, float], Joined(","), Field(title="R,G,B", description="three numbers such as 0.5,0.5,0.5")
 ]
 Deviations = Annotated[
-    tuple[Deviation, Deviation, Deviation],
+    tuple[PositiveFloat, PositiveFloat, PositiveFloat],
     Joined(","),
     Field(title="R,G,B", description="three numbers > 0 such as 0.5,0.5,0.5"),
 ]

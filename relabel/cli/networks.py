@@ -138,5 +138,5 @@ def _load_network(weights: Path, arch: str | None, config_file: Path, ema: bool)
     load_from(weights, model, by_name[chosen], content.get("arch"), "--arch")
     transform = eval_transform(config)
     use = Use(num_classes, class_names, transform.size, transform.crop_ratio, MEAN, STD)
-    title = f"{weights}{' (EMA)' * (chosen == 'ema')}"
-    return model.eval().to(memory_format=torch.contiguous_format), arch, use, title
+    model = model.eval().to(memory_format=torch.contiguous_format)
+    return model, arch, use, f"{weights}{' (EMA)' * (chosen == 'ema')}"

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from reprlib import repr as shorten
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
@@ -113,7 +114,7 @@ class Manifest(BaseModel):
         found, expected = (flatten(m.model_dump(exclude={"sha256", "skipped", "maps"})) for m in (self, wanted))
         names = [name for name in {**found, **expected} if found.get(name) != expected.get(name)]
         if names:
-            differences = "".join(f"\n  {n}: {_short(found.get(n))}, not {_short(expected.get(n))}" for n in names)
+            differences = "".join(f"\n  {n}: {shorten(found.get(n))}, not {shorten(expected.get(n))}" for n in names)
             raise UserError(
                 f"the label maps in {folder} were made with settings other than those of this command:{differences}\n"
                 "Repeat the settings that they were made with, or choose another folder for the new maps"
@@ -144,8 +145,3 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest | None:
     if manifest.sha256.get(MANIFEST) not in (None, manifest.digest()):
         raise UserError(f"{path}: its content does not match its own sha256, so it has been changed; {_EXPECTED}.")
     return manifest
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

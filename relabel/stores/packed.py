@@ -39,23 +39,20 @@ def record_type(shape: tuple[int, int, int]) -> np.dtype[np.void]:
 class PackedStore:
     """A LabelStore over a packed store; see relabel/stores/store.py. Reading a map is one pread and one CRC."""
 
-    def __init__(
-        self, folder: Path, manifest: Manifest, keys: np.ndarray, class_names: Sequence[str] | None = None
-    ) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, keys: np.ndarray, class_names: Sequence[str] = ()) -> None:
         """Find the record of every key; no map is read.
 
         Args:
             folder: of the store.
             manifest: of the store.
             keys: bytes [N], without duplicates.
-            class_names: the K classes of the data; None: those of the maps.
+            class_names: the K classes of the data; by default those of the maps.
 
         Raises:
             UserError: the store is damaged, or lacks a class of the data.
         """
         self._folder = str(folder)
         self._shape, self._type = manifest.shape, record_type(manifest.shape)
-        self._size = self._type.itemsize
         self._own_classes = manifest.num_classes
         self._id_type = class_dtype(manifest.num_classes)
         with naming(folder):
@@ -120,11 +117,11 @@ class PackedStore:
             raise UserError(f"{self._folder} has no label map for row {row:,} of the images. Make the missing maps.")
         if self._file < 0:
             self._file = os.open(f"{self._folder}/{MAPS}", os.O_RDONLY)
-        record = os.pread(self._file, self._size, self._offset + number * self._size)
+        record = os.pread(self._file, self._type.itemsize, self._offset + number * self._type.itemsize)
         if crc32(record, self._key_crcs.item(row)) != self._crcs.item(row):
-            found = "is truncated" if len(record) < self._size else "does not match its CRC"
+            found = "is truncated" if len(record) < self._type.itemsize else "does not match its CRC"
             raise UserError(
-                f"{self.location(row)}: the label map {found}; expected the {self._size} bytes that were written. Copy "
+                f"{self.location(row)}: the label map {found}; expected the {self._type.itemsize} bytes written. Copy "
                 "or download the store again, or repeat the command that made it: it replaces damaged label maps."
             )
         return record
