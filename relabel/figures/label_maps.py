@@ -265,7 +265,7 @@ def draw_sheet(out: Path, examples: Sequence[Example], names: Sequence[str]) -> 
         [example.image for example in examples], COLUMNS, TILE_INCHES, 1 + max(map(len, shown)), HEADING
     )
     is_labelled = examples[0].label is not None
-    disagree = f"{sum(wrong)} of {len(examples)} targets disagree with the label (≠)"
+    disagree = f"targets that disagree with the label (≠): {sum(wrong)} of {len(examples)}"
     panels.write_line(heading, 0.22, disagree if is_labelled else f"{len(examples)} images", size=11)
     for (panel, area), example, best, is_wrong in zip(tiles, examples, shown, wrong, strict=True):
         panels.draw_map(panel, example.image, example.cells, colours)
