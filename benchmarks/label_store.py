@@ -21,10 +21,10 @@ from benchmarks.dataset_scale import IMAGES, resident_mb, simulated_images
 from benchmarks.result import Figure, arguments, report, time_interleaved, with_progress
 from relabel.label_map import LabelMap
 from relabel.stores.manifest import Manifest
-from relabel.stores.packed import read_whole_manifest, record_type
+from relabel.stores.packed import record_type
 from relabel.stores.packed_writer import PackedWriter
 from relabel.stores.pt_folder import write_label_map
-from relabel.stores.store import keys_of, open_label_store, sorted_keys
+from relabel.stores.store import LabelMaps, keys_of, open_label_store, sorted_keys
 
 K, SHAPE = 1000, (5, 15, 15)  # those of the paper
 SIZES = (1000, 10_000, 100_000, IMAGES)  # records of a store
@@ -93,7 +93,7 @@ def measure_reads(stores: dict[int, Path], reads: int, rounds: int) -> list[Figu
     rng = np.random.default_rng(0)
     functions: dict[str, Callable[[], object]] = {}
     for size, folder in stores.items():
-        store = open_label_store(folder, keys_of(folder), read_whole_manifest(folder).class_names)
+        store = open_label_store(folder, keys_of(folder), LabelMaps(folder).class_names)
         functions[f"{store_name(size)}: one read"] = partial(
             read_all, store.read, rng.integers(size, size=reads).tolist()
         )
@@ -121,7 +121,7 @@ def measure_opening(stores: dict[int, Path], rounds: int) -> list[Figure]:
 
 def print_opening(folder: str) -> None:
     """Print milliseconds until the record of every key is known, and MB of memory held from then on."""
-    keys, names = keys_of(folder), read_whole_manifest(Path(folder)).class_names
+    keys, names = keys_of(folder), LabelMaps(folder).class_names
     resident = resident_mb()
     start = time.perf_counter()
     store = open_label_store(folder, keys, names)

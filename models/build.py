@@ -21,7 +21,7 @@ OUR_MODELS: dict[str, Callable[[int], nn.Module]] = {"digit_net": DigitNet}
 TORCHVISION_OPTIONS = {arch: {"aux_logits": False, "init_weights": True} for arch in ("googlenet", "inception_v3")}
 # A prime, which no layer has as its width: a dimension of this size can only be the number of classes.
 PROBE_CLASSES = 7919
-LISTED_MISMATCHES = 10
+LISTED_MISMATCHES = 5
 SUGGESTIONS = 5
 
 
@@ -88,8 +88,8 @@ def _built_for(arch: str, num_classes: int, size: tuple[int, int], own: Sequence
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{arch} is built for images of {own[0]} x {own[1]} pixels and cannot be built for {size[0]} x {size[1]}: "
-            f"{str(error).partition(chr(10))[0]}. Choose {own[0]} x {own[1]}, a multiple of its patches and windows, or "
-            "another network"
+            f"{str(error).partition(chr(10))[0]}. Choose {own[0]} x {own[1]}, a multiple of its patches and windows, "
+            "or another network"
         ) from error
     return model
 
@@ -200,8 +200,11 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     }
     lines = [f"  {len(found)} {kind}: {_some(found, LISTED_MISMATCHES)}" for kind, found in problems.items() if found]
     if lines:
-        lines.insert(0, f"the checkpoint does not fit the network, which has {len(own)} tensors:")
-        raise UserError("\n".join([*lines, "  expected the arch, and for a network of one image size the size, that the checkpoint was trained with"]))
+        expected = (
+            f"the network, which has {len(own)} tensors; expected the arch, and for a network of one image size the "
+            "size, that it was trained with"
+        )
+        raise UserError("\n".join([f"the checkpoint does not fit {expected}", *lines]))
     model.load_state_dict(weights, strict=False)  # compared above; strict would require the counters
 
 

@@ -40,6 +40,7 @@ class Weights:
         stated: what the network's library states of it.
         is_published: whether they are the ones that a library or a package publishes.
         note: how they were found in the file, if it is another trainer's; else "".
+        file_arch: the network that the file names; None: it names none.
     """
 
     title: str
@@ -51,6 +52,7 @@ class Weights:
     stated: Mapping[str, Any]
     is_published: bool
     note: str = ""
+    file_arch: str | None = None
 
     @property
     def preferred(self) -> str:
@@ -96,7 +98,13 @@ class Weights:
         try:
             load_weights(model, self.state_dicts[name])
         except UserError as error:
-            raise UserError(f"{self.title}: {error}\n  Correct {flag}.") from None
+            summary, _, details = str(error).partition("\n")
+            advice = (
+                f"The file says that it is of {self.file_arch}: set {flag} {self.file_arch}."
+                if self.file_arch
+                else f"Correct {flag}."
+            )
+            raise UserError(f"{self.title}: {summary}\n  {advice}\n{details}") from None
         return model
 
 

@@ -12,7 +12,7 @@ from relabel.data.class_names import read_class_list
 from relabel.data.images import ImageList, list_any_images
 from relabel.label_map import LabelMap
 from relabel.stores.manifest import MANIFEST, Manifest
-from relabel.stores.packed import PackedStore, load_keys, read_whole_manifest
+from relabel.stores.packed import PackedStore, load_keys
 from relabel.stores.packed_writer import PackedWriter
 from relabel.stores.pt_folder import SUFFIX, FolderWriter, LabelFolder
 from relabel.stores.store import LabelStore, class_folders, exclusive_folder, keys_of, manifest_of, open_label_store
@@ -71,11 +71,13 @@ def unpack(folder: Path, out: Path) -> None:
     Raises:
         UserError: the store is unfinished, a record is damaged, or the files cannot be written.
     """
-    manifest = read_whole_manifest(folder)
-    keys = load_keys(folder)
+    manifest = manifest_of(folder)
+    if manifest is None or manifest.form == "pt":
+        raise UserError(f"{folder} is not a packed store; expected one, which `python -m relabel pack` makes")
+    keys = load_keys(folder, manifest)
     writer = FolderWriter(out, keys, manifest.model_copy(update={"form": "pt", "sha256": {}}))
     with exclusive_folder(out):
-        _copy("unpack", PackedStore(folder, keys, None), writer, keys, dict(manifest.skipped), skip_damaged=False)
+        _copy("unpack", PackedStore(folder, manifest, keys), writer, keys, dict(manifest.skipped), skip_damaged=False)
     print(f"{len(keys):,} label maps: {out}", flush=True)
 
 

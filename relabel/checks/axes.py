@@ -124,14 +124,12 @@ class AxisCheck:
 
     def problems(self, box_axes: str = "xy") -> list[str]:
         """Return a problem if training with these box_axes would read the maps transposed."""
-        if self.verdict in (UNDECIDED, ROW_COLUMN if box_axes == "xy" else TRANSPOSED):
+        wanted = {ROW_COLUMN: "xy", TRANSPOSED: "yx"}.get(self.verdict, box_axes)
+        if wanted == box_axes:
             return []
-        stored, read, other = "row, column", "column, row", "xy"
-        if self.verdict == TRANSPOSED:
-            stored, read, other = read, stored, "yx"
         return [
-            f"The maps are stored [{stored}] by the test with {self.evidence}, but would be read as [{read}]. Make "
-            f"them again, or train with --data.relabel.box_axes {other}."
+            f"The maps' axes are {self.verdict} by the test with {self.evidence}, but box_axes {box_axes} swaps them. "
+            f"Make the maps again, or train with --data.relabel.box_axes {wanted}."
         ]
 
 

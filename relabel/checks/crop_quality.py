@@ -34,7 +34,7 @@ class CropQuality:
         classes_per_crop: number of classes above 10 % in a target.
         crops_with_iou_above_half_percent: crops with IoU > 0.5 with an object of the folder's class.
         crops_with_iou_above_half_published_percent: the same on ImageNet, as published.
-        crops_per_image, min_area_fraction: how crops are drawn; the smallest area is a fraction of the image.
+        min_area_fraction: smallest area of a crop, as a fraction of the image.
     """
 
     images: int
@@ -42,7 +42,6 @@ class CropQuality:
     classes_per_crop: Estimate | None
     crops_with_iou_above_half_percent: Estimate | None
     crops_with_iou_above_half_published_percent: float = PUBLISHED_COVERED_PERCENT
-    crops_per_image: int = 1
     min_area_fraction: float = MIN_AREA
 
 

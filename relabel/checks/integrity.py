@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 
 from relabel.annotation.label_set import LabelSet
 from relabel.data.class_names import WNID
@@ -45,13 +45,11 @@ KINDS = {
     "maps_of_other_classes": Kind("label maps of other classes", "Their class folders have no images here", False),
     "names_with_several_dots": Kind(
         "names with several dots",
-        "A map is named like its image up to the last dot; the 2021 code cut at the first",
+        "A map has its image's name up to the last dot; the 2021 code cut at the first",
         False,
     ),
     "names_in_parquet_spelling": Kind(
-        "names that repeat the class",
-        "As in ImageNet's parquet copy; released label maps have the original names",
-        False,
+        "names that repeat the class", "As in ImageNet's parquet copy; released maps have the original names", False
     ),
     "rotated_images": Kind(
         "images with a rotation tag", "Training and `annotate` ignore it; maps made with it applied do not fit", False
@@ -182,8 +180,8 @@ def _check_image(result: Integrity, path: Path) -> None:
     try:
         if orientation(path) != 1:
             result.add("rotated_images", str(path))
-    except OSError as error:  # UnidentifiedImageError is a subclass
-        result.add("unreadable_images", f"{path}: {error.strerror or 'not in an image format that Pillow reads'}")
+    except OSError as error:
+        result.add("unreadable_images", f"{path}: {error}")
 
 
 def orientation(path: Path) -> int:
@@ -196,10 +194,9 @@ def orientation(path: Path) -> int:
     """
     try:
         opened = Image.open(path, formats=FORMATS)
-    except OSError:
-        raise
     except Exception as error:  # damaged headers raise almost anything in Pillow
-        raise UnidentifiedImageError(str(error)) from error
+        reason = getattr(error, "strerror", None) or "not in an image format that Pillow reads"
+        raise OSError(reason) from error
     with opened as image:
         if "exif" not in image.info or image.format == "TIFF":
             return 1  # without "exif", Pillow would decode a whole PNG to look for it behind the pixels

@@ -8,6 +8,7 @@ Annotation files are untrusted: no document type is accepted, hence no entities,
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -200,10 +201,7 @@ def _object(element: Element, width: float, height: float, class_folder: str) ->
 def _number(element: Element, path: str) -> float:
     """Return the finite number in a descendant element. ValueError if there is none."""
     text = element.findtext(path)
-    try:
-        value = float(text or "")
-    except ValueError:
-        value = float("nan")
-    if not np.isfinite(value):
-        raise ValueError(f"<{path}> is {'missing' if text is None else repr(text[:40])}, not a number")
-    return value
+    with suppress(ValueError):
+        if np.isfinite(value := float(text or "")):
+            return value
+    raise ValueError(f"<{path}> is {'missing' if text is None else repr(text[:40])}, not a number")

@@ -11,15 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from relabel.annotation.label_set import LabelSet
-from relabel.checks.axes import (
-    ROW_COLUMN,
-    TRANSPOSED,
-    UNDECIDED,
-    AxisCheck,
-    Classifier,
-    check_with_boxes,
-    check_with_classifier,
-)
+from relabel.checks.axes import AxisCheck, Classifier, check_with_boxes, check_with_classifier
 from relabel.checks.calibration import Calibration, calibrate
 from relabel.checks.crop_quality import PUBLISHED_COVERED_PERCENT, CropQuality, crop_quality
 from relabel.checks.integrity import KINDS, Integrity, check_integrity
@@ -29,11 +21,6 @@ from utils.estimates import Estimate
 
 CLASSIFIED = 2000  # images of which crops are classified; 200 suffice on the digit scenes
 WEAK_AGREEMENT_PERCENT = 60  # low, because the teacher was usually trained on these very images
-VERDICTS = {
-    ROW_COLUMN: ("[row, column]", "bold green"),
-    TRANSPOSED: ("[column, row]", "bold red"),
-    UNDECIDED: ("undecided", "bold yellow"),
-}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,12 +103,11 @@ def make_report(
     else:
         problems.append("No label map can be read.")
     if found and not found.of_row:
-        first = f" The first error: {found.refused[0]}" if found.refused else ""
         problems.append(
             f"None of the {found.asked:,} images of the sample has object boxes; expected files named like the images. "
-            f"Give the boxes of these images.{first}"
+            "Give the boxes of these images."
         )
-    elif found and found.refused:
+    if found and found.refused:
         notes.append(f"Unreadable files of object boxes: {len(found.refused):,}, such as {found.refused[0]}")
     return Report(str(labels.path), integrity, calibration, crops, found, axes, teacher_top1_percent, problems, notes)
 
@@ -142,8 +128,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
     if report.notes:
         _print_list(console, "Good to know", "cyan", report.notes)
     if report.problems:
-        count = len(report.problems)
-        _print_list(console, f"{count} problem{'s' * (count > 1)}", "bold red", report.problems)
+        _print_list(console, f"Problems: {len(report.problems)}", "bold red", report.problems)
     else:
         console.print(Text("\nNo problems found.\n", style="bold green"))
 
@@ -161,8 +146,7 @@ def _table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]] = 
 def _integrity_table(integrity: Integrity) -> Table:
     table = _table("All maps and images", ["", "count", ""])
     table.columns[2].justify = "left"
-    k, h, w = integrity.shape or (0, 0, 0)
-    cells = f"{h} rows x {w} columns of {k} classes" if integrity.shape else ""
+    cells = "{1} rows x {2} columns of {0} classes".format(*integrity.shape) if integrity.shape else ""
     table.add_row("images", f"{integrity.images:,}", "")
     table.add_row("intact label maps", f"{len(integrity.usable):,}", cells)
     for name, finding in integrity.findings.items():
@@ -179,13 +163,12 @@ def _logit_table(calibration: Calibration) -> Table:
 
 
 def _target_table(calibration: Calibration, teacher: float | None) -> Table:
-    absent = calibration.classes - calibration.classes_per_cell
     settings = f"fill {calibration.fill_logit:g}, temperature {calibration.temperature:g}, {calibration.maps:,} maps"
     return _measure_table(
         f"Targets of whole images  ({settings})",
         [
-            (f"leak in cells, to the {absent:,} classes not stored", calibration.leak_in_cells_percent, " %"),
-            ("leak in targets, to classes in no cell", calibration.leak_in_whole_image_target_percent, " %"),
+            ("probability of classes not in the cell", calibration.leak_in_cells_percent, " %"),
+            ("probability of classes not in the map", calibration.leak_in_whole_image_target_percent, " %"),
             ("more than one class above 10 %", calibration.images_of_several_classes_percent, " %"),
             ("folder's label is the top class", calibration.top1_agreement_percent, " %"),
             ("    top-1 accuracy of the teacher, as given", teacher, " %"),
@@ -222,7 +205,6 @@ def _measure_table(title: str, rows: Sequence[tuple[str, Estimate | float | None
 
 
 def _axis_table(axes: Sequence[AxisCheck]) -> Table:
-    table = _table("Order of the axes", ["", *(f"by {check.evidence}" for check in axes)])
     columns = []
     for check in axes:
         found, favouring = check.difference, check.favouring_row_column_percent
@@ -234,11 +216,11 @@ def _axis_table(axes: Sequence[AxisCheck]) -> Table:
             "    95 % interval": f"{found.low95:+.3f} to {found.high95:+.3f}" if found else "-",
             "informative images": f"{check.images_informative:,} of {check.images_examined:,}",
             "    for [row, column]": f"{favouring.value:.1f} %" if favouring else "-",
+            "verdict": check.verdict,
         }
-        columns.append([Text(value) for value in column.values()] + [Text(*VERDICTS[check.verdict])])
-    for what, *values in zip([*column, "verdict"], *columns, strict=True):
-        table.add_row(Text(what), *values)
-    return table
+        columns.append(column.values())
+    headings = ["", *(f"by {check.evidence}" for check in axes)]
+    return _table("Order of the axes", headings, zip(column, *columns, strict=True))
 
 
 def _print_list(console: Console, title: str, style: str, paragraphs: Sequence[str]) -> None:

@@ -24,9 +24,6 @@ from utils.processes.torchrun import refuse_broken_torchrun
 
 Weights = Annotated[str, Field(min_length=1, title="FILE", description="pretrained, packaged, random or a checkpoint")]
 Classes = Annotated[str, Field(min_length=1, title="FILE", description="imagenet or a text file")]
-Percent = Annotated[float, Field(gt=1, le=100)]
-Crops = Annotated[int, Field(ge=1, le=20)]
-Share = Annotated[float, Field(ge=0, le=1)]
 Fill = Annotated[float, Field(ge=-1000, le=1000)]
 Temperature = Annotated[float, Field(ge=1e-3, le=1000)]
 
@@ -126,7 +123,7 @@ def check(
     *,
     images: ExistingFolder | None = None,
     boxes: ExistingPath | None = None,
-    teacher_accuracy: Percent | None = None,
+    teacher_accuracy: Annotated[float, Field(gt=1, le=100)] | None = None,
     classifier: Name | None = None,
     classifier_weights: Weights = "pretrained",
     classes: Classes | None = None,
@@ -191,7 +188,7 @@ def show(
     out: NewPng,
     figure: Literal["rows", "sheet", "axes"] = "rows",
     count: ImageCount = 4,
-    crops: Crops = 3,
+    crops: Annotated[int, Field(ge=1, le=20)] = 3,
     fill: Fill = 0.0,
     temperature: Temperature = 1.0,
     seed: Count = 0,
@@ -266,7 +263,7 @@ def export_labels(
     *,
     images: ExistingFolder,
     form: Literal["multi-hot", "soft", "agreeing", "disagreeing"] = "multi-hot",
-    threshold: Share = 0.1,
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.1,
     fill: Fill = 0.0,
     temperature: Temperature = 1.0,
 ) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from relabel.config.rules import DISABLED, DISK_RULES, RULES
 from relabel.config.schema import FILE_FLAG, SCHEMA
-from utils.config.command_line import HELP_FLAGS, parse_command_line
+from utils.config.command_line import HELP_FLAGS, CommandLine
 from utils.config.cross_key_rules import broken_rules, without_effect
 from utils.config.frozen_munch import FrozenMunch
 from utils.config.merge import Merged, annotated, merge
@@ -45,7 +45,7 @@ def fire_arguments(argv: Sequence[str]) -> list[str]:
     if any(word in HELP_FLAGS for word in argv):
         print(f"{_USAGE}\n{BASE_FILE.read_text(encoding='utf-8')}", end="")
         sys.exit(0)
-    line = parse_command_line(argv, SCHEMA.flags, file_flag=FILE_FLAG)
+    line = CommandLine(SCHEMA.flags, file_flag=FILE_FLAG).read(argv)
     if line.texts.get(FILE_FLAG) == "":
         line.refuse("--config-file-path", "is empty; give the path of a config file, or leave the flag out", FILE_FLAG)
     if line.problems:

@@ -13,6 +13,7 @@ import io
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +30,7 @@ DECODERS = ("simplejpeg", "pillow")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "PPM", "TIFF", "GIF", "JPEG2000")
 
 # All antialiased: the filter widens with the reduction.
-RESAMPLING = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+RESAMPLING = {name: Image.Resampling[name.upper()] for name in ("bilinear", "bicubic", "lanczos")}
 
 FAST_RESIZING = ("bilinear", "bicubic")  # those that torch has too
 
@@ -73,8 +70,6 @@ class ImageFile:
         width, height: pixels.
     """
 
-    __slots__ = ("_data", "_frame", "_image", "height", "path", "width")
-
     def __init__(self, path: str | Path, decoder: str = "pillow") -> None:
         """Read the file and parse its header.
 
@@ -89,11 +84,10 @@ class ImageFile:
         """
         assert decoder in DECODERS, decoder
         self.path = Path(path)
-        self._image: Image.Image | None = None
         with _naming(self.path):
             self._data = self.path.read_bytes()
             self._frame = read_frame(self._data) if decoder == "simplejpeg" else None
-            header = self._frame or self._opened()
+            header = self._frame or self._opened
         self.width, self.height = header.width, header.height
 
     def resized_crop(
@@ -119,9 +113,8 @@ class ImageFile:
                 rows = decode_rows(self._data, self._frame, self.height if whole else bottom)
                 if rows is not None:
                     return _resized(rows[top:bottom, left:right], height, width, interpolation)
-            opened = self._opened()
-            region = _rgb(opened.crop((left, top, right, bottom)))
-            self._check_whole(opened.format)
+            region = _rgb(self._opened.crop((left, top, right, bottom)))
+            self._check_whole(self._opened.format)
             resized = region.resize((width, height), RESAMPLING[interpolation])
             return np.array(resized).transpose(2, 0, 1)  # a copy, because torch warns about read-only arrays
 
@@ -160,11 +153,10 @@ class ImageFile:
         elif kind in ("JPEG", "MPO") and (damage := damage_in(self._data)):
             raise ValueError(damage)
 
+    @cached_property
     def _opened(self) -> Image.Image:
-        """Return the file as a Pillow image, opened from memory so that no file stays open."""
-        if self._image is None:
-            self._image = Image.open(io.BytesIO(self._data), formats=FORMATS)
-        return self._image
+        """The file as a Pillow image, opened from memory so that no file stays open."""
+        return Image.open(io.BytesIO(self._data), formats=FORMATS)
 
 
 def _resized_size(width: int, height: int, size: int, crop_ratio: float) -> tuple[int, int]:

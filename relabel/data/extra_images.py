@@ -101,17 +101,15 @@ class ExtraBatches:
 
     def from_step(self, step: int) -> Iterator[list[Key]]:
         """Yield, without end, (pass, index) of the extra images of each update from this one on."""
-        keys = self._from_position(step * self.per_batch)
+        first_pass, start = divmod(step * self.per_batch, self.num_extra)
+        keys = islice(self._passes(first_pass), start, None)
         while True:
             yield list(islice(keys, self.per_batch))
 
-    def _from_position(self, position: int) -> Iterator[Key]:
-        first_pass, start = divmod(position, self.num_extra)
-        for number in count(first_pass):
-            order = keyed_rng(self.seed, EXTRA_ORDER, number).permutation(self.num_extra)
-            for image in order[start:].tolist():
+    def _passes(self, first: int) -> Iterator[Key]:
+        for number in count(first):
+            for image in keyed_rng(self.seed, EXTRA_ORDER, number).permutation(self.num_extra).tolist():
                 yield number, self.num_main + image
-            start = 0
 
 
 def spread(main: list[Key], extra: list[Key]) -> list[Key]:

@@ -99,16 +99,13 @@ def list_images(root: str | Path) -> ImageList:
         raise UserError(f"{root}: found no class folder; {EXPECTED_LAYOUT}.")
     files = [_image_names(root / name) for name in class_names]
     empty = [name for name, found in zip(class_names, files, strict=True) if not found]
-    if len(empty) == len(class_names) and (nested := [name for name in empty if folder_names(root / name)]):
-        wanted = "train" if "train" in nested else nested[0]
-        raise UserError(
-            f"{root}: found folders of folders ({', '.join(nested[:3])}); {EXPECTED_LAYOUT}. "
-            f"Did you mean {root / wanted}?"
-        )
     if empty:
+        advice = "Remove the empty folders or put their images back."
+        if nested := [name for name in empty if folder_names(root / name)]:
+            advice = f"These contain folders: did you mean {root / ('train' if 'train' in nested else nested[0])}?"
         raise UserError(
-            f"{root / empty[0]}: found no image in this class folder (so in {len(empty)} of {len(class_names)}); "
-            f"{EXPECTED_LAYOUT}. Remove the empty folders or put their images back."
+            f"{root}: found no image in {len(empty)} of {len(class_names)} class folders ({', '.join(empty[:3])}); "
+            f"{EXPECTED_LAYOUT}. {advice}"
         )
     names = [f"{name}/{file}" for name, found in zip(class_names, files, strict=True) for file in found]
     labels = np.repeat(np.arange(len(class_names), dtype=np.int32), [len(found) for found in files])

@@ -190,26 +190,13 @@ def epoch_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
     return keyed_rng(seed, ORDER, epoch).permutation(num_images)
 
 
-@dataclass(frozen=True, slots=True)
-class EvalBatches:
-    """Every image once over all ranks: rank r reads r, r + world_size, ... Batches may be partial, ranks empty.
+def eval_batches(num_images: int, batch_size: int, rank: int, world_size: int) -> list[list[Key]]:
+    """Return (epoch 0, index) of the images of each batch of a process; all ranks together read every image once.
 
-    Fields:
-        num_images: N.
-        batch_size: images per batch of one process.
-        rank, world_size: of this process.
+    Rank r reads r, r + world_size, ... The last batch may be partial, and a rank may have none.
     """
-
-    num_images: int
-    batch_size: int
-    rank: int
-    world_size: int
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        """Yield (epoch 0, index) of the images of each batch."""
-        indices = range(self.rank, self.num_images, self.world_size)
-        for start in range(0, len(indices), self.batch_size):
-            yield [(0, index) for index in indices[start : start + self.batch_size]]
+    keys = [(0, index) for index in range(rank, num_images, world_size)]
+    return [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -220,7 +207,7 @@ class Loader:
 
     Fields:
         dataset: of samples: an ImageDataset, a MixedDataset, or a SkippingDataset of one.
-        batch_sampler: TrainBatches or EvalBatches.
+        batch_sampler: TrainBatches, or a list from `eval_batches`.
         num_workers: processes that decode; 0 decodes in this process. Affects only the speed.
         device: of the batches; copied to CUDA from pinned memory, during the previous step.
     """

@@ -89,8 +89,9 @@ def show_results(students: Sequence[Student], out: Path, root: Path) -> None:
     draw_results(out / "rows.png", {row: [student.top1_percent for student in rows[row]] for row in rows})
     draw_curves(out / "curves.png", {row: read_metrics(out / rows[row][0].run) for row in list(rows)[:CURVES]})
     _print_table(summary)
-    for name in ("scenes.png", "curves.png", "rows.png", "results.json", "*-seed*"):
-        print(str(out / name).removeprefix(f"{root}/"))
+    kinds = {"scenes.png": "figures", "curves.png": "", "rows.png": "", "results.json": "numbers", "*-seed*": "runs"}
+    for name, kind in kinds.items():
+        print(f"{kind:<9}{str(out / name).removeprefix(f'{root}/')}")
 
 
 def _summary(students: Sequence[Student]) -> list[dict[str, Any]]:

@@ -53,8 +53,8 @@ def compare(first: SavedPredictions, second: SavedPredictions) -> list[Differenc
     _check_same_images(first, second)
     if first.top1 == second.top1 and np.array_equal(first.label_probability, second.label_probability):
         raise UserError(
-            f"{first.path} and {second.path} contain the same predictions, so they are the same file or of the same "
-            "weights; expected two checkpoints. Give the predictions of another one"
+            f"{first.path} and {second.path} contain the same predictions: they are the same file, or of the same "
+            "weights. Give the predictions of two checkpoints"
         )
     correct = [np.array(saved.top1) == np.array(saved.labels) for saved in (first, second)]
     differences = [paired_difference("top1_percent", *correct)]

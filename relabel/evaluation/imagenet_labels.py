@@ -32,12 +32,12 @@ EXPECTED_MULTI_LABELS = (
 CHECK_NAMES = "Check --data.data_path: its images must have ImageNet's names, such as ILSVRC2012_val_00000001.JPEG."
 
 
-def imagenet_positions(class_names: Sequence[str], path: Path, key: str) -> np.ndarray:
+def imagenet_positions(class_names: Sequence[str], checkpoint: str, key: str) -> np.ndarray:
     """Return the position of each ImageNet class among a checkpoint's classes, int64 [1000].
 
     Args:
         class_names: the checkpoint's, in any order.
-        path: the checkpoint, for the message.
+        checkpoint: its path, for the message.
         key: the setting that needs the positions, for the message.
 
     Raises:
@@ -47,8 +47,8 @@ def imagenet_positions(class_names: Sequence[str], path: Path, key: str) -> np.n
     if position.keys() != set(wanted):
         common = len(position.keys() & set(wanted))
         raise UserError(
-            f"{path} has {len(class_names):,} classes, of which {common:,} are ImageNet's; {key} needs a checkpoint "
-            f"with exactly ImageNet's {IMAGENET_CLASSES} classes, named by their wnids.\n"
+            f"{checkpoint} has {len(class_names):,} classes, of which {common:,} are ImageNet's; {key} needs "
+            f"a checkpoint with exactly ImageNet's {IMAGENET_CLASSES} classes, named by their wnids.\n"
             f"  Leave out --{key}, or give another --util.test_weight_file."
         )
     return np.array([position[name] for name in wanted])

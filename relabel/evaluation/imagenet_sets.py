@@ -12,20 +12,12 @@ import numpy as np
 
 from relabel.data.dataset import CenterCrop
 from relabel.data.images import ImageList, folder_names, list_images
-from relabel.evaluation.results import (
-    CORRUPTIONS,
-    SEVERITIES,
-    VAL,
-    Result,
-    accuracy_results,
-    calibration_results,
-    percent,
-)
+from relabel.evaluation.results import CORRUPTIONS, SEVERITIES, Result, accuracy_results, calibration_results, percent
 from relabel.evaluation.true_labels import TrueLabels
 from relabel.training.validation import Predictions
 from utils.errors import UserError, with_advice
 
-PUBLISHED_IMAGES = {VAL: 50_000, "imagenet_v2": 10_000, "imagenet_a": 7_500, "imagenet_r": 30_000}
+PUBLISHED_IMAGES = {"val": 50_000, "imagenet_v2": 10_000, "imagenet_a": 7_500, "imagenet_r": 30_000}
 SUBSET_CLASSES = 200
 C_IMAGES, C_SIZE = 50_000, 224  # images of a corruption and severity; their side, pixels
 V2_LAYOUT = "A variant of ImageNetV2 contains the folders 0, 1, ... 999, which are class ids."
@@ -158,15 +150,14 @@ def imagenet_c_sets(root: Path, class_names: list[str], checkpoint: str, transfo
     absent = {f"{name}/{severity}" for name in ALEXNET_ERRORS for severity in SEVERITIES} - counts.keys()
     uncommon = [f"{name} with {count:,}" for name, count in counts.items() if count != C_IMAGES]
     other = [name for name in folders if name not in ALEXNET_ERRORS]
+    notes = sets[0].notes
     if absent:
-        sets[0].notes.append(f"{CORRUPTIONS}: no mCE; absent folders: {len(absent)} of 75, the first: {min(absent)}")
+        notes.append(f"{CORRUPTIONS}: no mCE; absent folders: {len(absent)} of 75, the first: {min(absent)}")
     if uncommon:
-        sets[0].notes.append(
-            f"{CORRUPTIONS}: folders without the published {C_IMAGES:,} images: {len(uncommon)} of {len(counts)}, "
-            f"the first: {uncommon[0]}"
-        )
+        found = f"{len(uncommon)} of {len(counts)}, the first: {uncommon[0]}"
+        notes.append(f"{CORRUPTIONS}: folders without the published {C_IMAGES:,} images: {found}")
     if other:
-        sets[0].notes.append(f"{CORRUPTIONS}: skipped folders not among the 15 corruptions: {', '.join(other)}")
+        notes.append(f"{CORRUPTIONS}: skipped folders not among the 15 corruptions: {', '.join(other)}")
     return sets
 
 
@@ -178,9 +169,8 @@ def _corruption_set(folder: Path, class_names: list[str], checkpoint: str, trans
     parts = [list_images(folder / severity).with_classes_of(class_names, checkpoint) for severity in severities]
     names = [np.char.add(f"{severity}/".encode(), part.names) for severity, part in zip(severities, parts, strict=True)]
     images = ImageList(folder, class_names, np.concatenate(names), np.concatenate([part.labels for part in parts]))
-    severity_of = np.repeat(severities, [len(part) for part in parts])
     name = f"{CORRUPTIONS}/{folder.name}"
-    metrics = [partial(corruption_results, name, severity_of), partial(calibration_results, name)]
+    metrics = [partial(corruption_results, name), partial(calibration_results, name)]
     return ImageSet(name, images, transform, metrics)
 
 
@@ -192,16 +182,15 @@ def unresized(transform: CenterCrop) -> CenterCrop:
     return replace(transform, crop_ratio=math.nextafter(transform.size / C_SIZE, 1))
 
 
-def corruption_results(name: str, severity_of: np.ndarray, predictions: Predictions) -> list[Result]:
+def corruption_results(name: str, predictions: Predictions) -> list[Result]:
     """Return the mean error over severities, and, if all five are there, CE: that mean relative to AlexNet's.
 
     Args:
         name: of the set; its last part is the corruption.
-        severity_of: text [N].
-        predictions: for N images.
+        predictions: for the images SEVERITY/WNID/FILE.
     """
-    wrong, n = ~predictions.correct, len(predictions)
-    errors = {str(s): percent(wrong[severity_of == s]) for s in np.unique(severity_of)}
+    wrong, n, severity_of = ~predictions.correct, len(predictions), predictions.names.astype("S1")
+    errors = {s.decode(): percent(wrong[severity_of == s]) for s in np.unique(severity_of).tolist()}
     mean = float(np.mean(list(errors.values())))
     results = [Result(name, "error_percent", mean, n, "mean over severities", errors)]
     if len(errors) == len(SEVERITIES):

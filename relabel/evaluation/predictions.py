@@ -8,7 +8,6 @@ is there if own labels were given: 1 if top1 is one of the image's, 0 if not, em
 """
 
 import csv
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,9 +88,6 @@ def read_predictions(path: Path) -> SavedPredictions:
         if not rows:
             raise ValueError("contains no images")
         columns = dict(zip(header, zip(*rows, strict=True), strict=True))
-        ((image, times),) = Counter(columns["image"]).most_common(1)
-        if times > 1:
-            raise ValueError(f"found the image {image!r} {times} times; expected each once")
         if other := {*columns.get(IN_SET, ())} - {"0", "1", ""}:
             raise ValueError(f"found {IN_SET} = {min(other)!r}; expected 0, 1 or nothing")
         return SavedPredictions(
@@ -111,10 +107,7 @@ def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             header = file.readline(999).strip().split(",")
             if header not in (list(COLUMNS), [*COLUMNS, IN_SET]):
-                raise ValueError(
-                    f"begins with {','.join(header)[:20]!r}; expected predictions: {','.join(COLUMNS)}, with {IN_SET} "
-                    "at the end if there were own labels"
-                )
+                raise ValueError(f"begins with {','.join(header)[:20]!r}; expected {','.join(COLUMNS)}[,{IN_SET}]")
             rows = list(csv.reader(file, strict=True))
     except (OSError, csv.Error) as error:
         raise ValueError(f"cannot be read as CSV ({error})") from error

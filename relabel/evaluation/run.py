@@ -66,7 +66,7 @@ def test(process: Process, config: FrozenMunch) -> None:
     with errors_reported_once(process, lambda _: None, lambda error: "by peer" in str(error), memory_advice):
         results = evaluate_sets(config, sets, models, precision, process, data_config)
     if process.is_main:
-        report(config, weights.arch, images, sets, results, precision, data_config)
+        report(config, weights.arch, sets, results, precision, data_config)
 
 
 def _network(
@@ -129,10 +129,11 @@ def plan_evaluation(
     Raises:
         UserError: a file or folder is not of the expected form, or is for other classes.
     """
-    path, wanted = Path(config.util.test_weight_file), config.eval
+    checkpoint, wanted = config.util.test_weight_file, config.eval
     asked = [f"eval.{key}" for key in IMAGENET_KEYS if wanted[key]]
-    positions = imagenet_labels.imagenet_positions(class_names, path, asked[0]) if asked else np.empty(0, np.int64)
-    checkpoint = str(path)
+    positions = (
+        imagenet_labels.imagenet_positions(class_names, checkpoint, asked[0]) if asked else np.empty(0, np.int64)
+    )
     readers: dict[str, Callable[[Path], list[ImageSet]]] = {
         "imagenet_v2": lambda root: imagenet_sets.imagenet_v2_sets(root, class_names, positions, transform),
         "imagenet_a": lambda root: [imagenet_subset("imagenet_a", root, class_names, checkpoint, transform)],
@@ -223,7 +224,6 @@ def _predictions_path(config: FrozenMunch, weights: str, image_set: str) -> Path
 def report(
     config: FrozenMunch,
     arch: str,
-    images: ImageList | None,
     sets: list[ImageSet],
     results: dict[str, list[Result]],
     precision: Precision,
@@ -241,7 +241,7 @@ def report(
     content = {
         "weights": str(path),
         "arch": arch,
-        "data": None if images is None else str(images.root),
+        "data": next((str(image_set.images.root) for image_set in sets if image_set.name == VAL), None),
         "eval": config.eval.toDict(),
         "views": transforms,
         "data_config": data_config.as_record(),

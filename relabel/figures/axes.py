@@ -45,14 +45,7 @@ def mean_transposed_iou(width: int, height: int, crops: int = CROPS, seed: int =
 
 @panels.styled
 def draw_axes_figure(
-    out: Path,
-    image: np.ndarray,
-    cells: np.ndarray,
-    box: CropBox,
-    targets: np.ndarray,
-    names: Sequence[str],
-    width: int,
-    height: int,
+    out: Path, image: np.ndarray, cells: np.ndarray, box: CropBox, targets: np.ndarray, names: Sequence[str]
 ) -> None:
     """Draw a crop, the region to pool and the region pooled with swapped axes, with their targets.
 
@@ -63,7 +56,6 @@ def draw_axes_figure(
         box: the crop.
         targets: float [2, K]; of the crop and of its transpose.
         names: display names of the K classes.
-        width, height: of the image as stored, pixels.
     """
     across, down = (PANEL_INCHES * side / max(image.shape[:2]) for side in image.shape[1::-1])
     column = max(across, MIN_COLUMN)
@@ -92,6 +84,7 @@ def draw_axes_figure(
         _mark(panel, image, box.transposed() if number == 2 else box, colour)
     panel.plot((0, 1), (0, 1), color=INK, linewidth=1.0, linestyle=(0, (2, 3)), zorder=2)  # the diagonal
     panels.outline(panel, box, INK, 1.5, style="--")
+    height, width = image.shape[:2]
     mean, below_half = mean_transposed_iou(width, height)
     caption = (
         f"IoU of the two regions: {box.iou(box.transposed()):.2f}. Mean over {CROPS:,} random crops of a "

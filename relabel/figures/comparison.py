@@ -48,10 +48,9 @@ def draw_comparison_sheet(
         for line, (which, made) in enumerate((("1st", first), ("2nd", second)), 2):
             predicted = made.top1[row]
             text, colour = (names[predicted], INK) if predicted == label else (f"≠ {names[predicted]}", WARNING)
+            share = panels.percent(float(made.top1_probability[row]))
             panels.write_line(area, line * LINE, which, color=MUTED)
-            panels.write_line(
-                area, line * LINE, text, panels.percent(float(made.top1_probability[row])), INDENT, color=colour
-            )
+            panels.write_line(area, line * LINE, text, share, INDENT, color=colour)
         shares = " → ".join(panels.percent(float(made.label_probability[row])) for made in (first, second))
         panels.write_line(area, 4 * LINE, f"of the label: {shares}", color=MUTED)
     panels.save(figure, out)

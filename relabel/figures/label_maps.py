@@ -119,9 +119,7 @@ def draw_figure(
         label = None if found.labels is None else int(found.labels[row])
         shown.append(make_example(shown_pixels(file), label, label_map, boxes, len(names), fill, temperature))
     if figure == "axes":
-        draw_axes_figure(
-            out, shown[0].image, shown[0].cells, boxes[0], shown[0].targets, names, file.width, file.height
-        )
+        draw_axes_figure(out, shown[0].image, shown[0].cells, boxes[0], shown[0].targets, names)
     else:
         draw = draw_rows if figure == "rows" else draw_sheet
         draw(out, shown, names)
@@ -240,9 +238,8 @@ def _write_caption(area: Axes, inches: float, example: Example, names: Sequence[
     rows, columns = example.cells.shape[1:]
     facts = f"{rows}x{columns} cells, surest {panels.percent(float(example.cells.max()))}"
     start = panels.text_width("label: ")
-    label = panels.fitted(
-        example.label_text(names), area.get_xlim()[1] - start - panels.text_width(facts) - 0.2, TEXT, "bold"
-    )
+    room = area.get_xlim()[1] - start - panels.text_width(facts) - 0.2
+    label = panels.fitted(example.label_text(names), room, TEXT, "bold")
     # Below narrow images, both texts extend below the crops, where there is space.
     end = max(start + panels.text_width(label, TEXT, "bold") + 0.2, inches - panels.text_width(facts))
     area.text(0, 0.17, "label: ", color=MUTED)
@@ -268,7 +265,7 @@ def draw_sheet(out: Path, examples: Sequence[Example], names: Sequence[str]) -> 
         [example.image for example in examples], COLUMNS, TILE_INCHES, 1 + max(map(len, shown)), HEADING
     )
     is_labelled = examples[0].label is not None
-    disagree = f"{sum(wrong)} of {len(examples)} targets disagree with the label (≠)"
+    disagree = f"targets that disagree with the label (≠): {sum(wrong)} of {len(examples)}"
     panels.write_line(heading, 0.22, disagree if is_labelled else f"{len(examples)} images", size=11)
     for (panel, area), example, best, is_wrong in zip(tiles, examples, shown, wrong, strict=True):
         panels.draw_map(panel, example.image, example.cells, colours)

@@ -3,12 +3,13 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from reprlib import repr as shorten
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
+from utils.config.dotted_keys import flatten
 from utils.errors import UserError
 from utils.files import read_json, remove_temporaries, write_json
 
@@ -18,8 +19,6 @@ COVERS = "the whole image, squashed; EXIF rotation ignored"
 
 Form = Literal["packed", "pt"]
 LARGEST_MAP = 2**28
-_Count = Annotated[int, Field(ge=1)]
-_HashedFile = Annotated[str, Field(pattern=r"^((maps|keys|crc32)\.npy|manifest\.json)$")]
 _EXPECTED = (
     "expected the manifest of label maps that `python -m relabel annotate` or `pack` writes. "
     "Copy or download it again, or delete the folder and make its label maps again"
@@ -45,16 +44,16 @@ class Manifest(BaseModel):
 
     version: Literal[1] = 1
     form: Form
-    maps: Annotated[int, Field(ge=0)]
-    k: _Count
-    h: _Count
-    w: _Count
+    maps: NonNegativeInt
+    k: PositiveInt
+    h: PositiveInt
+    w: PositiveInt
     axes: str = AXES
     covers: str = COVERS
     class_names: list[str] = Field(min_length=1)
     made_by: dict[str, Any]
     skipped: dict[str, str] = {}
-    sha256: dict[_HashedFile, str] = {}
+    sha256: dict[str, str] = {}
 
     @model_validator(mode="after")
     def _check(self) -> "Manifest":
@@ -112,10 +111,10 @@ class Manifest(BaseModel):
         remove_temporaries(folder)
 
     def _check_same_settings(self, wanted: "Manifest", folder: Path) -> None:
-        found, expected = (dict(_leaves(m.model_dump(exclude={"sha256", "skipped", "maps"}))) for m in (self, wanted))
+        found, expected = (flatten(m.model_dump(exclude={"sha256", "skipped", "maps"})) for m in (self, wanted))
         names = [name for name in {**found, **expected} if found.get(name) != expected.get(name)]
         if names:
-            differences = "".join(f"\n  {n}: {_short(found.get(n))}, not {_short(expected.get(n))}" for n in names)
+            differences = "".join(f"\n  {n}: {shorten(found.get(n))}, not {shorten(expected.get(n))}" for n in names)
             raise UserError(
                 f"the label maps in {folder} were made with settings other than those of this command:{differences}\n"
                 "Repeat the settings that they were made with, or choose another folder for the new maps"
@@ -129,14 +128,10 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest | None:
         UserError: it cannot be read, is not a manifest of this format version, or was changed since it was written.
     """
     path = folder / name
+    if not path.exists():
+        return None
     try:
-        content = read_json(path, _EXPECTED)
-    except UserError as error:
-        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
-            return None
-        raise
-    try:
-        manifest = Manifest.model_validate(content)
+        manifest = Manifest.model_validate(read_json(path, _EXPECTED))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "content"
@@ -150,17 +145,3 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest | None:
     if manifest.sha256.get(MANIFEST) not in (None, manifest.digest()):
         raise UserError(f"{path}: its content does not match its own sha256, so it has been changed; {_EXPECTED}.")
     return manifest
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted name and value of every leaf of a nested dict."""
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 
 from relabel.label_map import LabelMap, class_dtype, class_translation
-from relabel.stores.manifest import MANIFEST, Manifest, read_manifest
+from relabel.stores.manifest import MANIFEST, Manifest
 from utils.errors import UserError, naming
 
 MAPS, KEYS, CRCS = "maps.npy", "keys.npy", "crc32.npy"
@@ -39,27 +39,24 @@ def record_type(shape: tuple[int, int, int]) -> np.dtype[np.void]:
 class PackedStore:
     """A LabelStore over a packed store; see relabel/stores/store.py. Reading a map is one pread and one CRC."""
 
-    def __init__(self, folder: Path, keys: np.ndarray, class_names: Sequence[str] | None) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, keys: np.ndarray, class_names: Sequence[str] = ()) -> None:
         """Find the record of every key; no map is read.
 
         Args:
             folder: of the store.
+            manifest: of the store.
             keys: bytes [N], without duplicates.
-            class_names: the K classes of the data; None: those of the maps.
+            class_names: the K classes of the data; by default those of the maps.
 
         Raises:
-            UserError: the store is unfinished, damaged or of another version, or lacks a class of the data.
+            UserError: the store is damaged, or lacks a class of the data.
         """
-        manifest = read_whole_manifest(folder)
         self._folder = str(folder)
         self._shape, self._type = manifest.shape, record_type(manifest.shape)
-        self._size = self._type.itemsize
         self._own_classes = manifest.num_classes
         self._id_type = class_dtype(manifest.num_classes)
         with naming(folder):
-            self._new_ids = class_translation(
-                manifest.class_names, manifest.class_names if class_names is None else class_names
-            )
+            self._new_ids = class_translation(manifest.class_names, class_names or manifest.class_names)
         store_keys = _load_store_keys(folder)
         self._offset = open_array(folder / MAPS, self._type, len(store_keys)).offset
         crcs = np.array(open_array(folder / CRCS, CRC_TYPE, len(store_keys)))
@@ -120,31 +117,14 @@ class PackedStore:
             raise UserError(f"{self._folder} has no label map for row {row:,} of the images. Make the missing maps.")
         if self._file < 0:
             self._file = os.open(f"{self._folder}/{MAPS}", os.O_RDONLY)
-        record = os.pread(self._file, self._size, self._offset + number * self._size)
+        record = os.pread(self._file, self._type.itemsize, self._offset + number * self._type.itemsize)
         if crc32(record, self._key_crcs.item(row)) != self._crcs.item(row):
-            found = "is truncated" if len(record) < self._size else "does not match its CRC"
+            found = "is truncated" if len(record) < self._type.itemsize else "does not match its CRC"
             raise UserError(
-                f"{self.location(row)}: the label map {found}; expected the {self._size} bytes that were written. Copy "
+                f"{self.location(row)}: the label map {found}; expected the {self._type.itemsize} bytes written. Copy "
                 "or download the store again, or repeat the command that made it: it replaces damaged label maps."
             )
         return record
-
-
-def read_whole_manifest(folder: Path) -> Manifest:
-    """Return the manifest of a finished packed store.
-
-    Raises:
-        UserError: the store is unfinished or incomplete, or the folder contains .pt files.
-    """
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise UserError(
-            f"{folder} is not a complete packed store: it has no {MANIFEST}. If a command is still writing it, wait; "
-            "if one was interrupted, give the same command again."
-        )
-    if manifest.form == "pt":
-        raise UserError(f"{folder} contains .pt files; expected a packed store. `python -m relabel pack` makes one.")
-    return manifest
 
 
 def find_rows(store_keys: np.ndarray, keys: np.ndarray, skipped: np.ndarray) -> np.ndarray:
@@ -175,13 +155,12 @@ def damaged_files(folder: Path, manifest: Manifest) -> list[str]:
     return [name for name in names if sha256_of(folder / name) != manifest.sha256.get(name)]
 
 
-def load_keys(folder: Path) -> np.ndarray:
+def load_keys(folder: Path, manifest: Manifest) -> np.ndarray:
     """Return the keys of all maps in a finished store, bytes [N], sorted; each is safe as a relative path.
 
     Raises:
         UserError: they cannot be read, or one of them leads out of a folder.
     """
-    manifest = read_whole_manifest(folder)
     keys = _load_store_keys(folder)
     for key in keys.tolist():
         parts = key.split(b"/")

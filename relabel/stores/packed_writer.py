@@ -130,8 +130,7 @@ class PackedWriter:
         """
         np.save(self.folder / KEYS, self._keys)
         np.save(self.folder / CRCS, np.zeros(len(self._keys), CRC_TYPE))
-        header = {"descr": np.lib.format.dtype_to_descr(self._type), "fortran_order": False}
-        with replacing(self.folder / MAPS) as temporary, temporary.open("wb") as file:
-            np.lib.format.write_array_header_2_0(file, {**header, "shape": (len(self._keys),)})
-            file.flush()
-            os.posix_fallocate(file.fileno(), 0, file.tell() + len(self._keys) * self._type.itemsize)
+        with replacing(self.folder / MAPS) as temporary:
+            np.lib.format.open_memmap(temporary, "w+", self._type, self._keys.shape, version=(2, 0))
+            with temporary.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)

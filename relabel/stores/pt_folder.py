@@ -106,8 +106,7 @@ class LabelFolder:
         Raises:
             UserError: the maps lack a class of the data.
         """
-        self._root = str(root)
-        self._keys = keys
+        self._root, self._keys = str(root), keys
         own_names = manifest.class_names if manifest else class_names
         self._num_classes = len(own_names)
         self._dtype = class_dtype(len(class_names))

@@ -15,7 +15,7 @@ import numpy as np
 
 from relabel.label_map import LabelMap
 from relabel.stores.manifest import MANIFEST, Manifest, read_manifest
-from relabel.stores.packed import MAPS, UNFINISHED, PackedStore, load_keys, read_whole_manifest
+from relabel.stores.packed import MAPS, UNFINISHED, PackedStore, load_keys
 from relabel.stores.pt_folder import HOW_TO_CONTINUE, HOW_TO_MAKE_MAPS, SUFFIX, LabelFolder, list_label_files
 from utils.errors import UserError
 from utils.files import locked, make_writable
@@ -29,23 +29,18 @@ class LabelStore(Protocol):
 
     def __len__(self) -> int:
         """Return N, the number of keys."""
-        ...
 
     def read(self, row: int) -> LabelMap:
         """Read the map of a row, with the data's class ids. UserError, with the file, if it is missing or damaged."""
-        ...
 
     def check(self, row: int) -> None:
         """Read a map and check every number in it. UserError, with the file and the first bad cell."""
-        ...
 
     def missing(self) -> np.ndarray:
         """Return the rows without a map, int64 [n]."""
-        ...
 
     def location(self, row: int) -> str:
         """Return where the map of a row is or should be, for messages."""
-        ...
 
 
 class LabelMaps(Mapping[str, LabelMap]):
@@ -106,7 +101,7 @@ def open_label_store(path: str | Path, keys: np.ndarray, class_names: Sequence[s
     root = Path(path)
     manifest = manifest_of(root)
     if manifest is not None and manifest.form == "packed":
-        return PackedStore(root, keys, class_names)
+        return PackedStore(root, manifest, keys, class_names)
     return LabelFolder(root, keys, class_names, manifest)
 
 
@@ -115,7 +110,7 @@ def keys_of(path: str | Path) -> np.ndarray:
     root = Path(path)
     manifest = manifest_of(root)
     if manifest is not None and manifest.form == "packed":
-        return load_keys(root)
+        return load_keys(root, manifest)
     return sorted_keys(list_label_files(root))
 
 
@@ -205,6 +200,10 @@ def manifest_of(root: Path) -> Manifest | None:
             f"found {found} at {root}; expected a folder of label maps: a packed store, or CLASS/STEM{SUFFIX} for each "
             f"image. {HOW_TO_MAKE_MAPS}"
         )
-    if ((root / UNFINISHED).is_file() or (root / MAPS).is_file()) and not (root / MANIFEST).exists():
-        return read_whole_manifest(root)  # raises: the store is unfinished
-    return read_manifest(root)
+    manifest = read_manifest(root)
+    if manifest is None and any((root / name).is_file() for name in (UNFINISHED, MAPS)):
+        raise UserError(
+            f"{root} is not a complete packed store: it has no {MANIFEST}. If a command is still writing it, wait; "
+            "if one was interrupted, give the same command again."
+        )
+    return manifest

@@ -20,7 +20,7 @@ from relabel.data.dataset import CenterCrop, ImageDataset, RandomResizedCrop
 from relabel.data.decode import resolve_decoder
 from relabel.data.extra_images import ExtraBatches, ExtraRoot, MixedDataset, open_extra_root
 from relabel.data.images import ImageList, keep_listed, list_images
-from relabel.data.loader import Batch, EvalBatches, Loader, TrainBatches, steps_per_epoch
+from relabel.data.loader import Batch, Loader, TrainBatches, eval_batches, steps_per_epoch
 from relabel.data.skipped_images import SkippedImages, SkippingDataset
 from relabel.stores.store import LabelStore, check_one_per_class, check_present, open_label_store
 from relabel.targets import TargetMaker
@@ -230,12 +230,9 @@ def start_from(weights: Weights, model: nn.Module, class_names: Sequence[str]) -
     try:
         load_weights(model, state_dict if same else with_own_head(model, weights.arch, state_dict))
     except UserError as error:
-        raise UserError(f"{weights.title}: {error}\n  Correct --model.arch.") from None
-    head = (
-        f"included (classes: {order.source})"
-        if same
-        else f"new: the weights are of {weights.num_classes:,} other classes"
-    )
+        summary, _, details = str(error).partition("\n")
+        raise UserError(f"{weights.title}: {summary}\n  Correct --model.arch.\n{details}") from None
+    head = f"included (classes: {order.source})" if same else f"new: theirs has {weights.num_classes:,} other classes"
     note = f" ({weights.note})" if weights.note else ""
     return f"starting from {weights.title}{' (EMA)' * (name == 'ema')}{note}, classification head {head}"
 
@@ -370,7 +367,7 @@ def eval_loader(
     batch_size = process.share(config.util.val_batch_size, "util.val_batch_size")
 
     def batches() -> Iterable[Batch]:
-        sampler = EvalBatches(len(images), batch_size, process.rank, process.world_size)
+        sampler = eval_batches(len(images), batch_size, process.rank, process.world_size)
         return Loader(dataset, sampler, workers_of(config, process), process.device)
 
     return batches

@@ -131,7 +131,8 @@ def introduce(config: FrozenMunch, data: TrainingData, trainer: Trainer) -> None
         f"{data.extra_images:,} extra images with label maps, {round(config.data.extra.share * batch):,} in each batch"
         if data.extra
         else "",
-        f"{counted(recipe.epochs, 'epoch')} of {counted(recipe.steps_per_epoch, 'step')}, batch size {batch:,}; run folder {folder}",
+        f"{counted(recipe.epochs, 'epoch')} of {counted(recipe.steps_per_epoch, 'step')}, batch size {batch:,}; "
+        f"run folder {folder}",
         "the process that trained here before was killed" if was_killed else "",
         f"continuing at step {trainer.step:,} of {recipe.total_steps:,}" if trainer.step else "",
     ]

@@ -12,7 +12,7 @@ import torch
 
 from relabel.data.dataset import CenterCrop, ImageDataset
 from relabel.data.images import list_images
-from relabel.data.loader import EvalBatches, Loader
+from relabel.data.loader import Loader, eval_batches
 from relabel.training.validation import predict_classes
 from tests.conftest import Flags, command_line
 from tests.miniatures import colour_network, save_images
@@ -43,7 +43,7 @@ def test_predictions_of_a_gpu_are_those_of_a_cpu(tmp_path: Path, level: str) -> 
     images = list_images(save_images(tmp_path, pictures))
     found = []
     for device in (torch.device("cpu"), torch.device("cuda", 0)):
-        batches = Loader(ImageDataset(images, CenterCrop(16, None)), EvalBatches(21, 4, 0, 1), 0, device)
+        batches = Loader(ImageDataset(images, CenterCrop(16, None)), eval_batches(21, 4, 0, 1), 0, device)
         models = {"model": colour_network({c: c for c in range(7)}, 7).to(device)}
         process, precision = Process(0, 1, 0, 1, device), Precision(level, device)
         answers = predict_classes(models, images, batches, precision, process, title="")

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,7 @@ import torch
 from models.digit_net import DigitNet
 from relabel.data.dataset import CenterCrop, ImageDataset
 from relabel.data.images import list_images
-from relabel.data.loader import EvalBatches, Loader, epoch_order
-from relabel.training import trainer
+from relabel.data.loader import Loader, epoch_order, eval_batches
 from relabel.training.validation import evaluate
 from tests.conftest import Flags, make_photos
 from tests.forked_runs import fork_run, wait_until
@@ -28,7 +28,7 @@ from utils.checkpoint import LAST
 from utils.errors import UserError
 from utils.precision import Precision
 from utils.processes.distributed import Process
-from utils.run_log import METRICS, read_metrics
+from utils.run_log import METRICS, read_metrics, write_status
 
 RunMain = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -106,7 +106,7 @@ def test_a_validation_counts_each_image_once_however_it_is_shared(flags: Flags, 
     found = next(event for event in read_metrics(flags["util.run_dir"]) if event["event"] == "validation")
     images = list_images(tmp_path / "data" / "val")
     dataset = ImageDataset(images, CenterCrop(16, 0.875), decoder="simplejpeg")
-    loader = Loader(dataset, EvalBatches(103, 103, 0, 1), 0, torch.device("cpu"))
+    loader = Loader(dataset, eval_batches(103, 103, 0, 1), 0, torch.device("cpu"))
     model = DigitNet(3).eval()
     model.load_state_dict(weights(flags["util.run_dir"]))
     alone, precision = Process(0, 1, 0, 1, torch.device("cpu")), Precision("O0", torch.device("cpu"))
@@ -116,22 +116,25 @@ def test_a_validation_counts_each_image_once_however_it_is_shared(flags: Flags, 
         assert found[name] == pytest.approx(value, rel=1e-5), name
 
 
-def write_status_late() -> None:
-    """Make a trainer's write_status slow, so that another process could fail in between."""
-    write_status = trainer.write_status
+def write_status_late(module: str, seconds: float) -> None:
+    """Let a module sleep before it writes status.json."""
 
     def write_late(*words: Any, **named: Any) -> None:
-        time.sleep(1)
+        time.sleep(seconds)
         write_status(*words, **named)
 
-    pytest.MonkeyPatch().setattr(trainer, "write_status", write_late)
+    pytest.MonkeyPatch().setattr(f"relabel.training.{module}.write_status", write_late)
+
+
+# The main process writes that it is running while the other one writes that it has failed.
+LATE = {0: partial(write_status_late, "trainer", 1.0), 1: partial(write_status_late, "run", 0.5)}
 
 
 def refused_once(flags: Flags, tmp_path: Path) -> str:
     """What two processes print, of which both or one refuse these flags; the other may be killed."""
     output = tmp_path / "output"
     output.unlink(missing_ok=True)
-    assert 2 in fork_run(flags, output, 2, {0: write_status_late}).ends()
+    assert 2 in fork_run(flags, output, 2, LATE).ends()
     text = output.read_text()
     assert text.count("error: ") == 1 and "Traceback" not in text, text
     return text

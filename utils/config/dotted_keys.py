@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from pydantic import ValidationError
-
 from utils.config.value_types import ValueType
 
 
@@ -35,21 +33,6 @@ class Schema:
     def keys_below(self, name: str) -> tuple[str, ...]:
         """Return the keys of a section; for a key, only itself; for any other name, none."""
         return tuple(key for key in self.types if key == name or key.startswith(name + "."))
-
-    def validate(self, flat: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """Check dotted values.
-
-        Returns:
-            The values in their declared types (1 becomes 1.0 where a float is declared), and the dotted keys of which
-            the value is invalid or missing; invalid values are returned unchanged.
-        """
-        values, wrong = dict(flat), []
-        for key, kind in self.types.items():
-            try:
-                values[key] = kind.check(flat[key])
-            except (KeyError, ValidationError):
-                wrong.append(key)
-        return values, wrong
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

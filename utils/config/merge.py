@@ -9,9 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from utils.config.dotted_keys import Schema, nest
 from utils.config.frozen_munch import FrozenMunch
 from utils.config.problems import COMMAND_LINE, Problem, Setting
+from utils.config.value_types import ValueType
 from utils.config.yaml_file import read_config_file, to_yaml, unknown_key
 
 _COMMENT_COLUMN = 48
@@ -50,21 +53,22 @@ def merge(schema: Schema, base_file: Path, config_file: str, flags: dict[str, st
             settings[key] = Setting(schema.types[key].read(text), COMMAND_LINE, COMMAND_LINE)
         else:
             problems.append(unknown_key(key, COMMAND_LINE, schema, prefix="--"))
-    values, wrong_keys = schema.validate({key: setting.value for key, setting in settings.items()})
     reported = {key for problem in problems for key in problem.keys}
-    for key in wrong_keys:
-        if key in settings:
-            problems.append(_wrong_value(key, schema, settings[key], base.get(key)))
+    for key, kind in schema.types.items():
+        if setting := settings.get(key):
+            try:
+                settings[key] = replace(setting, value=kind.check(setting.value))
+            except ValidationError:
+                problems.append(_wrong_value(key, kind, setting, base.get(key)))
         elif key not in reported:
             text = f"{base_file.name} must contain every key; restore this one"
             problems.append(Problem(key, str(base_file), text, (key,)))
-    settings = {key: replace(setting, value=values[key]) for key, setting in settings.items()}
     return Merged(settings, {key: setting.value for key, setting in base.items()}, problems)
 
 
-def _wrong_value(key: str, schema: Schema, setting: Setting, default: Setting | None) -> Problem:
-    text = schema.types[key].refusal(setting.value)
-    if schema.types[key].base is str and setting.value is not None and not isinstance(setting.value, str):
+def _wrong_value(key: str, kind: ValueType, setting: Setting, default: Setting | None) -> Problem:
+    text = kind.refusal(setting.value)
+    if kind.base is str and setting.value is not None and not isinstance(setting.value, str):
         text += "; put it in quotes"
     if default and default.value not in ("", None, setting.value):
         text += f"; the default is {default.value}"

@@ -18,7 +18,7 @@ from typing import Any, get_type_hints
 
 from pydantic import ValidationError
 
-from utils.config.command_line import HELP_FLAGS, parse_command_line
+from utils.config.command_line import HELP_FLAGS, CommandLine
 from utils.config.problems import COMMAND_LINE, Problem, did_you_mean, nearest, normal_key, report
 from utils.config.value_types import ValueType
 from utils.errors import EXIT_INTERRUPTED, UserError, exit_on_user_error
@@ -113,7 +113,7 @@ class Command:
         single = {name: parameter for name, parameter in self.parameters.items() if not parameter.repeated}
         repeated = next((name for name in self.parameters if name not in single), "")
         positional = [name for name in single if single[name].positional]
-        line = parse_command_line(argv, single, positional, takes_more=repeated != "")
+        line = CommandLine(single, positional, takes_more=repeated != "").read(argv)
         given = [(name, text) for name, text in line.texts.items() if name in single]
         values: dict[str, list[Any]] = {name: [] for name in self.parameters}
         for name, text in [*given, *((repeated, text) for text in line.more)]:

@@ -21,13 +21,7 @@ _PLAIN_VALUES = {
     _INT: r"[-+]?[0-9]+$",
     _FLOAT: r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$",
 }
-_READ: dict[str, Callable[[str], object]] = {
-    _STR: str,
-    _NULL: lambda text: None,
-    _BOOL: boolean,
-    _INT: number,
-    _FLOAT: number,
-}
+_READ: dict[str, Callable[[str], object]] = {_STR: str, _BOOL: boolean, _INT: number, _FLOAT: number}
 
 
 class _Loader(yaml.SafeLoader):
@@ -153,12 +147,12 @@ class _Reader:
         elif not isinstance(node, yaml.ScalarNode):
             text = f"expected one value, found {_kind(node)}; write `{key.rpartition('.')[2]}: VALUE`"
             self._report(name_node, key, text, (key,))
-        elif node.tag not in _READ:
+        elif node.tag != _NULL and node.tag not in _READ:
             text = f"expected a plain value, found the tag {node.tag}; remove the tag"
             self._report(name_node, key, text, (key,))
         else:
-            is_null = node.tag == _STR and kind.is_null(node.value)
-            read = kind.read if kind.separator and node.tag != _NULL else _READ[node.tag]
+            is_null = node.tag == _NULL or (node.tag == _STR and kind.is_null(node.value))
+            read = kind.read if kind.separator else _READ.get(node.tag, str)
             self.settings[key] = Setting(None if is_null else read(node.value), self._line(name_node), self.source)
 
     def _line(self, node: yaml.Node) -> str:

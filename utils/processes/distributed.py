@@ -115,15 +115,6 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return values
 
 
-def gather_rows(row: Tensor) -> Tensor:
-    """Gather [n] of each process into [world_size, n], in rank order."""
-    if not dist.is_initialized():
-        return row[None].clone()
-    rows = [torch.empty_like(row) for _ in range(dist.get_world_size())]
-    dist.all_gather(rows, row)
-    return torch.stack(rows)
-
-
 def gather_objects(value: T) -> list[T]:
     """Gather plain values of all processes, in rank order, on every process."""
     if not dist.is_initialized():

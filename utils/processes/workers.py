@@ -6,10 +6,9 @@ import os
 import signal
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing import resource_tracker
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -97,8 +96,8 @@ def _next(batches: Iterator[Any], flag: str) -> Any:
         raise
     except (ConnectionError, EOFError, FileNotFoundError) as error:  # it died before sending the batch's memory
         raise _worker_death(error, flag) from error
-    if isinstance(batch, _Refusal):
-        raise UserError(batch.message)
+    if isinstance(batch, UserError):
+        raise batch
     return batch
 
 
@@ -130,25 +129,21 @@ def end_workers() -> None:
         batches.close()
 
 
-@dataclass(frozen=True, slots=True)
-class _Refusal:
-    """The message of a UserError on its way out of a worker; torch would add a traceback to the error itself."""
+class _BatchReader(Dataset[Any]):
+    """The data set as DataLoader uses it: a list of keys in, a whole batch out.
 
-    message: str
+    A UserError comes out instead of a batch: torch would add a worker's traceback to one that is raised.
+    """
 
-
-class _BatchReader(Dataset[Any], Generic[T]):
-    """The data set as DataLoader uses it: a list of keys in, a whole batch out."""
-
-    def __init__(self, dataset: Any, collate: Callable[[Sequence[Any]], T]) -> None:
+    def __init__(self, dataset: Any, collate: Callable[[Sequence[Any]], Any]) -> None:
         self._dataset = dataset
         self._collate = collate
 
-    def __getitems__(self, keys: list[Any]) -> T | _Refusal:
+    def __getitems__(self, keys: list[Any]) -> Any:
         try:
             return self._collate([self._dataset[key] for key in keys])
         except UserError as error:
-            return _Refusal(str(error))
+            return UserError(str(error))  # its own class may not be picklable
 
 
 def _identity(batch: Any) -> Any:

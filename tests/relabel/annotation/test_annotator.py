@@ -187,8 +187,8 @@ def test_maps_of_two_teachers_are_not_mixed(root: Path, tmp_path: Path, state: s
         ({"k": 3}, "k: 2, not 3"),
         ({"input_size": (48, 24)}, "h: 3, not 6"),
         ({"mean": (0.5, 0.5, 0.5)}, r"made_by\.mean: \[0\.5, 0\.25, 0\.125\], not \[0\.5, 0\.5, 0\.5\]"),
-        ({"flip": True}, r"made_by\.flip: false, not true"),
-        ({"class_names": ["class1", "class0", *CLASSES[2:]]}, r'class_names: \["class0", .*, not \["class1"'),
+        ({"flip": True}, r"made_by\.flip: False, not True"),
+        ({"class_names": ["class1", "class0", *CLASSES[2:]]}, r"class_names: \['class0', .*, not \['class1'"),
     ]
     for changed, problem in changes:
         with pytest.raises(UserError, match=f"were made with settings other than(.|\n)*{problem}"):

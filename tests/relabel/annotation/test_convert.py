@@ -116,7 +116,7 @@ def test_damaged_maps_are_listed_together_or_left_out(tmp_path: Path, capsys: py
         (tmp_path / "pt" / f"{key}.pt").write_bytes(b"PK cut short")
     with pytest.raises(
         UserError,
-        match=r"^label maps that cannot be read: 3 of 12(.|\n)*\[1, 9, 9\]; expected \[2, 4, 6\](.|\n)*\.1\.pt(.|\n)*\.2\.pt",
+        match=r"^label maps .*read: 3 of 12(.|\n)*\[1, 9, 9\]; expected \[2, 4, 6\](.|\n)*\.1\.pt(.|\n)*\.2\.pt",
     ):
         pack(tmp_path / "pt", tmp_path / "packed", None, None, skip_damaged=False)
     assert not (tmp_path / "packed" / "manifest.json").exists()
@@ -132,9 +132,9 @@ def test_a_form_taken_for_the_other_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"packed is a packed store; expected a folder of \.pt files"):
         pack(tmp_path / "packed", tmp_path / "other", None, None, skip_damaged=False)
     unpack(tmp_path / "packed", tmp_path / "files")
-    with pytest.raises(UserError, match=r"files contains \.pt files; expected a packed store"):
+    with pytest.raises(UserError, match=r"files is not a packed store; expected one"):
         unpack(tmp_path / "files", tmp_path / "other")
-    with pytest.raises(UserError, match=r"settings other than(.|\n)*form: \"pt\", not \"packed\""):
+    with pytest.raises(UserError, match=r"settings other than(.|\n)*form: 'pt', not 'packed'"):
         pack(tmp_path / "files", tmp_path / "files", None, None, skip_damaged=False)
     (tmp_path / "names.txt").write_text("bee\nant\ncow\n")
     with pytest.raises(UserError, match=r"--classes are not the classes in its manifest\.json"):
@@ -144,9 +144,7 @@ def test_a_form_taken_for_the_other_is_refused(tmp_path: Path) -> None:
 def test_the_classes_can_be_named(tmp_path: Path) -> None:
     """Two class folders of a download for three classes: only the user knows the third."""
     write_maps(tmp_path / "pt", keys=KEYS[:8])
-    with pytest.raises(
-        UserError, match=r"the class id 2 in the cell.*name those: `python -m relabel pack --help`"
-    ):
+    with pytest.raises(UserError, match=r"the class id 2 in the cell.*name those: `python -m relabel pack --help`"):
         pack(tmp_path / "pt", tmp_path / "packed", None, None, skip_damaged=False)
     (tmp_path / "names.txt").write_text("ant\nbee\ncow\n")
     pack(tmp_path / "pt", tmp_path / "packed", None, str(tmp_path / "names.txt"), skip_damaged=False)

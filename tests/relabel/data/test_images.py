@@ -86,8 +86,8 @@ def test_a_key_is_the_name_up_to_the_last_dot(keys: list[str], extensions: list[
     ("files", "message"),
     [
         (["loose.png"], r"train: found no class folder; expected ROOT/CLASS/IMAGE"),
-        (["ant/a.png", "cat/readme.txt", "dog/.a.png"], r"cat: found no image in this class folder \(so in 2 of 3\)"),
-        (["val/ant/a.png", "train/ant/a.png"], r"folders of folders \(train, val\); .* you mean .*/train/train\?$"),
+        (["ant/a.png", "cat/readme.txt", "dog/.a.png"], r"found no image in 2 of 3 class folders \(cat, dog\)"),
+        (["val/ant/a.png", "train/ant/a.png"], r"2 of 2 class folders \(train, val\); .* you mean .*/train/train\?$"),
         ([], r"train: cannot be listed \(No such file.*expected ROOT/CLASS/IMAGE"),
     ],
 )

@@ -15,7 +15,7 @@ from relabel.crop_box import CropBox
 from relabel.data.dataset import CenterCrop, ImageDataset, RandomResizedCrop, Sample
 from relabel.data.extra_images import spread
 from relabel.data.images import list_images
-from relabel.data.loader import Batch, EvalBatches, Loader, TrainBatches, collate, epoch_order, steps_per_epoch
+from relabel.data.loader import Batch, Loader, TrainBatches, collate, epoch_order, eval_batches, steps_per_epoch
 from relabel.label_map import LabelMap
 from relabel.stores.pt_folder import write_label_map
 from relabel.stores.store import open_label_store
@@ -144,7 +144,7 @@ def test_extra_images_are_spread_over_a_batch(main: list[int], extra: list[int])
 def test_testing_reads_every_image_once_over_all_ranks(num_images: int, world_size: int, batch_size: int) -> None:
     seen = []
     for rank in range(world_size):
-        lists = list(EvalBatches(num_images, batch_size, rank, world_size))
+        lists = list(eval_batches(num_images, batch_size, rank, world_size))
         assert all(0 < len(keys) <= batch_size for keys in lists)
         seen += [index for keys in lists for epoch, index in keys]
     assert sorted(seen) == list(range(num_images))
@@ -164,10 +164,10 @@ def test_workers_and_restarts_change_nothing(dataset: ImageDataset, num_workers:
 
 def test_evaluation_batches_come_in_order_and_a_rank_may_have_none(dataset: ImageDataset) -> None:
     plain = ImageDataset(dataset.images, CenterCrop(12, 0.875))
-    loader = Loader(plain, EvalBatches(23, 8, 0, 1), 1, CPU)
+    loader = Loader(plain, eval_batches(23, 8, 0, 1), 1, CPU)
     assert [len(batch) for batch in loader] == [8, 8, 7]
     assert [i for batch in loader for i in batch.indices.tolist()] == list(range(23))  # a second pass
-    assert list(Loader(plain, EvalBatches(1, 8, 1, 2), 1, CPU)) == []
+    assert list(Loader(plain, eval_batches(1, 8, 1, 2), 1, CPU)) == []
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

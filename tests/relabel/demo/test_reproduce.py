@@ -16,7 +16,7 @@ from relabel.cli.run import run
 from relabel.config.load import load_config
 from relabel.data.dataset import CenterCrop, ImageDataset
 from relabel.data.images import list_images
-from relabel.data.loader import EvalBatches, Loader
+from relabel.data.loader import Loader, eval_batches
 from relabel.demo.reproduce import DIGITS, PHOTOS, SHIPPED_TEACHER, make_digits_teacher, reproduce
 from relabel.demo.results import Student, gains
 from relabel.demo.scenes import write_scenes
@@ -57,8 +57,8 @@ def test_the_demo_in_small_ends_with_a_table_figures_and_their_paths(
     assert first.returncode == 0, first.stderr
     out = tmp_path / "demo"
     assert "-m relabel annotate" in first.stdout and "configs/digits/relabel.yaml" in first.stdout
-    for name in ("scenes.png", "curves.png", "rows.png", "results.json"):
-        assert str(out / name) in first.stdout
+    kinds = {"scenes.png": "figures", "curves.png": "", "rows.png": "", "results.json": "numbers", "*-seed*": "runs"}
+    assert "".join(f"{kind:<9}{out / name}\n" for name, kind in kinds.items()) in first.stdout
     assert min(Image.open(out / "scenes.png").size) > 500
     results = json.loads((out / "results.json").read_text())
     assert [run["row"] for run in results["runs"]] == ["original labels", "ReLabel"]
@@ -102,7 +102,7 @@ def test_the_shipped_teacher_knows_scenes_that_it_was_not_trained_on(tmp_path: P
     state = load_checkpoint(SHIPPED_TEACHER)
     model = create_model(state["arch"], len(state["class_names"]))
     load_weights(model, state["state_dict"])
-    loader = Loader(ImageDataset(images, CenterCrop(64, None)), EvalBatches(300, 100, 0, 1), 0, CPU)
+    loader = Loader(ImageDataset(images, CenterCrop(64, None)), eval_batches(300, 100, 0, 1), 0, CPU)
     score = evaluate({"": model}, images, loader, Precision("O0", CPU), Process(0, 1, 0, 1, CPU))[""]
     assert score.top1_percent > 80
     assert state["class_names"] == images.class_names

@@ -73,7 +73,7 @@ def test_the_verdict_follows_the_interval() -> None:
         (lambda rows: rows[:4], r"5 images and .* 4; .* line 6 is e/1.JPEG, e in the first and nothing in the second"),
         (lambda rows: [*rows[:3], rows[4], rows[3]], "line 5 is d/1.JPEG, d in the first and e/1.JPEG, e in"),
         (lambda rows: [*rows[:4], rows[4].replace(",e,", ",a,", 1)], "line 6 is e/1.JPEG, e in .* e/1.JPEG, a in"),
-        (lambda rows: FIRST, "1.csv and .*2.csv contain the same predictions, so they are the same file or of the"),
+        (lambda rows: FIRST, "1.csv and .*2.csv contain the same predictions: they are the same file, or of the"),
     ],
 )
 def test_other_images_or_labels_and_the_same_predictions_are_refused(

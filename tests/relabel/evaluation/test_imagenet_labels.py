@@ -151,6 +151,6 @@ def test_malformed_multi_labels_are_refused(tmp_path: Path, content: Any, match:
 
 def test_a_checkpoint_of_other_classes_is_refused() -> None:
     with pytest.raises(UserError, match=r"(?s)w\.pth has 3 classes, of which 2 are .*eval\.real needs .*--eval\.real"):
-        imagenet_positions([wnids()[1], wnids()[0], "cat"], Path("w.pth"), "eval.real")
+        imagenet_positions([wnids()[1], wnids()[0], "cat"], "w.pth", "eval.real")
     with pytest.raises(UserError, match="has 1,001 classes, of which 1,000"):
-        imagenet_positions([*wnids(), "cat"], Path("w.pth"), "eval.real")
+        imagenet_positions([*wnids(), "cat"], "w.pth", "eval.real")

@@ -38,7 +38,7 @@ def test_the_right_region_is_the_crop_and_the_mirrored_one_is_not(tmp_path: Path
     image, boxes = np.full((300, 400, 3), 128, dtype=np.uint8), [LOWER_LEFT, LOWER_LEFT.transposed()]
     shown = make_example(image, 0, LabelMap.from_dense(dense, 2), boxes, 3)
     names = ["ant", "bee", "cow"]
-    draw_axes_figure(tmp_path / "axes.png", image, shown.cells, LOWER_LEFT, shown.targets, names, 400, 300)
+    draw_axes_figure(tmp_path / "axes.png", image, shown.cells, LOWER_LEFT, shown.targets, names)
     with Image.open(tmp_path / "axes.png") as figure:
         assert figure.format == "PNG" and figure.width > 1200 and figure.height > 500
         pixels = np.asarray(figure.convert("RGB")).astype(float)

@@ -126,7 +126,7 @@ def test_a_sheet_marks_where_target_and_label_disagree(tmp_path: Path, drawn: li
     with Image.open(tmp_path / "both.png") as sheet:
         assert len(red) > 1000 and red[:, 1].min() > sheet.width / 2 - 10  # about the second tile only
     shown = texts(drawn[1])
-    assert "≠ class_5" in shown and "class_2" in shown and any(text.startswith("1 of 2") for text in shown)
+    assert "≠ class_5" in shown and "class_2" in shown and any(text.endswith("(≠): 1 of 2") for text in shown)
     target = examples[0].targets[0]
     assert shown.count(f"{100 * target[2]:.0f} %") == shown.count(f"{100 * target[5]:.0f} %") == 2
 

@@ -20,7 +20,7 @@ from relabel.data.extra_images import ExtraRoot
 from relabel.data.images import ImageList
 from relabel.training.build import TrainingData, make_recipe, make_trainer, train_loader
 from tests.conftest import ROOT
-from utils.config.command_line import parse_command_line
+from utils.config.command_line import CommandLine
 from utils.config.dotted_keys import flatten
 from utils.precision import Precision
 from utils.processes.distributed import Process
@@ -119,7 +119,7 @@ def test_a_recipe_opens_with_a_card_whose_command_runs_it(
     assert 10 <= len(text.splitlines()) <= (30 if recipe.count("/") > 1 else 20)
     monkeypatch.chdir(ROOT)
     (command,) = re.findall(r"python main\.py (.*)", card(recipe))
-    line = parse_command_line(shlex.split(command), SCHEMA.flags)
+    line = CommandLine(SCHEMA.flags).read(shlex.split(command))
     assert line.problems == [] and line.texts.pop("config_file_path") == recipe
     needed = {"data.data_path": folders["data.data_path"]}
     if not re.search(r"relabel:\s*(\{|\n\s+)use: False", text):

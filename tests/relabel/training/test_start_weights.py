@@ -112,11 +112,11 @@ def test_a_continued_run_does_without_the_file(flags: Flags, tmp_path: Path) -> 
     [
         (
             network(3) | {"features.0.weight": torch.zeros(24, 3, 5, 5)},
-            r"w.pth: .*\n.*1 of a different shape: features.0.w",
+            r"w.pth: .*\n.*\n.*1 of a different shape: features.0.w",
         ),
         (
             {"arch": "resnet18", "state_dict": create_model("resnet18", 3).state_dict()},
-            r"w.pth: .*(.|\n)*unexpected(.|\n)*set --model.arch resnet18",
+            r"w.pth: .*\n.*set --model.arch resnet18\.\n  30 missing: ([^ ]+ \[[0-9, ]+\],? ){5}and 25 more\n",
         ),
         ({"state_dict": network(2), "class_names": list(CLASSES)}, r"fc.weight \[2, 128\] instead of \[3, 128\]"),
         ({"optimizer": {}}, "w.pth contains no weights"),

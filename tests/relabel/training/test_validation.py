@@ -16,7 +16,7 @@ from models.digit_net import DigitNet
 from relabel.crop_box import WHOLE_IMAGE
 from relabel.data.dataset import CenterCrop, ImageDataset, Key, Sample
 from relabel.data.images import ImageList, list_images
-from relabel.data.loader import EvalBatches, Loader
+from relabel.data.loader import Loader, eval_batches
 from relabel.training.validation import NO_CLASS, Predictions, evaluate, predict_classes
 from tests.miniatures import colour_network, save_images
 from tests.strategies import FEW
@@ -37,7 +37,7 @@ def images(tmp_path: Path) -> ImageList:
 
 
 def batches(images: ImageList) -> Loader:
-    return Loader(ImageDataset(images, CenterCrop(16, None)), EvalBatches(len(images), 4, 0, 1), 0, CPU)
+    return Loader(ImageDataset(images, CenterCrop(16, None)), eval_batches(len(images), 4, 0, 1), 0, CPU)
 
 
 def predict(models: Mapping[str, nn.Module], images: ImageList, **options: object) -> dict[str, Predictions]:
@@ -113,7 +113,7 @@ class Pixels(nn.Module):
 def predict_noise(count: int, batch_size: int, rank: int, processes: int) -> Predictions:
     labels = np.array([Noise()[(0, index)].label for index in range(count)])
     images = ImageList(Path(), list("abcdefg"), np.arange(count).astype("S3"), labels)
-    loader = Loader(Noise(), EvalBatches(count, batch_size, rank, processes), 0, CPU)
+    loader = Loader(Noise(), eval_batches(count, batch_size, rank, processes), 0, CPU)
     process = replace(ALONE, rank=rank, world_size=processes)
     return predict_classes({"": Pixels()}, images, loader, O0, process, keep_probabilities=True)[""]
 
