@@ -63,21 +63,24 @@ def create_model(arch: str, num_classes: int, size: tuple[int, int] | None = Non
         options = TORCHVISION_OPTIONS.get(arch, {})
         model: nn.Module = torchvision.models.get_model(arch, weights=None, num_classes=num_classes, **options)
         return model
+    return _timm_model(arch, num_classes, size)
+
+
+def _timm_model(arch: str, num_classes: int, size: tuple[int, int] | None) -> nn.Module:
     import timm
 
     try:
-        model = timm.create_model(arch.removeprefix(FORCE_TIMM), pretrained=False, num_classes=num_classes)
-        own = model.pretrained_cfg["input_size"][1:]
-        if size is not None and tuple(size) != tuple(own) and model.pretrained_cfg.get("fixed_input_size"):
-            model = _built_for(arch, num_classes, size, own)
+        model: Any = timm.create_model(arch.removeprefix(FORCE_TIMM), pretrained=False, num_classes=num_classes)
     except RuntimeError as error:
         if "Invalid pretrained tag" not in str(error):
             raise
         raise UserError(f"found arch {arch!r}: {error} timm.list_pretrained() lists the tags") from error
-    return model
+    own = tuple(model.pretrained_cfg["input_size"][1:])
+    is_fixed = model.pretrained_cfg.get("fixed_input_size", False)
+    return _built_for(arch, num_classes, size, own) if size and size != own and is_fixed else model
 
 
-def _built_for(arch: str, num_classes: int, size: tuple[int, int], own: Sequence[int]) -> nn.Module:
+def _built_for(arch: str, num_classes: int, size: tuple[int, int], own: tuple[int, int]) -> nn.Module:
     """Build timm's network for images of another size than its own."""
     import timm
 

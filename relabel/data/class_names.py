@@ -9,11 +9,11 @@ from pathlib import Path
 
 from models.build import OURS, library_of
 from models.classifier import IMAGENET_CLASSES, Weights
+from utils.chance import natural_order
 from utils.errors import UserError
 
 WNID = re.compile(r"n\d{8}")
 IMAGENET = "imagenet"  # instead of the path of a class list
-NATURAL = re.compile(r"(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def _assumed_names(weights: Weights, folders: Sequence[str] | None) -> tuple[lis
     if folders is None or len(folders) != count:
         return None, "unknown"
     source = "the class folders, sorted as text"
-    natural = sorted(folders, key=lambda name: [int(t) if t.isdigit() else t for t in NATURAL.split(name)])
+    natural = natural_order(folders)
     if natural != list(folders):
         source += (
             f": {_first(folders)}. timm numbers them {_first(natural)}: if these weights do, give a file of this order"
