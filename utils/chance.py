@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
+from scipy.special import rel_entr
 from scipy.stats import binom
 
 LIKELY_BY_CHANCE = 0.01
@@ -36,9 +37,14 @@ def better_permutation(labels: np.ndarray, predicted: np.ndarray, num_classes: i
     np.add.at(confusion, (predicted[is_class], labels[is_class]), 1)
     _, order = linear_sum_assignment(confusion, maximize=True)
     right, before, count = int(confusion[range(num_classes), order].sum()), int(confusion.trace()), len(labels)
-    by_chance = math.lgamma(num_classes + 1) + float(binom.logsf(right - 1, count, 1 / num_classes))
+    # Chernoff's bound for one order, times K! orders, as logarithms: the probability itself underflows.
+    by_chance = math.lgamma(num_classes + 1) - count * float(sum(rel_entr(*_shares(right / count, 1 / num_classes))))
     much_better = 100 * (right - before) >= MUCH_BETTER_PERCENT * count and right >= MUCH_BETTER_RATIO * before
     return order if much_better and by_chance < math.log(LIKELY_BY_CHANCE) else None
+
+
+def _shares(one: float, other: float) -> tuple[list[float], list[float]]:
+    return [one, 1 - one], [other, 1 - other]
 
 
 def natural_order(names: Sequence[str]) -> list[str]:
