@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.special import rel_entr
 from scipy.stats import binom
 
-LIKELY_BY_CHANCE = 0.01
+LIKELY_BY_CHANCE, ENOUGH_IMAGES = 0.01, 100
 # A permutation is reported only if it explains far more of the answers, as a wrong class order does.
 MUCH_BETTER_PERCENT, MUCH_BETTER_RATIO = 20.0, 1.5
 
@@ -19,15 +19,28 @@ def chance_probability(correct: int, count: int, num_classes: int) -> float:
     return float(binom.sf(correct - 1, count, 1 / num_classes))
 
 
-def better_permutation(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray | None:
+def no_better_than_chance(correct: int, count: int, num_classes: int) -> bool:
+    """Return whether this many right answers are no evidence of more than guessing.
+
+    A share at or below 1/K is none; with 100 images or more, neither is one that guessing reaches with p > 0.01.
+    """
+    is_likely = chance_probability(correct, count, num_classes) > LIKELY_BY_CHANCE
+    return correct * num_classes <= count or (count >= ENOUGH_IMAGES and is_likely)
+
+
+def better_permutation(
+    labels: np.ndarray, predicted: np.ndarray, num_classes: int, likely: np.ndarray | None = None
+) -> np.ndarray | None:
     """Find an order of the classes with which the answers are right far more often than with the present one.
 
-    It must explain 20 points and half as much again, more than the best of all K! orders would by chance (p < 0.01).
+    It must explain 20 points and half as much again, more than the best of all orders would if the answers had nothing
+    to do with the images (p < 0.01). Classes that the answers say nothing about stay where they are.
 
     Args:
         labels: integer [N]; true class of each image.
         predicted: integer [N]; a negative number is no class.
         num_classes: K.
+        likely: integer [K]; an order to prefer to any other if it meets these conditions.
 
     Returns:
         integer [K]; the class that each predicted class really is; None if the present order is as good.
@@ -35,12 +48,24 @@ def better_permutation(labels: np.ndarray, predicted: np.ndarray, num_classes: i
     is_class = predicted >= 0
     confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
     np.add.at(confusion, (predicted[is_class], labels[is_class]), 1)
-    _, order = linear_sum_assignment(confusion, maximize=True)
-    right, before, count = int(confusion[range(num_classes), order].sum()), int(confusion.trace()), len(labels)
-    # Chernoff's bound for one order, times K! orders, as logarithms: the probability itself underflows.
-    by_chance = math.lgamma(num_classes + 1) - count * float(sum(rel_entr(*_shares(right / count, 1 / num_classes))))
-    much_better = 100 * (right - before) >= MUCH_BETTER_PERCENT * count and right >= MUCH_BETTER_RATIO * before
-    return order if much_better and by_chance < math.log(LIKELY_BY_CHANCE) else None
+    if likely is not None and _is_much_better(confusion, likely, len(labels), log_orders=0.0):
+        return likely
+    # Of orders that explain as many answers, the one that changes the fewest classes.
+    _, best = linear_sum_assignment(confusion * (num_classes + 1) + np.eye(num_classes, dtype=np.int64), maximize=True)
+    fewer, more = sorted(int(confusion.any(axis=axis).sum()) for axis in (0, 1))
+    log_orders = math.lgamma(more + 1) - math.lgamma(more - fewer + 1)  # of the classes that occur
+    return best if _is_much_better(confusion, best, len(labels), log_orders) else None
+
+
+def _is_much_better(confusion: np.ndarray, order: np.ndarray, count: int, log_orders: float) -> bool:
+    """Return whether an order explains much more than the present one, and more than the best of so many would."""
+    right, before = int(confusion[range(len(order)), order].sum()), int(confusion.trace())
+    if 100 * (right - before) < MUCH_BETTER_PERCENT * count or right < MUCH_BETTER_RATIO * before:
+        return False
+    by_chance = float(confusion.sum(axis=1) @ confusion.sum(axis=0)[order]) / count**2
+    # Chernoff's bound for one order, times their number, as logarithms: the probability itself underflows.
+    divergence = float(sum(rel_entr(*_shares(right / count, by_chance)))) if right > by_chance * count else 0.0
+    return log_orders - count * divergence < math.log(LIKELY_BY_CHANCE)
 
 
 def _shares(one: float, other: float) -> tuple[list[float], list[float]]:
@@ -48,10 +73,9 @@ def _shares(one: float, other: float) -> tuple[list[float], list[float]]:
 
 
 def natural_order(names: Sequence[str]) -> list[str]:
-    """Sort names with their numbers as numbers: 1, 2, 10."""
+    """Sort names as timm does: their numbers as numbers, 1, 2, 10, and without regard to case."""
 
-    def parts(name: str) -> list[tuple[bool, int, str]]:
-        found = [part for part in re.split(r"(\d+)", name) if part]
-        return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in found]
+    def parts(name: str) -> list[int | str]:  # text and numbers in turn, beginning with text
+        return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name.lower())]
 
     return sorted(names, key=parts)
