@@ -14,6 +14,7 @@ from models.build import (
     OURS,
     create_model,
     create_pretrained_model,
+    head_tensors,
     infer_num_classes,
     library_of,
     load_weights,
@@ -34,7 +35,7 @@ class Weights:
         title: where they are from: the file's name, or which published ones.
         arch: the network, as for models.build.library_of.
         state_dicts: name -> parameter name -> tensor; "model", and "ema" if a file has averaged weights too.
-        num_classes: K.
+        num_classes: K; 0: there is no classification head.
         class_names: of the K classes, in the order of the logits; None: the weights do not name them.
         recorded: what the file records of its input: fields of DataConfig.
         stated: what the network's library states of it.
@@ -95,20 +96,33 @@ class Weights:
         """
         model = create_model(self.arch, self.num_classes, config.size)
         set_batch_norm(model, bn_momentum, config.bn_eps)
-        try:
-            load_weights(model, self.state_dicts[name])
-        except UserError as error:
-            summary, _, details = str(error).partition("\n")
-            advice = (
-                f"The file says that it is of {self.file_arch}: set {flag} {self.file_arch}."
-                if self.file_arch
-                else f"Correct {flag}."
-            )
-            raise UserError(f"{self.title}: {summary}\n  {advice}\n{details}") from None
+        self.load(model, self.state_dicts[name], flag)
         return model
 
+    def load(self, model: nn.Module, state_dict: Mapping[str, Tensor], flag: str) -> None:
+        """Copy these weights, or some of them, into a network.
 
-def open_weights(arch: str | None, weights: str, random_classes: int = IMAGENET_CLASSES) -> Weights:
+        Args:
+            model: changed in place.
+            state_dict: parameter name -> tensor.
+            flag: the flag that selects the network, for messages.
+
+        Raises:
+            UserError: they do not fit the network.
+        """
+        try:
+            load_weights(model, state_dict)
+        except UserError as error:
+            summary, _, details = str(error).partition("\n")
+            advice = f"Correct {flag}."
+            if self.file_arch and self.file_arch != self.arch:
+                advice = f"The file says that it is of {self.file_arch}: set {flag} {self.file_arch}."
+            raise UserError(f"{self.title}: {summary}\n  {advice}\n{details}") from None
+
+
+def open_weights(
+    arch: str | None, weights: str, random_classes: int = IMAGENET_CLASSES, needs_head: bool = True
+) -> Weights:
     """Find the weights of a classifier.
 
     Args:
@@ -116,12 +130,13 @@ def open_weights(arch: str | None, weights: str, random_classes: int = IMAGENET_
         weights: "pretrained": those that the network's library publishes; "packaged": those of a package on the
             Python package index; "random": from a fixed seed, for trials; else the path of a file.
         random_classes: K of random weights.
+        needs_head: False: a file may lack the classification head.
 
     Raises:
         UserError: the network is unknown, or the weights cannot be found or read.
     """
     if weights not in (PRETRAINED, PACKAGED, RANDOM):
-        return _from_file(arch, Path(weights))
+        return _from_file(arch, Path(weights), needs_head)
     if arch is None:
         raise UserError(f"{weights} names no network; expected a name in torchvision or timm")
     if weights == RANDOM:
@@ -140,7 +155,7 @@ def open_weights(arch: str | None, weights: str, random_classes: int = IMAGENET_
     return Weights(title, arch, {"model": state_dict}, count, None, {}, _stated(arch, weights), weights != RANDOM)
 
 
-def _from_file(arch: str | None, path: Path) -> Weights:
+def _from_file(arch: str | None, path: Path, needs_head: bool) -> Weights:
     if not path.is_file():
         raise UserError(
             f"found no file {path}; expected {PRETRAINED}, {PACKAGED}, {RANDOM} or the path of a checkpoint"
@@ -149,18 +164,20 @@ def _from_file(arch: str | None, path: Path) -> Weights:
     arch = arch or file.arch
     if arch is None:
         raise UserError(f"{path} does not name its network; expected a name in torchvision or timm")
+    has_head = needs_head or any(name in file.state_dicts["model"] for name in head_tensors(arch))
     try:
-        count = infer_num_classes(arch, file.state_dicts["model"])
+        count = infer_num_classes(arch, file.state_dicts["model"]) if has_head else 0
     except UserError as error:
         named = f"\n  The file says that it is of {file.arch}." if file.arch else ""
         raise UserError(f"{path}: {error}{named}") from None
-    if file.class_names is not None and not len(file.class_names) == len(set(file.class_names)) == count:
+    if has_head and file.class_names is not None and not len(file.class_names) == len(set(file.class_names)) == count:
         raise UserError(
             f"{path}: found {count:,} classes and {len(set(file.class_names)):,} different names for them; expected "
             "one name per class. Give a complete checkpoint"
         )
     stated = _stated(arch, "")
-    return Weights(path.name, arch, file.state_dicts, count, file.class_names, file.recorded, stated, False, file.note)
+    names, about = file.class_names if has_head else None, (file.note, file.arch)
+    return Weights(path.name, arch, file.state_dicts, count, names, file.recorded, stated, False, *about)
 
 
 def _stated(arch: str, weights: str) -> Mapping[str, Any]:

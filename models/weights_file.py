@@ -94,7 +94,8 @@ def find_weights(content: Any, path: Path) -> tuple[dict[str, dict[str, torch.Te
         weights, note = strip_prefixes(entries)
         return {"model": weights}, note
     found = {name: key for name, key in (("model", model or averaged), ("ema", model and averaged)) if key}
-    if not found:
+    is_damaged = entries.get(AVERAGED[0]) is not None and averaged != AVERAGED[0]
+    if not found or is_damaged:
         keys = ", ".join(map(reprlib.repr, list(entries)[:8]))
         raise UserError(
             f"{path} contains no weights: expected a dict of plain tensors, or one with the key "

@@ -13,12 +13,14 @@ from PIL import Image
 from torch import nn
 
 from models.build import load_weights
-from relabel.annotation.convert import read_names
+from models.data_config import OF_2021, DataConfig
+from models.weights_file import DATA_CONFIG, read_weights_file
 from relabel.checks.integrity import orientation
 from relabel.checks.object_boxes import open_scene_boxes, read_voc_file
 from relabel.config.load import read_config
 from relabel.config.schema import SCHEMA
 from relabel.crop_box import WHOLE_IMAGE, CropBox
+from relabel.data.class_names import read_class_list
 from relabel.data.decode import DECODERS, ImageFile
 from relabel.data.images import ImageList, keep_listed
 from relabel.evaluation.imagenet_labels import image_numbers, read_multi_labels, read_real
@@ -30,7 +32,6 @@ from relabel.stores.packed_writer import PackedWriter
 from relabel.stores.pt_folder import LabelFolder
 from relabel.stores.store import keys_of, open_label_store, sorted_keys
 from tests.miniatures import val_name, wnids
-from utils.checkpoint import load_checkpoint, named_classes, split_weights
 from utils.config.problems import report
 from utils.config.yaml_file import read_config_file, to_yaml
 from utils.errors import UserError
@@ -243,8 +244,8 @@ def read_table(path: Path) -> None:
         case "keep.txt":
             assert 0 < len(keep_listed(IMAGES, path)) <= len(NAMES)
         case "names.txt":
-            names = read_names(path)
-            assert names and len(set(names)) == len(names) and all(names)
+            names = read_class_list(str(path))
+            assert names and len({name for name, _ in names}) == len(names) and all(map(all, names))
         case _:
             assert read_true_labels(path, IMAGES)[0].truth.any()
 
@@ -259,6 +260,7 @@ def write_checkpoints(folder: Path) -> None:
     """Ours, of 2021 in the legacy format, bare weights."""
     weights = small_network().state_dict()
     ours = {"step": 7, "arch": "digit_net", "class_names": CLASSES, "state_dict": weights, "state_dict_ema": weights}
+    ours[DATA_CONFIG] = DataConfig(**OF_2021).as_record()
     old = {"epoch": 300, "arch": "digit_net", "accuracy": np.float64(78.9), "state_dict": weights}
     torch.save(ours, folder / "ours.pth")
     torch.save(old, folder / "old.pth", _use_new_zipfile_serialization=False)
@@ -266,12 +268,11 @@ def write_checkpoints(folder: Path) -> None:
 
 
 def read_checkpoint(path: Path) -> None:
-    """Weights that fit the network, and the classes."""
-    content = load_checkpoint(path)
-    weights = split_weights(content, path)
-    names = named_classes(content, path)
-    assert names is None or all(isinstance(name, str) for name in names)
-    for state_dict in weights.values():
+    """Weights that fit the network, the classes, and what is recorded of the input."""
+    file = read_weights_file(path)
+    assert file.class_names is None or all(isinstance(name, str) for name in file.class_names)
+    DataConfig(**OF_2021 | file.recorded)
+    for state_dict in file.state_dicts.values():
         load_weights(small_network(), state_dict)
 
 

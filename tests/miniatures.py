@@ -10,9 +10,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from models.data_config import OF_2021, DataConfig
 from models.digit_net import DigitNet
 from relabel.augment import normalise
 from relabel.data.class_names import class_names_of_imagenet
+
+AS_IN_2021 = DataConfig(**OF_2021)
 
 
 def colour(number: int) -> tuple[int, int, int]:
@@ -54,7 +57,7 @@ def colour_network(class_of: Mapping[int, int], num_classes: int = 1000) -> Digi
     """
     model = DigitNet(num_classes).eval()
     colours = torch.tensor([colour(number) for number in class_of], dtype=torch.uint8)
-    centres = normalise(colours[:, :, None, None])[:, :, 0, 0]
+    centres = normalise(colours[:, :, None, None], mean=AS_IN_2021.mean, std=AS_IN_2021.std)[:, :, 0, 0]
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from models.batch_norm import set_batch_norm
-from models.build import create_model, load_weights, with_own_head
+from models.build import create_model, with_own_head
 from models.classifier import Weights, open_weights
 from models.data_config import DataConfig, resolve
 from models.weights_file import recorded_data_config
@@ -114,9 +114,7 @@ def make_trainer(
     start: Start,
 ) -> Trainer:
     """Build the trainer, in the state of the checkpoint if there is one; nothing is written yet."""
-    weights = (
-        open_weights(config.model.arch, config.model.weights) if config.model.weights and not start.state else None
-    )
+    weights = open_start(config) if config.model.weights and not start.state else None
     data_config = training_input(config, weights, start.state)
     steps, train_batches = train_loader(config, data, process, start.seed, data_config)
     val_batches = eval_loader(config, data.val, process, center_crop(data_config))
@@ -147,6 +145,12 @@ def make_trainer(
     if start.state is not None:
         trainer.resume(start.state)
     return trainer
+
+
+def open_start(config: FrozenMunch) -> Weights:
+    """Find the weights that a new run starts from; they may lack the classification head."""
+    with with_advice("Correct --model.arch or --model.weights."):
+        return open_weights(config.model.arch, config.model.weights, needs_head=False)
 
 
 INPUT_FLAGS = "--data.test_size, --data.crop_ratio, --data.interpolation, --data.mean and --data.std"
@@ -227,12 +231,13 @@ def start_from(weights: Weights, model: nn.Module, class_names: Sequence[str]) -
     name, order = weights.preferred, class_order(weights, None, class_names)
     same = order.names == list(class_names)
     state_dict = weights.state_dicts[name]
-    try:
-        load_weights(model, state_dict if same else with_own_head(model, weights.arch, state_dict))
-    except UserError as error:
-        summary, _, details = str(error).partition("\n")
-        raise UserError(f"{weights.title}: {summary}\n  Correct --model.arch.\n{details}") from None
-    head = f"included (classes: {order.source})" if same else f"new: theirs has {weights.num_classes:,} other classes"
+    weights.load(model, state_dict if same else with_own_head(model, weights.arch, state_dict), "--model.arch")
+    if same:
+        head = f"included (classes: {order.source})"
+    elif weights.num_classes == 0:
+        head = "new: they have none"
+    else:
+        head = f"new: theirs is for {weights.num_classes:,} classes, not these {len(class_names):,} in this order"
     note = f" ({weights.note})" if weights.note else ""
     return f"starting from {weights.title}{' (EMA)' * (name == 'ema')}{note}, classification head {head}"
 

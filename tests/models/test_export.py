@@ -17,13 +17,20 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from models import export
 from models.batch_norm import set_batch_norm
 from models.build import create_model
+from models.data_config import OF_2021, DataConfig
 from models.export import Use, write_backbone, write_onnx, write_timm_folder
-from relabel.augment import MEAN, STD, normalise
+from relabel.augment import normalise
 from relabel.data.decode import ImageFile
 from utils.errors import UserError
 
 NAMES = ["ant", "bee", "cow", "dog"]
-USE = Use(4, NAMES, 64, 0.875, MEAN, STD)
+
+
+def use_at(side: int, crop_ratio: float | None = 0.875) -> Use:
+    return Use(4, NAMES, DataConfig(**OF_2021 | {"size": (side, side), "crop_ratio": crop_ratio}))
+
+
+USE = use_at(64)
 
 
 def trained(arch: str, eps: float | None = 1e-5) -> nn.Module:
@@ -63,16 +70,18 @@ def test_timm_reloads_the_folder_bit_for_bit(tmp_path: Path, arch: str) -> None:
 def test_timms_transforms_see_an_image_as_our_test_does(
     tmp_path: Path, photos: Path, size: int, crop_ratio: float | None
 ) -> None:
-    use = Use(4, NAMES, size, crop_ratio, MEAN, STD)
+    use = use_at(size, crop_ratio)
+    config = use.data_config
     write_timm_folder(tmp_path / "out", trained("timm/test_resnet"), "timm/test_resnet", use)
     again = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
     transform: Any = create_transform(**resolve_model_data_config(again))
     path = sorted(photos.glob("val/*/*"))[0]
     with Image.open(path) as image:
         theirs = transform(image.convert("RGB"))
-    ours = normalise(torch.from_numpy(ImageFile(path).centre_crop(size, crop_ratio).copy())[None])[0]
+    pixels = torch.from_numpy(ImageFile(path).centre_crop(size, crop_ratio).copy())
+    ours = normalise(pixels[None], mean=config.mean, std=config.std)[0]
     assert theirs.shape == ours.shape == (3, size, size)
-    assert float((theirs - ours).abs().max()) <= 2 / 255 / min(STD) + 1e-5
+    assert float((theirs - ours).abs().max()) <= 2 / 255 / min(config.std) + 1e-5
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The batched augmentation against torchvision's transforms on Pillow images."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,18 +11,10 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import functional
 
-from relabel.augment import (
-    BRIGHTNESS,
-    CONTRAST,
-    JITTER_ORDERS,
-    MEAN,
-    SATURATION,
-    STD,
-    Augmentation,
-    augment,
-    draw_augmentation,
-    normalise,
-)
+from models.data_config import IMAGENET_MEAN, IMAGENET_STD
+from relabel.augment import BRIGHTNESS, CONTRAST, JITTER_ORDERS, SATURATION, Augmentation, draw_augmentation
+from relabel.augment import augment as augment_as
+from relabel.augment import normalise as normalise_as
 from tests.conftest import ROOT
 
 SAMPLES = ROOT.parent / "shared" / "data" / "imagenet_sample"
@@ -31,8 +24,11 @@ ADJUST: dict[int, Callable[[Image.Image, float], Image.Image]] = {
     CONTRAST: functional.adjust_contrast,
     SATURATION: functional.adjust_saturation,
 }
+MEAN, STD = IMAGENET_MEAN, IMAGENET_STD
 TO_TENSOR = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
 TWO_LEVELS = 2 / 255 / min(STD)
+augment = partial(augment_as, mean=MEAN, std=STD)
+normalise = partial(normalise_as, mean=MEAN, std=STD)
 
 
 def made_image() -> Image.Image:

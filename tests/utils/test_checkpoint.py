@@ -18,9 +18,7 @@ from utils.checkpoint import (
     link_checkpoint,
     load_checkpoint,
     load_latest,
-    named_classes,
     save_checkpoint,
-    split_weights,
 )
 from utils.errors import UserError
 
@@ -114,28 +112,3 @@ def test_an_archive_that_would_fill_the_memory_is_refused(tmp_path: Path) -> Non
             bomb.writestr(name, whole.read(name))
     with pytest.raises(DamagedCheckpoint, match=r"bomb\.pth.*bytes and would have 4,0.* when unpacked"):
         load_checkpoint(tmp_path / "bomb.pth")
-
-
-def test_weights_are_found_bare_and_wrapped() -> None:
-    for content in (WEIGHTS, STATE, {"model": WEIGHTS}):
-        assert split_weights(content, Path("w.pth")) == {"model": WEIGHTS}
-    assert list(split_weights({**STATE, "state_dict_ema": {"w": torch.zeros(1)}}, Path("w.pth"))) == ["model", "ema"]
-
-
-QUANTIZED = torch.quantize_per_tensor(torch.ones(2, 3), 0.1, 0, torch.qint8)
-NO_WEIGHTS: list[Any] = [5, torch.ones(2), {"w": 3}, {1: torch.ones(2)}, [torch.ones(1)]]
-NO_WEIGHTS += [{"w": tensor} for tensor in (torch.ones(2, 3).to_sparse(), torch.ones(2).to("meta"), QUANTIZED)]
-
-
-@pytest.mark.parametrize("content", [{"optimizer": {}}, {"state_dict": {}}, {"weights": WEIGHTS}, *NO_WEIGHTS])
-def test_a_file_without_plain_weights_is_refused(content: Any) -> None:
-    expected = "contains no weights: expected a dict of plain tensors, or one with the key 'state_dict' or 'model'"
-    for wrapped in (content, {**STATE, "state_dict_ema": content}):
-        with pytest.raises(UserError, match=expected):
-            split_weights(wrapped, Path("w.pth"))
-
-
-@pytest.mark.parametrize("names", [5, "ant", ["ant", 3], {"ant": 0}, torch.ones(2)])
-def test_class_names_that_are_no_list_of_strings_are_refused(names: Any) -> None:
-    with pytest.raises(UserError, match=r"w\.pth: class_names is not a list of strings"):
-        named_classes({**STATE, "class_names": names}, Path("w.pth"))

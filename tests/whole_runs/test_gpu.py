@@ -15,7 +15,7 @@ from relabel.data.images import list_images
 from relabel.data.loader import Loader, eval_batches
 from relabel.training.validation import predict_classes
 from tests.conftest import Flags, command_line
-from tests.miniatures import colour_network, save_images
+from tests.miniatures import AS_IN_2021, colour_network, save_images
 from utils.precision import Precision
 from utils.processes.distributed import Process
 from utils.run_log import read_metrics
@@ -46,7 +46,7 @@ def test_predictions_of_a_gpu_are_those_of_a_cpu(tmp_path: Path, level: str) -> 
         batches = Loader(ImageDataset(images, CenterCrop(16, None)), eval_batches(21, 4, 0, 1), 0, device)
         models = {"model": colour_network({c: c for c in range(7)}, 7).to(device)}
         process, precision = Process(0, 1, 0, 1, device), Precision(level, device)
-        answers = predict_classes(models, images, batches, precision, process, title="")
+        answers = predict_classes(models, images, batches, precision, process, AS_IN_2021, title="")
         found.append(answers["model"])
     assert found[0].top1.tolist() == found[1].top1.tolist() == [pictures[name] for name in sorted(pictures)]
     np.testing.assert_allclose(found[0].label_probability, found[1].label_probability, atol=0.05)

@@ -23,6 +23,7 @@ from relabel.data.loader import Loader, epoch_order, eval_batches
 from relabel.training.validation import evaluate
 from tests.conftest import Flags, make_photos
 from tests.forked_runs import fork_run, wait_until
+from tests.miniatures import AS_IN_2021
 from tests.relabel.training.test_run import start, status, weights
 from utils.checkpoint import LAST
 from utils.errors import UserError
@@ -110,7 +111,7 @@ def test_a_validation_counts_each_image_once_however_it_is_shared(flags: Flags, 
     model = DigitNet(3).eval()
     model.load_state_dict(weights(flags["util.run_dir"]))
     alone, precision = Process(0, 1, 0, 1, torch.device("cpu")), Precision("O0", torch.device("cpu"))
-    expected = evaluate({"": model}, images, loader, precision, alone)[""]
+    expected = evaluate({"": model}, images, loader, precision, alone, AS_IN_2021)[""]
     assert found["images"] == 103
     for name, value in asdict(expected).items():
         assert found[name] == pytest.approx(value, rel=1e-5), name

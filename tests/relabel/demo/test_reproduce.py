@@ -23,6 +23,7 @@ from relabel.demo.scenes import write_scenes
 from relabel.demo.small_images import DigitImages
 from relabel.training.validation import evaluate
 from tests.conftest import ROOT, environment
+from tests.miniatures import AS_IN_2021
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 from utils.precision import Precision
@@ -103,6 +104,6 @@ def test_the_shipped_teacher_knows_scenes_that_it_was_not_trained_on(tmp_path: P
     model = create_model(state["arch"], len(state["class_names"]))
     load_weights(model, state["state_dict"])
     loader = Loader(ImageDataset(images, CenterCrop(64, None)), eval_batches(300, 100, 0, 1), 0, CPU)
-    score = evaluate({"": model}, images, loader, Precision("O0", CPU), Process(0, 1, 0, 1, CPU))[""]
+    score = evaluate({"": model}, images, loader, Precision("O0", CPU), Process(0, 1, 0, 1, CPU), AS_IN_2021)[""]
     assert score.top1_percent > 80
     assert state["class_names"] == images.class_names

@@ -116,7 +116,7 @@ def measured(sets: list[ImageSet], wrong_up_to: dict[str, int]) -> list[Result]:
 
 
 def test_mean_corruption_error_by_hand(tmp_path: Path) -> None:
-    sets = imagenet_c_sets(imagenet_c(tmp_path), wnids(), "w.pth", 224)
+    sets = imagenet_c_sets(imagenet_c(tmp_path), wnids(), "w.pth", TRANSFORM)
     assert [image_set.name for image_set in sets] == [f"imagenet_c/{name}" for name in ALEXNET_ERRORS]
     assert labels_of(sets[9])[f"3/{wnids()[40]}/a.JPEG"] == wnids()[40]
     assert sets[0].notes == [
@@ -142,14 +142,14 @@ def test_the_published_mce_of_resnet50() -> None:
 def test_severities_weigh_the_same_however_many_images_they_have(tmp_path: Path) -> None:
     names = [f"{wnids()[4]}/{i}.JPEG" for i in range(9)]
     root = touch(tmp_path, [f"fog/{s}/{name}" for s in range(1, 6) for name in names[: 9 if s == 1 else 1]])
-    results = measured(imagenet_c_sets(root, wnids(), "w.pth", 224), {"fog": 1})
+    results = measured(imagenet_c_sets(root, wnids(), "w.pth", TRANSFORM), {"fog": 1})
     assert results[0].metric == "error_percent" and results[0].value == pytest.approx(20)
 
 
 def test_a_missing_severity_leaves_no_mce_and_a_note(tmp_path: Path) -> None:
     folders = [f"{c}/{s}" for c in ("fog", "snow", "saturate") for s in range(1, 6) if (c, s) != ("snow", 5)]
     root = touch(tmp_path, [f"{folder}/{wnids()[4]}/a.JPEG" for folder in folders])
-    sets = imagenet_c_sets(root, wnids(), "w.pth", 224)
+    sets = imagenet_c_sets(root, wnids(), "w.pth", TRANSFORM)
     notes = [note for image_set in sets for note in image_set.notes]
     metrics = [(result.set, result.metric) for result in measured(sets, {})]
     assert ("imagenet_c/fog", "ce_percent") in metrics and ("imagenet_c/snow", "error_percent") in metrics
@@ -169,7 +169,7 @@ def test_a_missing_severity_leaves_no_mce_and_a_note(tmp_path: Path) -> None:
 )
 def test_folders_that_are_not_c_are_refused(tmp_path: Path, names: list[str], match: str) -> None:
     with pytest.raises(UserError, match=match):
-        imagenet_c_sets(touch(tmp_path, names), wnids(), "w.pth", 224)
+        imagenet_c_sets(touch(tmp_path, names), wnids(), "w.pth", TRANSFORM)
 
 
 @pytest.mark.parametrize("size", [224, 115, 17])  # 115 / (115 / 224) is above 224 in floating point
@@ -179,6 +179,6 @@ def test_images_of_c_are_cropped_and_not_resized(tmp_path: Path, size: int, deco
     Image.fromarray(rng.integers(0, 256, (224, 224, 3), dtype=np.uint8)).save(tmp_path / "a.JPEG")
     pixels = np.asarray(Image.open(tmp_path / "a.JPEG")).transpose(2, 0, 1)
     start = round((224 - size) / 2)
-    transform = unresized(size)
+    transform = unresized(CenterCrop(size, 0.875))
     crop = ImageFile(tmp_path / "a.JPEG", decoder).centre_crop(transform.size, transform.crop_ratio)
     np.testing.assert_array_equal(crop, pixels[:, start : start + size, start : start + size])

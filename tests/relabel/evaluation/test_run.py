@@ -247,9 +247,12 @@ def test_val_may_be_left_out(everything: Flags) -> None:
     assert report["data"] is None and report["eval"]["imagenet_a"] == str(everything["eval.imagenet_a"])
 
 
-def test_a_checkpoint_of_1000_classes_without_names_has_imagenets(everything: Flags) -> None:
+def test_a_checkpoint_that_does_not_name_imagenets_classes_is_given_them(everything: Flags) -> None:
     torch.save(colour_network(dict(enumerate(IDS))).state_dict(), everything["util.test_weight_file"])
-    start({key: value for key, value in everything.items() if key != "eval.imagenet_c"})
+    del everything["eval.imagenet_c"]
+    with pytest.raises(UserError, match=r"1,000 classes and does not name them.*\n.*as --eval.classes FILE"):
+        start(everything)
+    start(everything | {"eval.classes": "imagenet"})
     assert values(everything)["val", "top1_percent"] == (60, 5)
     assert values(everything)["val", "real_percent"] == (75, 4)
     assert values(everything)["imagenet_v2/top-images", "top1_percent"][0] == pytest.approx(200 / 3)

@@ -18,7 +18,7 @@ from relabel.config.load import load_config
 from relabel.config.schema import SCHEMA
 from relabel.data.extra_images import ExtraRoot
 from relabel.data.images import ImageList
-from relabel.training.build import TrainingData, make_recipe, make_trainer, train_loader
+from relabel.training.build import TrainingData, make_recipe, make_trainer, train_loader, training_input
 from tests.conftest import ROOT
 from utils.config.command_line import CommandLine
 from utils.config.dotted_keys import flatten
@@ -149,7 +149,9 @@ def test_a_recipe_of_the_paper_has_the_papers_settings_and_schedule(name: str, f
     assert {key: values[key] for key in settings} == settings
     images, epochs = made_list(IMAGENET_IMAGES, 1000), config.optim.epochs
     extra = [ExtraRoot(images, NO_STORE)] if config.data.extra.share else []
-    steps, _ = train_loader(config, TrainingData(images, images, extra=extra), ALONE, seed=0)
+    steps, _ = train_loader(
+        config, TrainingData(images, images, extra=extra), ALONE, 0, training_input(config, None, None)
+    )
     assert f"{epochs * steps:,} updates ({epochs} epochs x {steps:,}" in text
     warm, peak, total = 5 * steps, settings["optim.lr.init"], epochs * steps
     rates = [

@@ -18,7 +18,7 @@ from relabel.data.dataset import CenterCrop, ImageDataset, Key, Sample
 from relabel.data.images import ImageList, list_images
 from relabel.data.loader import Loader, eval_batches
 from relabel.training.validation import NO_CLASS, Predictions, evaluate, predict_classes
-from tests.miniatures import colour_network, save_images
+from tests.miniatures import AS_IN_2021, colour_network, save_images
 from tests.strategies import FEW
 from utils.precision import Precision
 from utils.processes.distributed import Process
@@ -41,7 +41,7 @@ def batches(images: ImageList) -> Loader:
 
 
 def predict(models: Mapping[str, nn.Module], images: ImageList, **options: object) -> dict[str, Predictions]:
-    return predict_classes(models, images, batches(images), O0, ALONE, **options)  # type: ignore[arg-type]
+    return predict_classes(models, images, batches(images), O0, ALONE, AS_IN_2021, **options)  # type: ignore[arg-type]
 
 
 def colours(num_classes: int = 7, shift: int = 0) -> DigitNet:
@@ -86,7 +86,7 @@ def test_scores_and_probabilities_are_those_of_the_slow_way(images: ImageList) -
     np.testing.assert_allclose(found.label_probability, expected[range(21), images.labels], atol=1e-5)
     network.train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    score = evaluate({"model": network}, images, batches(images), O0, ALONE)["model"]
+    score = evaluate({"model": network}, images, batches(images), O0, ALONE, AS_IN_2021)["model"]
     assert score.images == 21
     assert score.top1_percent == pytest.approx(100 / 21 * (logits.argmax(1) == labels).sum().item())
     assert score.top5_percent == pytest.approx(100 / 21 * (logits.topk(5).indices == labels[:, None]).sum().item())
@@ -115,7 +115,7 @@ def predict_noise(count: int, batch_size: int, rank: int, processes: int) -> Pre
     images = ImageList(Path(), list("abcdefg"), np.arange(count).astype("S3"), labels)
     loader = Loader(Noise(), eval_batches(count, batch_size, rank, processes), 0, CPU)
     process = replace(ALONE, rank=rank, world_size=processes)
-    return predict_classes({"": Pixels()}, images, loader, O0, process, keep_probabilities=True)[""]
+    return predict_classes({"": Pixels()}, images, loader, O0, process, AS_IN_2021, keep_probabilities=True)[""]
 
 
 @FEW
@@ -192,7 +192,7 @@ def test_half_precision_does_not_round_logits_to_ties(images: ImageList) -> None
     with bf16.autocast():
         logits = model(torch.zeros(1, 3, 2, 2))[0]
     assert logits[0] == logits[1]
-    found = predict_classes({"model": model}, images, batches(images), bf16, ALONE)["model"]
+    found = predict_classes({"model": model}, images, batches(images), bf16, ALONE, AS_IN_2021)["model"]
     assert (found.top1 == 1).all()
     with bf16.autocast():
         assert torch.equal(model(torch.zeros(1, 3, 2, 2))[0], logits)  # as before
