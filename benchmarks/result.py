@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -93,8 +93,14 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def report(title: str, figures: Sequence[Figure], remarks: Sequence[str], json_file: Path | None) -> None:
-    """Print the table; write the JSON file if one is named."""
+def report(
+    title: str,
+    figures: Sequence[Figure],
+    remarks: Sequence[str],
+    json_file: Path | None,
+    details: Mapping[str, object] | None = None,
+) -> None:
+    """Print the table; write the JSON file if one is named, with details that are not in the table."""
     table = Table(title=title)
     for heading in ("what", "median", "quartiles", "unit", "n"):
         table.add_column(heading, justify="left" if heading in ("what", "unit") else "right")
@@ -112,6 +118,7 @@ def report(title: str, figures: Sequence[Figure], remarks: Sequence[str], json_f
             "machine": _machine(),
             "figures": [asdict(figure) for figure in figures],
             "remarks": list(remarks),
+            **(details or {}),
         }
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(result, indent=2) + "\n")
