@@ -5,6 +5,7 @@ fill 0, a single class with logit 4 gets 5 % of the probability, with logit 10 9
 is suggested, which does not change the stored classes; if the labels call for it, another temperature.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +16,11 @@ from torch import Tensor
 from relabel.checks.sample import MapSample
 from relabel.crop_box import WHOLE_IMAGE, CropBox
 from relabel.label_pooling import pool_scores
+from relabel.training.agreement import Agreement, cells_below
 from utils.estimates import Estimate
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 SHOWN = 0.1  # above this probability, a class counts as part of the target
-MEANINGLESS_LEAK = 75  # percent
 TOLERATED_LEAK = 0.05
 REACH = 15.0  # times the temperature: how far a fill may be lowered; one class then outweighs 100,000 absent ones
 FITTED_NUMBERS = 2_000_000  # logits that a fit uses: 2,000 images of 1,000 classes
@@ -29,6 +30,7 @@ TEMPERATURES = 2.0 ** np.arange(-4, 4.5, 0.5)  # tried, as multiples of the curr
 WORTHWHILE_FACTOR = 4.0
 WORTHWHILE_NATS = 0.1
 BELOW_FILL = 0.05  # share of cells that may have their highest score below the fill
+MOST = 0.5  # of the cells; then the fill is wrong, whatever else is
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class Calibration:
     Fields:
         maps, classes_per_cell, classes: n, k, K.
         fill_logit, temperature: of the targets.
-        scores_are_probabilities: all scores are >= 0, and those of a cell add up to at most 1.
+        agreement: what is compared with chance, and whether the scores can be logits.
         top_logit_percentiles: percentile -> largest logit of a cell.
         leak_in_cells_percent: probability of the classes that a cell does not store.
         leak_in_whole_image_target_percent: in the target of the whole image, of the classes that no cell stores.
@@ -54,7 +56,7 @@ class Calibration:
     classes: int
     fill_logit: float
     temperature: float
-    scores_are_probabilities: bool
+    agreement: Agreement
     top_logit_percentiles: dict[str, float]
     leak_in_cells_percent: Estimate | None
     leak_in_whole_image_target_percent: Estimate | None
@@ -66,25 +68,15 @@ class Calibration:
     suggested_temperature: float | None
     reason: str
 
-    def problems(self, teacher_percent: float | None = None) -> list[str]:
+    def problems(self, class_names: Sequence[str], teacher_percent: float | None = None) -> list[str]:
         """Return what is wrong, each with what to do.
 
         Args:
+            class_names: of the K classes.
             teacher_percent: known top-1 accuracy of the teacher; an agreement below half of it, or more than 15 points
                 below it, is a problem unless it can be chance.
         """
-        found = []
-        leak, agreement = self.leak_in_whole_image_target_percent, self.top1_agreement_percent
-        if self.scores_are_probabilities:
-            found.append(
-                "The scores of a cell are positive and add up to at most 1, as probabilities do; expected logits, from "
-                "before the softmax. Make the maps again with the classifier's logits."
-            )
-        elif leak and leak.value > MEANINGLESS_LEAK:
-            found.append(
-                f"{leak.value:.0f} % of a target falls to classes that its map does not store, so targets teach next "
-                f"to nothing. {self.reason}"
-            )
+        found, agreement = self.agreement.problems(class_names, self._advice()), self.top1_agreement_percent
         if teacher_percent and agreement and agreement.high95 < max(teacher_percent / 2, teacher_percent - 15):
             found.append(
                 f"The maps agree with {agreement.value:.1f} % of the folders' labels; expected about "
@@ -92,6 +84,17 @@ class Calibration:
                 "size that it was trained with and its classes in the order of the class folders."
             )
         return found
+
+    def _advice(self) -> str:
+        """Return the reason for the suggestions, and the flags that make them."""
+        wanted = {"fill": self.suggested_fill_logit, "temperature": self.suggested_temperature}
+        flags = {name: value for name, value in wanted.items() if value is not None}
+        if not flags:
+            return self.reason
+        here, there = (
+            " ".join(f"--{prefix}{name} {value:g}" for name, value in flags.items()) for prefix in ("", "data.relabel.")
+        )
+        return f"{self.reason} Check again with {here}, and train with {there}."
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -167,7 +170,7 @@ def calibrate(
     rank, loss = rest or (None, None)
     step = -(-len(sample) * num_classes // FITTED_NUMBERS)
     fitted = Pooled.of(sample.only(slice(None, None, step)), None if own is None else own[::step], num_classes)
-    new_fill, new_temperature, reason = suggest(fitted, sample.scores, fill, temperature)
+    new_fill, new_temperature, reason = suggest(fitted, sample, fill, temperature)
     top_logits = np.percentile(sample.scores.amax(dim=1).float().numpy(), PERCENTILES)
     return Calibration(
         maps=len(sample),
@@ -175,7 +178,9 @@ def calibrate(
         classes=num_classes,
         fill_logit=fill,
         temperature=temperature,
-        scores_are_probabilities=bool(sample.scores.min() >= 0 and sample.scores.float().sum(1).max() <= 1.01),
+        agreement=Agreement.of(
+            sample.scores, sample.classes, None if own is None else own.numpy(), num_classes, fill, temperature
+        ),
         top_logit_percentiles={str(at): float(value) for at, value in zip(PERCENTILES, top_logits, strict=True)},
         leak_in_cells_percent=Estimate.percent(in_cells),
         leak_in_whole_image_target_percent=Estimate.percent(leak),
@@ -206,14 +211,17 @@ def label_rank(target: Tensor, labels: Tensor) -> Tensor:
 Suggestion = tuple[float | None, float | None, str]  # fill and temperature (None: no change), reason
 
 
-def suggest(pooled: Pooled, scores: Tensor, fill: float = 0.0, temperature: float = 1.0) -> Suggestion:
+def suggest(pooled: Pooled, sample: MapSample, fill: float = 0.0, temperature: float = 1.0) -> Suggestion:
     """Suggest a fill at which 5 % leaks, and the temperature with the lowest cross-entropy of the labels.
 
     Args:
         pooled: whole images of the sample.
-        scores: float [n, k, h, w], of the sample.
+        sample: of the maps.
         fill, temperature: the current ones.
     """
+    share, below = _fill_below_scores(pooled, sample, fill, temperature)
+    if share > MOST:  # the labels say nothing about the temperature at such a fill
+        return below
     new_temperature, about_temperature = _suggest_temperature(pooled, fill, temperature)
     kept = new_temperature or temperature
     lower = pooled.tolerable_fill(fill, kept)
@@ -222,9 +230,9 @@ def suggest(pooled: Pooled, scores: Tensor, fill: float = 0.0, temperature: floa
     at = f"With fill {fill:g}" + (f" and temperature {kept:g}" if new_temperature else "")
     new_fill = None
     if lower is not None and lower < fill:
-        new_fill = float(np.floor(lower * 10) / 10)  # rounded down, so that no more leaks than promised
+        new_fill = _rounded_down(lower)
         about_fill = f"{at}, {leaked}. Try fill {new_fill:g}, which lowers it to {100 * TOLERATED_LEAK:g} %."
-    elif below := _fill_below_scores(scores, pooled.scores.shape[1], fill):
+    elif share > BELOW_FILL:
         return below
     elif lower is None:
         about_fill = f"{at}, {leaked}; no fill helps, because the maps store each class in only a few cells."
@@ -234,17 +242,27 @@ def suggest(pooled: Pooled, scores: Tensor, fill: float = 0.0, temperature: floa
     return new_fill, new_temperature, " ".join(reasons).strip()
 
 
-def _fill_below_scores(scores: Tensor, num_classes: int, fill: float) -> Suggestion | None:
-    """Suggest a fill below nearly all scores if the current one exceeds whole cells, where absent classes then win."""
-    above = float((scores.amax(dim=1) < fill).float().mean())
-    if scores.shape[1] == num_classes or above <= BELOW_FILL:
-        return None
-    lower = float(np.floor(np.quantile(scores.float().amin(dim=1).numpy(), 0.01)))
+def _rounded_down(fill: float) -> float:
+    """Round to a tenth, so that no more leaks than promised."""
+    return float(np.floor(fill * 10) / 10)
+
+
+def _fill_below_scores(pooled: Pooled, sample: MapSample, fill: float, temperature: float) -> tuple[float, Suggestion]:
+    """Return the share of cells that the fill exceeds, where absent classes win, and a fill below nearly all scores."""
+    num_classes = pooled.scores.shape[1]
+    below, counted = cells_below(sample.scores, sample.classes, num_classes, fill)
+    share = float(below.sum() / counted.sum().clamp(min=1))
+    if not share:
+        return 0.0, (None, None, "")
+    lowest = sample.scores.float().masked_fill(sample.classes >= num_classes, torch.inf).amin(dim=1)[counted]
+    lower = float(np.floor(np.quantile(lowest.numpy(), 0.01)))
+    tolerable = pooled.tolerable_fill(lower, temperature)
+    lower = lower if tolerable is None else min(lower, _rounded_down(tolerable))
     reason = (
-        f"{100 * above:.0f} % of the cells have no score above fill {fill:g}: classes that they do not store get "
+        f"{100 * share:.0f} % of the cells have no score above fill {fill:g}: classes that they do not store get "
         f"more probability than those that they do. Try fill {lower:g}, which is below nearly all scores."
     )
-    return lower, None, reason
+    return share, (lower, None, reason)
 
 
 def _suggest_temperature(pooled: Pooled, fill: float, temperature: float) -> tuple[float | None, str]:

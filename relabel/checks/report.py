@@ -92,9 +92,12 @@ def make_report(
         if classifier and labels.images:
             some = sample.only(np.arange(0, len(sample), -(-len(sample) // CLASSIFIED)))
             axes.append(check_with_classifier(some, labels.images.path, len(names), classifier, *logits))
-        problems += calibration.problems(teacher_top1_percent)
+        problems += calibration.problems(names, teacher_top1_percent)
         problems += [problem for check in axes for problem in check.problems(box_axes)]
         agreement = calibration.top1_agreement_percent
+        if agreement is None:
+            why = "the images have no class folders" if labels.images else "--images was not given"
+            notes.append(f"The label maps were not compared with labels, because {why}.")
         if agreement and agreement.high95 < WEAK_AGREEMENT_PERCENT:
             notes.append(
                 f"The map's top class is the folder's class for {agreement.value:.0f} % of the images. A weak teacher "

@@ -89,17 +89,17 @@ def test_several_classes_and_percentiles_by_hand() -> None:
 def test_a_teacher_better_than_its_maps(share: float, n: int, teacher: float, is_wrong: bool) -> None:
     """More than 15 points below the teacher, or below half of it; what chance can do is not wrong."""
     maps = [uniform_map(12.0, 0 if i < share * n else 5) for i in range(n)]
-    problems = calibrate(sample_of(*maps), np.zeros(n, dtype=np.int64), 20).problems(teacher)
+    problems = calibrate(sample_of(*maps), np.zeros(n, dtype=np.int64), 20).problems([], teacher)
     assert bool(problems) == is_wrong
     assert not is_wrong or ("mean, std and size" in problems[0] and f"{100 * share:.1f} %" in problems[0])
 
 
 def test_scores_that_make_no_targets_are_a_problem_and_soft_targets_are_none() -> None:
-    (problem,) = calibrate(sample_of(uniform_map(0.9, 3, k=2, others=0.1)), None, 10).problems()
+    (problem,) = calibrate(sample_of(uniform_map(0.9, 3, k=2, others=0.1)), None, 10).problems([])
     assert "as probabilities do" in problem
-    (problem,) = calibrate(sample_of(uniform_map(4.0, 3)), None, 1000).problems()
+    (problem,) = calibrate(sample_of(uniform_map(4.0, 3)), None, 1000).problems([])
     assert "95 % of a target falls to classes that its map does not store" in problem and "Try fill" in problem
-    assert calibrate(sample_of(uniform_map(8.0, 3)), None, 1000).problems() == []
+    assert calibrate(sample_of(uniform_map(8.0, 3)), None, 1000).problems([]) == []
 
 
 @pytest.mark.parametrize("logit", [-2.0, 6.0])
