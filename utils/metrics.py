@@ -44,16 +44,19 @@ def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins
 
 
 class TrainingMeter:
-    """Loss, accuracy, throughput and data wait since the last report, over every step and every process.
+    """Loss, its floor, agreement, throughput and data wait since the last report, over every step and every process.
 
-    A prediction is correct if it is the largest class of the target: mixed images do not have a single label.
+    A prediction agrees with a target if their largest classes are the same. For soft targets this is another quantity
+    than accuracy, because they need not name the image's label. The floor is the mean entropy of the targets, the
+    lowest cross-entropy that any prediction can have.
 
     Args:
         device: of the logits; the sums stay there until they are reported.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss x images, correct, images
+        # loss x images, agreeing, images, entropy x images
+        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -69,9 +72,9 @@ class TrainingMeter:
 
     def count(self, logits: Tensor, targets: Tensor, loss: Tensor) -> None:
         """Add one batch of this process: logits and targets [B, K], the mean loss of its images."""
-        correct = (logits.argmax(dim=1) == targets.argmax(dim=1)).sum()
-        n = len(logits)
-        self.sums += torch.stack([loss.double() * n, correct.double(), torch.full_like(correct, n).double()])
+        agreeing = (logits.argmax(dim=1) == targets.argmax(dim=1)).sum().double()
+        n, entropy = len(logits), torch.special.entr(targets).sum().double()
+        self.sums += torch.stack([loss.double() * n, agreeing, torch.full_like(agreeing, n), entropy])
         self._images += n
 
     def report(self) -> dict[str, float]:
@@ -79,7 +82,7 @@ class TrainingMeter:
 
         Rates are those of this process times the number of processes.
         """
-        loss, correct, images = sum_over_processes(self.sums.clone()).tolist()
+        loss, agreeing, images, entropy = sum_over_processes(self.sums.clone()).tolist()
         seconds = time.monotonic() - self._start
         processes = images / self.sums[2].item()
         rate, wait = self._images * processes / seconds, 100.0 * self._waited_s / seconds
@@ -87,7 +90,8 @@ class TrainingMeter:
         self.restart_clock()
         return {
             "loss": loss / images,
-            "top1_percent": 100.0 * correct / images,
+            "target_entropy_nats": entropy / images,
+            "target_agreement_percent": 100.0 * agreeing / images,
             "images_per_s": rate,
             "data_wait_percent": wait,
         }

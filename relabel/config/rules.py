@@ -294,6 +294,7 @@ RESUME = ResumeRules(
     free=frozenset(
         {
             "data.on_error",  # a run that stopped at a damaged image may continue without it
+            "data.relabel.insist",  # checked once, before a run begins
             "compute.num_workers",
             "compute.distributed.url",
             *SCHEMA.keys_below("util"),

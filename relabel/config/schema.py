@@ -75,6 +75,7 @@ _TYPES: dict[str, Any] = {
     "data.relabel.temperature": Annotated[float, Field(ge=1e-3)],  # below this, the softmax exceeds float32
     "data.relabel.ground_truth_weight": Share,
     "data.relabel.box_axes": Literal["xy", "yx"],
+    "data.relabel.insist": bool,
     "data.extra.path": Text,
     "data.extra.labels": Text,
     "data.extra.share": BelowOne,

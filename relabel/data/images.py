@@ -78,9 +78,12 @@ class ImageList:
         """
         unknown = sorted({*self.class_names} - {*class_names})
         if unknown:
+            found = f"{len(unknown)} of {len(self.class_names)} class folders that {owner} do not have"
+            if len(unknown) == len(self.class_names):
+                found = f"none of the {len(class_names)} classes that {owner} have ({class_names[0]}, ...), but others"
             raise UserError(
-                f"{self.root}: found {len(unknown)} of {len(self.class_names)} class folders that {owner} do not have, "
-                f"the first: {unknown[0]}; expected those {len(class_names)} classes or some of them."
+                f"{self.root}: found {found}, the first: {unknown[0]}; expected those {len(class_names)} classes or "
+                "some of them."
             )
         position = {name: i for i, name in enumerate(class_names)}
         new_labels = np.array([position[name] for name in self.class_names], dtype=np.int32)

@@ -86,9 +86,14 @@ def open_training_data(config: FrozenMunch) -> TrainingData:
     """List the images and open their label maps; check that none is missing and that one per class is valid.
 
     Raises:
-        UserError: images or label maps are missing, damaged or of other classes.
+        UserError: there is one class; or images or label maps are missing, damaged or of other classes.
     """
     images, val = list_split(config, "train"), list_split(config, "val")
+    if len(images.class_names) == 1:
+        raise UserError(
+            f"{images.root}: found one class folder, {images.class_names[0]}; expected at least two, because with one "
+            f"there is nothing to learn. Put the images of each class into a folder of their own.\n  {_DATA_ADVICE}"
+        )
     with with_advice(_DATA_ADVICE):
         val = val.with_classes_of(images.class_names, "the training folders")
     if not config.data.relabel.use:

@@ -1,6 +1,7 @@
 """A training run from start to end; every check comes before anything is created."""
 
 import hashlib
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -13,10 +14,11 @@ from relabel.data.decode import resolve_decoder
 from relabel.data.images import ImageList
 from relabel.stores.packed import sha256_of
 from relabel.stores.store import label_fingerprint
+from relabel.training.agreement import sampled_agreement
 from relabel.training.build import TrainingData, make_trainer, memory_advice, open_training_data, set_up_device
 from relabel.training.trainer import Trainer
 from utils.config.frozen_munch import FrozenMunch
-from utils.errors import SharedError, UserError, out_of_memory_reported, with_advice
+from utils.errors import SharedError, UserError, listed, out_of_memory_reported, with_advice
 from utils.files import locked, make_writable
 from utils.precision import Precision
 from utils.processes.distributed import Process, from_main
@@ -53,6 +55,8 @@ def train(process: Process, config: FrozenMunch) -> None:
                 return find_start(folder, config, identity, process.world_size, RESUME)
 
         start = share_start(begin)
+        if data.store and not start.state:
+            from_main(lambda: check_agreement(config, data))
         with out_of_memory_reported(memory_advice(config)):
             trainer = make_trainer(config, data, precision, process, identity, start)
         start = replace(start, state=None)  # the trainer has its own copy
@@ -104,6 +108,42 @@ def fingerprint(*lists: ImageList) -> str:
     return hashlib.sha256(b"\n".join(name for images in lists for name in images.names.tolist())).hexdigest()
 
 
+def check_agreement(config: FrozenMunch, data: TrainingData) -> None:
+    """Compare a sample of the label maps with the folders' labels, and print the result.
+
+    Raises:
+        UserError: they agree no better than by chance or give no useful targets, unless data.relabel.insist is set.
+    """
+    assert data.store
+    relabel, images = config.data.relabel, data.images
+    found, problems = sampled_agreement(
+        data.store, images.labels, images.class_names, relabel.fill, relabel.temperature
+    )
+    if problems:
+        message = f"the label maps {relabel.path} are not fit for training:{listed(problems)}"
+        if not relabel.insist:
+            words = [
+                "python",
+                "-m",
+                "relabel",
+                "check",
+                relabel.path,
+                "--images",
+                images.root,
+                "--fill",
+                f"{relabel.fill:g}",
+            ]
+            command = shlex.join(map(str, [*words, "--temperature", f"{relabel.temperature:g}"]))
+            raise UserError(
+                f"{message}\n  This command shows more: {command}\n  To train on them all the same: "
+                "--data.relabel.insist True"
+            )
+        print(f"warning: {message}\n  data.relabel.insist is True: training on them", file=sys.stderr, flush=True)
+    print(found, flush=True)
+    if data.extra:
+        print("the label maps of extra images were not compared: these have no labels", flush=True)
+
+
 def introduce(config: FrozenMunch, data: TrainingData, trainer: Trainer) -> None:
     """Print what is about to run, and record its environment."""
     process, folder, recipe = trainer.process, trainer.folder, trainer.recipe
@@ -118,6 +158,8 @@ def introduce(config: FrozenMunch, data: TrainingData, trainer: Trainer) -> None
         weights_sha256=_sha256_of_start(config) if trainer.step == 0 else None,
         **{name: value for name, value in trainer.identity.items() if name != "class_names"},
     )
+    names, found = data.images.class_names, set(data.val.labels.tolist())
+    lacking = [name for label, name in enumerate(names) if label not in found]
     batch = config.optim.batch_size // process.local_world_size * process.world_size
     parameters = sum(p.numel() for p in trainer.model.parameters())
     processes = "1 process" if process.world_size == 1 else f"{process.world_size} processes"
@@ -128,6 +170,10 @@ def introduce(config: FrozenMunch, data: TrainingData, trainer: Trainer) -> None
         f"{process.device.type}, seed {recipe.seed}",
         f"{len(data.images):,} training images of {len(data.images.class_names):,} classes with {labels}; "
         f"{counted(len(data.val), 'validation image')}",
+        f"val/ has no images of {len(lacking):,} of the {len(names):,} training classes: {', '.join(lacking[:5])}"
+        + ", ..." * (len(lacking) > 5)
+        if lacking
+        else "",
         f"{data.extra_images:,} extra images with label maps, {round(config.data.extra.share * batch):,} in each batch"
         if data.extra
         else "",

@@ -314,7 +314,8 @@ class Trainer:
         self._record("train", epoch=epoch, learning_rate=rate, **skipped, **values)
         self._print(
             f"epoch {epoch}/{self.recipe.epochs}  step {self.step:,}/{self.recipe.total_steps:,}  "
-            f"loss {values['loss']:.4f}  top-1 {values['top1_percent']:.2f} %  lr {rate:.5f}  "
+            f"loss {values['loss']:.4f} (floor {values['target_entropy_nats']:.4f})  "
+            f"target agreement {values['target_agreement_percent']:.2f} %  lr {rate:.5f}  "
             f"{values['images_per_s']:,.0f} images/s  data wait {values['data_wait_percent']:.0f} %  "
             f"{self.progress.time_left()}"
         )
@@ -403,6 +404,8 @@ class Trainer:
         self.guard = StepGuard(self.process.device, self.precision.scaler, *counts)
         self.skipped_images.found = state["skipped_images"]
         meters = state["meters"]
+        if meters.shape[1] != len(self.meter.sums):  # of an earlier version: the next averages begin here
+            return
         if len(meters) == self.process.world_size:
             self.meter.sums.copy_(meters[self.process.rank])
         elif self.process.is_main:  # another number of processes: only the rounding of the sums may change

@@ -53,7 +53,8 @@ def test_the_meter_weighs_batches_by_their_images_and_starts_again() -> None:
     with meter.waiting():
         pass
     report = meter.report()
-    assert report["loss"] == pytest.approx(2.0) and report["top1_percent"] == pytest.approx(75.0)
+    assert report["loss"] == pytest.approx(2.0) and report["target_agreement_percent"] == pytest.approx(75.0)
+    assert report["target_entropy_nats"] == 0
     assert report["images_per_s"] > 0 and 0 <= report["data_wait_percent"] <= 100
     meter.count(torch.eye(3), targets, torch.tensor(7.0))
     assert meter.report()["loss"] == pytest.approx(7.0)
