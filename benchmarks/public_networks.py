@@ -174,7 +174,7 @@ def settle_batch_norm(model: nn.Module, images: Tensor) -> None:
 
 
 @torch.inference_mode()
-def library_answers(model: nn.Module, images: Sequence[Tensor], photos: Sequence[Path], real: Path | None) -> Answers:
+def library_answers(model: nn.Module, images: list[Tensor], photos: Sequence[Path], real: Path | None) -> Answers:
     """Classify the transformed photos and count what is correct."""
     names = list(ImageNetInfo().label_names())
     labels = torch.tensor([names.index(photo.parent.name) for photo in photos])

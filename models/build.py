@@ -97,46 +97,6 @@ def _built_for(arch: str, num_classes: int, size: tuple[int, int], own: tuple[in
     return model
 
 
-def create_pretrained_model(arch: str) -> tuple[nn.Module, str]:
-    """Build a classifier with the weights that its library publishes, from the library's cache or the network.
-
-    Args:
-        arch: as for library_of; a timm name may select weights ("NAME.TAG"); torchvision's DEFAULT weights are used.
-
-    Returns:
-        the network, for the classes of those weights, and the name of the weights.
-
-    Raises:
-        UserError: no library has the name or weights for it, or they cannot be downloaded now.
-    """
-    import timm
-
-    library, name = library_of(arch), arch.removeprefix(FORCE_TIMM)
-    if library == OURS or (library == "timm" and not timm.is_model_pretrained(name)):
-        raise UserError(f"{arch} has no published weights; expected a checkpoint of {arch}")
-    model: Any
-    try:
-        if library == "torchvision":
-            weights = torchvision.models.get_model_weights(arch).DEFAULT
-            options = {"aux_logits": False} if arch in TORCHVISION_OPTIONS else {}
-            return torchvision.models.get_model(arch, weights=weights, **options), str(weights)
-        model = timm.create_model(name, pretrained=True)
-    except Exception as error:  # downloading involves four libraries, each with its own errors
-        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        raise UserError(
-            f"the published weights of {arch} are not in {library}'s cache and cannot be downloaded, or cannot be read "
-            f"({reason}). Connect this machine to the network, give a checkpoint of {arch} copied from elsewhere, or "
-            "try it with random weights"
-        ) from error
-    published = ".".join(filter(None, (model.pretrained_cfg["architecture"], model.pretrained_cfg.get("tag"))))
-    if model.num_classes == 0:
-        raise UserError(
-            f"the published weights {published} give features, not classes; expected those of a classifier. "
-            "Choose a tag such as in1k: timm.list_pretrained() lists them"
-        )
-    return model, published
-
-
 def infer_num_classes(arch: str, state_dict: Mapping[str, Tensor]) -> int:
     """Infer the number of classes K of a checkpoint from the shape of its classification head.
 

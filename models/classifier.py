@@ -13,14 +13,14 @@ from models.build import (
     FORCE_TIMM,
     OURS,
     create_model,
-    create_pretrained_model,
     head_tensors,
     infer_num_classes,
     library_of,
     load_weights,
 )
 from models.data_config import DataConfig, resolve, stated_by_timm, stated_by_torchvision
-from models.packaged import IMAGENET_CLASSES, packaged_state_dict
+from models.packaged import IMAGENET_CLASSES, PACKAGES, packaged_state_dict
+from models.pretrained import create_pretrained_model
 from models.weights_file import read_weights_file
 from utils.errors import UserError
 
@@ -138,7 +138,9 @@ def open_weights(
     if weights not in (PRETRAINED, PACKAGED, RANDOM):
         return _from_file(arch, Path(weights), needs_head)
     if arch is None:
-        raise UserError(f"{weights} names no network; expected a name in torchvision or timm")
+        names = [f"timm/{name}" for name in PACKAGES]
+        expected = f"one of {', '.join(names)}" if weights == PACKAGED else "a name in torchvision or timm"
+        raise UserError(f"{weights} names no network; expected {expected}")
     if weights == RANDOM:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # a continued job needs the same weights
