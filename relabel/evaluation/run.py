@@ -14,6 +14,7 @@ from torch import nn
 from models.classifier import Weights, open_weights
 from models.data_config import DataConfig
 from models.merged_classes import MergedClasses
+from relabel.config.rules import PUBLISHED
 from relabel.data.class_names import WNID, ClassOrder, class_order
 from relabel.data.dataset import CenterCrop
 from relabel.data.decode import resolve_decoder
@@ -25,6 +26,7 @@ from relabel.evaluation.predictions import write_predictions
 from relabel.evaluation.results import VAL, Result, print_results
 from relabel.evaluation.true_labels import read_true_labels
 from relabel.training.build import (
+    CLASSES_FLAG,
     center_crop,
     check_image_sizes,
     eval_loader,
@@ -51,7 +53,7 @@ def test(process: Process, config: FrozenMunch) -> None:
     images = list_split(config, "val") if config.data.data_path else None
     with with_advice("Correct --model.arch or --util.test_weight_file."):
         weights = open_weights(config.model.arch, str(path))
-    order = class_order(weights, config.eval.classes or None, images.class_names if images else None)
+    order = class_order(weights, config.eval.classes or None, images.class_names if images else None, CLASSES_FLAG)
     if order.names is None:
         raise UserError(_unknown_classes(weights, images))
     data_config, class_names = evaluation_input(config, weights), order.names
@@ -61,7 +63,7 @@ def test(process: Process, config: FrozenMunch) -> None:
     with out_of_memory_reported(memory_advice):
         models = {name: _network(weights, name, order, data_config, precision) for name in weights.state_dicts}
     process.share(config.util.val_batch_size, "util.val_batch_size")
-    from_main(lambda: open_folder(folder, path))  # now, because it may turn out not to be writable
+    from_main(lambda: open_folder(folder, config))  # now, because it may turn out not to be writable
     if process.is_main:
         print(f"{weights}, {weights.num_classes:,} classes: {order.source}\ninput: {data_config.source}", flush=True)
     with errors_reported_once(process, lambda _: None, lambda error: "by peer" in str(error), memory_advice):
@@ -90,13 +92,13 @@ def _unknown_classes(weights: Weights, images: ImageList | None) -> str:
     )
 
 
-def open_folder(folder: Path, weights: Path) -> None:
+def open_folder(folder: Path, config: FrozenMunch) -> None:
     """Create the run folder.
 
     Raises:
         UserError: it cannot be written, or contains the evaluation of another checkpoint with the same file name.
     """
-    path = _report_path(folder, weights)
+    path, weights = _report_path(config), Path(config.util.test_weight_file)
     try:
         evaluated = Path(read_json(path, "expected an evaluation")["weights"]).resolve()
     except (UserError, KeyError, TypeError, ValueError, OSError):  # no evaluation, or one that lacks this entry
@@ -109,8 +111,14 @@ def open_folder(folder: Path, weights: Path) -> None:
     make_writable(folder, "the run folder", ANOTHER_FOLDER)
 
 
-def _report_path(folder: Path, weights: Path) -> Path:
-    return folder / f"evaluation-{weights.stem}.json"
+def _stem(config: FrozenMunch) -> str:
+    """Return the name of the weights in file names; published ones are told apart by their network."""
+    given = config.util.test_weight_file
+    return f"{given}-{config.model.arch.replace('/', '-')}" if given in PUBLISHED else Path(given).stem
+
+
+def _report_path(config: FrozenMunch) -> Path:
+    return Path(config.util.run_dir) / f"evaluation-{_stem(config)}.json"
 
 
 def plan_evaluation(
@@ -218,7 +226,7 @@ def evaluate_sets(
 
 def _predictions_path(config: FrozenMunch, weights: str, image_set: str) -> Path:
     """Return the path of predictions-<weights>[-ema]-<set>.csv in the run folder."""
-    stem = Path(config.util.test_weight_file).stem + ("" if weights == "model" else f"-{weights}")
+    stem = _stem(config) + ("" if weights == "model" else f"-{weights}")
     return Path(config.util.run_dir) / f"predictions-{stem}-{image_set.replace('/', '-')}.csv"
 
 
@@ -231,7 +239,7 @@ def report(
     data_config: DataConfig,
 ) -> None:
     """Print tables, transforms and notes, and write them as JSON into the run folder."""
-    path, folder = Path(config.util.test_weight_file), Path(config.util.run_dir)
+    path = Path(config.util.test_weight_file)
     transforms = {image_set.name: imagenet_sets.describe(image_set.transform) for image_set in sets}
     notes = [note for image_set in sets for note in image_set.notes]
     print_results(results, str(path))
@@ -252,5 +260,5 @@ def report(
         "results": [{"weights": name, **result.as_record()} for name, values in results.items() for result in values],
         "notes": notes,
     }
-    write_json(_report_path(folder, path), content)
-    print(_report_path(folder, path), flush=True)
+    write_json(_report_path(config), content)
+    print(_report_path(config), flush=True)
