@@ -8,7 +8,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-# Left out: gpu_step and annotator, which need a GPU, and soak, which takes half an hour.
+# Left out: gpu_step and annotator, which need a GPU, soak, which takes half an hour, and public_networks, which needs
+# photos of ImageNet.
 BENCHMARKS := label_pooling label_store dataset_scale decoders input_path train_step data_wait
 
 .PHONY: demo reproduce test bench bench-peers annotator clean
@@ -38,10 +39,12 @@ annotator: $(VENV)/installed
 	$(BIN)/python -m relabel digits-annotator --out configs/digits/annotator.pth
 
 # One resolver run for torch, torchvision and timm: installed one by one they may not fit each other.
-$(VENV)/installed: requirements.txt
+$(VENV)/installed: requirements.txt tests/requirements-teacher.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
+		-r tests/requirements-teacher.txt
 	touch $@
 
 clean:
