@@ -61,10 +61,10 @@ _TYPES: dict[str, Any] = {
         float | str, AfterValidator(_auto_or_fraction), Field(description="auto, or a number > 0 and <= 1")
     ]
     | None,
+    "data.test_size": Positive | None,
     "data.mean": Means | None,
     "data.std": Deviations | None,
     "data.interpolation": Literal["bilinear", "bicubic", "lanczos"] | None,
-    "data.test_size": Positive | None,
     "data.flip_prob": Share,
     "data.color_jitter": Share,
     "data.lighting": NonNegative,
