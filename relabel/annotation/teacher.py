@@ -15,9 +15,11 @@ from models.classifier import IMAGENET_CLASSES, RANDOM, Weights, open_weights
 from models.data_config import DataConfig
 from models.fully_convolutional import fully_convolutional
 from models.merged_classes import MergedClasses
-from relabel.data.class_names import ClassOrder, class_order
+from relabel.data.class_names import ClassOrder, class_order, similar_names
 from utils.errors import UserError, with_advice
 from utils.processes.torchrun import is_first_of_node
+
+CLASSES_FLAG = "--classes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class Teacher:
         data_config: what it expects of its input; its size as trained with or as requested.
         class_source: where the class names are from, as text.
         description: plain JSON: arch, library, library_version, weights (the file's name, not its path),
-            weights_sha256, head, mean_is_logits.
+            weights_sha256, head, mean_is_logits, merged (folder -> the indices of the classes that it stands for).
     """
 
     network: nn.Module
@@ -71,7 +73,7 @@ def load_teacher(
     """
     with with_advice(advice):
         found = open_weights(arch, weights, len(data_classes) if data_classes else IMAGENET_CLASSES)
-        order = class_order(found, class_list, data_classes)
+        order = class_order(found, class_list, data_classes, CLASSES_FLAG)
         if data_classes is not None:
             _check_known(found, order, data_classes)
     data_config = found.data_config(given or {}, input_flags)
@@ -90,6 +92,8 @@ def load_teacher(
         description |= {"head": network.head, "mean_is_logits": network.mean_is_logits and order.groups is None}
     if order.groups is not None:
         network = MergedClasses(network, order.groups)
+        merged = zip(order.names or (), order.groups, strict=True)
+        description["merged"] = {folder: logits for folder, logits in merged if len(logits) > 1}
     if weights == RANDOM and is_first_of_node():
         warning = f"warning: {arch} has RANDOM WEIGHTS and its label maps are MEANINGLESS: only for trials"
         print(warning, file=sys.stderr, flush=True)
@@ -102,12 +106,19 @@ def _check_known(weights: Weights, order: ClassOrder, data_classes: Sequence[str
     unknown = sorted({*data_classes}.difference(order.names or ()))
     if not unknown:
         return
-    example = f" that it does not name ({order.source})" if order.names is None else f", but not {unknown[0]}"
+    images = f"images of {len(data_classes):,} classes"
+    if order.names is None:
+        raise UserError(
+            f"{weights.title}: found a teacher of {weights.num_classes:,} classes that it does not name, and {images}; "
+            f"expected a list of its classes. Give {CLASSES_FLAG} FILE, with a line NAME or NAME<TAB>FOLDER for each, "
+            "in order; or give another teacher"
+        )
+    similar = similar_names(unknown[0], order.names) or order.names[0]
     raise UserError(
-        f"{weights.title}: found a teacher of {weights.num_classes:,} classes{example}, and images of "
-        f"{len(data_classes):,} classes; expected a teacher that knows all of these by the names of their folders. "
-        "Give the names as --classes FILE, a line NAME<TAB>FOLDER for each class of the teacher, or another teacher"
-        + (f"; it has classes such as {order.names[0]}" if order.names else "")
+        f"{weights.title}: found {images}, of which the teacher does not know {len(unknown):,}, the first: "
+        f"{unknown[0]}; expected folders with the names of its classes, such as {similar} ({order.source}). Rename the "
+        f"folders; or give {CLASSES_FLAG} FILE, with a line NAME<TAB>FOLDER for each of its classes that has a folder "
+        "of another name; or give another teacher"
     )
 
 

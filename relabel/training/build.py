@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from models.batch_norm import set_batch_norm
-from models.build import create_model, with_own_head
+from models.build import create_model, head_tensors, with_own_head
 from models.classifier import Weights, open_weights
 from models.data_config import DataConfig, resolve
 from models.weights_file import recorded_data_config
@@ -125,7 +125,7 @@ def make_trainer(
     val_batches = eval_loader(config, data.val, process, center_crop(data_config))
     torch.manual_seed(start.seed)
     model = build_model(config, len(data.images.class_names), precision, data_config)
-    loaded = start_from(weights, model, data.images.class_names) if weights else ""
+    loaded = start_from(weights, model, data.images.class_names, config.eval.classes or None) if weights else ""
     if process.is_main:
         print("\n".join(filter(None, [loaded, f"input: {data_config.source}"])), flush=True)
 
@@ -158,6 +158,7 @@ def open_start(config: FrozenMunch) -> Weights:
         return open_weights(config.model.arch, config.model.weights, needs_head=False)
 
 
+CLASSES_FLAG = "--eval.classes"
 INPUT_FLAGS = "--data.test_size, --data.crop_ratio, --data.interpolation, --data.mean and --data.std"
 
 
@@ -221,28 +222,37 @@ def check_image_sizes(arch: str, model: nn.Module, sizes: Collection[int]) -> No
             ) from error
 
 
-def start_from(weights: Weights, model: nn.Module, class_names: Sequence[str]) -> str:
+def start_from(weights: Weights, model: nn.Module, class_names: Sequence[str], class_list: str | None = None) -> str:
     """Load weights into a new network; of a file with averaged weights, those.
 
-    The classification head is loaded only if it is for the same classes in the same order; otherwise it is left
+    The classification head is loaded only if it is for the same classes, and then in their order; otherwise it is left
     unchanged.
+
+    Args:
+        weights: to start from.
+        model: changed in place.
+        class_names: of the training folders.
+        class_list: as in relabel.data.class_names.class_order.
 
     Returns:
         a line that describes what was loaded.
 
     Raises:
-        UserError: tensors other than the head do not match.
+        UserError: tensors other than the head do not match, or the class list is of other classes.
     """
-    name, order = weights.preferred, class_order(weights, None, class_names)
-    same = order.names == list(class_names)
+    name, order = weights.preferred, class_order(weights, class_list, class_names, CLASSES_FLAG)
     state_dict = weights.state_dicts[name]
+    same = order.groups is None and sorted(order.names or ()) == sorted(class_names)
+    if same and order.names is not None and order.names != list(class_names):
+        rows = [order.names.index(class_name) for class_name in class_names]
+        state_dict = state_dict | {tensor: state_dict[tensor][rows] for tensor in head_tensors(weights.arch)}
     weights.load(model, state_dict if same else with_own_head(model, weights.arch, state_dict), "--model.arch")
     if same:
         head = f"included (classes: {order.source})"
     elif weights.num_classes == 0:
         head = "new: they have none"
     else:
-        head = f"new: theirs is for {weights.num_classes:,} classes, not these {len(class_names):,} in this order"
+        head = f"new: theirs is for {weights.num_classes:,} classes ({order.source}), not these {len(class_names):,}"
     note = f" ({weights.note})" if weights.note else ""
     return f"starting from {weights.title}{' (EMA)' * (name == 'ema')}{note}, classification head {head}"
 

@@ -1,0 +1,53 @@
+"""What an evaluation says of answers that are no better than chance, or that another order of the classes explains."""
+
+import shlex
+from pathlib import Path
+
+import numpy as np
+
+from relabel.data.class_names import ClassOrder
+from relabel.evaluation.results import percent
+from relabel.training.build import CLASSES_FLAG
+from relabel.training.validation import Predictions
+from utils.chance import better_permutation, natural_order, no_better_than_chance
+from utils.files import replacing
+from utils.progress import counted
+
+LISTED_CLASSES = 20
+
+
+def chance_notes(title: str, predictions: Predictions, order: ClassOrder, path: Path) -> list[str]:
+    """Return notes on accuracy at or below chance, and on a likelier order of the classes.
+
+    Args:
+        title: of the image set, which each note begins with.
+        predictions: of its images.
+        order: what the network's logits are taken for.
+        path: where the class list with the likelier order is written.
+    """
+    names, labels, top1 = predictions.class_names, predictions.labels, predictions.top1
+    natural = np.array([names.index(name) for name in natural_order(names)])
+    likely = better_permutation(labels, top1, len(names), natural)
+    notes = []
+    if no_better_than_chance(int(predictions.correct.sum()), len(labels), len(names)):
+        found = f"{percent(predictions.correct):.2f} % of {counted(len(labels), 'image')}"
+        advice = "" if likely is not None else "; check the weights, and the classes and the input printed above"
+        guessing = f"{100 / len(names):.3g} %, guessing among {len(names):,} classes"
+        notes.append(f"{title}: top-1 is {found}, no better than chance ({guessing}){advice}")
+    if likely is not None:
+        with replacing(path) as temporary:
+            temporary.write_text(order.class_list(likely.tolist()), encoding="utf-8", errors="surrogateescape")
+        right = percent((top1 >= 0) & (likely[top1] == labels))
+        which = " (the natural order, as timm sorts them)" if np.array_equal(likely, natural) else ""
+        notes.append(
+            f"{title}: top-1 would be {right:.2f} % instead of {percent(predictions.correct):.2f} % if the order of "
+            f"the classes were {_listed([names[i] for i in likely.tolist()], names)}{which}. If that is the order in "
+            f"which these weights were trained, give {CLASSES_FLAG} {shlex.quote(str(path))}"
+        )
+    return notes
+
+
+def _listed(likely: list[str], names: list[str]) -> str:
+    if len(names) <= LISTED_CLASSES:
+        return ", ".join(likely)
+    return f"another one for {sum(map(str.__ne__, likely, names)):,} of the {len(names):,}"
