@@ -46,23 +46,48 @@ def better_permutation(
         integer [K]; the class that each predicted class really is; None if the present order is as good.
     """
     is_class = predicted >= 0
-    confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
-    np.add.at(confusion, (predicted[is_class], labels[is_class]), 1)
-    if likely is not None and _is_much_better(confusion, likely, len(labels), log_orders=0.0):
+    answers = labels[is_class], predicted[is_class], len(labels)
+    if likely is not None and _is_much_better(likely, *answers, log_orders=0.0, by_fit=0):
         return likely
+    pairs, counts = np.unique(predicted[is_class] * np.int64(num_classes) + labels[is_class], return_counts=True)
+    given, true = np.divmod(pairs, num_classes)
+    # Any order that moves a class can make one answer right, whatever the answers are: it does not count.
+    explained, most = np.where(given == true, counts, counts - 1), np.zeros(num_classes, dtype=np.int64)
+    np.maximum.at(most, given, explained)
+    if not _gains_enough(int(most.sum()), int(counts[given == true].sum()), len(labels)):
+        return None  # before a table of K x K numbers is made
+    confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
+    confusion[given, true] = counts
     # Of orders that explain as many answers, the one that changes the fewest classes.
     _, best = linear_sum_assignment(confusion * (num_classes + 1) + np.eye(num_classes, dtype=np.int64), maximize=True)
-    fewer, more = sorted(int(confusion.any(axis=axis).sum()) for axis in (0, 1))
+    moved = np.flatnonzero(best != np.arange(num_classes))
+    by_fit = int((confusion[moved, best[moved]] > 0).sum())
+    fewer, more = sorted(len(np.unique(classes)) for classes in (given, true))
     log_orders = math.lgamma(more + 1) - math.lgamma(more - fewer + 1)  # of the classes that occur
-    return best if _is_much_better(confusion, best, len(labels), log_orders) else None
+    return best if _is_much_better(best, *answers, log_orders, by_fit) else None
 
 
-def _is_much_better(confusion: np.ndarray, order: np.ndarray, count: int, log_orders: float) -> bool:
-    """Return whether an order explains much more than the present one, and more than the best of so many would."""
-    right, before = int(confusion[range(len(order)), order].sum()), int(confusion.trace())
-    if 100 * (right - before) < MUCH_BETTER_PERCENT * count or right < MUCH_BETTER_RATIO * before:
+def _gains_enough(right: int, before: int, count: int) -> bool:
+    return 100 * (right - before) >= MUCH_BETTER_PERCENT * count and right >= MUCH_BETTER_RATIO * before
+
+
+def _is_much_better(
+    order: np.ndarray, labels: np.ndarray, predicted: np.ndarray, count: int, log_orders: float, by_fit: int
+) -> bool:
+    """Return whether an order explains much more than the present one, and more than the best of so many would.
+
+    Args:
+        order: integer [K].
+        labels, predicted: of the images whose answer is a class.
+        count: number of all images.
+        log_orders: logarithm of the number of orders that this one is the best of.
+        by_fit: number of answers that are right only because the order was fitted to them.
+    """
+    right = int((order[predicted] == labels).sum())
+    if not _gains_enough(right - by_fit, int((predicted == labels).sum()), count):
         return False
-    by_chance = float(confusion.sum(axis=1) @ confusion.sum(axis=0)[order]) / count**2
+    of_class, truly = (np.bincount(classes, minlength=len(order)) for classes in (predicted, labels))
+    by_chance = float(of_class @ truly[order]) / count**2
     # Chernoff's bound for one order, times their number, as logarithms: the probability itself underflows.
     divergence = float(sum(rel_entr(*_shares(right / count, by_chance)))) if right > by_chance * count else 0.0
     return log_orders - count * divergence < math.log(LIKELY_BY_CHANCE)
