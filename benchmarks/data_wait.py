@@ -146,7 +146,9 @@ def run_config(folder: Path, labels: str, run_dir: Path, size: Size) -> FrozenMu
         "util.print_freq": str(size.report_every),
         "util.run_dir": str(run_dir),
     }
-    use = {"data.relabel.path": str(folder / "labels")} if labels == RELABEL else {"data.relabel.use": "False"}
+    use = {"data.relabel.use": "False"}
+    if labels == RELABEL:
+        use = {"data.relabel.path": str(folder / "labels"), "data.relabel.insist": "True"}  # random maps
     return load_config("", flags | use)
 
 

@@ -103,6 +103,7 @@ def training(folder: Path) -> Iterator[int]:
     flags = {
         "data.data_path": folder / "scenes",
         "data.relabel.path": folder / "labels",
+        "data.relabel.insist": True,
         "data.cutmix.prob": 0.5,
         "data.cutmix.beta": 1,
         "optim.epochs": 1_000_000,

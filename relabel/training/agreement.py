@@ -14,11 +14,10 @@ from relabel.crop_box import WHOLE_IMAGE, CropBox
 from relabel.label_map import LabelMap
 from relabel.label_pooling import pool_scores
 from relabel.stores.store import LabelStore
-from utils.chance import LIKELY_BY_CHANCE, better_permutation, chance_probability
+from utils.chance import better_permutation, no_better_than_chance
 
 SAMPLES = (200, 10_000)  # maps read before a run begins: a few, and as many as `check` measures if these look wrong
-BATCH = 256
-ENOUGH_IMAGES = 100  # with fewer, agreement above chance is never doubted
+POOLED_NUMBERS = 250_000  # at once: 250 images of 1,000 classes
 MOST_PERCENT = 50.0
 # Cells of trained networks have largest logits of about 5 to 30, some of 100; those of diverged ones have thousands.
 LARGEST_LOGIT = 300.0
@@ -149,7 +148,7 @@ class Agreement:
                 "with `annotate --classes FILE`, a text file of the teacher's classes in their order, one per line (or "
                 "name the classes of .pt files so: `pack --classes FILE`)."
             )
-        if self.correct is None or not self._is_chance():
+        if self.correct is None or not no_better_than_chance(self.correct, self.images, self.classes):
             return ""
         return (
             f"{str(self).capitalize()}; expected clearly more. The teacher is untrained or has other classes, or its "
@@ -157,17 +156,13 @@ class Agreement:
             "in their order (`annotate --classes FILE`)."
         )
 
-    def _is_chance(self) -> bool:
-        assert self.correct is not None
-        by_chance = chance_probability(self.correct, self.images, self.classes) > LIKELY_BY_CHANCE
-        return self.correct * self.classes <= self.images or (self.images >= ENOUGH_IMAGES and by_chance)
-
 
 def _targets(
     scores: Tensor, classes: Tensor, num_classes: int, fill: float, temperature: float
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield, batch by batch, the most likely class of whole images, int64 [B] (-1: a tie), and the leak, float [B]."""
-    for values, ids in zip(scores.split(BATCH), classes.split(BATCH), strict=True):
+    batch = max(1, POOLED_NUMBERS // num_classes)
+    for values, ids in zip(scores.split(batch), classes.split(batch), strict=True):
         boxes = CropBox.stack([WHOLE_IMAGE]).expand(len(values), 4)
         logits = pool_scores(values, ids, boxes, num_classes, fill)
         stored = pool_scores(torch.ones_like(values), ids, boxes, num_classes) > 0

@@ -190,9 +190,10 @@ def training_input(config: FrozenMunch, weights: Weights | None, state: Mapping[
 
 def evaluation_input(config: FrozenMunch, weights: Weights) -> DataConfig:
     """Find what the network of a checkpoint expects of its input; data.image_size counts if no test size is known."""
-    side = config.data.image_size
-    later = [("data.image_size", {"size": (side, side)})] if side else []
-    return weights.data_config(given_input(config), INPUT_FLAGS, later)
+    given, side = given_input(config), config.data.image_size
+    if side and "size" not in weights.recorded:
+        given = {"size": (side, side)} | given
+    return weights.data_config(given, INPUT_FLAGS)
 
 
 def build_model(config: FrozenMunch, num_classes: int, precision: Precision, data_config: DataConfig) -> nn.Module:

@@ -34,9 +34,10 @@ from utils.run_log import write_status
 def write_maps(folder: Path, seed: int) -> None:
     """Label maps of the photos' training images."""
     rng = np.random.default_rng(seed)
-    for name in CLASSES:
+    for label, name in enumerate(CLASSES):
         for i in range(10):
             dense = rng.normal(size=(3, 3, 4)).astype(np.float32)
+            dense[label] += 3
             write_label_map(folder, f"{name}/{name}.{i:02d}", LabelMap.from_dense(dense, 2))
 
 

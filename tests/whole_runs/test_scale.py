@@ -83,6 +83,7 @@ def test_twenty_one_thousand_classes_are_trained_evaluated_and_checked(many_clas
     flags |= {
         "data.data_path": many_classes,
         "data.relabel.path": many_classes / "labels",
+        "data.relabel.insist": True,
         "data.keep_list": many_classes / "kept.txt",
         "data.cutmix.prob": 1,
         "data.cutmix.beta": 1,

@@ -194,15 +194,15 @@ def test_another_decoder_is_refused_when_a_run_continues(flags: Flags, monkeypat
 def test_a_label_map_with_a_nan_fails_the_run_and_spares_the_checkpoint(
     flags: Flags, photos: Path, tmp_path: Path
 ) -> None:
-    """Met late: when a run begins, one map of each class is read."""
+    """Met late: before a run begins, a sample of the maps is read."""
     shutil.copytree(photos / "labels", tmp_path / "labels")
     bad = tmp_path / "labels" / "cow" / "cow.07.pt"
     intact = torch.load(bad, weights_only=True)
     spoilt = intact.clone()
     spoilt[0, 0, 1, 2] = float("nan")
-    torch.save(spoilt, bad)
     flags |= {"data.relabel.path": tmp_path / "labels", "util.checkpoint_minutes": 0, "util.print_freq": 1}
-    with pytest.raises(UserError, match=r"cow\.07\.pt: found the score nan"):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match=r"cow\.07\.pt: found the score nan"):
+        at_step(patch, 3, lambda _: torch.save(spoilt, bad))
         start(flags)
     folder = flags["util.run_dir"]
     assert status(folder)["state"] == "failed" and "cow.07.pt" in status(folder)["reason"]
