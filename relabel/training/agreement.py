@@ -111,13 +111,13 @@ class Agreement:
             class_names: of the K classes.
             about_fill: which fill to try, if known.
         """
+        found = []
         if self.scores_are_probabilities:
-            return [
+            found.append(
                 "The scores of a cell are positive and add up to at most 1, as probabilities do; expected logits, from "
-                "before the softmax. Make the maps again with the classifier's logits."
-            ]
-        found, are_plausible = [], self.top_logit / max(1.0, self.temperature) <= LARGEST_LOGIT
-        if not are_plausible:
+                "before the softmax, of a trained classifier. Make the maps again with these."
+            )
+        elif self.top_logit / max(1.0, self.temperature) > LARGEST_LOGIT:
             found.append(
                 f"The largest score of a cell is {self.top_logit:,.0f} (median); expected about 5 to 30, the logits of "
                 "a trained classifier. The teacher's training has diverged, or these are no logits: make the maps "

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -130,7 +131,8 @@ def test_a_run_leaves_a_folder_that_explains_it(flags: Flags, capsys: pytest.Cap
     environment = json.loads((folder / "environment.json").read_text())[0]
     assert environment["packages"]["torch"] and environment["torch_threads"] == 1 and environment["processes"] == 1
     printed = capsys.readouterr().out
-    assert "epoch 3/3  step 15/15" in printed and "images/s" in printed and "data wait" in printed
+    assert re.search(r"epoch 3/3  step 15/15  loss \d\.\d+ \(floor 0\.\d+\)  target agreement \d", printed)
+    assert "images/s" in printed and "data wait" in printed
     assert printed.endswith(f"% after epoch {best['epoch']}: {folder / BEST}\n")
 
 
@@ -270,6 +272,30 @@ def test_averaged_weights_follow_their_formula_and_cost_no_second_pass_over_val(
 def test_bad_input_creates_nothing(flags: Flags, changed: Flags, message: str) -> None:
     with pytest.raises(UserError, match=message):
         start(flags | changed)
+    assert not flags["util.run_dir"].exists()
+
+
+def test_a_val_that_lacks_classes_is_reported_and_other_classes_are_refused(
+    flags: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a single training class is refused, until the images are in folders of their own."""
+    data = tmp_path / "data"
+    shutil.copytree(flags["data.data_path"], data)
+    flags |= {"data.data_path": data, "optim.epochs": 1, "optim.warmup.epochs": 0}
+    shutil.rmtree(data / "val" / "bee")
+    start(flags)
+    assert "\nval/ has no images of 1 of the 3 training classes: bee\n" in capsys.readouterr().out
+    flags["util.run_dir"] = tmp_path / "none"
+    for name in ("ant", "cow"):
+        (data / "val" / name).rename(data / "val" / f"{name}s")
+    with pytest.raises(
+        UserError, match=r"val: found none of the 3 classes that the training folders have \(ant, ...\)"
+    ):
+        start(flags)
+    for name in ("ant", "cow"):
+        shutil.rmtree(data / "train" / name)
+    with pytest.raises(UserError, match=r"train: found one class folder, bee; expected at least two"):
+        start(flags)
     assert not flags["util.run_dir"].exists()
 
 
