@@ -71,7 +71,7 @@ def class_order(weights: Weights, class_list: str | None, folders: Sequence[str]
     if known is not None and (_is_certain(weights) or not as_many or {*known} == {*(folders or ())}):
         return ClassOrder(known, None, source, known)
     if folders is None or not as_many:
-        return ClassOrder(None, None, "unknown")
+        return ClassOrder(None, None, "not named")
     return ClassOrder(list(folders), None, _sorted_as_text(folders, flag))
 
 

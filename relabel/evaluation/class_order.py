@@ -40,14 +40,14 @@ def chance_notes(title: str, predictions: Predictions, order: ClassOrder, path: 
         right = percent((top1 >= 0) & (likely[top1] == labels))
         which = " (the natural order, as timm sorts them)" if np.array_equal(likely, natural) else ""
         notes.append(
-            f"{title}: top-1 would be {right:.2f} % instead of {percent(predictions.correct):.2f} % if the order of "
-            f"the classes were {_listed([names[i] for i in likely.tolist()], names)}{which}. If that is the order in "
-            f"which these weights were trained, give {CLASSES_FLAG} {shlex.quote(str(path))}"
+            f"{title}: top-1 would be {right:.2f} % instead of {percent(predictions.correct):.2f} % if "
+            f"{_described([names[i] for i in likely.tolist()], names)}{which}. If that is how these weights were "
+            f"trained, give {CLASSES_FLAG} {shlex.quote(str(path))}"
         )
     return notes
 
 
-def _listed(likely: list[str], names: list[str]) -> str:
+def _described(likely: list[str], names: list[str]) -> str:
     if len(names) <= LISTED_CLASSES:
-        return ", ".join(likely)
-    return f"another one for {sum(map(str.__ne__, likely, names)):,} of the {len(names):,}"
+        return f"the order of the classes were {', '.join(likely)}"
+    return f"{sum(map(str.__ne__, likely, names)):,} of the {len(names):,} classes were others"
