@@ -1,6 +1,6 @@
 """A classifier's weights with what is known about them: from a file, its library, a package, or random; then built."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,22 +63,19 @@ class Weights:
     def __str__(self) -> str:
         return f"{self.title}: {self.arch}" + (f" ({self.note})" if self.note else "")
 
-    def data_config(
-        self, given: Mapping[str, Any], flags: str, later: Sequence[tuple[str, Mapping[str, Any]]] = ()
-    ) -> DataConfig:
+    def data_config(self, given: Mapping[str, Any], flags: str) -> DataConfig:
         """Find what the network expects of its input.
 
         Args:
             given: field -> value; what the user gave.
             flags: the flags that change the values.
-            later: places that count after what the file records.
 
         Raises:
             UserError: a network of this project without an image size, or a resizing that is not supported.
         """
         library = library_of(self.arch)
-        places = [("given", given), (f"recorded in {self.title}", self.recorded), *later]
-        if library == OURS and not any("size" in place for _, place in places):
+        places = [("given", given), (f"recorded in {self.title}", self.recorded)]
+        if library == OURS and "size" not in {**given, **self.recorded}:
             raise UserError(f"{self.arch} has no image size of its own, and {self.title} records none; give {flags}")
         return resolve([*places, (f"as {library} states for {self.arch}", self.stated)], flags)
 
@@ -94,7 +91,8 @@ class Weights:
         Raises:
             UserError: the weights do not fit the network.
         """
-        model = create_model(self.arch, self.num_classes, config.size)
+        with torch.random.fork_rng(devices=[]):  # its random weights are replaced
+            model = create_model(self.arch, self.num_classes, config.size)
         set_batch_norm(model, bn_momentum, config.bn_eps)
         self.load(model, self.state_dicts[name], flag)
         return model

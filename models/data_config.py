@@ -57,7 +57,7 @@ class DataConfig:
         return self.size[0]
 
     def as_record(self) -> dict[str, Any]:
-        """Return the values as plain lists and numbers, for a checkpoint; `recorded_in` reads them."""
+        """Return the values as plain lists and numbers, for a checkpoint's entry `data_config`."""
         values = asdict(self)
         del values["source"]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
@@ -67,7 +67,8 @@ def resolve(found: Sequence[tuple[str, Mapping[str, Any]]], flags: str) -> DataC
     """Take each value from the first place that has it.
 
     Args:
-        found: (place, field -> value) in order, what the user gave first; None is a value (of crop_ratio, bn_eps).
+        found: (place, field -> value) in order, what the user gave first: what it replaces is named in the text; None
+            is a value (of crop_ratio, bn_eps).
         flags: the flags that change the values; named when some are those of 2021.
 
     Raises:
@@ -81,9 +82,10 @@ def resolve(found: Sequence[tuple[str, Mapping[str, Any]]], flags: str) -> DataC
         values[name] = tuple(value) if isinstance(value, list) else value
         if name == "train_size" or (name == "bn_eps" and value is None):
             continue
-        others = (own[name] for other, own in places[:-1] if other != place and name in own)
-        instead = next((f" instead of {_text(name, other)}" for other in others if _differs(other, value)), "")
-        texts[place].append(_text(name, value) + instead)
+        texts[place].append(_text(name, value))
+        expected = next((own[name] for _, own in found[1:] if name in own), value)
+        if place == found[0][0] and _differs(expected, value):
+            texts[place][-1] += f" instead of {_text(name, expected)}"
     if values["interpolation"] not in INTERPOLATIONS:
         raise UserError(
             f"found images resized by {values['interpolation']!r}; expected {', '.join(INTERPOLATIONS)}. Give the "
@@ -100,7 +102,9 @@ def _text(name: str, value: Any) -> str:
         return "the whole image squashed" if value is None else f"crop ratio {value:.4g}"
     if name in ("mean", "std"):
         return f"{name} {' '.join(f'{number:g}' for number in value)}"
-    return f"batch norm eps {value or 0:g}" if name == "bn_eps" else str(value)
+    if name == "bn_eps":
+        return "the network's own" if value is None else f"batch norm eps {value:g}"
+    return str(value)
 
 
 def _differs(one: Any, other: Any) -> bool:

@@ -113,7 +113,7 @@ def _load_network(
 
     from models.classifier import open_weights
     from models.export import Use
-    from relabel.config.load import BASE_FILE, read_config
+    from relabel.config.load import read_config
     from relabel.training.build import evaluation_input
     from utils.run_log import CONFIG
 
@@ -121,8 +121,9 @@ def _load_network(
         weights = open_weights(arch, str(path))
     beside = path.with_name(CONFIG)
     is_earlier = "train_size" not in weights.recorded and beside.is_file()
-    file = config_file or (beside if is_earlier else BASE_FILE)
-    data_config = evaluation_input(read_config(str(file), {"model.arch": weights.arch}), weights)
+    file = config_file or (beside if is_earlier else "")
+    as_evaluated = {"util.test_only": "True", "util.test_weight_file": str(path)}
+    data_config = evaluation_input(read_config(str(file), as_evaluated), weights)
     name = weights.preferred if ema else "model"
     model = weights.build(name, data_config, "--arch").eval().to(memory_format=torch.contiguous_format)
     use = Use(weights.num_classes, weights.class_names, data_config)

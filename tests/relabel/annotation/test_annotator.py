@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from models.build import create_model
+from models.data_config import OF_2021, DataConfig
 from models.fully_convolutional import fully_convolutional
 from relabel import __main__ as tools
 from relabel.annotation.annotator import Settings, Summary, annotate
@@ -89,12 +90,13 @@ def root(tmp_path: Path) -> Path:
 
 
 def run(root: Path, out: Path, network: nn.Module | None = None, **changes: Any) -> Summary:
-    view: dict[str, Any] = {"input_size": (24, 48), "mean": MEAN, "std": STD, "interpolation": "bilinear"}
+    view: dict[str, Any] = {"size": (24, 48), "mean": MEAN, "std": STD, "interpolation": "bilinear"}
     view |= {name: changes.pop(name) for name in view if name in changes}
     settings: dict[str, Any] = {"k": 2, "flip": False, "opt_level": "O0", "batch_size": 3}
     settings |= {name: changes.pop(name) for name in settings if name in changes}
     names = changes.pop("class_names", CLASSES)
-    teacher = Teacher(network or ColourTeacher(), names, len(names), description={"arch": "colours"}, **view)
+    config = DataConfig(**OF_2021 | view)
+    teacher = Teacher(network or ColourTeacher(), names, len(names), config, "named", {"arch": "colours"})
     images = changes.pop("images", None) or list_images(root)
     options: dict[str, Any] = {"form": "packed", "skip_unreadable": False, "num_workers": 0, "process": HERE} | changes
     return annotate(images, out, teacher, Settings(**settings), **options)
@@ -136,7 +138,7 @@ def test_equals_a_slow_reference(root: Path, tmp_path: Path) -> None:
     teacher = fully_convolutional(create_model("digit_net", 9))
     images = list_images(root)
     for flip in (False, True):
-        options = {"input_size": (48, 80), "k": 4, "interpolation": "bicubic", "flip": flip, "form": "pt"}
+        options = {"size": (48, 80), "k": 4, "interpolation": "bicubic", "flip": flip, "form": "pt"}
         run(root, tmp_path / str(flip), teacher, class_names=[f"class{i}" for i in range(9)], **options)
         store = maps_of(tmp_path / str(flip), root, [f"class{i}" for i in range(9)])
         for row in (0, 5, 7):
@@ -185,7 +187,7 @@ def test_maps_of_two_teachers_are_not_mixed(root: Path, tmp_path: Path, state: s
     whole = contents(tmp_path / "maps")
     changes: list[tuple[dict[str, Any], str]] = [
         ({"k": 3}, "k: 2, not 3"),
-        ({"input_size": (48, 24)}, "h: 3, not 6"),
+        ({"size": (48, 24)}, "h: 3, not 6"),
         ({"mean": (0.5, 0.5, 0.5)}, r"made_by\.mean: \[0\.5, 0\.25, 0\.125\], not \[0\.5, 0\.5, 0\.5\]"),
         ({"flip": True}, r"made_by\.flip: False, not True"),
         ({"class_names": ["class1", "class0", *CLASSES[2:]]}, r"class_names: \['class0', .*, not \['class1'"),
@@ -284,7 +286,7 @@ def test_absent_probability_is_what_the_softmax_gives_away(root: Path, tmp_path:
 
 def test_input_size_the_teacher_cannot_take(root: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot take images of 4 x 40 pixels \(rows x columns\)"):
-        run(root, tmp_path / "maps", input_size=(4, 40))
+        run(root, tmp_path / "maps", size=(4, 40))
 
 
 def test_out_of_memory_names_the_batch_size_and_other_faults_are_not_blamed_on_the_size(

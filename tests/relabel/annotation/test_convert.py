@@ -157,9 +157,9 @@ def test_the_classes_can_be_named(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("ant\nwasp\ncow\n", r"1 class folders that are not among the 3 classes.*first: 'bee'"),
-        ("", "found no name"),
-        ("ant\nbee\nant\n", "found a name twice"),
-        (None, "cannot be read from .*names.txt"),
+        ("", "found no class"),
+        ("ant\nbee\nant\n", "found .*twice"),
+        (None, "the class list .*names.txt cannot be read"),
     ],
 )
 def test_an_invalid_list_of_classes_is_refused(tmp_path: Path, text: str | None, message: str) -> None:

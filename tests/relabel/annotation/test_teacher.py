@@ -20,6 +20,7 @@ from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
 
 DIGITS = [f"digit_{n}" for n in range(4)]
+SIZE = {"size": (56, 72)}
 IMAGENET = ("n01440764", "n15075141")  # the first class and the last
 TORCHVISION_ARCH, TIMM_ARCH = "shufflenet_v2_x0_5", "test_resnet.r160_in1k"
 
@@ -61,7 +62,7 @@ def test_random_weights_are_the_same_again_and_warned_about(capsys: pytest.Captu
     ("arch", "size", "mean", "interpolation"),
     [
         ("resnet18", (224, 224), 0.485, "bilinear"),
-        ("efficientnet_v2_s", (384, 384), 0.485, "bilinear"),
+        ("efficientnet_v2_s", (224, 224), 0.485, "bilinear"),  # torchvision states an input for weights, not networks
         ("timm/resnet18", (224, 224), 0.485, "bicubic"),
         ("test_resnet", (160, 160), 0.5, "bilinear"),
         ("vit_tiny_patch16_384.augreg_in21k_ft_in1k", (384, 384), 0.5, "bicubic"),
@@ -70,30 +71,33 @@ def test_random_weights_are_the_same_again_and_warned_about(capsys: pytest.Captu
 )
 def test_the_input_is_that_of_the_library(arch: str, size: tuple[int, int], mean: float, interpolation: str) -> None:
     teacher = load_teacher(arch, "random", DIGITS)
-    assert (teacher.input_size, teacher.mean[0], teacher.interpolation) == (size, mean, interpolation)
-    assert len(teacher.mean) == len(teacher.std) == 3 and all(isinstance(number, float) for number in teacher.std)
+    config = teacher.data_config
+    assert (config.size, config.mean[0], config.interpolation) == (size, mean, interpolation)
+    assert len(config.mean) == len(config.std) == 3 and all(isinstance(number, float) for number in config.std)
 
 
 def test_what_is_asked_for_comes_first() -> None:
-    asked: dict[str, Any] = {"input_size": (64, 96), "mean": (0.1, 0.2, 0.3), "std": (1.0, 2.0, 3.0)}
-    teacher = load_teacher("resnet18", "random", DIGITS, **asked, interpolation="lanczos")
-    assert {name: getattr(teacher, name) for name in asked} == asked
-    assert teacher.interpolation == "lanczos"
+    asked: dict[str, Any] = {"size": (64, 96), "mean": (0.1, 0.2, 0.3), "std": (1.0, 2.0, 3.0)}
+    asked["interpolation"] = "lanczos"
+    config = load_teacher("resnet18", "random", DIGITS, given=asked).data_config
+    assert {name: getattr(config, name) for name in asked} == asked
 
 
 def test_networks_of_this_project_need_a_size() -> None:
     with pytest.raises(UserError, match=r"digit_net has no image size of its own.*--size"):
         load_teacher("digit_net", "random", DIGITS)
-    teacher = load_teacher("digit_net", "random", DIGITS, input_size=(56, 72))
-    assert (teacher.input_size, teacher.mean, teacher.interpolation) == ((56, 72), (0.485, 0.456, 0.406), "bilinear")
+    config = load_teacher("digit_net", "random", DIGITS, given=SIZE).data_config
+    assert (config.size, config.mean, config.interpolation) == ((56, 72), (0.485, 0.456, 0.406), "bilinear")
 
 
 def test_an_unsupported_interpolation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = {"input_size": (3, 160, 160), "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "nearest"}
-    monkeypatch.setattr(timm.data, "resolve_model_data_config", lambda model: config)
+    half, crop = (0.5, 0.5, 0.5), {"crop_pct": 0.95, "crop_mode": "center"}
+    config = {"input_size": (3, 160, 160), "mean": half, "std": half, "interpolation": "nearest", **crop}
+    monkeypatch.setattr(timm.data, "resolve_data_config", lambda pretrained_cfg: config)
     with pytest.raises(UserError, match=r"resized by 'nearest'.*expected bilinear, bicubic, lanczos.*--interpolation"):
         load_teacher("test_resnet", "random", DIGITS)
-    assert load_teacher("test_resnet", "random", DIGITS, interpolation="bicubic").input_size == (160, 160)
+    given = {"interpolation": "bicubic"}
+    assert load_teacher("test_resnet", "random", DIGITS, given=given).data_config.size == (160, 160)
 
 
 # Checkpoints
@@ -101,14 +105,14 @@ def test_an_unsupported_interpolation_is_refused(monkeypatch: pytest.MonkeyPatch
 
 def test_our_checkpoint_names_network_and_classes(tmp_path: Path) -> None:
     network = checkpoint(tmp_path / "best.pth", "digit_net", 4, arch="digit_net", class_names=DIGITS)
-    teacher = load_teacher(None, str(tmp_path / "best.pth"), DIGITS, input_size=(56, 72))
+    teacher = load_teacher(None, str(tmp_path / "best.pth"), DIGITS, given=SIZE)
     assert same_weights(teacher, network, torch.randn(1, 3, 56, 72))
     assert (teacher.num_classes, teacher.class_names) == (4, DIGITS)
     expected = {"arch": "digit_net", "library": "this project", "library_version": None, "weights": "best.pth"}
     assert teacher.description.items() >= expected.items()
     assert teacher.description["head"] == "linear after average pooling" and teacher.description["mean_is_logits"]
     checkpoint(tmp_path / "later.pth", "digit_net", 4, arch="digit_net", epoch=3)  # the same weights in another file
-    later = load_teacher(None, str(tmp_path / "later.pth"), None, input_size=(56, 72))
+    later = load_teacher(None, str(tmp_path / "later.pth"), None, given=SIZE)
     assert later.class_names is None and later.description["weights_sha256"] == teacher.description["weights_sha256"]
 
 
@@ -144,10 +148,14 @@ def test_a_bare_checkpoint_of_1000_classes_has_imagenets(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("names", "data_classes", "expected"),
     [
-        (DIGITS, ["ant", "digit_1"], r"found a teacher of 4 classes \(it does not know ant\) and images of 2 classes"),
-        (DIGITS, ["ant"], r"Give the weights of such a teacher, or .* folders of its names, such as digit_0$"),
-        (None, ["ant", "bee"], r"a teacher of 4 classes, which it does not name, and images of 2 classes; expected"),
-        ([*DIGITS[:3], "digit_0"], DIGITS[:3], r"found a teacher of 4 classes, but 3 different names"),
+        (DIGITS, ["ant", "digit_1"], r"images of 2 classes, of which the teacher does not know 1, the first: ant"),
+        (DIGITS, ["ant"], r"names of its classes, such as digit_0 .*--classes FILE, with a line NAME<TAB>FOLDER"),
+        (
+            None,
+            ["ant", "bee"],
+            r"a teacher of 4 classes that it does not name, and images of 2 classes.*--classes FILE",
+        ),
+        ([*DIGITS[:3], "digit_0"], DIGITS[:3], r"found 4 classes and 3 different names for them"),
     ],
 )
 def test_other_classes_are_refused(
@@ -155,7 +163,7 @@ def test_other_classes_are_refused(
 ) -> None:
     checkpoint(tmp_path / "some.pth", "digit_net", 4, arch="digit_net", class_names=names)
     with pytest.raises(UserError, match=f"some.pth.*{expected}"):
-        load_teacher(None, str(tmp_path / "some.pth"), data_classes, input_size=(56, 72))
+        load_teacher(None, str(tmp_path / "some.pth"), data_classes, given=SIZE)
 
 
 # What cannot be loaded
@@ -234,7 +242,7 @@ def test_timms_published_weights(hub_cache: Path, arch: str) -> None:
     assert same_weights(teacher, network, torch.randn(1, 3, 64, 96))
     assert teacher.class_names is not None and (teacher.class_names[0], teacher.class_names[-1]) == IMAGENET
     assert teacher.description["weights"] == f"pretrained {TIMM_ARCH}"
-    assert (teacher.input_size, teacher.description["library"]) == ((160, 160), "timm")
+    assert (teacher.data_config.size, teacher.description["library"]) == ((160, 160), "timm")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from models.data_config import OF_2021, DataConfig
 from models.digit_net import DigitNet
+from models.weights_file import DATA_CONFIG
 from relabel.checks.axes import (
     MIN_IMAGES,
     ROW_COLUMN,
@@ -136,10 +138,13 @@ def test_a_classifier_finds_the_order(tmp_path: Path) -> None:
 def test_a_named_classifier_scores_the_datas_classes(tmp_path: Path, data_classes: list[str]) -> None:
     own = ["ant", "bee", "cow", "dog"]
     network = DigitNet(4).eval()
-    save_checkpoint({"state_dict": network.state_dict(), "class_names": own}, tmp_path / "w.pth")
+    config = DataConfig(**OF_2021 | {"size": (40, 40), "mean": (0.5, 0.4, 0.3)})
+    state = {"state_dict": network.state_dict(), "class_names": own, DATA_CONFIG: config.as_record()}
+    save_checkpoint(state, tmp_path / "w.pth")
     classifier = classifier_named("digit_net", str(tmp_path / "w.pth"), data_classes)
+    assert classifier.size == 40
     crops = torch.randint(0, 256, (70, 3, classifier.size, classifier.size), dtype=torch.uint8)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (config.mean, config.std))
     logits = network((crops / 255 - mean) / std).detach()[:, [own.index(name) for name in data_classes]]
     torch.testing.assert_close(classifier.probabilities(crops), logits.softmax(dim=1), rtol=1e-4, atol=1e-5)
 

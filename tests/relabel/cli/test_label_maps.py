@@ -126,7 +126,7 @@ def test_annotate_uses_averaged_weights_first_and_class_names(
         ]  # zebra, which these images lack, is 10
     other = save_teacher(tmp_path / "other.pth", [0.0] * 10, class_names=[*names[:9], "zebra"])
     err = refused(capsys, "annotate", scenes / "train", tmp_path / "maps", *TEACHER, "--weights", other)
-    assert "found a teacher of 10 classes (it does not know digit_9) and images of 10 classes" in err
+    assert "found images of 10 classes, of which the teacher does not know 1, the first: digit_9" in err
     assert not (tmp_path / "maps").exists()
 
 

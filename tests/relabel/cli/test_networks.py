@@ -15,6 +15,7 @@ from relabel.augment import normalise
 from relabel.data.decode import ImageFile
 from relabel.data.images import list_images
 from tests.conftest import CLASSES, Flags
+from tests.miniatures import AS_IN_2021
 from tests.relabel.training.test_run import start
 
 ARCH = "timm/test_resnet"
@@ -49,7 +50,7 @@ def probabilities(model: torch.nn.Module, photos: Path) -> torch.Tensor:
     files = [ImageFile(images.path(row)) for row in range(len(images))]
     pixels = torch.stack([torch.from_numpy(file.centre_crop(41, 0.82).copy()) for file in files])
     with torch.inference_mode():
-        return torch.softmax(model.eval()(normalise(pixels)), dim=1)
+        return torch.softmax(model.eval()(normalise(pixels, mean=AS_IN_2021.mean, std=AS_IN_2021.std)), dim=1)
 
 
 def test_what_is_exported_is_what_was_evaluated(
@@ -60,7 +61,9 @@ def test_what_is_exported_is_what_was_evaluated(
         capsys.readouterr()
         export(run_folder / "checkpoint-last.pth", out, "--form", "timm", "--ema", ema)
         printed = capsys.readouterr().out
-        used = f"{ARCH}, 3 classes, evaluated at 41 pixels, crop ratio 0.82 (from {run_folder / 'config.yaml'})"
+        used = (
+            "input: 41 x 41 pixels, crop ratio 0.82, bilinear, mean 0.485 0.456 0.406, std 0.229 0.224 0.225 (recorded"
+        )
         assert used in printed and ("(EMA)" in printed) == (ema == "true")
         again: Any = timm.create_model(f"local-dir:{out}", pretrained=True)
         assert again.pretrained_cfg["label_names"] == list(CLASSES)
@@ -71,13 +74,15 @@ def test_what_is_exported_is_what_was_evaluated(
                 assert float(found[row].max()) == pytest.approx(float(line["top1_probability"]), abs=2e-6)
 
 
-def test_batch_norm_and_the_tests_view_come_from_the_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_record_the_input_comes_from_the_config_else_from_the_library(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.save({"arch": "timm/test_resnet", "state_dict": create_model(ARCH, 3).state_dict()}, tmp_path / "w.pth")
     (tmp_path / "other.yaml").write_text("data: {data_path: gone, test_size: 96, crop_ratio: null}\n")
     export(tmp_path / "w.pth", tmp_path / "a", "--form", "timm")
-    assert "evaluated at 224 pixels, crop ratio 0.875 (by default: no config.yaml beside it" in capsys.readouterr().out
+    assert "input: 160 x 160 pixels, crop ratio 0.9524, bilinear, mean 0.5 0.5 0.5, std" in capsys.readouterr().out
     export(tmp_path / "w.pth", tmp_path / "b", "--form", "timm", "--config_file_path", tmp_path / "other.yaml")
-    assert "evaluated at 96 pixels, squashed (from " in capsys.readouterr().out
+    assert "input: 96 x 96 pixels instead of 160 x 160 pixels, the whole image squashed inst" in capsys.readouterr().out
     (tmp_path / "config.yaml").write_text("optim: {bn: {eps: 1e-2}}\n")
     err = refused(capsys, tmp_path / "w.pth", tmp_path / "c", "--form", "timm")
     assert "this training added 0.01 (optim.bn.eps; none keeps the network's" in err and not (tmp_path / "c").exists()
@@ -86,9 +91,8 @@ def test_batch_norm_and_the_tests_view_come_from_the_config(tmp_path: Path, caps
 def test_weights_of_2021_need_the_networks_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = {f"module.{name}": tensor for name, tensor in create_model("resnet18", 3).state_dict().items()}
     torch.save(weights, tmp_path / "w.pth")
-    assert "does not name its network; give --arch" in refused(
-        capsys, tmp_path / "w.pth", tmp_path / "b.pth", "--form", "backbone"
-    )
+    err = refused(capsys, tmp_path / "w.pth", tmp_path / "b.pth", "--form", "backbone")
+    assert "does not name its network; expected a name in torchvision or timm\n  Correct --arch." in err
     export(tmp_path / "w.pth", tmp_path / "b.pth", "--form", "backbone", "--arch", "resnet18")
     found = torch.load(tmp_path / "b.pth", weights_only=True)
     assert torch.equal(found["layer4.1.conv2.weight"], weights["module.layer4.1.conv2.weight"])

@@ -250,7 +250,7 @@ def test_val_may_be_left_out(everything: Flags) -> None:
 def test_a_checkpoint_that_does_not_name_imagenets_classes_is_given_them(everything: Flags) -> None:
     torch.save(colour_network(dict(enumerate(IDS))).state_dict(), everything["util.test_weight_file"])
     del everything["eval.imagenet_c"]
-    with pytest.raises(UserError, match=r"1,000 classes and does not name them.*\n.*as --eval.classes FILE"):
+    with pytest.raises(UserError, match=r"1,000 classes and does not name them.*\n.*Give --eval.classes FILE"):
         start(everything)
     start(everything | {"eval.classes": "imagenet"})
     assert values(everything)["val", "top1_percent"] == (60, 5)

@@ -59,22 +59,24 @@ def assert_started_from(flags: Flags, expected: dict[str, Tensor]) -> None:
     ("names", "count", "head"),
     [
         (list(CLASSES), 3, "included (classes: named in w.pth)"),
-        (["bee", "ant", "cow"], 3, "new: theirs is for 3 classes, not these 3 in this order"),
-        (["ant", "bee"], 2, "new: theirs is for 2 classes, not these 3 in this order"),
-        (None, 2, "new: theirs is for 2 classes, not these 3 in this order"),
+        (["bee", "cow", "ant"], 3, "included (classes: named in w.pth)"),
+        (["ant", "bee", "dog"], 3, "new: theirs is for 3 classes (named in w.pth), not these 3"),
+        (["ant", "bee"], 2, "new: theirs is for 2 classes (named in w.pth), not these 3"),
+        (None, 2, "new: theirs is for 2 classes (not named), not these 3"),
         (None, 3, "included (classes: the class folders, sorted as text)"),
     ],
 )
-def test_the_head_is_loaded_only_for_the_same_classes(
+def test_the_head_is_loaded_only_for_the_same_classes_and_in_their_order(
     flags_at_rest: Flags, tmp_path: Path, names: list[str] | None, count: int, head: str, capsys: CaptureFixture[str]
 ) -> None:
     file = flags_at_rest["model.weights"]
     torch.save({"arch": "digit_net", "class_names": names, "state_dict": network(count)}, file)
-    expected = (
-        network(count)
-        if head.startswith("included")
-        else network(count) | fresh_head(flags_at_rest, tmp_path / "fresh")
-    )
+    if head.startswith("included"):
+        own = network(count)
+        order = [(names or CLASSES).index(name) for name in CLASSES]
+        expected = own | {name: own[name][order] for name in HEAD}
+    else:
+        expected = network(count) | fresh_head(flags_at_rest, tmp_path / "fresh")
     assert_started_from(flags_at_rest, expected)
     assert f"starting from {file.name}, classification head {head}\n" in capsys.readouterr().out
 
