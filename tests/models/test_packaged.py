@@ -42,14 +42,14 @@ TEACHER = ("--arch", LITE0, "--weights", "packaged", "--num_workers", "0")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The two photographs in class folders, as train/ and val/; classes.tsv gives the teacher's classes these names."""
+    """The two photographs in class folders, as train/ and val/; classes.tsv gives two of the teacher's classes these names."""
     torch.set_num_threads(1)
     data, source = tmp_path_factory.mktemp("data"), Path(sklearn.datasets.__file__).parent / "images"
     for split in ("train", "val"):
         for name, file in PHOTOS.items():
             (data / split / name).mkdir(parents=True)
             shutil.copy(source / file, data / split / name)
-    (data / "classes.tsv").write_text("".join(f"{wnid}\t{FOLDERS.get(wnid, wnid)}\n" for wnid in wnids()))
+    (data / "classes.tsv").write_text("".join(f"{wnid}\t{folder}\n" for wnid, folder in FOLDERS.items()))
     return data
 
 

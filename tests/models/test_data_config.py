@@ -1,0 +1,55 @@
+"""What a network expects of its input: the first place that states a value counts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from models.build import create_model
+from models.classifier import Weights, open_weights
+from models.data_config import OF_2021, resolve
+
+FLAGS = "--flags"
+
+
+def a_file(folder: Path, of: str, **more: Any) -> Weights:
+    """Random weights in a file, bare or with entries."""
+    weights = create_model(of, 1000).state_dict()
+    torch.save({"state_dict": weights, **more} if more else weights, folder / "w.pth")
+    return open_weights(of, str(folder / "w.pth"))
+
+
+def eps(weights: Weights, **given: Any) -> float:
+    model = weights.build("model", weights.data_config(given, FLAGS), "--arch")
+    return {module.eps for module in model.modules() if isinstance(module, nn.BatchNorm2d)}.pop()
+
+
+def test_batch_norm_keeps_the_networks_eps_unless_it_is_given(tmp_path: Path) -> None:
+    weights = a_file(tmp_path, "mobilenet_v3_small")
+    assert (eps(weights), eps(weights, bn_eps=1e-5)) == (1e-3, 1e-5)
+    of_2021 = a_file(tmp_path, "mobilenet_v3_small", epoch=1, arch="mobilenet_v3_small", accuracy=0.0, optimizer={})
+    assert eps(of_2021) == 1e-5
+
+
+def test_a_bare_file_of_torchvision_gets_the_values_of_2021_and_one_of_timm_what_timm_states(tmp_path: Path) -> None:
+    bare = a_file(tmp_path, "mobilenet_v3_small").data_config({}, FLAGS)
+    assert {name: getattr(bare, name) for name in OF_2021} == OF_2021
+    assert "as in 2021; --flags change it" in bare.source
+    stated = a_file(tmp_path, "timm/vit_tiny_patch16_224").data_config({}, FLAGS)
+    assert (stated.mean, stated.std, stated.interpolation) == ((0.5,) * 3, (0.5,) * 3, "bicubic")
+    assert stated.crop_ratio == pytest.approx(0.9, abs=0.004) and stated.source.endswith("timm/vit_tiny_patch16_224)")
+
+
+def test_what_is_given_replaces_what_is_recorded_which_replaces_what_is_stated() -> None:
+    found = resolve(
+        [
+            ("given", {"size": (96, 96)}),
+            ("recorded", {"size": (64, 64), "crop_ratio": None}),
+            ("stated", {"std": [1] * 3}),
+        ],
+        FLAGS,
+    )
+    assert (found.size, found.crop_ratio, found.std, found.mean) == ((96, 96), None, (1, 1, 1), OF_2021["mean"])
+    assert "96 x 96 pixels instead of 64 x 64 pixels (given)" in found.source
