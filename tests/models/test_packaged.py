@@ -42,7 +42,7 @@ TEACHER = ("--arch", LITE0, "--weights", "packaged", "--num_workers", "0")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The two photographs in class folders, as train/ and val/; classes.tsv gives two of the teacher's classes these names."""
+    """The two photographs in class folders, as train/ and val/; classes.tsv gives two ImageNet classes these names."""
     torch.set_num_threads(1)
     data, source = tmp_path_factory.mktemp("data"), Path(sklearn.datasets.__file__).parent / "images"
     for split in ("train", "val"):
