@@ -20,7 +20,8 @@ from utils.config.tool_commands import Command
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {path.name: path.read_text(encoding="utf-8") for path in PAGES}
 FOLDERS = "IMAGENET PHOTOS MORE_PHOTOS IMAGES LABELS FILES MORE MORE_LABELS DATA PICTURES ANNOTATIONS CIFAR10 V2 A R C"
-FILES = "W.pth FIRST.csv SECOND.csv agreeing.txt real.json human_accuracy_v3.0.0.json runs/teacher/checkpoint-best.pth classes.tsv"
+FILES = "W.pth FIRST.csv SECOND.csv agreeing.txt classes.tsv real.json human_accuracy_v3.0.0.json "
+FILES += "runs/teacher/checkpoint-best.pth"
 NO_TESTS = ("test_NAME", "test_only", "test_size", "test_weight_file")
 TOOLS = {command.name: command for command in [Command.of(function) for function in COMMANDS]}
 
