@@ -79,31 +79,30 @@ class Weights:
             raise UserError(f"{self.arch} has no image size of its own, and {self.title} records none; give {flags}")
         return resolve([*places, (f"as {library} states for {self.arch}", self.stated)], flags)
 
-    def build(self, name: str, config: DataConfig, flag: str, bn_momentum: float | None = None) -> nn.Module:
+    def build(self, name: str, config: DataConfig, flag: str, size_flag: str) -> nn.Module:
         """Build the network with weights of this name.
 
         Args:
             name: a key of state_dicts.
             config: what it expects of its input.
-            flag: the flag that selects the network, for messages.
-            bn_momentum: as in `set_batch_norm`.
+            flag, size_flag: those that select the network and the size of its images, for messages.
 
         Raises:
             UserError: the weights do not fit the network.
         """
         with torch.random.fork_rng(devices=[]):  # its random weights are replaced
             model = create_model(self.arch, self.num_classes, config.size)
-        set_batch_norm(model, bn_momentum, config.bn_eps)
-        self.load(model, self.state_dicts[name], flag)
+        set_batch_norm(model, None, config.bn_eps)
+        self.load(model, self.state_dicts[name], flag, size_flag)
         return model
 
-    def load(self, model: nn.Module, state_dict: Mapping[str, Tensor], flag: str) -> None:
+    def load(self, model: nn.Module, state_dict: Mapping[str, Tensor], flag: str, size_flag: str) -> None:
         """Copy these weights, or some of them, into a network.
 
         Args:
             model: changed in place.
             state_dict: parameter name -> tensor.
-            flag: the flag that selects the network, for messages.
+            flag, size_flag: those that select the network and the size of its images, for messages.
 
         Raises:
             UserError: they do not fit the network.
@@ -113,9 +112,23 @@ class Weights:
         except UserError as error:
             summary, _, details = str(error).partition("\n")
             advice = f"Correct {flag}."
+            if size := self._fitting_size():
+                advice = (
+                    f"These weights are of {self.arch} for images of {size[0]} x {size[1]} pixels, and timm cannot "
+                    f"convert them: set {size_flag} {size[0]}."
+                )
             if self.file_arch and self.file_arch != self.arch:
                 advice = f"The file says that it is of {self.file_arch}: set {flag} {self.file_arch}."
             raise UserError(f"{self.title}: {summary}\n  {advice}\n{details}") from None
+
+    def _fitting_size(self) -> tuple[int, int] | None:
+        """Return the image size, recorded or stated, for which the network has these tensors; None: for neither."""
+        shapes = {name: tensor.shape for name, tensor in self.state_dicts["model"].items()}
+        for size in {tuple(place["size"]) for place in (self.recorded, self.stated) if "size" in place}:
+            own = create_model(self.arch, self.num_classes, size).state_dict()
+            if shapes == {name: tensor.shape for name, tensor in own.items()}:
+                return size
+        return None
 
 
 def open_weights(

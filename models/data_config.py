@@ -26,6 +26,7 @@ OF_2021: dict[str, Any] = {
 }
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
 NUMBERS_AGREE = 1e-6
+SQUASHED_FIRST = "squashed_first"  # the key of what a library states and this project cannot do
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,8 @@ def resolve(found: Sequence[tuple[str, Mapping[str, Any]]], flags: str) -> DataC
         if name == "train_size" or (name == "bn_eps" and value is None):
             continue
         texts[place].append(_text(name, value))
+        if name == "crop_ratio" and SQUASHED_FIRST in dict(places)[place]:
+            texts[place][-1] += " (timm squashes images to a square first, which is not supported)"
         expected = next((own[name] for _, own in found[1:] if name in own), value)
         if place == found[0][0] and _differs(expected, value):
             texts[place][-1] += f" instead of {_text(name, expected)}"
@@ -124,10 +127,12 @@ def stated_by_timm(name: str) -> dict[str, Any]:
     rows, columns = config["input_size"][1:]
     # timm resizes the shorter side to floor(size / crop_pct), this project to ceil(size / crop_ratio).
     ratio = crop_ratio_for(rows, math.floor(rows / config["crop_pct"]))
+    is_squashed = config["crop_mode"] == "squash"
     return {
         "size": (rows, columns),
         "train_size": rows,
-        "crop_ratio": None if config["crop_mode"] == "squash" and config["crop_pct"] == 1 else ratio,
+        "crop_ratio": None if is_squashed and config["crop_pct"] == 1 else ratio,
+        **({SQUASHED_FIRST: True} if is_squashed and config["crop_pct"] < 1 else {}),
         "interpolation": config["interpolation"],
         "mean": tuple(config["mean"]),
         "std": tuple(config["std"]),

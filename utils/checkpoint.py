@@ -1,7 +1,6 @@
 """Checkpoints: written atomically, and loaded without executing anything in them."""
 
 import argparse
-import collections
 import io
 import os
 import pathlib
@@ -27,6 +26,12 @@ DAMAGED = "checkpoint-damaged.pth"
 _MULTIARRAY: Any = np._core.multiarray  # type: ignore[attr-defined]
 _DTYPES = ("bool", "uint8", "uint32", "uint64", "int8", "int32", "int64", "float16", "float32", "float64", "U1", "S1")
 
+
+def _dict_instead(*_: object) -> dict[Any, Any]:
+    """Rebuild a defaultdict as a dict, because torch sets no items of other types."""
+    return {}
+
+
 # Checkpoints of other trainers hold more than tensors and numbers. These types are plain data: rebuilding one from a
 # file executes nothing of the file. The state of a random generator is such data, a Generator object is not.
 _PLAIN_TYPES: list[Any] = [
@@ -38,7 +43,7 @@ _PLAIN_TYPES: list[Any] = [
     argparse.Namespace,
     *((pathlib.PurePosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
     *((pathlib.PureWindowsPath, f"{module}.WindowsPath") for module in ("pathlib", "pathlib._local")),
-    collections.defaultdict,
+    (_dict_instead, "collections.defaultdict"),
     *(list, dict, int, float, str),  # the factories of defaultdict
 ]
 

@@ -77,7 +77,7 @@ def load_teacher(
         if data_classes is not None:
             _check_known(found, order, data_classes)
     data_config = found.data_config(given or {}, input_flags)
-    model = found.build(found.preferred, data_config, "--arch").eval()
+    model = found.build(found.preferred, data_config, "--arch", "--size").eval()
     library = library_of(found.arch)
     description: dict[str, object] = {
         "arch": found.arch,

@@ -125,6 +125,7 @@ def _load_network(
     as_evaluated = {"util.test_only": "True", "util.test_weight_file": str(path)}
     data_config = evaluation_input(read_config(str(file), as_evaluated), weights)
     name = weights.preferred if ema else "model"
-    model = weights.build(name, data_config, "--arch").eval().to(memory_format=torch.contiguous_format)
+    model = weights.build(name, data_config, "--arch", "data.test_size").eval()
+    model = model.to(memory_format=torch.contiguous_format)
     use = Use(weights.num_classes, weights.class_names, data_config)
     return model, weights.arch, use, f"{weights}{' (EMA)' * (name == 'ema')}"

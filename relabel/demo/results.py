@@ -50,7 +50,7 @@ def measure(folder: Path, scenes: Path, row: str, seed: int) -> Student:
     precision = Precision(config.compute.opt_level, process.device)
     weights = open_weights(None, str(folder / LAST))
     data_config = evaluation_input(config, weights)
-    model = weights.build("model", data_config, "--model.arch")
+    model = weights.build("model", data_config, "--model.arch", "--data.test_size")
     batches = eval_loader(config, images, process, center_crop(data_config))()
     title = f"{row}, seed {seed}"
     found = predict_classes(

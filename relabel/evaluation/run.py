@@ -81,7 +81,7 @@ def _network(
     weights: Weights, name: str, order: ClassOrder, data_config: DataConfig, precision: Precision
 ) -> nn.Module:
     """Build one of the networks of a checkpoint on its device, with its classes merged."""
-    model = weights.build(name, data_config, "--model.arch").eval()
+    model = weights.build(name, data_config, "--model.arch", "--data.test_size").eval()
     check_image_sizes(weights.arch, model, {data_config.side})
     if order.groups is not None:
         model = MergedClasses(model, order.groups)

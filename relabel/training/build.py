@@ -247,7 +247,8 @@ def start_from(weights: Weights, model: nn.Module, class_names: Sequence[str], c
     if same and order.names is not None and order.names != list(class_names):
         rows = [order.names.index(class_name) for class_name in class_names]
         state_dict = state_dict | {tensor: state_dict[tensor][rows] for tensor in head_tensors(weights.arch)}
-    weights.load(model, state_dict if same else with_own_head(model, weights.arch, state_dict), "--model.arch")
+    own = state_dict if same else with_own_head(model, weights.arch, state_dict)
+    weights.load(model, own, "--model.arch", "--data.image_size")
     if same:
         head = f"included (classes: {order.source})"
     elif weights.num_classes == 0:

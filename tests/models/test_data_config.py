@@ -22,7 +22,7 @@ def a_file(folder: Path, of: str, **more: Any) -> Weights:
 
 
 def eps(weights: Weights, **given: Any) -> float:
-    model = weights.build("model", weights.data_config(given, FLAGS), "--arch")
+    model = weights.build("model", weights.data_config(given, FLAGS), "--arch", "--size")
     return {module.eps for module in model.modules() if isinstance(module, nn.BatchNorm2d)}.pop()
 
 

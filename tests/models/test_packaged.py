@@ -61,7 +61,7 @@ def test_logits_are_those_of_timm(data: Path) -> None:
     files = [data / "val" / name / file for name, file in PHOTOS.items()]
     crops = [crop(ImageFile(file, resolve_decoder("auto")), 0, 0).image for file in files]
     images = normalise(torch.stack([torch.from_numpy(image) for image in crops]), mean=config.mean, std=config.std)
-    ours = weights.build("model", config, "--arch").eval()(images)
+    ours = weights.build("model", config, "--arch", "--size").eval()(images)
 
     library = timm.create_model("tf_efficientnet_lite0").eval()
     library.load_state_dict(weights.state_dicts["model"])

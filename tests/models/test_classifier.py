@@ -1,0 +1,129 @@
+"""A public network from a bare file computes here what its own library's pipeline computes."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+from torch import Tensor, nn
+from torchvision import transforms
+
+from models.build import create_model
+from models.classifier import Weights, open_weights
+from models.data_config import IMAGENET_MEAN, IMAGENET_STD
+from relabel.augment import normalise
+from relabel.data.dataset import CenterCrop
+from relabel.data.decode import ImageFile
+from utils.errors import UserError
+
+Transform = Callable[[Image.Image], Tensor]
+OF_TORCHVISION = transforms.Compose(
+    [
+        transforms.Resize(256),
+        transforms.CenterCrop(224),
+        transforms.ToTensor(),
+        transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+    ]
+)
+FLAGS = "--flags"
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """A smooth image: the two resizings differ by less than a level."""
+    coarse = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((300, 260), Image.Resampling.BICUBIC).save(tmp_path / "image.png")
+    return tmp_path / "image.png"
+
+
+def random_network(arch: str, **options: Any) -> nn.Module:
+    """A network whose batch norms and position embeddings matter."""
+    torch.manual_seed(1)
+    network = timm.create_model(arch.removeprefix("timm/"), **options) if options else create_model(arch, 7)
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            if name.endswith("running_var"):
+                tensor.mul_(0.01)
+            if "pos_embed" in name or "relative_position_bias_table" in name:
+                tensor.normal_()
+    return network.eval()
+
+
+def saved(network: nn.Module, of: str, folder: Path, **more: Any) -> Weights:
+    """The network's weights in a file, bare or with more entries."""
+    torch.save({"state_dict": network.state_dict(), **more} if more else network.state_dict(), folder / "w.pth")
+    return open_weights(of, str(folder / "w.pth"))
+
+
+def transform_of(network: nn.Module) -> Transform:
+    """timm's own evaluation transform."""
+    transform: Transform = create_transform(**resolve_model_data_config(network), is_training=False)
+    return transform
+
+
+@pytest.mark.parametrize("arch", ["mobilenet_v3_small", "timm/test_efficientnet", "timm/test_vit", "timm/test_nfnet"])
+@torch.inference_mode()
+def test_logits_are_those_of_the_librarys_own_pipeline(arch: str, image: Path, tmp_path: Path) -> None:
+    network = random_network(arch)
+    weights = saved(network, arch, tmp_path)
+    config = weights.data_config({}, FLAGS)
+    crop = CenterCrop(config.side, config.crop_ratio, config.interpolation)(ImageFile(image, "pillow"), 0, 0)
+    pixels = normalise(torch.from_numpy(crop.image.copy())[None], mean=config.mean, std=config.std)
+    expected = (OF_TORCHVISION if "/" not in arch else transform_of(network))(Image.open(image))
+    torch.testing.assert_close(pixels[0], expected, rtol=0, atol=1e-5)
+    ours = weights.build("model", config, "--arch", "--size").eval()(pixels)
+    torch.testing.assert_close(ours, network(expected[None]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        ("test_vit", 96),
+        ("deit_tiny_patch16_224", 96),
+        ("swin_tiny_patch4_window7_224", 112),
+        ("eva02_tiny_patch14_224", 98),
+    ],
+)
+@torch.inference_mode()
+def test_a_vision_transformer_at_another_size_is_timms_with_its_weights_converted(
+    name: str, side: int, tmp_path: Path
+) -> None:
+    source = random_network(name, num_classes=7)
+    weights = saved(source, f"timm/{name}", tmp_path)
+    config = weights.data_config({"size": (side, side)}, FLAGS)
+    assert f"{side} x {side} pixels instead of" in config.source
+    ours = weights.build("model", config, "--arch", "--size").eval()
+    theirs = timm.create_model(name, num_classes=7, img_size=side).eval()
+    convert = sys.modules[type(theirs).__module__].checkpoint_filter_fn
+    theirs.load_state_dict(convert(source.state_dict(), theirs))
+    images = torch.randn(2, 3, side, side)
+    assert torch.equal(ours(images), theirs(images))
+
+
+def test_weights_that_timm_cannot_convert_are_refused_and_load_at_the_size_that_is_named(tmp_path: Path) -> None:
+    weights = saved(random_network("mixer_s32_224", num_classes=7), "timm/mixer_s32_224", tmp_path)
+    with pytest.raises(UserError, match=r"for images of 224 x 224 pixels, and timm cannot convert.*: set --size 224"):
+        weights.build("model", weights.data_config({"size": (128, 128)}, FLAGS), "--arch", "--size")
+    weights.build("model", weights.data_config({"size": (224, 224)}, FLAGS), "--arch", "--size")
+    with pytest.raises(UserError, match=r"pit_ti_224 is built for images of 224 x 224 .* cannot be built for 7 x 7"):
+        create_model("timm/pit_ti_224", 7, (7, 7))
+
+
+def test_of_an_image_that_timm_squashes_and_crops_it_is_said_that_it_is_not_squashed() -> None:
+    config = open_weights("timm/dm_nfnet_f0", "random", 7).data_config({}, FLAGS)
+    assert "crop ratio 0.9014 (timm squashes images to a square first, which is not supported)" in config.source
+
+
+def test_another_network_than_the_files_is_refused_with_its_name(tmp_path: Path) -> None:
+    weights = saved(create_model("timm/test_resnet", 3), "timm/test_resnet", tmp_path, arch="timm/test_resnet")
+    assert open_weights(None, str(tmp_path / "w.pth")).arch == weights.arch
+    for arch in ("timm/test_vit", "digit_net"):
+        with pytest.raises(UserError, match=r"w.pth: (.|\n)*The file says that it is of timm/test_resnet"):
+            other = open_weights(arch, str(tmp_path / "w.pth"))
+            other.build("model", other.data_config({"size": (160, 160)}, FLAGS), "--arch", "--size")

@@ -1,0 +1,174 @@
+"""Weights files of any trainer: found, stripped of prefixes, and never executed."""
+
+import argparse
+import pathlib
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from models.data_config import OF_2021, DataConfig
+from models.digit_net import DigitNet
+from models.weights_file import DATA_CONFIG, find_weights, read_weights_file, recorded_classes
+from tests.traps import Trap
+from utils.checkpoint import DamagedCheckpoint
+from utils.errors import UserError
+
+torch.manual_seed(0)
+WEIGHTS = DigitNet(3).state_dict()
+OTHER = {name: tensor + 1 for name, tensor in WEIGHTS.items()}
+TIMM_ARGS = argparse.Namespace(
+    model="resnet10t", mean=[0.5] * 3, std=None, interpolation="", crop_pct=0.95, img_size=64
+)
+RANDOM_STATE = np.random.RandomState(0).get_state()
+RANDOM_DICT = np.random.RandomState(0).get_state(legacy=False)
+
+
+def prefixed(prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + name: tensor for name, tensor in WEIGHTS.items()}
+
+
+# Form -> (content, note, arch)
+FORMS: dict[str, tuple[dict[str, Any], str, str | None]] = {
+    "bare": (WEIGHTS, "", None),
+    "timm": ({"epoch": 1, "arch": "resnet10t", "state_dict": WEIGHTS, "args": TIMM_ARGS}, "", "resnet10t"),
+    "timm, named in args": ({"state_dict": WEIGHTS, "args": TIMM_ARGS, "metric": np.float64(5)}, "", "resnet10t"),
+    "torchvision": ({"model": WEIGHTS, "epoch": 1, "args": argparse.Namespace(lr=0.1)}, "the key 'model'", None),
+    "Lightning": (
+        {"state_dict": prefixed("model."), "hyper_parameters": {"root": pathlib.PosixPath("/x")}},
+        "without the prefix 'model.'",
+        None,
+    ),
+    "Lightning with a metric": (
+        {"state_dict": prefixed("model.") | {"loss.weight": torch.ones(3)}},
+        "without the prefix 'model.' and without 1 tensors that lack it",
+        None,
+    ),
+    "compiled": (prefixed("_orig_mod."), "without the prefix '_orig_mod.'", None),
+    "compiled, DDP": ({"state_dict": prefixed("module._orig_mod.")}, "without the prefix 'module._orig_mod.'", None),
+    "tutorial": ({"model_state_dict": WEIGHTS, "loss": 0.4}, "the key 'model_state_dict'", None),
+    "net": ({"net": WEIGHTS, "acc": 93.0}, "the key 'net'", None),
+    "averaged only": ({"model_ema": WEIGHTS}, "the key 'model_ema'", None),
+    "AveragedModel": (
+        prefixed("module.") | {"n_averaged": torch.tensor(3)},
+        "without the prefix 'module.'",
+        None,
+    ),
+    "random states": (
+        {
+            "state_dict": WEIGHTS,
+            "numpy": RANDOM_STATE,
+            "array": np.zeros(3),
+            "counts": defaultdict(int, a=1),
+            "drawn": RANDOM_DICT,
+        },
+        "",
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_checkpoints_of_other_trainers_open(tmp_path: Path, form: str) -> None:
+    content, note, arch = FORMS[form]
+    torch.save(content, tmp_path / "w.pth")
+    file = read_weights_file(tmp_path / "w.pth")
+    assert (list(file.state_dicts), file.note, file.arch) == (["model"], note, arch)
+    DigitNet(3).load_state_dict(file.state_dicts["model"])
+    given = {"mean": [0.5] * 3, "crop_ratio": 0.95, "size": (64, 64), "train_size": 64}
+    assert file.recorded == (given if form.startswith("timm") else {})
+
+
+def test_safetensors_and_averaged_weights_beside_others(tmp_path: Path) -> None:
+    safetensors.torch.save_file(WEIGHTS, tmp_path / "w.safetensors")
+    assert read_weights_file(tmp_path / "w.safetensors").state_dicts["model"].keys() == WEIGHTS.keys()
+    for model, averaged in (("state_dict", "state_dict_ema"), ("model", "model_ema")):
+        torch.save({model: WEIGHTS, averaged: OTHER}, tmp_path / "w.pth")
+        file = read_weights_file(tmp_path / "w.pth")
+        assert file.preferred == "ema" and torch.equal(file.state_dicts["ema"]["fc.bias"], OTHER["fc.bias"])
+        assert torch.equal(file.state_dicts["model"]["fc.bias"], WEIGHTS["fc.bias"])
+
+
+def test_a_pickled_network_is_refused_with_lines_that_convert_it(tmp_path: Path) -> None:
+    layer = torch.nn.Linear(2, 3)
+    torch.save(torch.nn.Sequential(layer), tmp_path / "whole 'one'.pth")
+    with pytest.raises(DamagedCheckpoint, match=r"refers to torch.nn.modules.container.Sequential") as caught:
+        read_weights_file(tmp_path / "whole 'one'.pth")
+    lines = re.findall(r"^    (.+)$", str(caught.value), flags=re.MULTILINE)
+    assert lines[0] == "import torch" and len(lines) == 3
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, timeout=60)
+    found = read_weights_file(tmp_path / "whole 'one'-weights.pth").state_dicts["model"]
+    assert torch.equal(found["0.weight"], layer.weight)
+
+
+@pytest.mark.parametrize("inner", ["trap", "generator", "random state"])
+def test_what_could_execute_something_is_refused_wherever_it_lies(tmp_path: Path, inner: str) -> None:
+    values = {
+        "trap": Trap(tmp_path / "mark"),
+        "generator": np.random.default_rng(0),
+        "random state": np.random.RandomState(0),
+    }
+    for content in (
+        {"state_dict": WEIGHTS, "args": argparse.Namespace(value=values[inner])},
+        {"state_dict": WEIGHTS, "counts": defaultdict(list, a=[values[inner]])},
+        {"state_dict": WEIGHTS, "array": np.array([values[inner]], dtype=object)},
+    ):
+        torch.save(content, tmp_path / "w.pth")
+        with pytest.raises(DamagedCheckpoint, match="nothing in it was run"):
+            read_weights_file(tmp_path / "w.pth")
+    assert not (tmp_path / "mark").exists()
+
+
+QUANTIZED = torch.quantize_per_tensor(torch.ones(2, 3), 0.1, 0, torch.qint8)
+NO_WEIGHTS: list[Any] = [5, torch.ones(2), {"w": 3}, {1: torch.ones(2)}, [torch.ones(1)]]
+NO_WEIGHTS += [{"w": tensor} for tensor in (torch.ones(2, 3).to_sparse(), torch.ones(2).to("meta"), QUANTIZED)]
+
+
+@pytest.mark.parametrize("content", [{"optimizer": {}}, {"state_dict": {}}, {"weights": WEIGHTS}, *NO_WEIGHTS])
+def test_a_file_without_plain_weights_is_refused(content: Any) -> None:
+    expected = "contains no weights: expected a dict of plain tensors, or one with the key 'state_dict', 'model', "
+    for wrapped in (content, {"state_dict": WEIGHTS, "state_dict_ema": content}):
+        with pytest.raises(UserError, match=expected):
+            find_weights(wrapped, Path("w.pth"))
+
+
+@pytest.mark.parametrize("names", [5, "ant", ["ant", 3], {"ant": 0}, torch.ones(2)])
+def test_class_names_that_are_no_list_of_strings_are_refused(names: Any) -> None:
+    with pytest.raises(UserError, match=r"w\.pth: class_names is not a list of strings"):
+        recorded_classes({"class_names": names}, Path("w.pth"))
+
+
+def test_classes_are_in_the_order_of_their_ids() -> None:
+    assert recorded_classes({"class_to_idx": {"10": 2, "1": 0, "2": 1}}, Path("w.pth")) == ["1", "2", "10"]
+
+
+RECORD = DataConfig(**OF_2021 | {"size": (64, 80), "crop_ratio": None, "mean": (0.5, 0.5, 0.5)}).as_record()
+
+
+def test_what_is_recorded_is_read_back(tmp_path: Path) -> None:
+    torch.save({"state_dict": WEIGHTS, DATA_CONFIG: RECORD}, tmp_path / "w.pth")
+    assert DataConfig(**read_weights_file(tmp_path / "w.pth").recorded).as_record() == RECORD
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("size", [64]),
+        ("size", 64),
+        ("std", [1, 0, 1]),
+        ("interpolation", "nearest"),
+        ("crop_ratio", 1.5),
+        ("mean", "x"),
+    ],
+)
+def test_a_damaged_record_is_refused(tmp_path: Path, name: str, value: object) -> None:
+    torch.save({"state_dict": WEIGHTS, DATA_CONFIG: RECORD | {name: value}}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=f"w.pth: data_config lacks {name}. Give an unchanged checkpoint"):
+        read_weights_file(tmp_path / "w.pth")
