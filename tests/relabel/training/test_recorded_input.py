@@ -1,0 +1,120 @@
+"""What a run was trained with, its checkpoint records, and nothing that uses the checkpoint needs it repeated."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pytest import CaptureFixture
+
+from models.weights_file import DATA_CONFIG
+from relabel import __main__ as tools
+from relabel.checks.axes import classifier_named
+from relabel.cli.run import run
+from relabel.config.load import fire_arguments, load_config
+from tests.conftest import CLASSES, Flags
+from tests.relabel.training.test_run import assert_same_weights, preempt, start, weights
+from utils.checkpoint import LAST, load_checkpoint
+from utils.run_log import read_metrics
+
+OWN: Flags = {
+    "data.test_size": 40,
+    "data.crop_ratio": 0.8,
+    "data.mean": "0.5,0.5,0.5",
+    "data.std": "0.4,0.5,0.6",
+    "data.interpolation": "bicubic",
+    "optim.bn.eps": 1e-3,
+    "optim.epochs": 1,
+    "optim.warmup.epochs": 0,
+    "optim.ema.decay": 0.5,
+}
+VALUES = "40 x 40 pixels, crop ratio 0.8, bicubic, mean 0.5 0.5 0.5, std 0.4 0.5 0.6, batch norm eps 0.001"
+RECORDED = f"{VALUES} (recorded in {LAST})"
+
+
+@pytest.fixture
+def trained(flags: Flags) -> Path:
+    """The last checkpoint of a run with an input of its own."""
+    start(flags | OWN)
+    path: Path = flags["util.run_dir"] / LAST
+    return path
+
+
+def evaluate(checkpoint: Path, out: Path, data: Path, **flags: Any) -> dict[str, float]:
+    """Name of the weights -> top-1, by a command line without a config file."""
+    given = {"util.test_only": True, "util.test_weight_file": checkpoint, "util.run_dir": out, "data.data_path": data}
+    given |= {"compute.num_workers": 0, "compute.distributed.use": False, "compute.opt_level": "O0"} | flags
+    words = fire_arguments([word for key, value in given.items() for word in (f"--{key}", str(value))])
+    run(load_config("", dict(word.removeprefix("--").split("=", 1) for word in words)))
+    results = json.loads((out / f"evaluation-{checkpoint.stem}.json").read_text())["results"]
+    return {r["weights"]: r["value"] for r in results if (r["set"], r["metric"]) == ("val", "nll_nats")}
+
+
+def test_a_checkpoint_is_tested_annotates_scores_and_exports_as_it_was_trained(
+    trained: Path, photos: Path, tmp_path: Path, capsys: CaptureFixture[str]
+) -> None:
+    record = load_checkpoint(trained)[DATA_CONFIG]
+    assert (record["size"], record["train_size"], record["bn_eps"]) == ([40, 40], 16, 1e-3)
+    found = evaluate(trained, tmp_path / "evaluated", photos)
+    of_run = {e["weights"]: e["loss"] for e in read_metrics(trained.parent) if e["event"] == "validation"}
+    assert found == pytest.approx(of_run, rel=1e-5) and set(found) == {"model", "ema"}
+    assert f"input: {RECORDED}\n" in capsys.readouterr().out
+
+    train, maps = photos / "train", tmp_path / "maps"
+    tools.main(["annotate", str(train), str(maps), "--weights", str(trained), "--num_workers", "0"])
+    assert f"input: {RECORDED}\n" in capsys.readouterr().out
+    made_by = json.loads((maps / "manifest.json").read_text())["made_by"]
+    assert (made_by["input_size"], made_by["mean"], made_by["interpolation"]) == ([40, 40], [0.5] * 3, "bicubic")
+
+    assert classifier_named("digit_net", str(trained), CLASSES).size == 40
+    assert RECORDED in capsys.readouterr().out
+
+
+def test_a_flag_that_contradicts_the_record_is_obeyed_and_said(
+    trained: Path, photos: Path, tmp_path: Path, capsys: CaptureFixture[str]
+) -> None:
+    own = evaluate(trained, tmp_path / "own", photos)
+    capsys.readouterr()
+    flags = {"data.mean": "0.4,0.4,0.4", "data.crop_ratio": "null", "optim.bn.eps": 1e-5}
+    other = evaluate(trained, tmp_path / "other", photos, **flags)
+    assert all(abs(own[name] - other[name]) > 1e-4 for name in own)
+    out = capsys.readouterr().out
+    assert (
+        "input: the whole image squashed instead of crop ratio 0.8, mean 0.4 0.4 0.4 instead of mean 0.5 0.5 0.5, "
+        "batch norm eps 1e-05 instead of batch norm eps 0.001 (given); 40 x 40 pixels, bicubic, std 0.4 0.5 0.6 (recorded"
+    ) in out
+
+
+def test_fine_tuning_starts_with_the_recorded_input(
+    trained: Path, flags: Flags, tmp_path: Path, capsys: CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    more = {"model.weights": trained, "util.run_dir": tmp_path / "tuned", "optim.epochs": 1, "optim.warmup.epochs": 0}
+    start(flags | more)
+    out = capsys.readouterr().out
+    assert f"starting from {LAST} (EMA), classification head included" in out
+    assert (
+        "input: 16 x 16 pixels instead of 40 x 40 pixels (given); crop ratio 0.8, bicubic, mean 0.5 0.5 0.5, std "
+        f"0.4 0.5 0.6, batch norm eps 0.001 (recorded in {LAST})\n"
+    ) in out
+    record = load_checkpoint(tmp_path / "tuned" / LAST)[DATA_CONFIG]
+    assert (record["size"], record["mean"], record["bn_eps"]) == ([16, 16], [0.5] * 3, 1e-3)
+
+
+@pytest.mark.parametrize("text", ["[0.5, 0.4, 0.3]", "0.5,0.4,0.3"])
+def test_a_run_continues_with_the_mean_of_its_config_file(flags: Flags, tmp_path: Path, text: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(f"data:\n  mean: {text}\n  interpolation: bicubic\n")
+
+    def load(folder: Path) -> Any:
+        words = {key: str(value) for key, value in (flags | {"util.run_dir": folder}).items()}
+        return load_config(str(tmp_path / "recipe.yaml"), words)
+
+    run(load(tmp_path / "undisturbed"))
+    config = load(tmp_path / "run")
+    assert list(config.data.mean) == [0.5, 0.4, 0.3]
+    preempt(flags | {"data.mean": "0.5,0.4,0.3", "data.interpolation": "bicubic"}, 7)
+    run(config)
+    assert_same_weights(weights(tmp_path / "undisturbed"), weights(tmp_path / "run"))
+    assert load_checkpoint(tmp_path / "run" / LAST)[DATA_CONFIG]["mean"] == [0.5, 0.4, 0.3]
+    repeated = load_config(str(tmp_path / "run" / "config.yaml"), {})
+    assert list(repeated.data.mean) == [0.5, 0.4, 0.3] and repeated.data.std is None
