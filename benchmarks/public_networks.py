@@ -202,7 +202,7 @@ def number_of(photo: Path) -> int:
 def our_answers(network: str, weights: str, data: Path, real: Path | None, folder: Path) -> Answers:
     """Run main.py as a user would, and read what it writes."""
     command = [
-        *(sys.executable, "main.py", "--config-file-path", "configs/base.yaml", "--data.data_path", str(data)),
+        *(sys.executable, "main.py", "--data.data_path", str(data)),
         *("--util.test_only", "True", "--util.test_weight_file", weights, "--model.arch", network),
         *("--util.run_dir", str(folder), "--eval.predictions", "True", "--compute.opt_level", "O0"),
         *("--util.val_batch_size", str(BATCH), "--compute.num_workers", "2"),
