@@ -94,10 +94,19 @@ def read_config(config_file_path: str, flags: dict[str, str]) -> FrozenMunch:
     return merged.tree()
 
 
+def _is_base(config_file: str) -> bool:
+    try:
+        return Path(config_file).samefile(BASE_FILE)
+    except (OSError, ValueError):  # reported when it is read
+        return False
+
+
 def _resolve(
     config_file: str, flags: dict[str, str], malformed: Iterable[str] = (), needs_folders: bool = True
 ) -> Merged:
     """Merge and check the rules, except those on `malformed` keys, which were already reported."""
+    if _is_base(config_file):
+        config_file = ""  # its values are the defaults: nobody gave them
     merged = merge(SCHEMA, BASE_FILE, config_file, flags)
     settings, problems = merged.settings, merged.problems
     bad_keys = {key for problem in problems for key in problem.keys}.union(malformed)

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from munch import Munch
 
-from relabel.config.load import BASE_FILE, fire_arguments, load_config
+from relabel.config.load import BASE_FILE, fire_arguments, load_config, read_config
 from relabel.config.schema import SCHEMA
 from tests.strategies import FEW
 from tests.wrong_commands import FOLDERS, put_folders
@@ -68,6 +68,13 @@ def test_base_holds_the_schema_s_keys_and_those_of_2021_with_their_defaults() ->
     assert list(base) == list(SCHEMA.types)  # in the same order, so that both files read side by side
     values = {key: setting.value for key, setting in base.items()}
     assert {key: values[key] for key in KEYS_OF_2021} == KEYS_OF_2021 | OWN_VALUES
+
+
+def test_base_given_as_the_config_file_gives_nothing() -> None:
+    """An evaluation at 224 px because base.yaml says so would overrule the weights."""
+    flags = {"util.test_only": "True", "util.test_weight_file": "w.pth", "model.arch": "resnet18"}
+    with_base, without = (read_config(file, flags) for file in (str(BASE_FILE), ""))
+    assert with_base == without and with_base.data.image_size is None
 
 
 def test_a_base_without_a_key_is_an_error_like_any_other(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
