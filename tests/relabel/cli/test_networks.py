@@ -15,7 +15,6 @@ from relabel.augment import normalise
 from relabel.data.decode import ImageFile
 from relabel.data.images import list_images
 from tests.conftest import CLASSES, Flags
-from tests.miniatures import AS_IN_2021
 from tests.relabel.training.test_run import start
 
 ARCH = "timm/test_resnet"
@@ -23,8 +22,9 @@ ARCH = "timm/test_resnet"
 
 @pytest.fixture
 def run_folder(flags: Flags) -> Path:
-    """A finished run with averaged weights, evaluated at 41 pixels of 50."""
+    """A finished run with averaged weights, evaluated at 41 pixels of 50, with an input of its own."""
     flags |= {"model.arch": ARCH, "data.image_size": 32, "data.test_size": 41, "data.crop_ratio": 0.82}
+    flags |= {"data.mean": "0.5,0.4,0.3", "data.std": "0.5,0.5,0.5", "data.interpolation": "bicubic"}
     flags |= {"optim.epochs": 1, "optim.warmup.epochs": 0, "optim.ema.decay": 0.5, "data.decoder": "pillow"}
     start(flags)
     tested = {**flags, "util.test_only": True, "eval.predictions": True}
@@ -48,9 +48,9 @@ def probabilities(model: torch.nn.Module, photos: Path) -> torch.Tensor:
     """float [N, K] of the validation photos, each as the run tests it."""
     images = list_images(photos / "val")
     files = [ImageFile(images.path(row)) for row in range(len(images))]
-    pixels = torch.stack([torch.from_numpy(file.centre_crop(41, 0.82).copy()) for file in files])
+    pixels = torch.stack([torch.from_numpy(file.centre_crop(41, 0.82, "bicubic").copy()) for file in files])
     with torch.inference_mode():
-        return torch.softmax(model.eval()(normalise(pixels, mean=AS_IN_2021.mean, std=AS_IN_2021.std)), dim=1)
+        return torch.softmax(model.eval()(normalise(pixels, mean=(0.5, 0.4, 0.3), std=(0.5, 0.5, 0.5))), dim=1)
 
 
 def test_what_is_exported_is_what_was_evaluated(
@@ -61,12 +61,11 @@ def test_what_is_exported_is_what_was_evaluated(
         capsys.readouterr()
         export(run_folder / "checkpoint-last.pth", out, "--form", "timm", "--ema", ema)
         printed = capsys.readouterr().out
-        used = (
-            "input: 41 x 41 pixels, crop ratio 0.82, bilinear, mean 0.485 0.456 0.406, std 0.229 0.224 0.225 (recorded"
-        )
+        used = "input: 41 x 41 pixels, crop ratio 0.82, bicubic, mean 0.5 0.4 0.3, std 0.5 0.5 0.5 (rec"
         assert used in printed and ("(EMA)" in printed) == (ema == "true")
         again: Any = timm.create_model(f"local-dir:{out}", pretrained=True)
         assert again.pretrained_cfg["label_names"] == list(CLASSES)
+        assert (again.pretrained_cfg["mean"], again.pretrained_cfg["interpolation"]) == ([0.5, 0.4, 0.3], "bicubic")
         found = probabilities(again, photos)
         with (run_folder / f"predictions-checkpoint-last{suffix}-val.csv").open() as file:
             for row, line in enumerate(csv.DictReader(file)):

@@ -81,7 +81,7 @@ def test_a_flag_that_contradicts_the_record_is_obeyed_and_said(
     out = capsys.readouterr().out
     assert (
         "input: the whole image squashed instead of crop ratio 0.8, mean 0.4 0.4 0.4 instead of mean 0.5 0.5 0.5, "
-        "batch norm eps 1e-05 instead of batch norm eps 0.001 (given); 40 x 40 pixels, bicubic, std 0.4 0.5 0.6 (recorded"
+        "batch norm eps 1e-05 instead of batch norm eps 0.001 (given); 40 x 40 pixels, bicubic, std 0.4 0.5 0.6 ("
     ) in out
 
 
