@@ -21,7 +21,7 @@ from models.build import (
 from models.data_config import DataConfig, resolve, stated_by_timm, stated_by_torchvision
 from models.packaged import IMAGENET_CLASSES, PACKAGES, packaged_state_dict
 from models.pretrained import create_pretrained_model
-from models.weights_file import read_weights_file
+from models.weights_file import FACTS_OF_2021, read_weights_file
 from utils.errors import UserError
 
 PRETRAINED, PACKAGED, RANDOM = "pretrained", "packaged", "random"  # instead of the path of a file
@@ -74,7 +74,9 @@ class Weights:
             UserError: a network of this project without an image size, or a resizing that is not supported.
         """
         library = library_of(self.arch)
-        places = [("given", given), (f"recorded in {self.title}", self.recorded)]
+        is_assumed = self.recorded == FACTS_OF_2021
+        recorded = f"as in 2021, whose keys {self.title} has" if is_assumed else f"recorded in {self.title}"
+        places = [("given", given), (recorded, self.recorded)]
         if library == OURS and "size" not in {**given, **self.recorded}:
             raise UserError(f"{self.arch} has no image size of its own, and {self.title} records none; give {flags}")
         return resolve([*places, (f"as {library} states for {self.arch}", self.stated)], flags)

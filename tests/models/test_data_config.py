@@ -31,6 +31,7 @@ def test_batch_norm_keeps_the_networks_eps_unless_it_is_given(tmp_path: Path) ->
     assert (eps(weights), eps(weights, bn_eps=1e-5)) == (1e-3, 1e-5)
     of_2021 = a_file(tmp_path, "mobilenet_v3_small", epoch=1, arch="mobilenet_v3_small", accuracy=0.0, optimizer={})
     assert eps(of_2021) == 1e-5
+    assert "batch norm eps 1e-05 (as in 2021, whose keys w.pth has)" in of_2021.data_config({}, FLAGS).source
 
 
 def test_a_bare_file_of_torchvision_gets_the_values_of_2021_and_one_of_timm_what_timm_states(tmp_path: Path) -> None:
