@@ -84,9 +84,7 @@ class ResumeRules:
         settings_sha256 of earlier checkpoints.
         """
         excluded = self.free | self.warned | {self.seed}
-        fixed = {
-            key: value
-            for key, value in flatten(config.toDict()).items()
-            if key not in excluded and (all_keys or key not in self.before or self.before[key] != value)
-        }
-        return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
+        fixed = {(key, value) for key, value in flatten(config.toDict()).items() if key not in excluded}
+        if not all_keys:
+            fixed -= self.before.items()
+        return hashlib.sha256(json.dumps(dict(fixed), sort_keys=True).encode()).hexdigest()
