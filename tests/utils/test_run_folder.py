@@ -164,7 +164,7 @@ def test_a_run_of_an_earlier_version_continues(
         state = load_checkpoint(folder / LAST) | {"decoder": "pillow"}
         later = ("images", "settings_sha256")
         save_checkpoint({key: value for key, value in state.items() if key not in later}, folder / LAST)
-    old = {"model.weights": "" if missing else "zeros.pth", "data.decoder": "pillow" if missing else "auto"}
+    old: Flags = {"model.weights": "" if missing else "zeros.pth", "data.decoder": "pillow" if missing else "auto"}
     old |= {"data.data_path": "DATA", "data.relabel.use": False, "data.relabel.path": "", "util.run_dir": folder}
     for edit in ({"optim.lr.init": 0.04}, {}) if not missing else ({},):
         (folder / "config.yaml").write_text(json.dumps(nest(settings | edit)))  # JSON is YAML
