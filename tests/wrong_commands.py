@@ -73,7 +73,11 @@ FLAGS = [
         "NOWHERE",
         "no such folder; expected label maps.*relabel annotate`.*--data.relabel.use",
     ),
-    ("data.keep_list", "no.txt", "data.keep_list = 'no.txt' .*no such file; expected .*correct --data.keep_list, or leave it out"),
+    (
+        "data.keep_list",
+        "no.txt",
+        "data.keep_list = .no.txt. .*no such file; expected .*--data.keep_list, or leave it out",
+    ),
     ("model.weights", "no.pth", "model.weights = 'no.pth' .*no such file"),
     ("util.run_dir", "W.pth", "util.run_dir = 'W.pth' .*is a file"),
     ("util.run_dir", "DATA/val/run", "util.run_dir = 'DATA/val/run' .*lies among the images or label maps"),

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 
 from utils.errors import UserError
-from utils.files import replacing
+from utils.files import replacing, sync
 
 LAST, PREVIOUS, BEST = "checkpoint-last.pth", "checkpoint-previous.pth", "checkpoint-best.pth"
 DAMAGED = "checkpoint-damaged.pth"
@@ -78,7 +78,7 @@ def save_checkpoint(state: dict[str, Any], path: Path, keep_old_as: Path | None 
             if "inline_container" in str(error):  # how torch reports a full disk
                 raise OSError(str(error)) from error
             raise
-        _sync(temporary)
+        sync(temporary)
 
 
 def link_checkpoint(source: Path, path: Path, keep_old_as: Path | None = None) -> None:
@@ -91,7 +91,7 @@ def link_checkpoint(source: Path, path: Path, keep_old_as: Path | None = None) -
             os.link(source, temporary)
         except OSError:
             shutil.copyfile(source, temporary)
-            _sync(temporary)
+            sync(temporary)
 
 
 @contextmanager
@@ -101,16 +101,7 @@ def _renamed_to(path: Path, keep_old_as: Path | None) -> Iterator[Path]:
         yield temporary
         if keep_old_as and path.exists():
             path.replace(keep_old_as)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    """Sync a file or a folder to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path.parent)
 
 
 def load_checkpoint(path: Path) -> Any:

@@ -169,11 +169,8 @@ def check_shared_memory(folder: Path, cores: int) -> Finding:
     if free >= needed:
         return Finding("shared memory", found)
     size = f"{-(-needed // 2**30)}g"
-    return Finding(
-        "shared memory",
-        f"{found}; {workers} loader workers may need {needed / 2**20:,.0f}",
-        f"mount -o remount,size={size} {folder}  # in a container: docker run --shm-size {size}; or lower num_workers",
-    )
+    fix = f"mount -o remount,size={size} {folder}  # in a container: docker run --shm-size {size}; or lower num_workers"
+    return Finding("shared memory", f"{found}; {workers} loader workers may need {needed / 2**20:,.0f}", fix)
 
 
 def check_open_files(limit: int) -> Finding:

@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
@@ -60,11 +60,9 @@ class MetricsLog:
         with self._writing():
             self._file.write(json.dumps({"event": event, "step": step, **plain}, allow_nan=False).encode() + b"\n")
             self._file.flush()
-        if self._board:
-            with self._writing():
-                for name, value in plain.items():
-                    if isinstance(value, int | float):
-                        self._board.add_scalar(f"{event}/{name}", value, step)
+            for name, value in plain.items():
+                if self._board and isinstance(value, int | float):
+                    self._board.add_scalar(f"{event}/{name}", value, step)
 
     def size_on_disk(self) -> int:
         """Sync the file to disk and return its length in bytes, which a checkpoint records."""
@@ -115,11 +113,9 @@ def record_environment(folder: Path, **facts: Any) -> None:
         folder: the run folder.
         facts: further values, such as the first step and the number of processes.
     """
-    path = folder / ENVIRONMENT
-    try:
+    path, starts = folder / ENVIRONMENT, []
+    with suppress(UserError):
         starts = read_json(path, "expected a list of starts")
-    except UserError:
-        starts = []
     earlier = starts if isinstance(starts, list) else []
     write_json(path, [*earlier, {"time": _now(), **facts, **environment()}])
 

@@ -69,9 +69,7 @@ def load_config(config_file_path: str, flags: dict[str, str]) -> FrozenMunch:
         SystemExit: status 0, after printing, when `util.print_config` is true.
     """
     merged = _resolve(config_file_path, flags)
-    if merged.problems:
-        raise UserError(report(merged.problems, _HELP))
-    config = merged.tree()
+    config = merged.tree(_HELP)
     if is_first_of_node() and not config.util.test_only:
         for warning in without_effect(DISABLED, merged.settings, merged.defaults):
             print(f"warning: {warning}", file=sys.stderr)
@@ -88,10 +86,7 @@ def read_config(config_file_path: str, flags: dict[str, str]) -> FrozenMunch:
     Raises:
         UserError: lists every mistake in the file and the flags.
     """
-    merged = _resolve(config_file_path, flags, needs_folders=False)
-    if merged.problems:
-        raise UserError(report(merged.problems, _HELP))
-    return merged.tree()
+    return _resolve(config_file_path, flags, needs_folders=False).tree(_HELP)
 
 
 def _is_base(config_file: str) -> bool:

@@ -50,9 +50,9 @@ def _input_folders(c: Any) -> list[str]:
     return [*splits, c.data.relabel.path, *joined_folders(c.data.extra.path), *joined_folders(c.data.extra.labels)]
 
 
-def _can_continue(run_dir: str) -> bool:
-    """Whether the folder has a run with a checkpoint to continue from."""
-    return any(_kind(f"{run_dir}/checkpoint-{which}.pth") == "file" for which in ("last", "previous"))
+def _can_continue(c: Any) -> bool:
+    """Whether the run folder has a checkpoint to continue from."""
+    return any(_kind(f"{c.util.run_dir}/checkpoint-{which}.pth") == "file" for which in ("last", "previous"))
 
 
 def _evaluates(c: Any) -> bool:
@@ -65,7 +65,7 @@ def _trains(c: Any) -> bool:
 
 def _starts_from_weights(c: Any) -> bool:
     """Whether a new run reads model.weights."""
-    return bool(_trains(c) and c.model.weights != "" and not _can_continue(c.util.run_dir))
+    return bool(_trains(c) and c.model.weights != "" and not _can_continue(c))
 
 
 def _trains_on_maps(c: Any) -> bool:
@@ -153,18 +153,13 @@ RULES = (
         lambda c: c.util.run_dir.startswith("~"),
         "only a shell replaces ~, and not after =; write the whole path: --util.run_dir /home/...",
     ),
-    Rule(
-        "util.test_weight_file",
-        lambda c: c.util.test_only and not c.util.test_weight_file,
-        "expected the checkpoint to evaluate; give --util.test_weight_file FILE",
-    ),
 )
 """Rules that are checked without reading the disk."""
 
 
-def _must_exist(key: str, kind: str, expected: str, needed: Callable[[Any], bool], advice: str = "") -> Rule:
+def _must_exist(key: str, kind: str, expected: str, needed: Callable[[Any], bool]) -> Rule:
     value = attrgetter(key)
-    text = f"no such {kind}; expected {expected}; {advice or f'correct --{key}, or leave it out'}"
+    text = f"no such {kind}; expected {expected}; correct --{key}, or leave it out"
     return Rule(key, lambda c: needed(c) and _is_wrong(value(c), kind), text)
 
 
@@ -199,12 +194,12 @@ DISK_RULES = (
     ),
     _folders_must_exist("data.extra.path", "folders of images"),
     _folders_must_exist("data.extra.labels", "a folder of label maps for each"),
-    _must_exist(
+    Rule(
         "util.test_weight_file",
-        "file",
-        "the checkpoint to evaluate, pretrained or packaged",
-        lambda c: _evaluates(c) and c.util.test_weight_file not in PUBLISHED,
-        "give --util.test_weight_file FILE",
+        lambda c: (
+            _evaluates(c) and c.util.test_weight_file not in PUBLISHED and _kind(c.util.test_weight_file) != "file"
+        ),
+        "no such file; expected the checkpoint to evaluate, pretrained or packaged; give --util.test_weight_file FILE",
     ),
     _must_exist(
         "eval.classes",

@@ -46,9 +46,7 @@ Deviations = Annotated[
 ]
 
 _TYPES: dict[str, Any] = {
-    "model.arch": Annotated[
-        str, AfterValidator(_plain_text), Field(min_length=1, description="text (the name of a network)")
-    ],
+    "model.arch": Annotated[Text, Field(min_length=1, description="text (the name of a network)")],
     "model.weights": Text,
     "data.dataset": Literal["imagenet"],
     "data.data_path": Text,

@@ -28,7 +28,7 @@ from utils.checkpoint import BEST, LAST, PREVIOUS, link_checkpoint, save_checkpo
 from utils.errors import EXIT_PREEMPTED, SharedError, with_advice
 from utils.metrics import TrainingMeter
 from utils.precision import Precision
-from utils.processes.distributed import Process, StopRequest, broadcast_buffers, gather_objects, wait_for_all
+from utils.processes.distributed import Process, StopRequest, broadcast_buffers, from_main, gather_objects, wait_for_all
 from utils.processes.guard import StepGuard, Verdict, assert_finite
 from utils.progress import JobProgress
 from utils.random import STEP, keyed_rng
@@ -347,8 +347,8 @@ class Trainer:
         """
         with with_advice(NON_FINITE_ADVICE):
             self.guard.settle()
-        if self.process.is_main:  # now, while the others wait below: later they could fail and record that
-            write_status(self.folder, "running", step=self.step, epoch=self.epoch)
+        # Now, while the others wait: later one of them could fail and record that at the same time.
+        from_main(lambda: write_status(self.folder, "running", step=self.step, epoch=self.epoch))
         meters = torch.stack(gather_objects(self.meter.sums.cpu()))
         if self.process.is_main:
             with with_advice(NON_FINITE_ADVICE):

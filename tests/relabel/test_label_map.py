@@ -81,7 +81,7 @@ def test_translated_ids_mean_the_same_classes(order: list[int], count: int, k: i
     [
         (np.nan, "the score nan .* finite scores"),
         (-np.inf, "the score -inf .* finite scores"),
-        (-1, r"the class id -1 .* ids in 0\.\.3 \(the data has 4 classes\)"),
+        (-1, r"the class id -1 .* ids in 0\.\.3 \(4 classes\)"),
         (4, "the class id 4 .*"),
         ("twice", "a second score of class . .* each class at most once in a cell"),
     ],

@@ -137,7 +137,7 @@ def test_changed_data_is_refused_when_a_run_continues(
             start(short)
         assert "set another --util.run_dir" in str(error.value)
         assert contents(short["util.run_dir"]) == before
-    capsys.readouterr()
+    assert "\n1 epoch of 5 steps, " in capsys.readouterr().out
     start(short)
     assert "is finished" in capsys.readouterr().out
 

@@ -24,11 +24,10 @@ class FrozenMunch(Munch):
             return self[name]
         raise AttributeError(f"no key {name!r} in the config{did_you_mean(nearest(name, self))}")
 
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise AttributeError(f"the config is frozen: {name} cannot be assigned")
+    def __setattr__(self, name: str, *_: object) -> NoReturn:
+        raise AttributeError(f"the config is frozen: {name} cannot be changed")
 
-    def __delattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"the config is frozen: {name} cannot be deleted")
+    __delattr__ = __setattr__
 
     def _refuse(self, *_: object, **__: object) -> NoReturn:
         raise TypeError("the config is frozen")

@@ -13,9 +13,10 @@ from pydantic import ValidationError
 
 from utils.config.dotted_keys import Schema, nest
 from utils.config.frozen_munch import FrozenMunch
-from utils.config.problems import COMMAND_LINE, Problem, Setting
+from utils.config.problems import COMMAND_LINE, Problem, Setting, report
 from utils.config.value_types import ValueType
 from utils.config.yaml_file import read_config_file, to_yaml, unknown_key
+from utils.errors import UserError
 
 _COMMENT_COLUMN = 48
 
@@ -28,8 +29,10 @@ class Merged:
     defaults: dict[str, Any]
     problems: list[Problem]
 
-    def tree(self) -> FrozenMunch:
-        """Return the values as a tree."""
+    def tree(self, advice: str) -> FrozenMunch:
+        """Return the values as a tree. Raises UserError with every problem, and the advice at its end."""
+        if self.problems:
+            raise UserError(report(self.problems, advice))
         return FrozenMunch(nest({key: setting.value for key, setting in self.settings.items()}))
 
 

@@ -88,11 +88,7 @@ def _compose(path: Path) -> yaml.Node | None:
         data = file.read(_LARGEST_FILE + 1)
     if len(data) > _LARGEST_FILE:
         raise yaml.YAMLError("larger than a megabyte")
-    loader = _Loader(data)
-    try:
-        return loader.get_single_node()
-    finally:
-        loader.dispose()
+    return yaml.compose(data, Loader=_Loader)
 
 
 @dataclass(slots=True)

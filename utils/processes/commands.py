@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from utils.errors import EXIT_PREEMPTED
 from utils.processes.launch import die_with_parent
@@ -49,7 +50,7 @@ def run_command(words: Sequence[str], folder: Path) -> None:
         folder: to run it in; paths below it are printed relative to it.
     """
     print(f"\n$ {shown(words, folder)}", flush=True)
-    process = subprocess.Popen(words, cwd=folder, preexec_fn=_end_with_this_process())
+    process = _start(words, folder)
     try:
         status = process.wait()
     finally:
@@ -89,15 +90,7 @@ def run_side_by_side(jobs: Sequence[Job], folder: Path, at_once: int, threads: i
                     job = waiting.pop(0)
                     progress.print_line(f"$ {shown(job.words, folder)}")
                     with job.log.open("ab") as log:
-                        process = subprocess.Popen(
-                            job.words,
-                            cwd=folder,
-                            stdout=log,
-                            stderr=log,
-                            env=environment,
-                            preexec_fn=_end_with_this_process(),
-                        )
-                    running[process] = job
+                        running[_start(job.words, folder, stdout=log, stderr=log, env=environment)] = job
                 time.sleep(_POLL_S)
                 if (done_since := _units(jobs) - progress.done) > 0:
                     progress.advance(done_since, progress.time_left())
@@ -112,9 +105,10 @@ def shown(words: Sequence[str], folder: Path) -> str:
     return shlex.join(["python", *(word.removeprefix(f"{folder}/") for word in words[1:])])
 
 
-def _end_with_this_process() -> Callable[[], None]:
-    """Return the function that a subprocess calls first, so that it gets SIGTERM even when this program is killed."""
-    return partial(die_with_parent, os.getpid(), signal.SIGTERM)
+def _start(words: Sequence[str], folder: Path, **options: Any) -> subprocess.Popen[bytes]:
+    """Start a subprocess that gets SIGTERM even when this program is killed."""
+    die_too = partial(die_with_parent, os.getpid(), signal.SIGTERM)
+    return subprocess.Popen(words, cwd=folder, preexec_fn=die_too, **options)
 
 
 def _report_end(job: Job, status: int, progress: JobProgress) -> None:

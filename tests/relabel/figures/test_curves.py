@@ -16,8 +16,8 @@ def test_each_row_takes_its_room_and_one_seed_is_enough(tmp_path: Path, drawn: l
     axes = drawn[0].axes[0]
     assert axes.get_title("left") == "validation top-1 (%)"  # one seed has no interval
     assert len(pixels_of(tmp_path / "two.png", PALETTE[1])) > 50  # the second row, in the colour of the second curve
-    box = axes.texts[0].get_bbox_patch()
-    assert box is not None and box.get_facecolor() == (1, 1, 1, 1)  # hides the dashed line
+    patch = axes.texts[0].get_bbox_patch()
+    assert patch is not None and patch.get_facecolor() == (1, 1, 1, 1)  # hides the dashed line
     draw_results(tmp_path / "nine.png", {f"row {i}": [70.0 + i, 71.0 + i, 72.5 + i] for i in range(9)})
     heights = [Image.open(tmp_path / name).height for name in ("two.png", "nine.png")]
     assert heights[1] > 2 * heights[0]

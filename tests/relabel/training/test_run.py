@@ -113,7 +113,7 @@ def test_a_run_leaves_a_folder_that_explains_it(flags: Flags, capsys: pytest.Cap
     """Also in a folder that exists, if it is empty."""
     folder = flags["util.run_dir"]
     folder.mkdir()
-    start({**flags, "util.tensorboard": True})
+    start({**flags, "util.tensorboard": True, "compute.opt_level": "O2"})
     names = {"config.yaml", "environment.json", "status.json", "metrics.jsonl", LAST, PREVIOUS, BEST}
     assert {path.name for path in folder.iterdir() if "tfevents" not in path.name} == names
     assert len(list(folder.glob("events.out.tfevents*"))) == 1
@@ -131,8 +131,9 @@ def test_a_run_leaves_a_folder_that_explains_it(flags: Flags, capsys: pytest.Cap
     environment = json.loads((folder / "environment.json").read_text())[0]
     assert environment["packages"]["torch"] and environment["torch_threads"] == 1 and environment["processes"] == 1
     printed = capsys.readouterr().out
+    assert "compute.opt_level O2 runs as " in printed
+    assert "\n3 epochs of 5 steps, " in printed and "images/s" in printed and "data wait" in printed
     assert re.search(r"epoch 3/3  step 15/15  loss \d\.\d+ \(floor 0\.\d+\)  target agreement \d", printed)
-    assert "images/s" in printed and "data wait" in printed
     assert printed.endswith(f"% after epoch {best['epoch']}: {folder / BEST}\n")
 
 
