@@ -114,7 +114,7 @@ def _load_network(
     from models.classifier import open_weights
     from models.export import Use
     from relabel.config.load import read_config
-    from relabel.training.build import evaluation_input
+    from relabel.training.network import evaluation_input
     from utils.run_log import CONFIG
 
     with with_advice("Correct --arch."):

@@ -16,7 +16,8 @@ from relabel.config.load import load_config
 from relabel.evaluation.results import VAL, accuracy_results
 from relabel.evaluation.true_labels import read_true_labels
 from relabel.figures.curves import draw_curves, draw_results
-from relabel.training.build import center_crop, eval_loader, evaluation_input, list_split
+from relabel.training.build import eval_loader, list_split
+from relabel.training.network import center_crop, evaluation_input
 from relabel.training.validation import predict_classes
 from utils.checkpoint import LAST
 from utils.estimates import Estimate

@@ -7,7 +7,7 @@ import numpy as np
 
 from relabel.data.class_names import ClassOrder
 from relabel.evaluation.results import percent
-from relabel.training.build import CLASSES_FLAG
+from relabel.training.network import CLASSES_FLAG
 from relabel.training.validation import Predictions
 from utils.chance import better_permutation, natural_order, no_better_than_chance
 from utils.files import replacing

@@ -26,15 +26,8 @@ from relabel.evaluation.imagenet_sets import ImageSet, imagenet_subset
 from relabel.evaluation.predictions import write_predictions
 from relabel.evaluation.results import VAL, Result, print_results
 from relabel.evaluation.true_labels import read_true_labels
-from relabel.training.build import (
-    CLASSES_FLAG,
-    center_crop,
-    check_image_sizes,
-    eval_loader,
-    evaluation_input,
-    list_split,
-    set_up_device,
-)
+from relabel.training.build import eval_loader, list_split, set_up_device
+from relabel.training.network import CLASSES_FLAG, center_crop, check_image_sizes, evaluation_input
 from relabel.training.run import ANOTHER_FOLDER, errors_reported_once
 from relabel.training.validation import NO_CLASS, predict_classes
 from utils.config.frozen_munch import FrozenMunch

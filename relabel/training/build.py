@@ -1,6 +1,6 @@
 """Build the parts of a run from its config: data, network, optimizer, schedule, loaders; each is checked when built."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,13 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.batch_norm import set_batch_norm
-from models.build import create_model, head_tensors, with_own_head
-from models.classifier import Weights, open_weights
-from models.data_config import DataConfig, resolve
-from models.weights_file import recorded_data_config
+from models.data_config import DataConfig
 from relabel.config.rules import joined_folders
-from relabel.data.class_names import class_order
 from relabel.data.dataset import CenterCrop, ImageDataset, RandomResizedCrop
 from relabel.data.decode import resolve_decoder
 from relabel.data.extra_images import ExtraBatches, ExtraRoot, MixedDataset, open_extra_root
@@ -24,9 +19,9 @@ from relabel.data.loader import Batch, Loader, TrainBatches, eval_batches, steps
 from relabel.data.skipped_images import SkippedImages, SkippingDataset
 from relabel.stores.store import LabelStore, check_one_per_class, check_present, open_label_store
 from relabel.targets import TargetMaker
+from relabel.training.network import build_model, center_crop, open_start, start_from, training_input
 from relabel.training.trainer import Recipe, Trainer
 from relabel.training.validation import Score, evaluate
-from utils.checkpoint import LAST
 from utils.config.frozen_munch import FrozenMunch
 from utils.errors import UserError, with_advice
 from utils.optimizers import create_optimizer
@@ -152,113 +147,6 @@ def make_trainer(
     return trainer
 
 
-def open_start(config: FrozenMunch) -> Weights:
-    """Find the weights that a new run starts from; they may lack the classification head."""
-    with with_advice("Correct --model.arch or --model.weights."):
-        return open_weights(config.model.arch, config.model.weights, needs_head=False)
-
-
-CLASSES_FLAG = "--eval.classes"
-INPUT_FLAGS = "--data.test_size, --data.crop_ratio, --data.interpolation, --data.mean and --data.std"
-
-
-def given_input(config: FrozenMunch) -> dict[str, Any]:
-    """Return the fields of DataConfig that a config gives; null (`auto` for crop_ratio) leaves a key to the network."""
-    data = config.data
-    found = {"interpolation": data.interpolation, "mean": data.mean, "std": data.std, "bn_eps": config.optim.bn.eps}
-    if data.test_size:
-        found["size"] = (data.test_size, data.test_size)
-    given = {name: value for name, value in found.items() if value is not None}
-    return given if data.crop_ratio == "auto" else given | {"crop_ratio": data.crop_ratio}
-
-
-def training_input(config: FrozenMunch, weights: Weights | None, state: Mapping[str, Any] | None) -> DataConfig:
-    """Find what the network of a run expects of its input.
-
-    Args:
-        config: of the run.
-        weights: those that a new run starts from; None: random ones, which get the values of 2021.
-        state: content of the checkpoint that the run continues from; None: it begins.
-    """
-    given, side = given_input(config), config.data.image_size
-    if side:
-        given = {"size": (side, side), "train_size": side} | given
-    if state is not None:
-        return resolve([("given", given), ("as before", recorded_data_config(state, Path(LAST)))], INPUT_FLAGS)
-    return weights.data_config(given, INPUT_FLAGS) if weights else resolve([("given", given)], INPUT_FLAGS)
-
-
-def evaluation_input(config: FrozenMunch, weights: Weights) -> DataConfig:
-    """Find what the network of a checkpoint expects of its input; data.image_size counts if no test size is known."""
-    given, side = given_input(config), config.data.image_size
-    if side and "size" not in weights.recorded:
-        given = {"size": (side, side)} | given
-    return weights.data_config(given, INPUT_FLAGS)
-
-
-def build_model(config: FrozenMunch, num_classes: int, precision: Precision, data_config: DataConfig) -> nn.Module:
-    """Build a new network on its device; torch's seed must be set: every process starts from the same weights.
-
-    Raises:
-        UserError: the network does not exist, or cannot classify images of the run's sizes.
-    """
-    with with_advice("Correct --model.arch."):
-        model = create_model(config.model.arch, num_classes, data_config.size)
-    set_batch_norm(model, config.optim.bn.momentum, data_config.bn_eps)
-    check_image_sizes(config.model.arch, model.eval(), {data_config.train_size, data_config.side})
-    return model.train().to(precision.device).to(memory_format=torch.channels_last)
-
-
-@torch.inference_mode()
-def check_image_sizes(arch: str, model: nn.Module, sizes: Collection[int]) -> None:
-    """Check that the network accepts images of these sizes; on the CPU, where no error can come from a GPU."""
-    for size in sorted(sizes):
-        try:
-            shape = model(torch.zeros(1, 3, size, size)).shape
-            assert len(shape) == 2, f"it gives {list(shape)} instead of one logit per class"
-        except (RuntimeError, ValueError, AssertionError, AttributeError) as error:
-            raise UserError(
-                f"{arch} cannot classify images of {size} x {size} pixels: {str(error).splitlines()[0]}\n"
-                f"  Set another --model.arch, --data.image_size or --data.test_size."
-            ) from error
-
-
-def start_from(weights: Weights, model: nn.Module, class_names: Sequence[str], class_list: str | None = None) -> str:
-    """Load weights into a new network; of a file with averaged weights, those.
-
-    The classification head is loaded only if it is for the same classes, and then in their order; otherwise it is left
-    unchanged.
-
-    Args:
-        weights: to start from.
-        model: changed in place.
-        class_names: of the training folders.
-        class_list: as in relabel.data.class_names.class_order.
-
-    Returns:
-        a line that describes what was loaded.
-
-    Raises:
-        UserError: tensors other than the head do not match, or the class list is of other classes.
-    """
-    name, order = weights.preferred, class_order(weights, class_list, class_names, CLASSES_FLAG)
-    state_dict = weights.state_dicts[name]
-    same = order.groups is None and sorted(order.names or ()) == sorted(class_names)
-    if same and order.names is not None and order.names != list(class_names):
-        rows = [order.names.index(class_name) for class_name in class_names]
-        state_dict = state_dict | {tensor: state_dict[tensor][rows] for tensor in head_tensors(weights.arch)}
-    own = state_dict if same else with_own_head(model, weights.arch, state_dict)
-    weights.load(model, own, "--model.arch", "--data.image_size")
-    if same:
-        head = f"included (classes: {order.source})"
-    elif weights.num_classes == 0:
-        head = "new: they have none"
-    else:
-        head = f"new: theirs is for {weights.num_classes:,} classes ({order.source}), not these {len(class_names):,}"
-    note = f" ({weights.note})" if weights.note else ""
-    return f"starting from {weights.title}{' (EMA)' * (name == 'ema')}{note}, classification head {head}"
-
-
 def memory_advice(config: FrozenMunch) -> str:
     """Return the advice for when memory runs out: the batch sizes, and the keys that lower them."""
     return (
@@ -374,11 +262,6 @@ def train_loader(
         return Loader(dataset, sampler, workers_of(config, process), process.device)
 
     return steps, batches
-
-
-def center_crop(data_config: DataConfig) -> CenterCrop:
-    """Build the evaluation transform: resize and center crop."""
-    return CenterCrop(data_config.side, data_config.crop_ratio, data_config.interpolation)
 
 
 def eval_loader(

@@ -18,7 +18,8 @@ from relabel.config.load import load_config
 from relabel.config.schema import SCHEMA
 from relabel.data.extra_images import ExtraRoot
 from relabel.data.images import ImageList
-from relabel.training.build import TrainingData, make_recipe, make_trainer, train_loader, training_input
+from relabel.training.build import TrainingData, make_recipe, make_trainer, train_loader
+from relabel.training.network import training_input
 from tests.conftest import ROOT
 from utils.config.command_line import CommandLine
 from utils.config.dotted_keys import flatten
