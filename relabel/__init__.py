@@ -22,6 +22,7 @@ _PUBLIC = {
     "relabel_target": "relabel.targets",
 }
 __all__ = list(_PUBLIC)
+__version__ = "2.0.0"  # 1 is the code of 2021
 
 
 def __getattr__(name: str) -> Any:

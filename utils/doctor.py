@@ -8,7 +8,6 @@ from __future__ import annotations  # this program must start in any Python 3 to
 
 import os
 import re
-import resource
 import shlex
 import shutil
 import subprocess
@@ -67,14 +66,16 @@ def doctor() -> None:
     Checks Python, the required packages, torch and torchvision together, the GPU, the JPEG decoder, shared memory, open
     files, and that the current folder can be written. Exit status 1 if something is wrong.
     """
-    cores = len(os.sched_getaffinity(0))
+    import resource  # Windows has none, and importing this file must not fail there
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     python = f"{sys.version.split()[0]}, {sys.executable}"
     findings = [
         Finding("python", python, NEW_PYTHON if sys.version_info < PYTHON else ""),
         check_packages(),
         *check_libraries(),
         check_gpu(_run("-c", GPU).stdout.strip(), DRIVER.exists()),
-        check_shared_memory(Path("/dev/shm"), cores),
+        *([check_shared_memory(Path("/dev/shm"), cores)] if sys.platform == "linux" else []),
         check_open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
         check_writing(Path.cwd()),
         Finding("cores", str(cores)),

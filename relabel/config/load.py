@@ -21,6 +21,7 @@ usage: python main.py --config-file-path FILE [--section.key VALUE ...]
 
 Trains and evaluates, or with --util.test_only True only evaluates. FILE is a
 recipe such as configs/relabel_train_resnet50.yaml; flags come last and win.
+`relabel train` is the same command, `relabel evaluate` adds --util.test_only.
 Hyphens and underscores are the same, and so are `--section.key VALUE` and
 `--section.key=VALUE`. --util.print_config True shows what a command line
 resolves to. The label-map tools: python -m relabel --help

@@ -149,7 +149,13 @@ class Command:
         return _wrapped(f"usage: {program} {self.name} {words}", " " * 7).replace("\0", " ")
 
 
-def run_commands(functions: Sequence[Callable[..., None]], argv: Sequence[str], program: str, about: str) -> None:
+def run_commands(
+    functions: Sequence[Callable[..., None]],
+    argv: Sequence[str],
+    program: str,
+    about: str,
+    unparsed: Sequence[Callable[[list[str]], None]] = (),
+) -> None:
     """Run a command line (without the program's name), or answer `--help`.
 
     Args:
@@ -157,17 +163,22 @@ def run_commands(functions: Sequence[Callable[..., None]], argv: Sequence[str], 
         argv: the words after the program's name; if there are none, the commands are listed.
         program: how the program is started, for help and messages.
         about: what it does, for the first help screen.
+        unparsed: commands that get the words after their name and read them themselves; listed first.
 
     Raises:
         SystemExit: 2 with every mistake listed when the line is wrong or a command raises UserError; 0 after help;
             130 after Ctrl-C.
     """
-    commands = {normal_key(command.name): command for command in map(Command.of, functions)}
+    found = [*(Command(f.__name__, f, f.__doc__ or "", "", {}) for f in unparsed), *map(Command.of, functions)]
+    commands = {normal_key(command.name): command for command in found}
     with exit_on_user_error(print_message=is_first_of_node()):
         if not argv or argv[0] in HELP_FLAGS:
             print(_overview(commands, program, about), end="")
             sys.exit(0)
         command = _find_command(commands, argv, program)
+        if command.function in unparsed:
+            command.function(list(argv[1:]))
+            return
         if any(word in HELP_FLAGS for word in argv):
             print(command.help_text(program), end="")
             sys.exit(0)

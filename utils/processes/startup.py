@@ -5,6 +5,17 @@ import io
 import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
+_WINDOWS = """\
+error: this program does not run on Windows, which lacks the signals, file locks
+  and positioned reads that it uses. In the Windows Subsystem for Linux it runs
+  as on Linux: `wsl --install`, then install it there."""
+
+
+def refuse_windows() -> None:
+    """Exit with status 2 on Windows; call it before modules are imported that Windows lacks."""
+    if sys.platform == "win32":
+        print(_WINDOWS, file=sys.stderr, flush=True)
+        sys.exit(2)
 
 
 def use_utf8_output() -> None:
