@@ -1,8 +1,17 @@
-# make demo       set up the environment, then run the main job on the embedded data: a table and pictures;
-#                 make demo DEMO="--train 300 --val 100 --out FOLDER" is a trial run of a minute
-# make reproduce  the paper's comparison on the embedded data, nine rows of five seeds (about 40 minutes on 2 cores)
-# make test       set up the environment, then run linters, type checks and the whole test suite
+# make help       this text
+# make demo       train with and without label maps on handwritten digits: a
+#                 table and figures in a few minutes; a trial run of a minute:
+#                 make demo DEMO="--train 300 --val 100 --out FOLDER"
+# make reproduce  the paper's comparison on the same images, nine rows of five
+#                 seeds (about 40 minutes on 2 cores)
+# make test       linters, type checks and the whole test suite
 # make bench      the benchmarks that need no GPU (about 40 minutes on 2 cores)
+# make bench-peers  install the libraries that benchmarks compare with
+# make annotator  train the demo's teacher again (about 10 minutes on 2 cores)
+# make clean      remove the environment and the demo's runs
+#
+# Each sets up .venv first if need be; make test PYTHON=python3.12 VENV=FOLDER
+# chooses the interpreter and the folder. Training: python main.py --help
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -12,7 +21,10 @@ BIN    := $(VENV)/bin
 # photos of ImageNet.
 BENCHMARKS := label_pooling label_store dataset_scale decoders input_path train_step data_wait
 
-.PHONY: demo reproduce test bench bench-peers annotator clean
+.PHONY: help demo reproduce test bench bench-peers annotator clean
+
+help:
+	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
 
 demo: $(VENV)/installed
 	$(BIN)/python -m relabel reproduce --rows 2 --seeds 1 $(DEMO)
@@ -39,10 +51,10 @@ annotator: $(VENV)/installed
 	$(BIN)/python -m relabel digits-annotator --out configs/digits/annotator.pth
 
 # One resolver run for torch, torchvision and timm: installed one by one they may not fit each other.
-$(VENV)/installed: requirements.txt tests/requirements-teacher.txt
+$(VENV)/installed: requirements.txt tests/requirements.txt tests/requirements-teacher.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r tests/requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
 		-r tests/requirements-teacher.txt
 	touch $@

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from relabel.config.rules import DISABLED, DISK_RULES, RULES
@@ -71,6 +72,8 @@ def load_config(config_file_path: str, flags: dict[str, str]) -> FrozenMunch:
     """
     merged = _resolve(config_file_path, flags)
     config = merged.tree(_HELP)
+    if is_first_of_node() and (found := _config_file(config_file_path)) != config_file_path:
+        print(f"config file: {found}", file=sys.stderr)
     if is_first_of_node() and not config.util.test_only:
         for warning in without_effect(DISABLED, merged.settings, merged.defaults):
             print(f"warning: {warning}", file=sys.stderr)
@@ -90,6 +93,15 @@ def read_config(config_file_path: str, flags: dict[str, str]) -> FrozenMunch:
     return _resolve(config_file_path, flags, needs_folders=False).tree(_HELP)
 
 
+def _config_file(path: str) -> str:
+    """Return the config file to read: the path as given or, if nothing is there, the same path in the checkout."""
+    with suppress(OSError, ValueError):  # reported when it is read
+        in_checkout = BASE_FILE.parents[1] / path
+        if not Path(path).exists() and in_checkout.is_file():
+            return str(in_checkout)
+    return path
+
+
 def _is_base(config_file: str) -> bool:
     try:
         return Path(config_file).samefile(BASE_FILE)
@@ -101,6 +113,7 @@ def _resolve(
     config_file: str, flags: dict[str, str], malformed: Iterable[str] = (), needs_folders: bool = True
 ) -> Merged:
     """Merge and check the rules, except those on `malformed` keys, which were already reported."""
+    config_file = _config_file(config_file)
     if _is_base(config_file):
         config_file = ""  # its values are the defaults: nobody gave them
     merged = merge(SCHEMA, BASE_FILE, config_file, flags)
