@@ -61,13 +61,18 @@ def find_start(
         seed = now[rules.seed]
         return Start(seed if seed >= 0 else secrets.randbits(31), is_new=True)
     before = _read_config(folder / CONFIG, rules)
-    _compare_configs(folder, before, now, rules)
     state, checkpoint, note = load_latest(folder)
+    moved = _moved(before, now, state, identity, rules)
+    _compare_configs(folder, before, now, rules, moved)
     if note:
         _warn(note)
     if state is not None:
-        settings = rules.fingerprint(config, all_keys=True)
-        _compare_identities(folder, state, identity | {"seed": before[rules.seed], "settings_sha256": settings})
+        unread = rules.read_once - {rules.moved[key] for key in moved}
+        earlier = rules.earlier_fingerprints(config, {key: before[key] for key in rules.moved})
+        compared = identity | earlier | {"seed": before[rules.seed]}
+        _compare_identities(folder, state, {name: value for name, value in compared.items() if name not in unread})
+        for key in sorted(moved):
+            print(f"{key} was {before[key]} and is now {now[key]}; the content is the same", flush=True)
         if len(state["meters"]) != processes:
             _warn(f"this run had {len(state['meters'])} process(es) and continues with {processes}")
     return Start(before[rules.seed], state, checkpoint)
@@ -141,8 +146,27 @@ def _read_config(path: Path, rules: ResumeRules) -> dict[str, Any]:
     return {**rules.before, **values}
 
 
-def _compare_configs(folder: Path, before: dict[str, Any], now: dict[str, Any], rules: ResumeRules) -> None:
+def _moved(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    state: Mapping[str, Any] | None,
+    identity: Mapping[str, Any],
+    rules: ResumeRules,
+) -> set[str]:
+    """Return the paths that differ and whose content can be compared; or all, if nothing has been trained yet."""
+    return {
+        key
+        for key, name in rules.moved.items()
+        if before[key] != now[key] and (state is None or state.get(name) or name not in identity)
+    }
+
+
+def _compare_configs(
+    folder: Path, before: dict[str, Any], now: dict[str, Any], rules: ResumeRules, moved: Collection[str]
+) -> None:
+    """Compare the settings, except the paths that have moved; warn, or raise UserError."""
     changed = {key for key in {*before, *now} if before.get(key, _MISSING) != now.get(key, _MISSING)} - rules.free
+    changed -= set(moved)
     if now[rules.seed] < 0:
         changed.discard(rules.seed)
     for key in sorted(changed & rules.warned):

@@ -5,6 +5,7 @@ In a rule, `c` is the tree of the configuration.
 
 import stat
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -106,11 +107,6 @@ RULES = (
         "expected 0: the key does not resume a run. To continue an unfinished run, repeat its command; remove the key",
     ),
     Rule(
-        "optim.warmup.epochs",
-        lambda c: c.optim.warmup.epochs > c.optim.epochs,
-        "expected at most optim.epochs = {c.optim.epochs}; lower --optim.warmup.epochs or raise --optim.epochs",
-    ),
-    Rule(
         "data.cutmix.beta",
         lambda c: c.data.cutmix.prob > 0 and c.data.cutmix.beta == 0,
         "expected a number > 0 while data.cutmix.prob = {c.data.cutmix.prob}; give --data.cutmix.beta 1.0 (the paper)",
@@ -147,6 +143,11 @@ RULES = (
         "optim.nesterov",
         lambda c: c.optim.nesterov and c.optim.momentum == 0 and c.optim.optimizer == "sgd",
         "Nesterov needs optim.momentum > 0; give --optim.nesterov False for plain SGD",
+    ),
+    Rule(
+        "util.wandb",
+        lambda c: c.util.wandb and _trains(c) and find_spec("wandb") is None,
+        "needs a package that is not installed: pip install wandb, or leave --util.wandb out",
     ),
     Rule(
         "util.run_dir",
@@ -261,8 +262,11 @@ DISABLED = (
         "of {c.optim.epochs} epochs; lower it",
     ),
     Disabled(
-        ("optim.nesterov",), lambda c: c.optim.optimizer == "adamp", "optim.optimizer = adamp has no Nesterov momentum"
+        ("optim.nesterov",),
+        lambda c: c.optim.optimizer != "sgd",
+        "optim.optimizer = {c.optim.optimizer} has no Nesterov momentum",
     ),
+    Disabled(("optim.wd.on_norms_and_biases",), lambda c: c.optim.wd.base == 0, "optim.wd.base is 0"),
     Disabled(("optim.warmup.lr",), lambda c: c.optim.warmup.epochs == 0, "optim.warmup.epochs is 0"),
     Disabled(
         _switched_by("compute.distributed.use"),
@@ -292,7 +296,15 @@ DISABLED = (
 )
 """Keys that have no effect in training because of another key. An evaluation (util.test_only) may keep them all."""
 
-_OWN_INPUT = {"data.mean": None, "data.std": None, "data.interpolation": None}
+_NEW_KEYS = {
+    "data.mean": None,
+    "data.std": None,
+    "data.interpolation": None,
+    "model.drop_rate": None,
+    "model.drop_path_rate": None,
+    "optim.lr.per_256": False,
+    "optim.wd.on_norms_and_biases": True,
+}
 
 RESUME = ResumeRules(
     schema=SCHEMA,
@@ -308,6 +320,15 @@ RESUME = ResumeRules(
     )
     - {"util.test_only"},
     warned=frozenset({"compute.gpu", *SCHEMA.keys_below("compute.distributed")}) - {"compute.distributed.url"},
+    moved={
+        "data.data_path": "images_sha256",
+        "data.keep_list": "images_sha256",
+        "data.relabel.path": "label_maps_sha256",
+        "data.extra.path": "extra_images_sha256",
+        "data.extra.labels": "extra_label_maps_sha256",
+        "model.weights": "weights_sha256",
+    },
+    read_once=frozenset({"weights_sha256"}),
     before={
         "data.keep_list": "",
         "data.decoder": "pillow",
@@ -315,9 +336,9 @@ RESUME = ResumeRules(
         "data.extra.path": "",
         "data.extra.labels": "",
         "data.extra.share": 0.0,
-        **_OWN_INPUT,
+        **_NEW_KEYS,
     },
-    unhashed=frozenset(_OWN_INPUT),
+    unhashed=frozenset(_NEW_KEYS),
     renewed={"data.crop_ratio": (0.875, "auto"), "optim.bn.eps": (1e-5, None)},
     seed="compute.seed",
 )

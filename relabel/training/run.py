@@ -16,14 +16,17 @@ from relabel.stores.packed import sha256_of
 from relabel.stores.store import label_fingerprint
 from relabel.training.agreement import sampled_agreement
 from relabel.training.build import TrainingData, make_trainer, memory_advice, open_training_data, set_up_device
+from relabel.training.recipe import recipe_notes
+from relabel.training.reports import RunFigures, next_commands
 from relabel.training.trainer import Trainer
+from utils.checkpoint import BEST
 from utils.config.frozen_munch import FrozenMunch
 from utils.errors import SharedError, UserError, listed, out_of_memory_reported, with_advice
 from utils.files import locked, make_writable
 from utils.precision import Precision
 from utils.processes.distributed import Process, from_main
 from utils.processes.workers import end_workers, raise_worker_death
-from utils.progress import counted
+from utils.progress import counted, print_lines
 from utils.run_folder import Start, find_start, open_run_folder, share_start
 from utils.run_log import read_status, record_environment, write_status
 
@@ -31,8 +34,13 @@ ANOTHER_FOLDER = "Set another --util.run_dir."
 NEW_RUN = "For a new run, set another --util.run_dir."
 
 
-def train(process: Process, config: FrozenMunch) -> None:
+def train(process: Process, config: FrozenMunch, figures: RunFigures | None = None) -> None:
     """Run one process of a training run: check, build, resume, fit.
+
+    Args:
+        process: this process.
+        config: of the run.
+        figures: draw the figures of the run; None: there are none.
 
     Raises:
         UserError: bad input, before anything is created; or as Trainer.fit.
@@ -55,14 +63,17 @@ def train(process: Process, config: FrozenMunch) -> None:
                 return find_start(folder, config, identity, process.world_size, RESUME)
 
         start = share_start(begin)
+        if start.state:
+            identity["weights_sha256"] = start.state.get("weights_sha256")  # the file may be gone, and is not needed
         if data.store and not start.state:
             from_main(lambda: check_agreement(config, data))
         with out_of_memory_reported(memory_advice(config)):
             trainer = make_trainer(config, data, precision, process, identity, start)
         start = replace(start, state=None)  # the trainer has its own copy
+        trainer.figures = figures
         if from_main(lambda: read_status(folder)) == "done" and trainer.step == trainer.recipe.total_steps:
             if process.is_main:
-                print(f"{folder} is finished: {trainer.result}\n{NEW_RUN}", flush=True)
+                print(f"{folder} is finished {closing(config, data, trainer)}\n{NEW_RUN}", flush=True)
             return
 
         def open_folder() -> None:
@@ -77,13 +88,15 @@ def train(process: Process, config: FrozenMunch) -> None:
         if config.compute.compile:
             trainer.model.compile()
         fit(config, trainer)
+        if process.is_main:
+            print(f"finished {closing(config, data, trainer)}", flush=True)
 
 
 def identity_of(config: FrozenMunch, data: TrainingData, precision: Precision) -> dict[str, Any]:
     """Return what must not change when the run is continued, as plain values for checkpoints and environment.json."""
     identity: dict[str, Any] = {
         "arch": config.model.arch,
-        "config_sha256": RESUME.fingerprint(config),
+        "recipe_sha256": RESUME.fingerprint(config),
         "class_names": list(data.images.class_names),
         "images": len(data.images),
         "images_sha256": fingerprint(data.images),
@@ -91,6 +104,7 @@ def identity_of(config: FrozenMunch, data: TrainingData, precision: Precision) -
         "validation_images_sha256": fingerprint(data.val),
         "precision": precision.name,
         "decoder": resolve_decoder(config.data.decoder),
+        "weights_sha256": _sha256_of_start(config),
     }
     if data.store:
         identity["label_maps_sha256"] = label_fingerprint(config.data.relabel.path, data.store, data.images.labels)
@@ -139,7 +153,7 @@ def check_agreement(config: FrozenMunch, data: TrainingData) -> None:
                 "--data.relabel.insist True"
             )
         print(f"warning: {message}\n  data.relabel.insist is True: training on them", file=sys.stderr, flush=True)
-    print(found, flush=True)
+    print_lines(str(found))
     if data.extra:
         print("the label maps of extra images were not compared: these have no labels", flush=True)
 
@@ -155,12 +169,10 @@ def introduce(config: FrozenMunch, data: TrainingData, trainer: Trainer) -> None
         processes=process.world_size,
         device=str(process.device),
         classes=len(data.images.class_names),
-        weights_sha256=_sha256_of_start(config) if trainer.step == 0 else None,
         **{name: value for name, value in trainer.identity.items() if name != "class_names"},
     )
     names, found = data.images.class_names, set(data.val.labels.tolist())
     lacking = [name for label, name in enumerate(names) if label not in found]
-    batch = config.optim.batch_size // process.local_world_size * process.world_size
     parameters = sum(p.numel() for p in trainer.model.parameters())
     processes = "1 process" if process.world_size == 1 else f"{process.world_size} processes"
     labels = f"label maps {config.data.relabel.path}" if config.data.relabel.use else "the labels of the class folders"
@@ -174,20 +186,29 @@ def introduce(config: FrozenMunch, data: TrainingData, trainer: Trainer) -> None
         + ", ..." * (len(lacking) > 5)
         if lacking
         else "",
-        f"{data.extra_images:,} extra images with label maps, {round(config.data.extra.share * batch):,} in each batch"
+        f"{data.extra_images:,} extra images with label maps, {round(config.data.extra.share * recipe.batch_size):,} in each "
+        "batch"
         if data.extra
         else "",
-        f"{counted(recipe.epochs, 'epoch')} of {counted(recipe.steps_per_epoch, 'step')}, batch size {batch:,}; "
+        f"{counted(recipe.epochs, 'epoch')} of {counted(recipe.steps_per_epoch, 'step')}, batch size {recipe.batch_size:,}; "
         f"run folder {folder}",
+        *recipe_notes(config, len(data.images), recipe),
         "the process that trained here before was killed" if was_killed else "",
         f"continuing at step {trainer.step:,} of {recipe.total_steps:,}" if trainer.step else "",
     ]
-    print("\n".join(filter(None, lines)), flush=True)
+    print_lines("\n".join(filter(None, lines)))
+
+
+def closing(config: FrozenMunch, data: TrainingData, trainer: Trainer) -> str:
+    """Describe a finished run, and what to type next."""
+    images = None if config.data.relabel.use else data.images.root
+    return f"{trainer.result}\n{next_commands(trainer.folder, trainer.folder / BEST, images, data.val.path(0))}"
 
 
 def _sha256_of_start(config: FrozenMunch) -> str | None:
-    """Return the sha256 of the file that the run starts from, if it is a file."""
-    return sha256_of(Path(config.model.weights)) if config.model.weights not in ("", *PUBLISHED) else None
+    """Return the sha256 of the file that the run starts from, if there is one."""
+    path = Path(config.model.weights)
+    return sha256_of(path) if config.model.weights not in PUBLISHED and path.is_file() else None
 
 
 def fit(config: FrozenMunch, trainer: Trainer) -> None:

@@ -142,6 +142,32 @@ def test_changed_data_is_refused_when_a_run_continues(
     assert "is finished" in capsys.readouterr().out
 
 
+def test_a_run_continues_where_its_files_have_moved_to(
+    short: Flags, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every path may change, not what is read there; the weights that it started from are not needed again."""
+    torch.save(DigitNet(3).state_dict(), data / "w.pth")
+    (data / "keep.txt").write_text("".join(f"{name}/{name}.0{i}.JPEG\n" for name in CLASSES for i in range(8)))
+    files = {"data.data_path": "", "data.relabel.path": "pt", "data.keep_list": "keep.txt", "model.weights": "w.pth"}
+
+    def at(folder: Path) -> Flags:
+        return short | {key: folder / name for key, name in files.items()}
+
+    start({**at(data), "util.run_dir": tmp_path / "undisturbed"})
+    preempt(at(data), 2)
+    moved = data.rename(tmp_path / "job2")
+    torch.save(DigitNet(3).state_dict(), moved / "other.pth")
+    with pytest.raises(UserError, match=r"\n    weights_sha256: \w{8}... there, \w{8}... now\n"):
+        start({**at(moved), "model.weights": moved / "other.pth"})
+    capsys.readouterr()
+    start(at(moved))
+    assert f"data.data_path was {data} and is now {moved}; the content is the same\n" in capsys.readouterr().out
+    assert_same_weights(weights(tmp_path / "undisturbed"), weights(short["util.run_dir"]))
+    (moved / "w.pth").unlink()
+    start(at(moved))
+    assert "is finished" in capsys.readouterr().out
+
+
 # ---- runs of earlier versions
 
 
@@ -242,7 +268,7 @@ def test_an_account_that_cannot_be_read_is_begun_anew_and_other_files_are_kept(s
 
 @pytest.mark.parametrize(
     ("changes", "match"),
-    [({"optim.lr.init": 0.03}, "config_sha256"), ({"compute.seed": 4}, "seed: 4 there, 3 now")],
+    [({"optim.lr.init": 0.03}, "recipe_sha256"), ({"compute.seed": 4}, "seed: 4 there, 3 now")],
 )
 def test_a_checkpoint_of_another_run_is_not_continued(short: Flags, tmp_path: Path, changes: Flags, match: str) -> None:
     start(short)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +66,10 @@ class ResumeRules:
         schema: all keys.
         free: keys that may change: they affect speed and reports, not weights.
         warned: keys that may change with a warning: the last bits of the weights may differ.
+        moved: key of a path -> name of the hash of its content, among the values that identify a run. The path may
+            change if the hash does not.
+        read_once: names of those hashes whose content is read only by a new run, and so compared only if its path
+            has changed.
         before: key -> the value with which a run behaves as it did before the key existed. The config of a run of an
             earlier version lacks the key; it counts as this value, so that the run can be continued.
         unhashed: those keys of `before` that settings_sha256, in checkpoints of earlier versions, never contained.
@@ -77,19 +81,37 @@ class ResumeRules:
     schema: Schema
     free: frozenset[str]
     warned: frozenset[str]
+    moved: Mapping[str, str]
+    read_once: frozenset[str]
     before: Mapping[str, Any]
     unhashed: frozenset[str]
     renewed: Mapping[str, tuple[Any, Any]]
     seed: str
 
-    def fingerprint(self, config: FrozenMunch, all_keys: bool = False) -> str:
-        """Return the sha256 of the settings that must not change, without the seed: it identifies a run.
+    def fingerprint(self, config: FrozenMunch) -> str:
+        """Return the sha256 of the settings that must not change, without seed and paths: it identifies a run.
 
-        A key at its value of `before` does not count, so that a key can be added; with all_keys it does, as in the
-        settings_sha256 of earlier checkpoints. A default that is new counts as the former one.
+        A key at its value of `before` does not count, so that a key can be added. A default that is new counts as the
+        former one.
         """
-        excluded, skipped = self.free | self.warned | {self.seed}, self.unhashed if all_keys else self.before.keys()
-        values = {key: value for key, value in flatten(config.toDict()).items() if key not in excluded}
+        values = flatten(config.toDict())
+        return self._hash({key: value for key, value in values.items() if key not in self.moved}, self.before.keys())
+
+    def earlier_fingerprints(self, config: FrozenMunch, paths: Mapping[str, Any]) -> dict[str, str]:
+        """Return the hashes that checkpoints of earlier versions contain instead, by their names there.
+
+        Args:
+            config: of this command.
+            paths: the values of `moved` keys in the config of the run, which these hashes include.
+        """
+        values = flatten(config.toDict()) | paths
+        hashed = {"config_sha256": self.before.keys(), "settings_sha256": self.unhashed}
+        return {name: self._hash(values, skipped) for name, skipped in hashed.items()}
+
+    def _hash(self, values: Mapping[str, Any], skipped: Collection[str]) -> str:
+        """Hash settings; keys in `skipped` count unless they have their value of `before`."""
+        excluded = self.free | self.warned | {self.seed}
+        values = {key: value for key, value in values.items() if key not in excluded}
         values |= {key: old for key, (old, new) in self.renewed.items() if values[key] == new}
         fixed = {k: value for k, value in values.items() if k not in skipped or self.before[k] != value}
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
