@@ -26,21 +26,27 @@ def top_classes(logits: Tensor, k: int) -> Tensor:
     return logits.float().sort(dim=1, descending=True, stable=True).indices[:, :k]
 
 
-def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
+CALIBRATION_BINS = 15
+
+
+def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = CALIBRATION_BINS) -> float:
     """Return the expected calibration error, percent (Guo et al. 2017, equation 3).
 
-    The interval (0, 1] is divided into bins of equal width; each bin's |accuracy - mean confidence| is weighted by its
-    number of images.
+    Each bin's |accuracy - mean confidence| is weighted by its number of images.
 
     Args:
         confidence: float [N]; probability of the top-1 class.
         correct: bool [N]; whether the top-1 class is the label.
         bins: number of bins.
     """
-    confidence = confidence.astype(np.float64)
-    of_bin = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
     # |accuracy - mean confidence| times the bin's images is the absolute sum of the differences in it.
-    return 100.0 * float(np.abs(np.bincount(of_bin, weights=correct - confidence)).sum()) / len(confidence)
+    differences = np.bincount(bin_of(confidence, bins), weights=correct - confidence.astype(np.float64))
+    return 100.0 * float(np.abs(differences).sum()) / len(confidence)
+
+
+def bin_of(confidence: np.ndarray, bins: int = CALIBRATION_BINS) -> np.ndarray:
+    """Return the bin of each confidence, int64 [N]: the interval (0, 1] is divided into bins of equal width."""
+    return np.clip(np.ceil(confidence.astype(np.float64) * bins).astype(np.int64) - 1, 0, bins - 1)
 
 
 class TrainingMeter:

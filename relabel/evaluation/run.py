@@ -4,6 +4,7 @@ All label files and folders are read before the first image is classified; then 
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from relabel.data.decode import resolve_decoder
 from relabel.data.images import ImageList
 from relabel.evaluation import imagenet_labels, imagenet_sets
 from relabel.evaluation.class_order import chance_notes
+from relabel.evaluation.class_results import ClassResults, Figures, print_worst_classes, write_class_results
 from relabel.evaluation.imagenet_labels import IMAGENET_CLASSES
 from relabel.evaluation.imagenet_sets import ImageSet, imagenet_subset
 from relabel.evaluation.predictions import write_predictions
@@ -29,7 +31,7 @@ from relabel.evaluation.true_labels import read_true_labels
 from relabel.training.build import eval_loader, list_split, set_up_device
 from relabel.training.network import CLASSES_FLAG, center_crop, check_image_sizes, evaluation_input
 from relabel.training.run import ANOTHER_FOLDER, errors_reported_once
-from relabel.training.validation import NO_CLASS, predict_classes
+from relabel.training.validation import NO_CLASS, Predictions, predict_classes
 from utils.config.frozen_munch import FrozenMunch
 from utils.errors import UserError, out_of_memory_reported, with_advice
 from utils.files import make_writable, read_json, write_json
@@ -44,8 +46,14 @@ OTHER_FOLDERS = (
 IMAGENET_KEYS = ("real", "multilabel", "imagenet_v2", "imagenet_a", "imagenet_r", "imagenet_c")
 
 
-def test(process: Process, config: FrozenMunch) -> None:
-    """Evaluate on one process: print tables, write evaluation-<weights>.json and, if asked for, predictions."""
+def test(process: Process, config: FrozenMunch, figures: Figures) -> None:
+    """Evaluate on one process: print tables; write evaluation-<weights>.json, results by class and predictions.
+
+    Args:
+        process: this process.
+        config: of the evaluation.
+        figures: the functions that draw.
+    """
     set_up_device(process.device)
     path, folder = Path(config.util.test_weight_file), Path(config.util.run_dir)
     images = list_split(config, "val") if config.data.data_path else None
@@ -65,9 +73,11 @@ def test(process: Process, config: FrozenMunch) -> None:
     if process.is_main:
         print(f"{weights}, {weights.num_classes:,} classes: {order.source}\ninput: {data_config.source}", flush=True)
     with errors_reported_once(process, lambda _: None, lambda error: "by peer" in str(error), memory_advice):
-        results = evaluate_sets(config, sets, models, precision, process, data_config, order)
+        results, of_val = evaluate_sets(config, sets, models, precision, process, data_config, order)
     if process.is_main:
         report(config, weights.arch, sets, results, precision, data_config, order)
+        report_classes(config, of_val, weights.preferred, figures)
+        print(_report_path(config), flush=True)
 
 
 def _network(
@@ -192,13 +202,14 @@ def evaluate_sets(
     process: Process,
     data_config: DataConfig,
     order: ClassOrder,
-) -> dict[str, list[Result]]:
+) -> tuple[dict[str, list[Result]], dict[str, Predictions]]:
     """Evaluate all weights on each set, and write their predictions if asked for; on val/, look for a likelier order.
 
     Returns:
-        name of the weights -> results, on the main process.
+        On the main process: name of the weights -> results; and their predictions for val/, if there is one.
     """
     results: dict[str, list[Result]] = {name: [] for name in models}
+    of_val: dict[str, Predictions] = {}
     for image_set in sets:
         true_labels = image_set.true_labels
         found = predict_classes(
@@ -219,16 +230,19 @@ def evaluate_sets(
                 note = f"images with logits that are not finite ({name}), which count as wrong: {bad:,}"
                 image_set.notes.append(f"{image_set.name}: {note}")
             if image_set.name == VAL:
+                of_val[name] = replace(predictions, probabilities=None)  # which can be gigabytes
                 title = VAL if len(models) == 1 else f"{VAL} ({name})"
-                image_set.notes.extend(chance_notes(title, predictions, order, _path(config, "likely-classes", name)))
+                image_set.notes.extend(
+                    chance_notes(title, predictions, order, _path(config, "likely-classes", ".txt", name))
+                )
             if config.eval.predictions:
                 in_set = None if true_labels is None else true_labels.in_set(predictions)
-                path = _path(config, "predictions", name, f"-{image_set.name.replace('/', '-')}.csv")
+                path = _path(config, "predictions", f"-{image_set.name.replace('/', '-')}.csv", name)
                 write_predictions(path, predictions, in_set)
-    return {name: values + imagenet_sets.mean_corruption_error(values) for name, values in results.items()}
+    return {name: own + imagenet_sets.mean_corruption_error(own) for name, own in results.items()}, of_val
 
 
-def _path(config: FrozenMunch, what: str, weights: str, ending: str = ".txt") -> Path:
+def _path(config: FrozenMunch, what: str, ending: str, weights: str) -> Path:
     """Return the path of <what>-<weights>[-ema]<ending> in the run folder."""
     stem = _stem(config) + ("" if weights == "model" else f"-{weights}")
     return Path(config.util.run_dir) / f"{what}-{stem}{ending}"
@@ -267,4 +281,17 @@ def report(
         "notes": notes,
     }
     write_json(_report_path(config), content)
-    print(_report_path(config), flush=True)
+
+
+def report_classes(config: FrozenMunch, of_val: dict[str, Predictions], preferred: str, figures: Figures) -> None:
+    """Print the worst classes of the preferred weights; write the results by class of all, and print their paths."""
+    found = {name: ClassResults.of(predictions) for name, predictions in of_val.items()}
+    suffixes = {name: f" ({name})" if len(of_val) > 1 else "" for name in of_val}
+    if preferred in found:
+        print_worst_classes(found[preferred], suffixes[preferred])
+        print()
+    for name, predictions in of_val.items():
+        title = f"{config.util.test_weight_file}{suffixes[name]}"
+        paths = partial(_path, config, weights=name)
+        for what, path in write_class_results(found[name], predictions, paths, figures, title).items():
+            print(f"{what}{suffixes[name]}: {path}", flush=True)

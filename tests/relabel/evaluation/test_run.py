@@ -92,7 +92,8 @@ def test_checkpoints_of_2021_are_evaluated(
     torch.save(old_checkpoints()[form], path, _use_new_zipfile_serialization=zipped)
     start(test_flags)
     assert re.search(rf"top1_percent +{expected_top1(photos):.2f} +13", capsys.readouterr().out)
-    assert [path.name for path in test_flags["util.run_dir"].iterdir()] == ["evaluation-w.json"]
+    names = {"classes-w.csv", "confusion-w.png", "evaluation-w.json", "reliability-w.png"}
+    assert {path.name for path in test_flags["util.run_dir"].iterdir()} == names
     assert values(test_flags)["val", "top1_percent"] == (pytest.approx(expected_top1(photos)), 13)
 
 
@@ -140,6 +141,7 @@ def test_an_evaluation_never_replaces_that_of_another_checkpoint(test_flags: Fla
 
 # Colours 0 to 4 are these classes; in the checkpoint, all classes come in reverse.
 IDS = (0, 2, 10, 11, 999)
+OF_CLASSES = (("classes", "csv"), ("confusion", "png"), ("reliability", "png"))
 
 
 @pytest.fixture
@@ -212,6 +214,8 @@ def test_everything_by_hand(everything: Flags, capsys: pytest.CaptureFixture[str
     assert values(everything, "ema")["val", "top1_percent"] == (20, 5)
     assert values(everything, "ema").keys() == found.keys()
     printed = capsys.readouterr().out
+    classes = re.search(r"top-1 of each class \(ema\)\n.*\n.*\n(bullfrog|.+) ", printed)
+    assert classes, printed
     assert re.search(r"real_percent +75\.00 +50\.00 +4 ", printed) and "note: imagenet_c: folders without" in printed
     check_predictions(everything["util.run_dir"])
 
@@ -221,7 +225,8 @@ def check_predictions(folder: Path) -> None:
     w = wnids()
     sets = ["val", "imagenet_v2-top-images", "imagenet_a", "imagenet_r", *(f"imagenet_c-{c}" for c in ALEXNET_ERRORS)]
     names = {f"predictions-w{ema}-{name}.csv" for ema in ("", "-ema") for name in sets}
-    assert {path.name for path in folder.iterdir()} == names | {"evaluation-w.json"}
+    of_val = {f"{name}-w{ema}.{end}" for ema in ("", "-ema") for name, end in OF_CLASSES}
+    assert {path.name for path in folder.iterdir()} == names | of_val | {"evaluation-w.json"}
     with (folder / "predictions-w-val.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["image"] for row in rows[:2]] == [f"{w[0]}/{val_name(1)}", f"{w[0]}/{val_name(2)}"]
