@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter
 
-from relabel.figures.panels import DPI, INK, MUTED, PALETTE, TRACK, save
+from relabel.figures.colours import INK, MUTED, PALETTE, TRACK
+from relabel.figures.panels import DPI, save
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS, OPENING, DENSE = PALETTE[0], PALETTE[2], PALETTE[1]

@@ -28,7 +28,8 @@ from benchmarks.result import Figure, arguments, report
 from relabel.data.images import list_images
 from relabel.demo.scenes import write_scenes
 from relabel.demo.small_images import DigitImages
-from relabel.figures.panels import DPI, INK, MUTED, PALETTE, plain_axes, save
+from relabel.figures.colours import INK, MUTED, PALETTE
+from relabel.figures.panels import DPI, plain_axes, save
 from utils.checkpoint import LAST
 from utils.errors import EXIT_PREEMPTED
 from utils.run_log import read_metrics

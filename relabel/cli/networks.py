@@ -52,7 +52,7 @@ def compare(
     both = read_predictions(first), read_predictions(second)
     differences = compare_predictions(*both)
     if images and out:
-        draw_comparison_sheet(out, *both, images, count)
+        draw_comparison_sheet(out, *both, images, count, differences[0])
     if json:
         write_json(json, as_record(first, second, differences))
     print_differences(first, second, differences)

@@ -12,13 +12,13 @@ from matplotlib.axes import Axes
 
 from relabel.crop_box import MIN_AREA, CropBox, random_crop_box
 from relabel.figures import panels
-from relabel.figures.panels import INK, MARGIN, MUTED, WARNING, WIDER_GAP
+from relabel.figures.colours import CORRECT, INK, MUTED, WARNING, class_colours
+from relabel.figures.panels import MARGIN, WIDER_GAP
 
 CROPS = 20_000  # for the mean IoU
 PANEL_INCHES = 3.5  # the longer side of the image in a panel
 MIN_COLUMN = 3.05  # inches; fits the longest heading
 TITLES, BARS_INCHES, CAPTION = 0.62, 1.75, 0.55  # inches; height above the panels, of a target, at the bottom
-CORRECT = "#1565c0"  # colour of the region to pool
 PANELS = (
     ("random crop", "what the network sees", INK),
     ("to pool: the same region", "sides read as (left, top, right, bottom)", CORRECT),
@@ -45,7 +45,7 @@ def mean_transposed_iou(width: int, height: int, crops: int = CROPS, seed: int =
 
 @panels.styled
 def draw_axes_figure(
-    out: Path, image: np.ndarray, cells: np.ndarray, box: CropBox, targets: np.ndarray, names: Sequence[str]
+    out: Path, image: np.ndarray, cells: np.ndarray, box: CropBox, targets: np.ndarray, names: Sequence[str], file: str
 ) -> None:
     """Draw a crop, the region to pool and the region pooled with swapped axes, with their targets.
 
@@ -56,6 +56,7 @@ def draw_axes_figure(
         box: the crop.
         targets: float [2, K]; of the crop and of its transpose.
         names: display names of the K classes.
+        file: name of the image.
     """
     across, down = (PANEL_INCHES * side / max(image.shape[:2]) for side in image.shape[1::-1])
     column = max(across, MIN_COLUMN)
@@ -66,7 +67,7 @@ def draw_axes_figure(
         3, 3, **sides, top=1 - TITLES / total, bottom=CAPTION / total, height_ratios=heights,
         wspace=WIDER_GAP / column, hspace=0,
     )  # fmt: skip
-    colours = panels.class_colours(np.stack([*targets, cells.mean((1, 2))]).mean(0, keepdims=True))
+    colours = class_colours(cells, targets)
     for number, (title, detail, colour) in enumerate(PANELS):
         panel, below = panels.image_panel(figure, grid[0, number]), grid[2, number]
         panel.set_title(title, loc="left", size=12, weight="bold", pad=21)
@@ -91,6 +92,8 @@ def draw_axes_figure(
         f"{width}x{height} image: {mean:.3f}, below 0.5 for {100 * below_half:.0f} % of them."
     )
     figure.text(sides["left"], MARGIN / total, caption, size=10.5)
+    file = panels.fitted_name(file, 3 * column + 2 * WIDER_GAP - panels.text_width(caption, 10.5) - WIDER_GAP)
+    figure.text(sides["right"], MARGIN / total, file, size=panels.SMALL, color=MUTED, ha="right")
     panels.save(figure, out)
 
 

@@ -6,19 +6,21 @@ import numpy as np
 
 from relabel.data.class_names import class_labels
 from relabel.data.decode import ImageFile
+from relabel.evaluation.compare import Difference, verdict
 from relabel.evaluation.predictions import SavedPredictions
 from relabel.figures import panels
+from relabel.figures.colours import INK, MUTED, WARNING
 from relabel.figures.label_maps import shown_pixels
-from relabel.figures.panels import INK, LINE, MUTED, WARNING
+from relabel.figures.panels import LINE, SMALL
 from utils.errors import UserError, with_advice
 
-COLUMNS, TILE_INCHES, HEADING = 4, 2.3, 0.72
+COLUMNS, TILE_INCHES, HEADING = 4, 2.3, 0.95
 INDENT = 0.36  # inches; room for "1st" and "2nd"
 
 
 @panels.styled
 def draw_comparison_sheet(
-    out: Path, first: SavedPredictions, second: SavedPredictions, images: Path, count: int
+    out: Path, first: SavedPredictions, second: SavedPredictions, images: Path, count: int, top1: Difference
 ) -> None:
     """Draw the images on which the label's probability differs most, each with both predictions; wrong ones are red.
 
@@ -27,6 +29,7 @@ def draw_comparison_sheet(
         first, second: of the same images, see relabel.evaluation.compare.compare.
         images: the folder that contains them.
         count: number of images, at most.
+        top1: the outcome on all images, which the few that differ most say nothing about.
 
     Raises:
         UserError: an image is not in the folder or cannot be read.
@@ -36,12 +39,14 @@ def draw_comparison_sheet(
     pixels = [_read(images, first.images[row]) for row in rows]
     labels = sorted({*first.labels, *first.top1, *second.top1})
     names = dict(zip(labels, class_labels(labels), strict=True)) | {"": "no class"}
-    figure, heading, tiles = panels.tiles(pixels, COLUMNS, TILE_INCHES, 4, HEADING)
+    figure, heading, tiles = panels.tiles(pixels, COLUMNS, TILE_INCHES, 5, HEADING)
     panels.write_line(heading, 0.2, f"1st: {first.path}")
     panels.write_line(heading, 0.2 + LINE, f"2nd: {second.path}")
     legend = "label in bold; both predictions with their probability, red if wrong; probability of the label"
-    panels.write_line(heading, 0.2 + 2 * LINE, legend, color=MUTED)
-    for row, image, (panel, area) in zip(rows, pixels, tiles, strict=True):
+    outcome = f"top-1 {top1.first_percent:.2f} % → {top1.second_percent:.2f} % of {top1.n:,} images: {verdict(top1)}"
+    panels.write_line(heading, 0.2 + 2 * LINE, outcome)
+    panels.write_line(heading, 0.2 + 3 * LINE, legend, color=MUTED)
+    for row, image, ((panel,), area) in zip(rows, pixels, tiles, strict=True):
         panels.draw_image(panel, image)
         label = first.labels[row]
         panels.write_line(area, LINE, names[label], weight="bold")
@@ -53,6 +58,8 @@ def draw_comparison_sheet(
             panels.write_line(area, line * LINE, text, share, INDENT, color=colour)
         shares = " → ".join(panels.percent(float(made.label_probability[row])) for made in (first, second))
         panels.write_line(area, 4 * LINE, f"of the label: {shares}", color=MUTED)
+        file = panels.fitted_name(first.images[row], TILE_INCHES)
+        panels.write_line(area, 5 * LINE, file, size=SMALL, color=MUTED)
     panels.save(figure, out)
 
 

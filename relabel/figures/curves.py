@@ -1,4 +1,4 @@
-"""Figures of training runs: top-1 by epoch, and the rows of a comparison with seeds, their mean and its interval."""
+"""Figures of training runs: one run in full; the top-1 of several by epoch; the rows of a comparison with seeds."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,10 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from relabel.figures.panels import DPI, INK, OTHER_COLOUR, PALETTE, plain_axes, save
+from relabel.figures.colours import INK, OTHER_COLOUR, PALETTE
+from relabel.figures.panels import DPI, plain_axes, save
 from utils.estimates import Estimate
 
 ROW_INCHES, MARGIN_INCHES, WIDTH_INCHES = 0.42, 0.95, 7.2
+MARKED = 40  # most points of a curve that are marked
+TOP1 = "validation top-1"
+Curve = dict[float, float]  # epoch -> value
 UNCROSSED = {"facecolor": "white", "linewidth": 0, "pad": 0.5}  # box of a text that hides the lines behind it
 
 
@@ -25,30 +29,74 @@ def draw_curves(out: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> N
             if an epoch has two, the second, that of the averaged weights.
     """
     figure = Figure(figsize=(WIDTH_INCHES, 4.4), layout="constrained", dpi=DPI)
-    axes = figure.subplots()
-    ends = []
-    for (name, records), colour in zip(runs.items(), PALETTE, strict=False):
-        points = {r["epoch"]: r["top1_percent"] for r in records if r["event"] == "validation"}
-        if points:
-            epochs, accuracies = list(points), list(points.values())
-            axes.plot(epochs, accuracies, color=colour, linewidth=2.4, marker="o", markersize=4.5)
-            ends.append((accuracies[-1], epochs[-1], name, colour))
-    _name_ends(axes, ends)
-    axes.set_xlabel("epoch", fontsize=11, color=INK)
-    axes.set_title("validation top-1 (%)", fontsize=12, color=INK, loc="left")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    plain_axes(axes, "y")
+    lines = {name: _validation(records, "top1_percent") for name, records in runs.items()}
+    _draw_lines(figure.subplots(), f"{TOP1} (%)", lines, " %")
     save(figure, out)
 
 
-def _name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Write each run's name and last value at the end of its curve, pushed apart where curves end together."""
+def draw_run(out: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Draw a run by epoch: training loss with its floor, learning rate, validation top-1 and loss.
+
+    Args:
+        out: the PNG to write; its folder must exist.
+        records: the lines of metrics.jsonl. Of weights and averaged weights both are drawn.
+    """
+    figure = Figure(figsize=(1.6 * WIDTH_INCHES, 6.8), layout="constrained", dpi=DPI)
+    (loss, top1), (rate, validation_loss) = figure.subplots(2, 2)
+    floor = "floor: entropy of the targets"
+    losses = {"": _training(records, "loss"), floor: _training(records, "target_entropy_nats")}
+    _draw_lines(loss, "training loss", losses if any(losses[floor].values()) else {"": losses[""]})
+    _draw_lines(rate, "learning rate", {"": _training(records, "learning_rate")})
+    ema = {"weights": "model", "EMA": "ema"} if _validation(records, "loss", "ema") else {"": "model"}
+    for axes, title, value, unit in (
+        (top1, f"{TOP1} (%)", "top1_percent", " %"),
+        (validation_loss, "validation loss", "loss", ""),
+    ):
+        _draw_lines(axes, title, {name: _validation(records, value, key) for name, key in ema.items()}, unit)
+    save(figure, out)
+
+
+def _validation(records: Sequence[Mapping[str, Any]], value: str, weights: str | None = None) -> Curve:
+    """Return epoch -> value of a validation; if it has two and no weights are named, that of the averaged ones."""
+    return {
+        r["epoch"]: r[value]
+        for r in records
+        if r["event"] == "validation" and weights in (None, r["weights"]) and not isinstance(r[value], str)
+    }
+
+
+def _training(records: Sequence[Mapping[str, Any]], value: str) -> Curve:
+    """Return epoch -> value of the training reports; there must have been a validation."""
+    steps_per_epoch = next(r["step"] // r["epoch"] for r in records if r["event"] == "validation")
+    found = {r["step"] / steps_per_epoch: r.get(value, 0.0) for r in records if r["event"] == "train"}
+    return {epoch: number for epoch, number in found.items() if not isinstance(number, str)}  # "nan"
+
+
+def _draw_lines(axes: Axes, title: str, lines: Mapping[str, Curve], unit: str = "") -> None:
+    """Draw named curves; few points get markers. The name and the last value stand at the end of each."""
+    ends = []
+    for (name, points), colour in zip(lines.items(), PALETTE, strict=False):
+        if points:
+            epochs, values = list(points), list(points.values())
+            marker = "o" if len(points) <= MARKED else ""
+            axes.plot(epochs, values, color=colour, linewidth=2.4, marker=marker, markersize=4.5)
+            ends.append((values[-1], epochs[-1], name, colour))
+    _name_ends(axes, ends, unit)
+    axes.set_xlabel("epoch", fontsize=11, color=INK)
+    axes.set_title(title, fontsize=12, color=INK, loc="left")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    plain_axes(axes, "y")
+
+
+def _name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], unit: str) -> None:
+    """Write each curve's name and last value at its end, pushed apart where curves end together."""
     low, high = axes.get_ylim()
     at = -np.inf
-    for accuracy, epoch, name, colour in sorted(ends):
-        at = max(accuracy, at + 0.115 * (high - low))
+    for value, epoch, name, colour in sorted(ends):
+        at = max(value, at + 0.115 * (high - low))
+        number = f"{value:.1f}{unit}" if unit else f"{value:.3g}"
         axes.annotate(
-            f"{name}\n{accuracy:.1f} %", (epoch, at), xytext=(9, 0), textcoords="offset points",
+            f"{name}\n{number}" if name else number, (epoch, at), xytext=(9, 0), textcoords="offset points",
             fontsize=11, color=colour, va="center", annotation_clip=False,
         )  # fmt: skip
 
@@ -56,11 +104,12 @@ def _name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
 def draw_results(out: Path, rows: Mapping[str, Sequence[float]]) -> None:
     """Draw top-1 accuracies as dots, one line per row, with the first row's mean as a dashed line through all.
 
-    Row i has the colour of curve i in `draw_curves`.
+    Row i has the colour of curve i in `draw_curves`; but it is grey if the seeds do not show that it differs from the
+    first row: the 95 % interval of the difference, seed by seed, contains 0, or there is only one seed.
 
     Args:
         out: the PNG to write; its folder must exist.
-        rows: title -> top-1 in percent for each seed.
+        rows: title -> top-1 in percent for each seed, the same seeds for every row.
     """
     figure = Figure(figsize=(WIDTH_INCHES, MARGIN_INCHES + ROW_INCHES * len(rows)), layout="constrained", dpi=DPI)
     axes = figure.subplots()
@@ -68,6 +117,7 @@ def draw_results(out: Path, rows: Mapping[str, Sequence[float]]) -> None:
     axes.axvline(first, color=OTHER_COLOUR, linewidth=1.2, linestyle="--", zorder=1)
     for line, (values, colour) in enumerate(zip(rows.values(), PALETTE, strict=False)):
         mean, found = float(np.mean(values)), Estimate.mean(np.array(values))
+        colour = colour if line == 0 or _differ(values, next(iter(rows.values()))) else OTHER_COLOUR
         if found:
             ends = np.clip([found.low95, found.high95], 0, 100)  # with two seeds it can extend beyond 0..100
             axes.plot(ends, [line, line], color=colour, linewidth=5, alpha=0.3, zorder=2)
@@ -76,7 +126,14 @@ def draw_results(out: Path, rows: Mapping[str, Sequence[float]]) -> None:
         axes.text(mean, line - 0.34, f"{mean:.1f}", ha="center", va="bottom", fontsize=9, color=INK, bbox=UNCROSSED)
     axes.set_yticks(range(len(rows)), list(rows), fontsize=10, color=INK)
     axes.set_ylim(len(rows) - 0.4, -0.75)
-    shown = ": seeds, mean and its 95 % interval" if found else ""
-    axes.set_title(f"validation top-1 (%){shown}", fontsize=11, color=INK, loc="left")
+    shown = ": seeds, mean and its 95 % interval" if found else ": one seed decides nothing"
+    grey = f"grey: not shown to differ from {next(iter(rows))}"
+    axes.set_title(f"validation top-1 (%){shown}\n{grey}", fontsize=11, color=INK, loc="left")
     plain_axes(axes, "x")
     save(figure, out)
+
+
+def _differ(values: Sequence[float], first: Sequence[float]) -> bool:
+    """Return whether the 95 % interval of the mean difference, seed by seed, excludes 0."""
+    found = Estimate.mean(np.array(values) - np.array(first))
+    return found is not None and not found.low95 <= 0 <= found.high95

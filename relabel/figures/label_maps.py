@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from relabel.data.decode import ImageFile
 from relabel.data.images import ImageList
 from relabel.figures import panels
 from relabel.figures.axes import draw_axes_figure
-from relabel.figures.panels import GAP, INK, LINE, MARGIN, MUTED, OTHER_COLOUR, SMALL, TEXT, WARNING, WIDER_GAP
+from relabel.figures.colours import INK, MUTED, OTHER_COLOUR, WARNING, class_colours
+from relabel.figures.panels import GAP, LINE, MARGIN, SMALL, TEXT, WIDER_GAP
 from relabel.label_map import LabelMap
 from relabel.targets import relabel_target
 from utils.errors import UserError
@@ -30,7 +31,7 @@ ROW_INCHES = 1.65  # height of a row with a 4:3 image
 BARS_WIDTH = 1.1  # width of the bars beside a crop, in units of the crop's width
 ASPECTS = (0.4, 2.6)  # width / height of a panel; images with other ratios leave margins in it
 HEADING, CAPTION = 0.34, 0.36  # inches; above the first row, below each row
-TILE_INCHES, COLUMNS = 2.05, 6  # of the sheet: width of a tile, tiles side by side
+TILE_INCHES, COLUMNS = 1.65, 4  # of the sheet: width of an image and of its map, tiles side by side
 TILE_NAMES = 3  # classes listed below a tile
 TILE_SHARE = 0.05  # smallest share of a second or third class that is listed
 
@@ -45,6 +46,7 @@ class Example:
         cells: float [K, h, w]; the class probabilities of each cell.
         crops: n boxes; in rows, the same number for every example.
         targets: float [n, K]; the target of each crop.
+        name: CLASS/FILE of the image.
     """
 
     image: np.ndarray
@@ -52,19 +54,20 @@ class Example:
     cells: np.ndarray
     crops: Sequence[CropBox]
     targets: np.ndarray
+    name: str = ""
 
     def label_text(self, names: Sequence[str]) -> str:
         """Return the name of the folder's class."""
         return "none" if self.label is None else names[self.label]
 
-    def shares(self) -> np.ndarray:
-        """Return the largest share of each class on the map or in a target: float [K]."""
-        return np.concatenate([self.cells.mean((1, 2))[None], self.targets]).max(0)
+    def colours(self) -> dict[int, str]:
+        """Return the colour of each visible class."""
+        return class_colours(self.cells, self.targets)
 
 
 def make_example(
     image: np.ndarray, label: int | None, label_map: LabelMap, crops: Sequence[CropBox], num_classes: int,
-    fill: float = 0.0, temperature: float = 1.0,
+    fill: float = 0.0, temperature: float = 1.0, name: str = "",
 ) -> Example:  # fmt: skip
     """Pool the targets of an image's crops.
 
@@ -73,11 +76,12 @@ def make_example(
         label_map: of the image.
         num_classes: K.
         fill, temperature: as in `relabel_target`.
+        name: of the image.
     """
     cells = softmax(label_map.to_dense(num_classes, fill) / temperature, axis=0)
     maps = LabelMap.stack([label_map] * len(crops))
     targets = relabel_target(*maps, CropBox.stack(crops), num_classes, fill=fill, temperature=temperature)
-    return Example(image, label, cells, crops, targets.numpy())
+    return Example(image, label, cells, crops, targets.numpy(), name)
 
 
 def draw_figure(
@@ -117,9 +121,10 @@ def draw_figure(
         file, label_map = ImageFile(found.images.path(row)), found.store.read(row)
         boxes = _boxes(figure, file, row, crops, seed)
         label = None if found.labels is None else int(found.labels[row])
-        shown.append(make_example(shown_pixels(file), label, label_map, boxes, len(names), fill, temperature))
+        image, name = shown_pixels(file), found.images.name(row)
+        shown.append(make_example(image, label, label_map, boxes, len(names), fill, temperature, name))
     if figure == "axes":
-        draw_axes_figure(out, shown[0].image, shown[0].cells, boxes[0], shown[0].targets, names)
+        draw_axes_figure(out, shown[0].image, shown[0].cells, boxes[0], shown[0].targets, names, shown[0].name)
     else:
         draw = draw_rows if figure == "rows" else draw_sheet
         draw(out, shown, names)
@@ -197,7 +202,6 @@ def draw_rows(out: Path, examples: Sequence[Example], names: Sequence[str]) -> N
     heights = [(width - gaps) / _units(aspect, num_crops) for aspect in aspects]
     down = HEADING + sum(heights) + CAPTION * len(examples)
     figure, sides = panels.page(width + 2 * MARGIN, down)
-    colours = panels.class_colours(np.stack([example.shares() for example in examples]))
     top = HEADING
     for example, height, aspect in zip(examples, heights, aspects, strict=True):
         widths = [aspect * height, GAP, aspect * height, *[WIDER_GAP, height, GAP, BARS_WIDTH * height] * num_crops]
@@ -205,7 +209,7 @@ def draw_rows(out: Path, examples: Sequence[Example], names: Sequence[str]) -> N
             2, len(widths), **sides, top=1 - top / down, bottom=1 - (top + height + CAPTION) / down,
             width_ratios=widths, height_ratios=[height, CAPTION], wspace=0, hspace=0,
         )  # fmt: skip
-        _draw_row(figure, grid, example, names, colours)
+        _draw_row(figure, grid, example, names)
         _write_caption(panels.text_area(figure, grid[1, :]), sum(widths[:3]), example, names)
         top += height + CAPTION
     headings = ["image", "label map", *(text for n in range(num_crops) for text in (f"crop {n + 1}", "target"))]
@@ -219,10 +223,9 @@ def _units(aspect: float, num_crops: int) -> float:
     return 2 * aspect + num_crops * (1 + BARS_WIDTH)
 
 
-def _draw_row(
-    figure: Figure, grid: GridSpec, example: Example, names: Sequence[str], colours: Mapping[int, str]
-) -> None:
+def _draw_row(figure: Figure, grid: GridSpec, example: Example, names: Sequence[str]) -> None:
     """Draw an example from left to right, in every second column of a grid."""
+    colours = example.colours()
     image, label_map = panels.image_panel(figure, grid[0, 0]), panels.image_panel(figure, grid[0, 2])
     panels.draw_image(image, example.image)
     panels.draw_boxes(image, example.crops)
@@ -234,49 +237,54 @@ def _draw_row(
 
 
 def _write_caption(area: Axes, inches: float, example: Example, names: Sequence[str]) -> None:
-    """Write the label, the map's size and its largest probability below image and map, `inches` wide together."""
+    """Write label, size of the map and its largest probability, `inches` wide, and the file at the right edge."""
     rows, columns = example.cells.shape[1:]
     facts = f"{rows}x{columns} cells, surest {panels.percent(float(example.cells.max()))}"
-    start = panels.text_width("label: ")
-    room = area.get_xlim()[1] - start - panels.text_width(facts) - 0.2
+    across, start = area.get_xlim()[1], panels.text_width("label: ")
+    file = panels.fitted_name(example.name, across / 2)
+    room = across - start - panels.text_width(facts) - panels.text_width(file, SMALL) - 0.4
     label = panels.fitted(example.label_text(names), room, TEXT, "bold")
-    # Below narrow images, both texts extend below the crops, where there is space.
+    # Below narrow images, these texts extend below the crops, where there is space.
     end = max(start + panels.text_width(label, TEXT, "bold") + 0.2, inches - panels.text_width(facts))
     area.text(0, 0.17, "label: ", color=MUTED)
     area.text(start, 0.17, label, weight="bold")
     area.text(end, 0.17, facts, color=MUTED)
+    area.text(across, 0.17, file, size=SMALL, color=MUTED, ha="right")
 
 
 @panels.styled
 def draw_sheet(out: Path, examples: Sequence[Example], names: Sequence[str]) -> None:
-    """Draw many images: each below its label map, with the folder's label and the largest classes of its first target.
+    """Draw many images, each beside its label map, with the folder's label and the largest classes of its first target.
 
-    If the target's largest class is not the label, the tile has a red frame and the label a red "≠".
+    If the target's largest class is not the label, the map has a red frame and the label a red "≠".
 
     Args:
         out: the PNG to write; its folder must exist.
         examples: at least one; the first crop of each is the whole image.
         names: display names of the K classes.
     """
-    colours = panels.class_colours(np.stack([example.shares() for example in examples]))
     shown = [_strongest(example.targets[0]) for example in examples]
     wrong = [example.label not in (None, best[0]) for example, best in zip(examples, shown, strict=True)]
     figure, heading, tiles = panels.tiles(
-        [example.image for example in examples], COLUMNS, TILE_INCHES, 1 + max(map(len, shown)), HEADING
+        [example.image for example in examples], COLUMNS, TILE_INCHES, 2 + max(map(len, shown)), HEADING, panels=2
     )
     is_labelled = examples[0].label is not None
     disagree = f"targets that disagree with the label (≠): {sum(wrong)} of {len(examples)}"
     panels.write_line(heading, 0.22, disagree if is_labelled else f"{len(examples)} images", size=11)
-    for (panel, area), example, best, is_wrong in zip(tiles, examples, shown, wrong, strict=True):
-        panels.draw_map(panel, example.image, example.cells, colours)
+    for ((image, label_map), area), example, best, is_wrong in zip(tiles, examples, shown, wrong, strict=True):
+        colours = example.colours()
+        panels.draw_image(image, example.image)
+        panels.draw_map(label_map, example.image, example.cells, colours)
         if is_wrong:
-            panel.spines[:].set(edgecolor=WARNING, linewidth=2.5)
+            label_map.spines[:].set(edgecolor=WARNING, linewidth=2.5)
         label = "≠ " * is_wrong + example.label_text(names)
         panels.write_line(area, LINE, label, weight="bold", color=WARNING if is_wrong else INK)
         for line, index in enumerate(best, 2):
             share = panels.percent(float(example.targets[0][index]))
             panels.write_line(area, line * LINE, names[index], share, 0.16, SMALL)
             area.plot(0.05, line * LINE - 0.05, "s", markersize=7.2, color=colours.get(index, OTHER_COLOUR), mew=0)
+        file = panels.fitted_name(example.name, area.get_xlim()[1])
+        area.text(0, (2 + len(best)) * LINE, file, size=SMALL, color=MUTED)
     panels.save(figure, out)
 
 

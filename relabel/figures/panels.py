@@ -1,11 +1,11 @@
-"""Parts of figures: images with crop boxes, label maps over images, bars of targets, class colours, text that fits.
+"""Parts of figures: images with crop boxes, label maps over images, bars of targets, text that fits.
 
 Coordinates in an image panel are fractions of the image, as in a CropBox, with y downwards; in a text area they are
 inches from its upper left corner.
 """
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,21 +21,15 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from relabel.crop_box import CropBox
+from relabel.figures.colours import INK, MAT, MUTED, OTHER_COLOUR, TRACK, VISIBLE
 from utils.files import replacing
 
-# Matplotlib's ten colours, with navy instead of grey, which a map shows where the teacher recognises nothing.
-PALETTE = tuple(f"tab:{name}" for name in ("blue", "orange", "green", "red", "purple", "brown", "pink"))
-PALETTE += ("#17344f", "tab:olive", "tab:cyan")
-# For all but the ten largest classes; another image may use the same colour for another class.
-SHARED = ("#00897b", "#d81b60", "#f9a825", "#5c6bc0", "#8d2f3a", "#66bb6a", "#ab47bc", "#29b6f6", "#a1724a", "#827717")
-OTHER_COLOUR = "0.55"  # classes without a colour of their own
-INK, MUTED, TRACK, MAT, WARNING = "0.15", "0.45", "0.92", "0.955", "#c62828"
 SURE = 0.3  # smallest probability for which a cell counts when regions are named
-OPACITY = 0.7  # of a cell with probability 1
+OPACITY = 0.6  # of a cell with probability 1
+SATURATION = 0.25  # of an image below a label map
 NAMES = 5  # most classes named on one map
 NAMED = 0.01  # smallest share of the image for which a class is named: one cell of 15 x 15 is noise
 BARS = 4  # bars of a target
-VISIBLE = 0.005  # smallest share of a class that counts in an image; less rounds to 0 %
 TEXT, SMALL = 9.5, 8.5  # points
 DPI = 150  # of every figure
 RULER = RendererAgg(1, 1, DPI)  # glyphs are fitted to whole pixels: text is measured by the renderer that draws it
@@ -91,35 +85,42 @@ def text_area(figure: Figure, cell: SubplotSpec) -> Axes:
 
 
 def tiles(
-    images: Sequence[np.ndarray], columns: int, width: float, lines: int, heading: float
-) -> tuple[Figure, Axes, list[tuple[Axes, Axes]]]:
-    """Make a page with one tile per image: a panel in the middle of a grey mat, and lines of text below it.
+    images: Sequence[np.ndarray], columns: int, width: float, lines: int, heading: float, panels: int = 1
+) -> tuple[Figure, Axes, list[tuple[list[Axes], Axes]]]:
+    """Make a page with one tile per image: panels, each in the middle of a grey mat, and lines of text below them.
 
     Args:
         images: uint8 [H, W, 3] each.
         columns: most tiles side by side.
-        width: of a tile, inches.
+        width: of a panel, inches.
         lines: of text below an image.
         heading: height of the heading, inches.
+        panels: side by side in each tile.
 
     Returns:
-        The figure, the text area of the heading, and (image panel, text area) of each tile.
+        The figure, the text area of the heading, and (image panels, text area) of each tile.
     """
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     aspect = float(np.median([image.shape[1] / image.shape[0] for image in images]))
     heights = [heading, *[width / float(np.clip(aspect, 0.8, 1.6)), lines * LINE + 0.25] * rows]
-    figure, sides = page(columns * (width + WIDER_GAP) - WIDER_GAP + 2 * MARGIN, sum(heights))
+    across = panels * (width + GAP) - GAP
+    figure, sides = page(columns * (across + WIDER_GAP) - WIDER_GAP + 2 * MARGIN, sum(heights))
     grid = figure.add_gridspec(
-        len(heights), columns, **sides, bottom=0, top=1, height_ratios=heights, wspace=WIDER_GAP / width, hspace=0
+        len(heights), columns, **sides, bottom=0, top=1, height_ratios=heights, wspace=WIDER_GAP / across, hspace=0
     )
     made = []
     for number in range(len(images)):
         row, column = 1 + 2 * (number // columns), number % columns
-        mat = figure.add_subplot(grid[row, column], xticks=[], yticks=[], facecolor=MAT)
-        mat.spines[:].set_visible(False)
-        made.append((image_panel(figure, grid[row, column]), text_area(figure, grid[row + 1, column])))
+        tile = grid[row, column].subgridspec(1, panels, wspace=GAP / width)
+        made.append(([_matted_panel(figure, cell) for cell in tile], text_area(figure, grid[row + 1, column])))
     return figure, text_area(figure, grid[0, :]), made
+
+
+def _matted_panel(figure: Figure, cell: SubplotSpec) -> Axes:
+    mat = figure.add_subplot(cell, xticks=[], yticks=[], facecolor=MAT)
+    mat.spines[:].set_visible(False)
+    return image_panel(figure, cell)
 
 
 def write_line(
@@ -141,38 +142,25 @@ def text_width(text: str, points: float = TEXT, weight: str = "normal") -> float
 
 def fitted(text: str, inches: float, points: float = TEXT, weight: str = "normal") -> str:
     """Return the text, or as much of its beginning as fits, and an ellipsis."""
+    return _fitted(text, lambda length: text[:length].rstrip() + "…", inches, points, weight)
+
+
+def fitted_name(name: str, inches: float, points: float = SMALL) -> str:
+    """Return a file's name as one line of printable text, or an ellipsis and as much of its end as fits."""
+    text = "".join(sign if sign.isprintable() else "\ufffd" for sign in name)
+    return _fitted(text, lambda length: "…" + text[-length:], inches, points, "normal")
+
+
+def _fitted(text: str, cut: Callable[[int], str], inches: float, points: float, weight: str) -> str:
     if text_width(text, points, weight) <= inches:
         return text
-    shorter = (text[:length].rstrip() + "…" for length in range(len(text) - 1, 0, -1))
+    shorter = map(cut, range(len(text) - 1, 0, -1))
     return next((short for short in shorter if text_width(short, points, weight) <= inches), "…")
 
 
 def percent(share: float) -> str:
     """Format a share as whole percent."""
     return "<1 %" if 0 < share < VISIBLE else f"{100 * share:.0f} %"
-
-
-def class_colours(shares: np.ndarray) -> dict[int, str]:
-    """Choose a colour for each visible class, the same in the whole figure.
-
-    Up to ten classes have colours by id, the same in every figure. Of more classes, the ten largest have a colour to
-    themselves; the others share further colours, but never two that are visible in one image.
-
-    Args:
-        shares: float [n, K]; how much of each of the n images belongs to each class.
-    """
-    if shares.shape[1] <= len(PALETTE):
-        return dict(enumerate(PALETTE[: shares.shape[1]]))
-    heaviest = [int(index) for index in np.argsort(-shares.sum(0), kind="stable")]
-    colours = dict(zip(heaviest, PALETTE, strict=False))
-    seen = shares >= VISIBLE
-    for index in heaviest[len(PALETTE) :]:
-        neighbours = np.flatnonzero(seen[seen[:, index]].any(0))
-        taken = {colours.get(int(neighbour)) for neighbour in neighbours}
-        free = [colour for colour in SHARED if colour not in taken]
-        if len(neighbours) and free:
-            colours[index] = free[len(colours) % len(free)]
-    return colours
 
 
 def draw_image(axes: Axes, image: np.ndarray) -> None:
@@ -216,7 +204,9 @@ def outline(axes: Axes, box: CropBox, colour: str, points: float, style: str = "
 
 
 def draw_map(axes: Axes, image: np.ndarray, cells: np.ndarray, colours: Mapping[int, str]) -> None:
-    """Draw the image, pale, and over each cell the colour of its most likely class; its opacity is the probability.
+    """Draw the image, and over each cell the colour of its most likely class; its opacity grows with the probability.
+
+    The image keeps its contrast, but little of its colour, which is left to the classes.
 
     Args:
         axes: the panel.
@@ -225,8 +215,7 @@ def draw_map(axes: Axes, image: np.ndarray, cells: np.ndarray, colours: Mapping[
         colours: class -> colour.
     """
     grey = np.asarray(Image.fromarray(image).convert("L"), dtype=np.float32)[:, :, None]
-    pale = 0.68 * (0.85 * grey + 0.15 * image) + 68  # little colour and contrast, so that the overlay is legible
-    draw_image(axes, pale.astype(np.uint8))
+    draw_image(axes, ((1 - SATURATION) * grey + SATURATION * image).astype(np.uint8))
     overlay = to_rgba_array([colours.get(index, OTHER_COLOUR) for index in range(len(cells))])[cells.argmax(0), :3]
     draw_over(axes, overlay, OPACITY * cells.max(0))
 

@@ -91,6 +91,11 @@ NewPng = Annotated[
     _path_that(lambda path: path.suffix.lower() == ".png" and _can_be_written(path)),
     Field(title="FILE.png", description=f"a .png file {_NEW}"),
 ]
+NewPngOrHtml = Annotated[
+    Path,
+    _path_that(lambda path: path.suffix.lower() in (".png", ".html") and _can_be_written(path)),
+    Field(title="FILE", description=f"a .png or .html file {_NEW}"),
+]
 NewFolder = Annotated[Path, Field(title="DIR", description="a path")]
 Size = Annotated[
     tuple[Positive, Positive],

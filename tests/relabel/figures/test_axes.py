@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from relabel.crop_box import CropBox
-from relabel.figures.axes import CORRECT, draw_axes_figure, mean_transposed_iou
+from relabel.figures.axes import draw_axes_figure, mean_transposed_iou
+from relabel.figures.colours import CORRECT, WARNING
 from relabel.figures.label_maps import make_example
-from relabel.figures.panels import WARNING
 from relabel.label_map import LabelMap
 from tests.relabel.figures.test_label_maps import texts
 
@@ -38,7 +38,7 @@ def test_the_right_region_is_the_crop_and_the_mirrored_one_is_not(tmp_path: Path
     image, boxes = np.full((300, 400, 3), 128, dtype=np.uint8), [LOWER_LEFT, LOWER_LEFT.transposed()]
     shown = make_example(image, 0, LabelMap.from_dense(dense, 2), boxes, 3)
     names = ["ant", "bee", "cow"]
-    draw_axes_figure(tmp_path / "axes.png", image, shown.cells, LOWER_LEFT, shown.targets, names)
+    draw_axes_figure(tmp_path / "axes.png", image, shown.cells, LOWER_LEFT, shown.targets, names, "cow/1.JPEG")
     with Image.open(tmp_path / "axes.png") as figure:
         assert figure.format == "PNG" and figure.width > 1200 and figure.height > 500
         pixels = np.asarray(figure.convert("RGB")).astype(float)
@@ -48,4 +48,4 @@ def test_the_right_region_is_the_crop_and_the_mirrored_one_is_not(tmp_path: Path
     assert right[1] - 1 / 3 < mirrored[1] - 2 / 3 - 0.05  # on the left of its panel, more to the right
     bars = [axes for axes in drawn[0].axes if any(text.get_text().endswith("%") for text in axes.texts)]
     assert [axes.texts[0].get_text() for axes in bars] == ["ant", "bee"]  # below the second panel, below the third
-    assert any("IoU" in text for text in texts(drawn[0]))
+    assert any("IoU" in text for text in texts(drawn[0])) and "cow/1.JPEG" in texts(drawn[0])

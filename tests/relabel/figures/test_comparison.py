@@ -6,6 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from relabel.evaluation.compare import compare
 from relabel.evaluation.predictions import SavedPredictions, read_predictions
 from relabel.figures.comparison import draw_comparison_sheet
 from tests.relabel.evaluation.test_compare import FIRST, SECOND, save
@@ -27,15 +28,24 @@ def both(folder: Path) -> tuple[SavedPredictions, SavedPredictions]:
     return read_predictions(save(folder / "1.csv", FIRST)), read_predictions(save(folder / "2.csv", SECOND))
 
 
+def draw(folder: Path, both: tuple[SavedPredictions, SavedPredictions], images: Path, count: int = 1) -> None:
+    draw_comparison_sheet(folder / "sheet.png", *both, images, count, compare(*both)[0])
+
+
 def test_the_images_that_differ_most_come_first(tmp_path: Path, images: Path, drawn: list[Figure]) -> None:
-    draw_comparison_sheet(tmp_path / "sheet.png", *both(tmp_path), images, count=3)
+    draw(tmp_path, both(tmp_path), images, count=3)
     (figure,) = drawn
     check_texts_have_room(figure)
     shown = texts(figure)
     coloured = {text.get_text(): str(text.get_color()) for text in written(figure)}
     assert coloured["≠ a"] == "#c62828" and coloured["c"] != "#c62828"  # only wrong answers are red
+    undecided = "the difference is within the uncertainty of these images"
+    assert f"top-1 60.00 % → 80.00 % of 5 images: {undecided}" in shown
     shown = shown[shown.index("c") :]  # after the heading
-    assert shown[:6] == ["c", "1st", "≠ a", "50 %", "2nd", "c"]
+    assert (
+        shown[:6] == ["c", "1st", "≠ a", "50 %", "2nd", "c"]
+        and shown[shown.index("of the label: 10 % → 90 %") + 1] == "c/1.JPEG"
+    )
     assert [text for text in shown if text.startswith("of the label")] == [
         "of the label: 10 % → 90 %", "of the label: 60 % → 10 %", "of the label: 20 % → 40 %",
     ]  # fmt: skip
@@ -45,16 +55,16 @@ def test_long_names_are_cut_where_they_would_touch(tmp_path: Path, images: Path,
     long = "soft-coated wheaten terrier of a very long name"
     rows = [row.replace(",a,", f",{long},") for row in FIRST], [row.replace(",a,", f",{long},") for row in SECOND]
     files = [read_predictions(save(tmp_path / f"{'x' * 120}{n}.csv", mine)) for n, mine in enumerate(rows)]
-    draw_comparison_sheet(tmp_path / "sheet.png", files[0], files[1], images, count=1)
+    draw(tmp_path, (files[0], files[1]), images)
     check_texts_have_room(drawn[0])
 
 
 def test_a_missing_image_and_a_name_that_leads_out_of_the_folder_are_refused(tmp_path: Path, images: Path) -> None:
     (images / "c" / "1.JPEG").unlink()
     with pytest.raises(UserError, match=r"c/1.JPEG"):
-        draw_comparison_sheet(tmp_path / "sheet.png", *both(tmp_path), images, count=1)
+        draw(tmp_path, both(tmp_path), images)
     for name in ("/etc/passwd", "a/../../1.JPEG"):
         found = read_predictions(save(tmp_path / "1.csv", [f"{name},a,a,0.9,0.9,a,1"]))
         with pytest.raises(UserError, match="which leads out of"):
-            draw_comparison_sheet(tmp_path / "sheet.png", found, found, images, count=1)
+            draw_comparison_sheet(tmp_path / "sheet.png", found, found, images, 1, compare(*both(tmp_path))[0])
     assert not (tmp_path / "sheet.png").exists()

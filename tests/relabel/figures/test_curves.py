@@ -6,22 +6,29 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from relabel.figures.colours import OTHER_COLOUR, PALETTE
 from relabel.figures.curves import draw_curves, draw_results
-from relabel.figures.panels import PALETTE
 from tests.relabel.figures.test_label_maps import check_texts_have_room, pixels_of
 
 
 def test_each_row_takes_its_room_and_one_seed_is_enough(tmp_path: Path, drawn: list[Figure]) -> None:
     draw_results(tmp_path / "two.png", {"original labels": [70.0], "ReLabel": [80.0]})
     axes = drawn[0].axes[0]
-    assert axes.get_title("left") == "validation top-1 (%)"  # one seed has no interval
-    assert len(pixels_of(tmp_path / "two.png", PALETTE[1])) > 50  # the second row, in the colour of the second curve
+    assert "one seed decides nothing" in axes.get_title("left")
+    assert not len(pixels_of(tmp_path / "two.png", PALETTE[1]))  # so the second row is grey
     patch = axes.texts[0].get_bbox_patch()
     assert patch is not None and patch.get_facecolor() == (1, 1, 1, 1)  # hides the dashed line
     draw_results(tmp_path / "nine.png", {f"row {i}": [70.0 + i, 71.0 + i, 72.5 + i] for i in range(9)})
     heights = [Image.open(tmp_path / name).height for name in ("two.png", "nine.png")]
     assert heights[1] > 2 * heights[0]
     assert np.asarray(Image.open(tmp_path / "nine.png").convert("L")).std() > 5
+
+
+def test_a_row_has_its_colour_only_if_it_differs_from_the_first(tmp_path: Path) -> None:
+    """Seed by seed: the second row is better each time, the third only on average."""
+    draw_results(tmp_path / "rows.png", {"plain": [50, 60, 70], "better": [53, 64, 73], "same": [53, 59, 72]})
+    plain, better, same, grey = (len(pixels_of(tmp_path / "rows.png", c)) for c in (*PALETTE[:3], OTHER_COLOUR))
+    assert plain > 50 and better > 50 and not same and grey > 50
 
 
 def records(accuracies: list[float]) -> list[dict[str, object]]:

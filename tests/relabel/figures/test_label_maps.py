@@ -15,6 +15,7 @@ from PIL import Image
 from relabel.annotation.label_set import LabelSet, open_label_set
 from relabel.crop_box import WHOLE_IMAGE, CropBox
 from relabel.data.images import list_images
+from relabel.figures.colours import WARNING
 from relabel.figures.label_maps import (
     Example,
     draw_figure,
@@ -24,7 +25,6 @@ from relabel.figures.label_maps import (
     named_rows,
     random_rows,
 )
-from relabel.figures.panels import WARNING
 from relabel.label_map import LabelMap
 from relabel.stores.manifest import Manifest
 from relabel.stores.pt_folder import write_label_map
@@ -33,7 +33,7 @@ from utils.errors import UserError
 
 NAMES = [f"class_{index}" for index in range(7)]
 LONG_NAMES = [
-    "soft-coated wheaten terrier",
+    "soft-coated wheaten terrier, a name longer than any tile of a sheet",
     "American Staffordshire terrier",
     *(f"{'long' * 9} {n}" for n in range(998)),
 ]
@@ -48,17 +48,21 @@ def example(
     num_classes: int = 7,
     logit: float = 12.0,
     crops: Sequence[CropBox] = CROPS,
+    name: str = "class_0/image.jpg",
     **settings: float,
 ) -> Example:
     """A grey image; 4 x 6 cells of class 0 on the left, class 1 on the right; crops of a quarter and the lower half."""
     image = np.full((*size, 3), 128, dtype=np.uint8)
-    return make_example(image, label, left_right_map(logit), crops, num_classes, **settings)
+    return make_example(image, label, left_right_map(logit), crops, num_classes, **settings, name=name)
 
 
 def mixed(num_classes: int, count: int) -> list[Example]:
     """Examples of all shapes and degrees of certainty."""
     logits = (12.0, 3.0, 0.1)
-    return [example(SIZES[n % 4], n % 2, num_classes, logits[n % 3], (WHOLE_IMAGE, *CROPS)) for n in range(count)]
+    return [
+        example(SIZES[n % 4], n % 2, num_classes, logits[n % 3], (WHOLE_IMAGE, *CROPS), "9" * 40 * n + ".jpg")
+        for n in range(count)
+    ]
 
 
 def written(figure: Figure) -> list[Text]:
@@ -107,7 +111,7 @@ def test_figures_of_mixed_shapes_have_room_for_every_text(
 def test_a_row_names_label_map_and_targets(tmp_path: Path, drawn: list[Figure]) -> None:
     draw_rows(tmp_path / "rows.png", [example(label=1)], ["ant", "bee", *NAMES[2:]])
     shown = texts(drawn[0])
-    assert "4x6 cells, surest 100 %" in shown and shown.count("bee") >= 2
+    assert "4x6 cells, surest 100 %" in shown and "class_0/image.jpg" in shown and shown.count("bee") >= 2
     assert shown[shown.index("100 %") - 1] == "ant"  # the first crop is in the left half
     assert shown.count("50 %") == 2  # the second one shows as much of both
     draw_rows(tmp_path / "rows.png", [example(temperature=4.0)], NAMES)
@@ -118,7 +122,7 @@ def test_a_sheet_marks_where_target_and_label_disagree(tmp_path: Path, drawn: li
     dense = np.zeros((7, 3, 5), dtype=np.float32)
     dense[2], dense[5] = 9, 7.5
     grey, label_map = np.full((40, 60, 3), 128, np.uint8), LabelMap.from_dense(dense, k=2)
-    examples = [make_example(grey, label, label_map, [WHOLE_IMAGE], 7) for label in (2, 5)]
+    examples = [make_example(grey, label, label_map, [WHOLE_IMAGE], 7, name=f"{label}.jpg") for label in (2, 5)]
     draw_sheet(tmp_path / "agree.png", examples[:1], NAMES)
     draw_sheet(tmp_path / "both.png", examples, NAMES)
     assert not len(pixels_of(tmp_path / "agree.png", WARNING))
@@ -126,7 +130,13 @@ def test_a_sheet_marks_where_target_and_label_disagree(tmp_path: Path, drawn: li
     with Image.open(tmp_path / "both.png") as sheet:
         assert len(red) > 1000 and red[:, 1].min() > sheet.width / 2 - 10  # about the second tile only
     shown = texts(drawn[1])
-    assert "≠ class_5" in shown and "class_2" in shown and any(text.endswith("(≠): 1 of 2") for text in shown)
+    assert (
+        "2.jpg" in shown
+        and "5.jpg" in shown
+        and "≠ class_5" in shown
+        and "class_2" in shown
+        and any(text.endswith("(≠): 1 of 2") for text in shown)
+    )
     target = examples[0].targets[0]
     assert shown.count(f"{100 * target[2]:.0f} %") == shown.count(f"{100 * target[5]:.0f} %") == 2
 
