@@ -10,6 +10,7 @@ import torchvision
 from torch import Tensor, nn
 
 from models.digit_net import DigitNet
+from models.drop_rates import no_drop_rate, set_drop_rates
 from utils.errors import UserError
 
 # timm takes a second to import, so it is imported only when torchvision does not have the name.
@@ -45,48 +46,67 @@ def library_of(arch: str) -> str:
     raise UserError(_unknown_name_message(arch))
 
 
-def create_model(arch: str, num_classes: int, size: tuple[int, int] | None = None) -> nn.Module:
+def create_model(
+    arch: str,
+    num_classes: int,
+    size: tuple[int, int] | None = None,
+    drop_rate: float | None = None,
+    drop_path_rate: float | None = None,
+) -> nn.Module:
     """Build a classifier with random weights: images float [B, 3, H, W] -> logits float [B, K].
 
     Args:
         arch: as for library_of.
         num_classes: K.
         size: (rows, columns) of the images, for networks that are built for one size; None: the network's own.
+        drop_rate: probability of dropout; None: the network's own.
+        drop_path_rate: probability of stochastic depth in the last block; None: the network's own.
 
     Raises:
-        UserError: no library has the name, or timm does not know its tag.
+        UserError: no library has the name, timm does not know its tag, or the network does not have these rates.
     """
     library = library_of(arch)
+    if library == "timm":
+        rates = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
+        return _timm_model(arch, num_classes, size, {name: rate for name, rate in rates.items() if rate is not None})
     if library == OURS:
-        return OUR_MODELS[arch](num_classes)
-    if library == "torchvision":
+        model = OUR_MODELS[arch](num_classes)
+    else:
         options = TORCHVISION_OPTIONS.get(arch, {})
-        model: nn.Module = torchvision.models.get_model(arch, weights=None, num_classes=num_classes, **options)
-        return model
-    return _timm_model(arch, num_classes, size)
+        model = torchvision.models.get_model(arch, weights=None, num_classes=num_classes, **options)
+    set_drop_rates(arch, model, drop_rate, drop_path_rate)
+    return model
 
 
-def _timm_model(arch: str, num_classes: int, size: tuple[int, int] | None) -> nn.Module:
+def _timm_model(arch: str, num_classes: int, size: tuple[int, int] | None, rates: dict[str, Any]) -> nn.Module:
     import timm
 
     try:
-        model: Any = timm.create_model(arch.removeprefix(FORCE_TIMM), pretrained=False, num_classes=num_classes)
+        model: Any = timm.create_model(
+            arch.removeprefix(FORCE_TIMM), pretrained=False, num_classes=num_classes, **rates
+        )
+    except TypeError as error:
+        if "drop" not in str(error):
+            raise
+        raise no_drop_rate(arch, "drop_path_rate" if "drop_path_rate" in str(error) else "drop_rate") from error
     except RuntimeError as error:
         if "Invalid pretrained tag" not in str(error):
             raise
         raise UserError(f"found arch {arch!r}: {error} timm.list_pretrained() lists the tags") from error
     own = tuple(model.pretrained_cfg["input_size"][1:])
     is_fixed = model.pretrained_cfg.get("fixed_input_size", False)
-    return _built_for(arch, num_classes, size, own) if size and size != own and is_fixed else model
+    return _built_for(arch, num_classes, size, own, rates) if size and size != own and is_fixed else model
 
 
-def _built_for(arch: str, num_classes: int, size: tuple[int, int], own: tuple[int, int]) -> nn.Module:
+def _built_for(
+    arch: str, num_classes: int, size: tuple[int, int], own: tuple[int, int], rates: dict[str, Any]
+) -> nn.Module:
     """Build timm's network for images of another size than its own."""
     import timm
 
     try:
         model: nn.Module = timm.create_model(
-            arch.removeprefix(FORCE_TIMM), pretrained=False, num_classes=num_classes, img_size=size
+            arch.removeprefix(FORCE_TIMM), pretrained=False, num_classes=num_classes, img_size=size, **rates
         )
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         raise UserError(

@@ -1,12 +1,13 @@
-"""The two optimizers of the paper."""
+"""The optimizers: SGD, AdamP, AdamW; and which parameters decay."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from adamp import AdamP
 from torch import Tensor, nn
 
-ADAMP_SECOND_BETA = 0.999
+SECOND_BETA = 0.999
 
 
 class ChannelsLastAdamP(AdamP):
@@ -19,8 +20,21 @@ class ChannelsLastAdamP(AdamP):
         return x.reshape(1, -1)
 
 
+def without_decay_of_norms_and_biases(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return two parameter groups, by timm's rule.
+
+    Parameters of at most one dimension, biases, and those that the model itself exempts in `no_weight_decay()`, such as
+    position embeddings, do not decay.
+    """
+    from timm.optim import param_groups_weight_decay  # takes a second to import
+
+    own: Any = getattr(model, "no_weight_decay", tuple)  # a method of some of timm's networks
+    groups: list[dict[str, Any]] = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=own())
+    return groups
+
+
 def create_optimizer(
-    parameters: Iterable[nn.Parameter],
+    parameters: Iterable[nn.Parameter] | list[dict[str, Any]],
     name: str,
     lr: float,
     momentum: float,
@@ -28,31 +42,36 @@ def create_optimizer(
     weight_decay: float,
     fused: bool,
 ) -> torch.optim.Optimizer:
-    """Create SGD or AdamP over one parameter group: weight decay acts on every parameter, biases and norms included.
+    """Create SGD, AdamP or AdamW.
 
     Args:
-        parameters: to be trained.
-        name: "sgd" or "adamp".
+        parameters: to be trained; or groups of them, which may have a weight decay of their own. Otherwise weight
+            decay acts on every parameter, biases and norms included.
+        name: "sgd", "adamp" or "adamw".
         lr: learning rate of the first step; the trainer sets it before every step.
-        momentum: SGD's momentum; AdamP's first beta (the second is 0.999).
-        nesterov: SGD only; needs momentum > 0. AdamP ignores it, as in 2021.
-        weight_decay: SGD adds weight_decay * weight to the gradient; AdamP decays the weights themselves, by
-            lr * weight_decay, and a tenth of that where it projects.
-        fused: use SGD's single-kernel update (for CUDA); ignored by AdamP.
+        momentum: SGD's momentum; the others' first beta (the second is 0.999).
+        nesterov: SGD only; needs momentum > 0. The others ignore it, as AdamP did in 2021.
+        weight_decay: SGD adds weight_decay * weight to the gradient; the others decay the weights themselves, by
+            lr * weight_decay, and AdamP by a tenth of that where it projects.
+        fused: use the single-kernel update of SGD and AdamW (for CUDA).
 
     Raises:
         ValueError: an unknown name, or Nesterov without momentum.
     """
+    betas = (momentum, SECOND_BETA)
     if name == "adamp":
-        return ChannelsLastAdamP(parameters, lr=lr, betas=(momentum, ADAMP_SECOND_BETA), weight_decay=weight_decay)
+        return ChannelsLastAdamP(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=fused)
     if name != "sgd":
-        raise ValueError(f"name must be sgd or adamp, not {name!r}")
+        raise ValueError(f"name must be sgd, adamp or adamw, not {name!r}")
     optimizer = torch.optim.SGD(
         parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=fused
     )
     if fused and momentum:
         # torch allocates these buffers uninitialized and leaves them so if the loss scaler skips the first update,
         # which is common: the second update would start from garbage.
-        for parameter in optimizer.param_groups[0]["params"]:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer

@@ -1,5 +1,6 @@
 """The records in a run folder: metrics.jsonl, status.json, environment.json."""
 
+import hashlib
 import json
 import math
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from utils.errors import UserError
 from utils.files import read_json, write_json
@@ -33,7 +35,7 @@ def write_status(folder: Path, state: str, **details: Any) -> None:
 
 
 class MetricsLog:
-    """Writer of metrics.jsonl, one JSON object per event with units in the names, and of TensorBoard events.
+    """Writer of metrics.jsonl, one JSON object per event with units in the names, TensorBoard and wandb events.
 
     Args:
         folder: the run folder.
@@ -41,9 +43,12 @@ class MetricsLog:
             because it will be written again.
         tensorboard: also write event files into the folder.
         step: the step from which the run continues; TensorBoard discards later events.
+        wandb: also send the events to Weights & Biases, as one run there however often it is continued.
     """
 
-    def __init__(self, folder: Path, keep_bytes: int = 0, tensorboard: bool = False, step: int = 0) -> None:
+    def __init__(
+        self, folder: Path, keep_bytes: int = 0, tensorboard: bool = False, step: int = 0, wandb: bool = False
+    ) -> None:
         self._path = folder / METRICS
         with self._writing():
             self._file = self._path.open("ab")
@@ -53,6 +58,7 @@ class MetricsLog:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(folder), purge_step=step + 1)
+        self._wandb = _wandb_run(folder) if wandb else None
 
     def write(self, event: str, step: int, **values: Any) -> None:
         """Append one event and flush it; non-finite numbers are written as strings."""
@@ -60,9 +66,12 @@ class MetricsLog:
         with self._writing():
             self._file.write(json.dumps({"event": event, "step": step, **plain}, allow_nan=False).encode() + b"\n")
             self._file.flush()
-            for name, value in plain.items():
-                if self._board and isinstance(value, int | float):
-                    self._board.add_scalar(f"{event}/{name}", value, step)
+            numbers = {f"{event}/{name}": value for name, value in plain.items() if isinstance(value, int | float)}
+            for name, value in numbers.items():
+                if self._board:
+                    self._board.add_scalar(name, value, step)
+            if self._wandb:
+                self._wandb.log(numbers, step=step)
 
     def size_on_disk(self) -> int:
         """Sync the file to disk and return its length in bytes, which a checkpoint records."""
@@ -87,6 +96,21 @@ class MetricsLog:
             self._file.close()
             if self._board:
                 self._board.close()
+            if self._wandb:
+                self._wandb.finish()
+
+
+def _wandb_run(folder: Path) -> Any:
+    """Begin or continue the run at Weights & Biases that belongs to a run folder.
+
+    Its id comes from the first entry of environment.json: another run, later in the same folder, gets another one.
+    """
+    import wandb
+
+    first = read_json(folder / ENVIRONMENT, "expected a list of starts")[0]
+    identifier = hashlib.sha256(json.dumps(first).encode()).hexdigest()[:16]
+    config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    return wandb.init(id=identifier, name=folder.name, dir=str(folder), config=config, resume="allow")
 
 
 def _finite(value: Any) -> Any:

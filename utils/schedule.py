@@ -9,7 +9,7 @@ def learning_rate(
     step: int,
     steps_per_epoch: int,
     epochs: int,
-    warmup_epochs: int,
+    warmup_epochs: float,
     lr_init: float,
     warmup_lr: float,
     decay_type: str,

@@ -1,8 +1,7 @@
-"""Build the parts of a run from its config: data, network, optimizer, schedule, loaders; each is checked when built."""
+"""Build the parts of a run from its config: data, loaders, targets, trainer; each is checked when built."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,14 @@ from relabel.data.skipped_images import SkippedImages, SkippingDataset
 from relabel.stores.store import LabelStore, check_one_per_class, check_present, open_label_store
 from relabel.targets import TargetMaker
 from relabel.training.network import build_model, center_crop, open_start, start_from, training_input
-from relabel.training.trainer import Recipe, Trainer
+from relabel.training.recipe import global_batch, make_optimizer, make_recipe
+from relabel.training.trainer import Trainer
 from relabel.training.validation import Score, evaluate
 from utils.config.frozen_munch import FrozenMunch
 from utils.errors import UserError, with_advice
-from utils.optimizers import create_optimizer
 from utils.precision import Precision
 from utils.processes.distributed import Process, cores_of, from_main
 from utils.run_folder import Start
-from utils.schedule import learning_rate
 
 _DATA_ADVICE = "Check --data.data_path."
 _WITHOUT_MAPS = (
@@ -116,7 +114,8 @@ def make_trainer(
     """Build the trainer, in the state of the checkpoint if there is one; nothing is written yet."""
     weights = open_start(config) if config.model.weights and not start.state else None
     data_config = training_input(config, weights, start.state)
-    steps, train_batches = train_loader(config, data, process, start.seed, data_config)
+    batch_size = global_batch(config, 0 if data.extra else len(data.images), process)
+    steps, train_batches = train_loader(config, data, batch_size, process, start.seed, data_config)
     val_batches = eval_loader(config, data.val, process, center_crop(data_config))
     torch.manual_seed(start.seed)
     model = build_model(config, len(data.images.class_names), precision, data_config)
@@ -130,7 +129,7 @@ def make_trainer(
     trainer = Trainer(
         model=model,
         optimizer=make_optimizer(config, model, process.device),
-        recipe=make_recipe(config, steps, start.seed),
+        recipe=make_recipe(config, steps, batch_size, start.seed),
         precision=precision,
         process=process,
         train_batches=train_batches,
@@ -141,6 +140,7 @@ def make_trainer(
         data_config=data_config,
         folder=Path(config.util.run_dir),
         tensorboard=config.util.tensorboard,
+        wandb=config.util.wandb,
     )
     if start.state is not None:
         trainer.resume(start.state)
@@ -153,47 +153,6 @@ def memory_advice(config: FrozenMunch) -> str:
         f"optim.batch_size is {config.optim.batch_size} in {config.optim.accumulation} part(s), util.val_batch_size "
         f"{config.util.val_batch_size}. Lower --optim.batch_size, raise --optim.accumulation or lower "
         "--util.val_batch_size; or end other programs on this device."
-    )
-
-
-def make_optimizer(config: FrozenMunch, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
-    """Build the optimizer over every parameter."""
-    optim = config.optim
-    return create_optimizer(
-        model.parameters(),
-        optim.optimizer,
-        lr=optim.lr.init,
-        momentum=optim.momentum,
-        nesterov=optim.nesterov,
-        weight_decay=optim.wd.base,
-        fused=device.type == "cuda",
-    )
-
-
-def make_recipe(config: FrozenMunch, steps_per_epoch: int, seed: int) -> Recipe:
-    """Build the recipe; steps_per_epoch comes from the data."""
-    optim, mixing = config.optim, config.data.cutmix
-    return Recipe(
-        epochs=optim.epochs,
-        steps_per_epoch=steps_per_epoch,
-        accumulation=optim.accumulation,
-        learning_rate=partial(
-            learning_rate,
-            steps_per_epoch=steps_per_epoch,
-            epochs=optim.epochs,
-            warmup_epochs=optim.warmup.epochs,
-            lr_init=optim.lr.init,
-            warmup_lr=optim.warmup.lr,
-            decay_type=optim.lr.decay_type,
-        ),
-        cutmix_prob=mixing.prob,
-        cutmix_beta=mixing.beta,
-        cutmix_epochs=optim.epochs - mixing.off_epoch,
-        clip_grad_norm=optim.clip_grad_norm,
-        ema_decay=optim.ema.decay,
-        seed=seed,
-        print_freq=config.util.print_freq,
-        checkpoint_minutes=config.util.checkpoint_minutes,
     )
 
 
@@ -212,25 +171,18 @@ def build_target_maker(config: FrozenMunch, num_classes: int) -> TargetMaker:
 
 
 def train_loader(
-    config: FrozenMunch, data: TrainingData, process: Process, seed: int, data_config: DataConfig
+    config: FrozenMunch, data: TrainingData, global_batch: int, process: Process, seed: int, data_config: DataConfig
 ) -> tuple[int, Callable[[int], Iterable[Batch]]]:
-    """Build the training batches.
+    """Build the training batches of `global_batch` images over all processes.
 
     Returns:
         The number of updates in an epoch; and a function: first update -> this process's batches from there to the end
         of the run.
 
     Raises:
-        UserError: the images do not fill a batch, or a batch cannot be divided as configured.
+        UserError: the images do not fill a batch, or there is no room for extra images in it.
     """
-    keys, accumulation = config.data, config.optim.accumulation
-    batch_size = process.share(config.optim.batch_size, "optim.batch_size")
-    if batch_size % accumulation:
-        raise UserError(
-            f"optim.accumulation is {accumulation}, but the {batch_size} images of a batch on each process are not "
-            f"divisible by it.\n  Change --optim.accumulation or --optim.batch_size."
-        )
-    global_batch = batch_size * process.world_size
+    keys = config.data
     from_extra = round(keys.extra.share * global_batch)
     if data.extra and not 0 < from_extra < global_batch:
         raise UserError(
@@ -250,8 +202,8 @@ def train_loader(
     def batches(start_step: int) -> Iterable[Batch]:
         sampler = TrainBatches(
             num_images=len(data.images),
-            batch_size_per_process=batch_size,
-            accumulation=accumulation,
+            batch_size_per_process=global_batch // process.world_size,
+            accumulation=config.optim.accumulation,
             rank=process.rank,
             world_size=process.world_size,
             seed=seed,

@@ -69,8 +69,9 @@ def build_model(config: FrozenMunch, num_classes: int, precision: Precision, dat
     Raises:
         UserError: the network does not exist, or cannot classify images of the run's sizes.
     """
-    with with_advice("Correct --model.arch."):
-        model = create_model(config.model.arch, num_classes, data_config.size)
+    names = config.model
+    with with_advice("Correct --model.arch, or leave out the drop rate that it does not have."):
+        model = create_model(names.arch, num_classes, data_config.size, names.drop_rate, names.drop_path_rate)
     set_batch_norm(model, config.optim.bn.momentum, data_config.bn_eps)
     check_image_sizes(config.model.arch, model.eval(), {data_config.train_size, data_config.side})
     return model.train().to(precision.device).to(memory_format=torch.channels_last)

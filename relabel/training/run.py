@@ -161,6 +161,7 @@ def check_agreement(config: FrozenMunch, data: TrainingData) -> None:
 def introduce(config: FrozenMunch, data: TrainingData, trainer: Trainer) -> None:
     """Print what is about to run, and record its environment."""
     process, folder, recipe = trainer.process, trainer.folder, trainer.recipe
+    batch = recipe.batch_size
     was_killed = read_status(folder) == "running"  # but no process is: this one has the lock
     write_status(folder, "running", step=trainer.step, epoch=trainer.epoch)
     record_environment(
@@ -186,11 +187,10 @@ def introduce(config: FrozenMunch, data: TrainingData, trainer: Trainer) -> None
         + ", ..." * (len(lacking) > 5)
         if lacking
         else "",
-        f"{data.extra_images:,} extra images with label maps, {round(config.data.extra.share * recipe.batch_size):,} in each "
-        "batch"
+        f"{data.extra_images:,} extra images with label maps, {round(config.data.extra.share * batch):,} in each batch"
         if data.extra
         else "",
-        f"{counted(recipe.epochs, 'epoch')} of {counted(recipe.steps_per_epoch, 'step')}, batch size {recipe.batch_size:,}; "
+        f"{counted(recipe.epochs, 'epoch')} of {counted(recipe.steps_per_epoch, 'step')}, batch size {batch:,}; "
         f"run folder {folder}",
         *recipe_notes(config, len(data.images), recipe),
         "the process that trained here before was killed" if was_killed else "",

@@ -1,5 +1,6 @@
 """The training loop: from batches of images and label maps to weights and a run folder."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,6 +24,16 @@ from relabel.cutmix import cutmix
 from relabel.data.loader import Batch
 from relabel.data.skipped_images import SkippedImage, SkippedImages
 from relabel.targets import TargetMaker
+from relabel.training.reports import (
+    BATCH_FIGURE,
+    CURVES_FIGURE,
+    SHOWN,
+    RunFigures,
+    closing_lines,
+    drawn,
+    pixels,
+    step_lines,
+)
 from relabel.training.validation import Score
 from utils.checkpoint import BEST, LAST, PREVIOUS, link_checkpoint, save_checkpoint
 from utils.errors import EXIT_PREEMPTED, SharedError, with_advice
@@ -32,12 +43,14 @@ from utils.processes.distributed import Process, StopRequest, broadcast_buffers,
 from utils.processes.guard import StepGuard, Verdict, assert_finite
 from utils.progress import JobProgress
 from utils.random import STEP, keyed_rng
-from utils.run_log import MetricsLog, write_status
+from utils.run_log import METRICS, MetricsLog, read_metrics, write_status
 
 NON_FINITE_ADVICE = (
     "Set a lower --optim.lr.init, --optim.clip_grad_norm 1 or --compute.opt_level bf16, and start with another "
     "--util.run_dir."
 )
+DIVERGING = 3.0  # times ln K
+DIVERGENCE_ADVICE = "Lower --optim.lr.init or set --optim.clip_grad_norm 1,\n  in another --util.run_dir."
 SAVE_ADVICE = "The same command continues from the last checkpoint, or set another --util.run_dir."
 
 
@@ -47,6 +60,7 @@ class Recipe:
 
     Fields:
         epochs, steps_per_epoch: length of the run; a step is an update.
+        batch_size: images per update, over all processes.
         accumulation: micro-batches per update of one process.
         learning_rate: step -> learning rate of the update that begins there.
         cutmix_prob: probability that a micro-batch is mixed.
@@ -61,6 +75,7 @@ class Recipe:
 
     epochs: int
     steps_per_epoch: int
+    batch_size: int
     accumulation: int
     learning_rate: Callable[[int], float]
     cutmix_prob: float
@@ -98,6 +113,8 @@ class Trainer:
         data_config: what the network expects of its input; every checkpoint contains it.
         folder: the run folder.
         tensorboard: also write TensorBoard events.
+        wandb: also send the metrics to Weights & Biases.
+        figures: draw the figures of the run; None: there are none.
         network, batches, progress, log: the model, in DDP if there are several processes; the rest of train_batches;
             the progress bar; the metrics (main process only). Set by `begin`, because they depend on the step.
     """
@@ -115,6 +132,8 @@ class Trainer:
     data_config: DataConfig
     folder: Path
     tensorboard: bool = False
+    wandb: bool = False
+    figures: RunFigures | None = None
     network: nn.Module = field(init=False)
     batches: Iterator[Batch] = field(init=False)
     progress: JobProgress = field(init=False)
@@ -132,7 +151,7 @@ class Trainer:
         self.elapsed_s = 0.0  # up to the last record, over all commands of this run
         self.stop_request = StopRequest()
         self._began = self._last_save = time.monotonic()
-        self._saved_step = 0
+        self._saved_step, self._is_warned = 0, False
 
     @property
     def epoch(self) -> int:
@@ -141,8 +160,13 @@ class Trainer:
 
     @property
     def result(self) -> str:
-        """Accuracy and path of the best checkpoint, as text."""
-        return f"best top-1 {self.best_accuracy:.2f} % after epoch {self.best_epoch}: {self.folder / BEST}"
+        """Time, speed, and the accuracies and paths of the best and the last checkpoint, as lines."""
+        epochs = {
+            self.folder / BEST: (self.best_epoch, self.best_accuracy),
+            self.folder / LAST: (self.epoch, self.accuracy),
+        }
+        records = read_metrics(self.folder) if (self.folder / METRICS).is_file() else []
+        return closing_lines(epochs, records, self.elapsed_s, self.ema is not None)
 
     # ---- one update: the method, in the order of the paper
 
@@ -151,17 +175,11 @@ class Trainer:
 
         The gradient is the mean over the images that could be read, on all processes.
         """
-        recipe, rng = self.recipe, self._begin_step()
+        rng = self._begin_step()
         planned = sum(len(batch) + len(batch.skipped) for batch in batches)  # the same on every process
         total = torch.zeros((), device=self.process.device)
         for i, batch in enumerate(batches, start=1):
-            images = augment(
-                batch.images, batch.flips, batch.jitter_orders, batch.jitter_factors, batch.lighting,
-                mean=self.data_config.mean, std=self.data_config.std,
-            )  # fmt: skip
-            targets = self.target_maker(batch.labels, batch.boxes, batch.scores, batch.classes)
-            if self.epoch < recipe.cutmix_epochs and rng.random() < recipe.cutmix_prob:
-                images, targets = cutmix(images, targets, rng, recipe.cutmix_beta)
+            images, targets = self.network_input(batch, rng)
             with self._gradient_exchange(i == len(batches)):
                 with self.precision.autocast():
                     logits = self.network(images.contiguous(memory_format=torch.channels_last))
@@ -175,6 +193,21 @@ class Trainer:
         verdict = self._receive(total, batches, planned)
         self._update()
         return verdict
+
+    def network_input(self, batch: Batch, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Return a batch as the network gets it: float [B, 3, S, S], and its targets [B, K]."""
+        images = augment(
+            batch.images, batch.flips, batch.jitter_orders, batch.jitter_factors, batch.lighting,
+            mean=self.data_config.mean, std=self.data_config.std,
+        )  # fmt: skip
+        targets = self.target_maker(batch.labels, batch.boxes, batch.scores, batch.classes)
+        if self._cutmix_is_on and rng.random() < self.recipe.cutmix_prob:
+            images, targets = cutmix(images, targets, rng, self.recipe.cutmix_beta)
+        return images, targets
+
+    @property
+    def _cutmix_is_on(self) -> bool:
+        return self.epoch < self.recipe.cutmix_epochs
 
     def _begin_step(self) -> np.random.Generator:
         """Set the learning rate, seed dropout and stochastic depth, and return CutMix's generator."""
@@ -247,7 +280,7 @@ class Trainer:
         if self.process.is_main:
             self.log.close()
             write_status(self.folder, "done", step=self.step, epoch=self.epoch, top1_percent=self.accuracy)
-            print(f"finished: {self.result}", flush=True)
+            self._draw_curves()
 
     def begin(self) -> None:
         """Set up DDP, workers, the progress bar and the log."""
@@ -268,7 +301,7 @@ class Trainer:
             "training", self.recipe.total_steps, "steps", done=self.step, lines=False, enabled=self.process.is_main
         )
         if self.process.is_main:
-            self.log = MetricsLog(self.folder, self.metrics_bytes, self.tensorboard, self.step)
+            self.log = MetricsLog(self.folder, self.metrics_bytes, self.tensorboard, self.step, self.wandb)
         self._last_save, self._saved_step = time.monotonic(), self.step
         self._began = time.monotonic() - self.elapsed_s
         self.meter.restart_clock()
@@ -280,6 +313,8 @@ class Trainer:
         while self.step < end:
             with self.meter.waiting():
                 batches = [next(self.batches) for _ in range(self.recipe.accumulation)]
+            if self.step == 0:
+                self._draw_batch(batches[0])
             verdict = self.train_step(batches)
             self.progress.advance(1)
             if (self.step - first) % self.recipe.print_freq == 0 or self.step == end:
@@ -296,9 +331,7 @@ class Trainer:
             broadcast_buffers(network)
         for name, score in self.evaluate(networks).items():
             self._record("validation", epoch=self.epoch, weights=name, **asdict(score))
-            self._print(
-                f"epoch {self.epoch}/{self.recipe.epochs}  validation{' of the EMA' * (name == 'ema')}  {score}"
-            )
+            self._print(f"epoch {self.epoch}/{self.recipe.epochs}  validation{' (EMA)' * (name == 'ema')}  {score}")
         self.accuracy, self.validated = score.top1_percent, True  # of the EMA if there is one, because it comes last
         is_best = self.accuracy > self.best_accuracy
         if is_best:
@@ -312,13 +345,24 @@ class Trainer:
         skipped = {"skipped_updates": self.guard.skipped, "skipped_images": len(self.skipped_images)}
         epoch, rate = (self.step - 1) // self.recipe.steps_per_epoch + 1, self.recipe.learning_rate(self.step - 1)
         self._record("train", epoch=epoch, learning_rate=rate, **skipped, **values)
-        self._print(
-            f"epoch {epoch}/{self.recipe.epochs}  step {self.step:,}/{self.recipe.total_steps:,}  "
-            f"loss {values['loss']:.4f} (floor {values['target_entropy_nats']:.4f})  "
-            f"target agreement {values['target_agreement_percent']:.2f} %  lr {rate:.5f}  "
-            f"{values['images_per_s']:,.0f} images/s  data wait {values['data_wait_percent']:.0f} %  "
-            f"{self.progress.time_left()}"
-        )
+        learns, speed, note = step_lines(values, rate, self.progress.time_left())
+        begin = f"epoch {epoch}/{self.recipe.epochs}  "
+        self._print(f"{begin}step {self.step:,}  {learns}")
+        self._warn_of_divergence(values["loss"], rate)
+        top1 = f"  top-1 {self.accuracy:.1f} %" if self.best_epoch else ""
+        self.progress.note = f"loss {values['loss']:.3f}{top1}  {note}"
+        if not self.progress.live:
+            self._print(f"{'':{len(begin)}}{speed}")
+
+    def _warn_of_divergence(self, loss: float, rate: float) -> None:
+        """Say once that the loss is far above ln K, that of a network which knows nothing."""
+        uniform = math.log(self.target_maker.num_classes)
+        if loss > DIVERGING * uniform and not self._is_warned:
+            self._is_warned = True
+            self._print(
+                f"warning: the loss {loss:.4g} is far above ln K = {uniform:.2f}, which guessing gives: the training\n"
+                f"  diverges at learning rate {rate:.3g}. {DIVERGENCE_ADVICE}"
+            )
 
     def _record(self, event: str, **values: Any) -> None:
         self.elapsed_s = time.monotonic() - self._began
@@ -334,8 +378,30 @@ class Trainer:
             sender = self.stop_request.signal_name or "another process"
             self._print(f"stopped by {sender} at step {self.step:,}; the same command continues this run")
             write_status(self.folder, "preempted", step=self.step, epoch=self.epoch)
+            self._draw_curves()
         wait_for_all()  # a launcher may end all processes as soon as the first one exits
         sys.exit(EXIT_PREEMPTED)
+
+    # ---- figures, by the main process
+
+    def _draw_batch(self, batch: Batch) -> None:
+        """Draw what the network will get first; it gets the same again, because each step seeds its own generator."""
+        if not (self.figures and self.process.is_main and len(batch)):
+            return
+        images, targets = (part[:SHOWN] for part in self.network_input(batch, self._begin_step()))
+        share = self.recipe.cutmix_prob * self._cutmix_is_on
+        mixing = f"; CutMix in {100 * share:.0f} % of the batches" if share else ""
+        heading = f"first batch, as the network gets it{mixing}"
+        shown = pixels(images, self.data_config), targets.cpu().numpy(), self.identity["class_names"], heading
+        path = self.folder / BATCH_FIGURE
+        if drawn(path, self.figures.batch, *shown):
+            self._print(f"first batch with its targets: {path}")
+        self.meter.restart_clock()
+
+    def _draw_curves(self) -> None:
+        """Draw the curves up to here."""
+        if self.figures and drawn(self.folder / CURVES_FIGURE, self.figures.curves, read_metrics(self.folder)):
+            self._print(f"curves: {self.folder / CURVES_FIGURE}")
 
     # ---- checkpoints
 

@@ -87,7 +87,7 @@ def test_decay_shrinks_every_parameter(name: str) -> None:
 
 
 def test_nesterov_without_momentum_and_unknown_names_are_refused() -> None:
-    for name, momentum, match in (("sgd", 0.0, "[Nn]esterov"), ("adam", 0.9, "sgd or adamp, not 'adam'")):
+    for name, momentum, match in (("sgd", 0.0, "[Nn]esterov"), ("adam", 0.9, "sgd, adamp or adamw, not 'adam'")):
         with pytest.raises(ValueError, match=match):
             create_optimizer([nn.Parameter(torch.ones(1))], name, 0.1, momentum, True, 0.0, False)
 

@@ -18,8 +18,9 @@ from relabel.config.load import load_config
 from relabel.config.schema import SCHEMA
 from relabel.data.extra_images import ExtraRoot
 from relabel.data.images import ImageList
-from relabel.training.build import TrainingData, make_recipe, make_trainer, train_loader
+from relabel.training.build import TrainingData, make_trainer, train_loader
 from relabel.training.network import training_input
+from relabel.training.recipe import global_batch, make_recipe
 from tests.conftest import ROOT
 from utils.config.command_line import CommandLine
 from utils.config.dotted_keys import flatten
@@ -150,13 +151,12 @@ def test_a_recipe_of_the_paper_has_the_papers_settings_and_schedule(name: str, f
     assert {key: values[key] for key in settings} == settings
     images, epochs = made_list(IMAGENET_IMAGES, 1000), config.optim.epochs
     extra = [ExtraRoot(images, NO_STORE)] if config.data.extra.share else []
-    steps, _ = train_loader(
-        config, TrainingData(images, images, extra=extra), ALONE, 0, training_input(config, None, None)
-    )
+    data, batch_size = TrainingData(images, images, extra=extra), global_batch(config, IMAGENET_IMAGES, ALONE)
+    steps, _ = train_loader(config, data, batch_size, ALONE, 0, training_input(config, None, None))
     assert f"{epochs * steps:,} updates ({epochs} epochs x {steps:,}" in text
     warm, peak, total = 5 * steps, settings["optim.lr.init"], epochs * steps
     rates = [
-        make_recipe(config, steps, seed=0).learning_rate(step)
+        make_recipe(config, steps, batch_size, seed=0).learning_rate(step)
         for step in (0, warm // 2, warm, (warm + total) // 2, total - 1)
     ]
     assert rates == pytest.approx([0, peak / 2, peak, peak / 2, 0], rel=1e-3, abs=1e-9)
