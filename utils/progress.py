@@ -1,12 +1,18 @@
 """Progress of a long job: a live bar on a terminal, otherwise a line every half minute."""
 
+import shlex
+import shutil
 import sys
+import textwrap
 import time
+from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 _LINE_EVERY_S = 30.0
+_AT_SPACES: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
 
 
 def duration(seconds: float) -> str:
@@ -34,7 +40,13 @@ class JobProgress:
         done: units finished by an earlier, interrupted run.
         lines: print a line every half minute if there is no terminal; False if the job prints its own.
         enabled: False on processes that print nothing.
+
+    Attributes:
+        live: whether there is a bar.
+        note: text at the end of the bar, before the time left; None: rate and time left.
     """
+
+    note: str | None = None
 
     def __init__(
         self, title: str, total: int, unit: str, done: int = 0, lines: bool = True, enabled: bool = True
@@ -44,8 +56,8 @@ class JobProgress:
         self._lines = lines and enabled
         self._start = self._last_line = time.monotonic()
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[note]}"))
-        live = enabled and sys.stdout.isatty()
-        self._bar = Progress(*columns, console=Console(), transient=True, disable=not live)
+        self.live = enabled and sys.stdout.isatty()
+        self._bar = Progress(*columns, console=Console(), transient=True, disable=not self.live)
         self._task = self._bar.add_task(title, total=total, completed=done, note="")
 
     def __enter__(self) -> "JobProgress":
@@ -59,8 +71,9 @@ class JobProgress:
         """Count n more units; note is printed at the end of the bar or line."""
         self.done += n
         now = time.monotonic()
-        if not self._bar.disable:
-            self._bar.update(self._task, completed=self.done, note="  ".join(filter(None, (note, self.pace()))))
+        if self.live:
+            pace = self.pace() if self.note is None else f"{self.note}  {self.time_left()}"
+            self._bar.update(self._task, completed=self.done, note="  ".join(filter(None, (note, pace))))
         elif self._lines and (now - self._last_line > _LINE_EVERY_S or self.done == self.total):
             self._last_line = now
             self.print_line(f"{self.title}  {self.done:,} of {self.total:,} {self.unit}  {note or self.pace()}")
@@ -82,7 +95,32 @@ class JobProgress:
 
     def print_line(self, text: str) -> None:
         """Print a line that stays, above the bar if there is one."""
-        if self._bar.disable:
-            print(text, flush=True)
-        else:
+        if self.live:
             self._bar.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, flush=True)
+
+
+def print_lines(text: str) -> None:
+    """Print lines; on a terminal, one that is too long continues on the next line, indented, at a space."""
+    columns = shutil.get_terminal_size().columns
+    for line in text.splitlines():
+        fits = len(line) <= columns or not sys.stdout.isatty()
+        print(line if fits else textwrap.fill(line, columns, subsequent_indent="  ", **_AT_SPACES), flush=True)
+
+
+def command_lines(words: Sequence[str], columns: int = 80) -> str:
+    """Format a command for a shell, indented; where it is too long it continues on the next line, at a flag."""
+    parts: list[list[str]] = [[]]
+    for word in words:
+        if word.startswith("--"):
+            parts.append([])
+        parts[-1].append(word)
+    lines = ["  " + shlex.join(parts[0])]
+    for part in map(shlex.join, parts[1:]):
+        if len(lines[-1]) + len(part) + 3 <= columns:
+            lines[-1] += f" {part}"
+        else:
+            lines[-1] += " \\"
+            lines.append(f"      {part}")
+    return "\n".join(lines)

@@ -64,15 +64,19 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Accuracy on a test set, against the folders' labels; the loss is the mean cross-entropy."""
+    """Accuracy on a test set, against the folders' labels; the loss is the mean cross-entropy.
+
+    With up to five classes top-5 says nothing, and is None.
+    """
 
     top1_percent: float
-    top5_percent: float
+    top5_percent: float | None
     loss: float
     images: int
 
     def __str__(self) -> str:
-        return f"top-1 {self.top1_percent:.2f} %  top-5 {self.top5_percent:.2f} %  n = {self.images:,}"
+        top5 = "" if self.top5_percent is None else f"top-5 {self.top5_percent:.2f} %  "
+        return f"top-1 {self.top1_percent:.2f} %  {top5}loss {self.loss:.4f}"
 
 
 class _Table:
@@ -175,6 +179,7 @@ def evaluate(
 
 def _score(found: Predictions) -> Score:
     assert found.losses is not None
-    top1, top5 = found.correct.sum(), (found.top5 == found.labels[:, None]).sum()
+    hits = found.correct, found.top5 == found.labels[:, None]
+    top1, top5 = (float(100 * hit.sum() / len(found)) for hit in hits)
     loss = float(found.losses.mean(dtype=np.float64))
-    return Score(float(100 * top1 / len(found)), float(100 * top5 / len(found)), loss, len(found))
+    return Score(top1, top5 if len(found.class_names) > 5 else None, loss, len(found))

@@ -1,0 +1,110 @@
+"""What a run tells about itself: log lines, its closing lines, and the figures that the caller can draw."""
+
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.data_config import DataConfig
+from utils.progress import command_lines, counted, duration
+from utils.run_log import CONFIG
+
+BATCH_FIGURE, CURVES_FIGURE = "batch.png", "curves.png"
+SHOWN = 8  # most images in the figure of the first batch
+SLOW_DATA = 10.0  # percent; smallest data wait that the progress bar shows
+
+
+@dataclass(frozen=True, slots=True)
+class RunFigures:
+    """Functions that draw the figures of a run; picklable, because every process of a run has them.
+
+    Fields:
+        batch: draws images uint8 [n, S, S, 3] with their targets float [n, K]; the last two arguments are the names of
+            the K classes and a heading.
+        curves: draws the records of a run, the lines of metrics.jsonl.
+    """
+
+    batch: Callable[[Path, np.ndarray, np.ndarray, Sequence[str], str], None]
+    curves: Callable[[Path, Sequence[Mapping[str, Any]]], None]
+
+
+def drawn(path: Path, draw: Callable[..., None], *arguments: Any) -> bool:
+    """Draw a figure, or warn: a run does not end for a figure, whatever the reason."""
+    try:
+        draw(path, *arguments)
+        return True
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(f"warning: the figure {path.name} is missing, the run goes on: {reason}", file=sys.stderr, flush=True)
+        return False
+
+
+def pixels(images: Tensor, data_config: DataConfig) -> np.ndarray:
+    """Undo the normalisation: float [B, 3, S, S] to uint8 [B, S, S, 3]."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (data_config.mean, data_config.std))
+    values = (255 * (images.float().cpu() * std + mean)).round().clamp(0, 255)
+    return values.byte().permute(0, 2, 3, 1).numpy()
+
+
+def step_lines(values: Mapping[str, float], rate: float, time_left: str) -> tuple[str, str, str]:
+    """Format a report of the training meter.
+
+    Returns:
+        What the network learns; how fast; and both in short, for the progress bar.
+    """
+    floor = f" (floor {values['target_entropy_nats']:.4f})" if values["target_entropy_nats"] > 0 else ""
+    speed, wait = f"{values['images_per_s']:,.0f} images/s", values["data_wait_percent"]
+    return (
+        f"loss {values['loss']:.4f}{floor}  agreement {values['target_agreement_percent']:.1f} %",
+        f"lr {rate:.3g}  {speed}  data wait {wait:.0f} %  {time_left}",
+        f"{speed} (data wait {wait:.0f} %)" if wait >= SLOW_DATA else speed,
+    )
+
+
+def closing_lines(
+    checkpoints: Mapping[Path, tuple[int, float]], records: Sequence[Mapping[str, Any]], seconds: float, is_ema: bool
+) -> str:
+    """Describe a finished run: its time, its speed, and the checkpoints.
+
+    Args:
+        checkpoints: path -> its epoch and validation top-1 in percent; the best one, then the last one.
+        records: of the run, the lines of metrics.jsonl.
+        seconds: that the run took.
+        is_ema: whether the accuracies are those of the averaged weights.
+    """
+    rates = [float(record["images_per_s"]) for record in records if record["event"] == "train"]
+    speed = f", {statistics.harmonic_mean(rates):,.0f} images/s" if rates else ""
+    (best, (best_epoch, best_top1)), (last, (epoch, top1)) = checkpoints.items()
+    of = " of the EMA" * is_ema
+    return (
+        f"after {counted(epoch, 'epoch')} in {duration(seconds)}{speed}\n"
+        f"  best top-1{of} {best_top1:.2f} % in epoch {best_epoch}: {best}\n"
+        f"  last top-1{of} {top1:.2f} % in epoch {epoch}: {last}"
+    )
+
+
+def next_commands(folder: Path, weights: Path, images: Path | None, image: Path) -> str:
+    """Format the two commands that most people type after a run.
+
+    Args:
+        folder: of the run.
+        weights: the checkpoint to use.
+        images: training images that the network could label as a teacher; None: it was trained with label maps itself.
+        image: a validation image.
+    """
+    tool = ["python", "-m", "relabel"]
+    evaluate = [*tool, "evaluate", "--config-file-path", str(folder / CONFIG), "--util.test_weight_file", str(weights)]
+    if images:
+        title, then = (
+            "label maps for these images, by this network",
+            [*tool, "annotate", str(images), str(folder / "labels"), "--weights", str(weights)],
+        )
+    else:
+        title, then = "classify an image", [*tool, "predict", str(weights), str(image)]
+    return f"evaluate:\n{command_lines(evaluate)}\n{title}:\n{command_lines(then)}"
