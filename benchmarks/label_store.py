@@ -93,7 +93,7 @@ def measure_reads(stores: dict[int, Path], reads: int, rounds: int) -> list[Figu
     rng = np.random.default_rng(0)
     functions: dict[str, Callable[[], object]] = {}
     for size, folder in stores.items():
-        store = open_label_store(folder, keys_of(folder), LabelMaps(folder).class_names)
+        store = open_label_store(folder, keys_of(folder), LabelMaps(folder).classes)
         functions[f"{store_name(size)}: one read"] = partial(
             read_all, store.read, rng.integers(size, size=reads).tolist()
         )
@@ -121,7 +121,7 @@ def measure_opening(stores: dict[int, Path], rounds: int) -> list[Figure]:
 
 def print_opening(folder: str) -> None:
     """Print milliseconds until the record of every key is known, and MB of memory held from then on."""
-    keys, names = keys_of(folder), LabelMaps(folder).class_names
+    keys, names = keys_of(folder), LabelMaps(folder).classes
     resident = resident_mb()
     start = time.perf_counter()
     store = open_label_store(folder, keys, names)

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -49,23 +49,23 @@ class LabelMaps(Mapping[str, LabelMap]):
     A read-only mapping in the order of the sorted keys; a map is read on access.
 
     Attributes:
-        class_names: K texts; the class of each id.
+        classes: K texts; the class of each id.
     """
 
-    def __init__(self, path: str | Path, class_names: Sequence[str] = ()) -> None:
+    def __init__(self, path: str | Path, classes: Sequence[str] = ()) -> None:
         """Open a packed store or a folder of CLASS/STEM.pt files.
 
         Args:
             path: of the folder.
-            class_names: the K classes; by default those in the manifest, or else the class folders.
+            classes: the K classes; by default those in the manifest, or else the class folders.
 
         Raises:
             UserError: as `open_label_store`.
         """
         self._keys = keys_of(path)
         manifest = manifest_of(Path(path))
-        self.class_names = list(class_names or (manifest.class_names if manifest else class_folders(self._keys)))
-        self._store = open_label_store(path, self._keys, self.class_names)
+        self.classes = list(classes or (manifest.class_names if manifest else class_folders(self._keys)))
+        self._store = open_label_store(path, self._keys, self.classes)
 
     def __getitem__(self, key: str) -> LabelMap:
         """Read the map of "CLASS/STEM". KeyError if there is none, UserError if it is damaged."""
@@ -74,6 +74,12 @@ class LabelMaps(Mapping[str, LabelMap]):
         if row == len(self._keys) or self._keys[row] != name:
             raise KeyError(key)
         return self._store.read(row)
+
+    def plot(self, key: str, image: str | Path, fill: float = 0.0, temperature: float = 1.0) -> Any:
+        """Draw the map of "CLASS/STEM" over its image, in a notebook or as a figure to save: see `plot_label_map`."""
+        import relabel  # finds the figures, which are above this room, and loads matplotlib only here
+
+        return relabel.plot_label_map(self[key], image, self.classes, fill, temperature)
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the keys."""

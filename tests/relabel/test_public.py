@@ -31,7 +31,7 @@ def maps(tmp_path: Path) -> dict[str, LabelMap]:
 @pytest.mark.parametrize("form", ["files", "packed"])
 def test_label_maps_are_read_by_key_in_either_form(form: str, maps: dict[str, LabelMap], tmp_path: Path) -> None:
     found = LabelMaps(tmp_path / form)
-    assert list(found) == KEYS and len(found) == 3 and found.class_names == ["ant", "bee"]
+    assert list(found) == KEYS and len(found) == 3 and found.classes == ["ant", "bee"]
     for key, expected in maps.items():
         np.testing.assert_array_equal(found[key].scores, expected.scores)
         np.testing.assert_array_equal(found[key].classes, expected.classes)
