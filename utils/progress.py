@@ -110,13 +110,13 @@ def print_lines(text: str) -> None:
 
 
 def command_lines(words: Sequence[str], columns: int = 80) -> str:
-    """Format a command for a shell, indented; where it is too long it continues on the next line, at a flag."""
-    parts: list[list[str]] = [[]]
+    """Format a command for a shell, indented; continued on the next line where it is too long, not within a flag."""
+    parts: list[list[str]] = []
     for word in words:
-        if word.startswith("--"):
+        if word.startswith("--") or not parts or not parts[-1][0].startswith("--"):
             parts.append([])
         parts[-1].append(word)
-    lines = ["  " + shlex.join(parts[0])]
+    lines = ["  " + parts[0][0]]
     for part in map(shlex.join, parts[1:]):
         if len(lines[-1]) + len(part) + 3 <= columns:
             lines[-1] += f" {part}"

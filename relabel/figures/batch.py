@@ -11,7 +11,7 @@ from relabel.figures.colours import class_colours
 
 COLUMNS, TILE_INCHES = 4, 2.05
 LINES = 7  # height of the bars below an image, in lines of text
-HEADING = 0.38  # inches
+HEADING, TEXT_GAP = 0.38, 0.1  # inches
 
 
 @panels.styled
@@ -30,5 +30,6 @@ def draw_batch(out: Path, images: np.ndarray, targets: np.ndarray, class_names: 
     panels.write_line(top, 0.25, heading)
     for image, target, ((panel,), area) in zip(images, targets, tiles, strict=True):
         panels.draw_image(panel, image)
+        area.set_ylim(top=-TEXT_GAP)
         panels.draw_bars(area, target, labels, class_colours(target[:, None, None], target[None]))
     panels.save(figure, out)

@@ -15,7 +15,7 @@ from utils.estimates import Estimate
 
 ROW_INCHES, MARGIN_INCHES, WIDTH_INCHES = 0.42, 0.95, 7.2
 MARKED = 40  # most points of a curve that are marked
-TOP1 = "validation top-1"
+TOP1, FLOOR = "validation top-1", "floor"
 Curve = dict[float, float]  # epoch -> value
 UNCROSSED = {"facecolor": "white", "linewidth": 0, "pad": 0.5}  # box of a text that hides the lines behind it
 
@@ -41,18 +41,21 @@ def draw_run(out: Path, records: Sequence[Mapping[str, Any]]) -> None:
         out: the PNG to write; its folder must exist.
         records: the lines of metrics.jsonl. Of weights and averaged weights both are drawn.
     """
-    figure = Figure(figsize=(1.6 * WIDTH_INCHES, 6.8), layout="constrained", dpi=DPI)
+    figure = Figure(figsize=(1.6 * WIDTH_INCHES, 6.8), dpi=DPI)
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
     (loss, top1), (rate, validation_loss) = figure.subplots(2, 2)
-    floor = "floor: entropy of the targets"
-    losses = {"": _training(records, "loss"), floor: _training(records, "target_entropy_nats")}
-    _draw_lines(loss, "training loss", losses if any(losses[floor].values()) else {"": losses[""]})
+    losses, floor = {"": _training(records, "loss")}, _training(records, "target_entropy_nats")
+    if any(floor.values()):
+        _draw_lines(loss, "training loss; its floor is the targets' entropy", losses | {FLOOR: floor})
+    else:
+        _draw_lines(loss, "training loss", losses)
     _draw_lines(rate, "learning rate", {"": _training(records, "learning_rate")})
     ema = {"weights": "model", "EMA": "ema"} if _validation(records, "loss", "ema") else {"": "model"}
-    for axes, title, value, unit in (
-        (top1, f"{TOP1} (%)", "top1_percent", " %"),
-        (validation_loss, "validation loss", "loss", ""),
-    ):
-        _draw_lines(axes, title, {name: _validation(records, value, key) for name, key in ema.items()}, unit)
+    chosen = _validation(records, "top1_percent")
+    best = max(chosen, key=lambda epoch: chosen[epoch])
+    title = f"{TOP1} (%): best {chosen[best]:.1f} in epoch {best}"
+    _draw_lines(top1, title, {name: _validation(records, "top1_percent", key) for name, key in ema.items()}, " %")
+    _draw_lines(validation_loss, "validation loss", {n: _validation(records, "loss", key) for n, key in ema.items()})
     save(figure, out)
 
 
@@ -75,11 +78,12 @@ def _training(records: Sequence[Mapping[str, Any]], value: str) -> Curve:
 def _draw_lines(axes: Axes, title: str, lines: Mapping[str, Curve], unit: str = "") -> None:
     """Draw named curves; few points get markers. The name and the last value stand at the end of each."""
     ends = []
-    for (name, points), colour in zip(lines.items(), PALETTE, strict=False):
+    for (name, points), own in zip(lines.items(), PALETTE, strict=False):
+        colour, style = (OTHER_COLOUR, "--") if name == FLOOR else (own, "-")
         if points:
             epochs, values = list(points), list(points.values())
             marker = "o" if len(points) <= MARKED else ""
-            axes.plot(epochs, values, color=colour, linewidth=2.4, marker=marker, markersize=4.5)
+            axes.plot(epochs, values, style, color=colour, linewidth=2.4, marker=marker, markersize=4.5)
             ends.append((values[-1], epochs[-1], name, colour))
     _name_ends(axes, ends, unit)
     axes.set_xlabel("epoch", fontsize=11, color=INK)

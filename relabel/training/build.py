@@ -26,6 +26,7 @@ from utils.config.frozen_munch import FrozenMunch
 from utils.errors import UserError, with_advice
 from utils.precision import Precision
 from utils.processes.distributed import Process, cores_of, from_main
+from utils.progress import print_lines
 from utils.run_folder import Start
 
 _DATA_ADVICE = "Check --data.data_path."
@@ -121,7 +122,7 @@ def make_trainer(
     model = build_model(config, len(data.images.class_names), precision, data_config)
     loaded = start_from(weights, model, data.images.class_names, config.eval.classes or None) if weights else ""
     if process.is_main:
-        print("\n".join(filter(None, [loaded, f"input: {data_config.source}"])), flush=True)
+        print_lines("\n".join(filter(None, [loaded, f"input: {data_config.source}"])))
 
     def validate(networks: Mapping[str, nn.Module]) -> dict[str, Score]:
         return evaluate(networks, data.val, val_batches(), precision, process, data_config)
