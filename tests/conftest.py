@@ -118,6 +118,7 @@ def flags(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_han
     torch.set_num_threads(1)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("relabel.cli.run.FIGURES", None)  # drawing takes longer than the run
     return {
         "model.arch": "digit_net",
         "data.data_path": photos,

@@ -154,7 +154,7 @@ def _run(words: dict[str, str], output: Path, variables: dict[str, str], fault: 
     """What main.py does."""
     import torch
 
-    from relabel.cli.run import run
+    from relabel.cli import run as run_module
     from relabel.config.load import load_config
     from utils.errors import exit_on_user_error
     from utils.processes import torchrun
@@ -166,8 +166,9 @@ def _run(words: dict[str, str], output: Path, variables: dict[str, str], fault: 
             os.dup2(file.fileno(), stream)
     os.environ |= variables | {"CUDA_VISIBLE_DEVICES": ""}
     torch.set_num_threads(1)
+    run_module.FIGURES = None  # drawing takes longer than the run
     if fault:
         fault()
     with exit_on_user_error(print_message=variables.get("RANK", "0") == "0"):
-        run(load_config("", words))
+        run_module.run(load_config("", words))
     sys.stdout.flush()

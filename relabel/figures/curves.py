@@ -14,6 +14,7 @@ from relabel.figures.panels import DPI, plain_axes, save
 from utils.estimates import Estimate
 
 ROW_INCHES, MARGIN_INCHES, WIDTH_INCHES = 0.42, 0.95, 7.2
+TWO_LINES_INCHES = 0.39  # between the middles of two names of curves
 MARKED = 40  # most points of a curve that are marked
 TOP1, FLOOR = "validation top-1", "floor"
 Curve = dict[float, float]  # epoch -> value
@@ -53,7 +54,7 @@ def draw_run(out: Path, records: Sequence[Mapping[str, Any]]) -> None:
     ema = {"weights": "model", "EMA": "ema"} if _validation(records, "loss", "ema") else {"": "model"}
     chosen = _validation(records, "top1_percent")
     best = max(chosen, key=lambda epoch: chosen[epoch])
-    title = f"{TOP1} (%): best {chosen[best]:.1f} in epoch {best}"
+    title = f"{TOP1} (%): best {chosen[best]:.1f} in epoch {best}{' (EMA)' * ('EMA' in ema)}"
     _draw_lines(top1, title, {name: _validation(records, "top1_percent", key) for name, key in ema.items()}, " %")
     _draw_lines(validation_loss, "validation loss", {n: _validation(records, "loss", key) for n, key in ema.items()})
     save(figure, out)
@@ -95,10 +96,10 @@ def _draw_lines(axes: Axes, title: str, lines: Mapping[str, Curve], unit: str = 
 def _name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], unit: str) -> None:
     """Write each curve's name and last value at its end, pushed apart where curves end together."""
     low, high = axes.get_ylim()
-    at = -np.inf
+    at, apart = -np.inf, TWO_LINES_INCHES * DPI / axes.bbox.height
     for value, epoch, name, colour in sorted(ends):
-        at = max(value, at + 0.115 * (high - low))
-        number = f"{value:.1f}{unit}" if unit else f"{value:.3g}"
+        at = max(value, at + apart * (high - low))
+        number = f"{value:.1f}{unit}" if unit else f"{value:#.3g}"
         axes.annotate(
             f"{name}\n{number}" if name else number, (epoch, at), xytext=(9, 0), textcoords="offset points",
             fontsize=11, color=colour, va="center", annotation_clip=False,
