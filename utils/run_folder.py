@@ -1,9 +1,10 @@
 """Open a run folder: record config and seed of a new run, continue an unfinished run, refuse any other."""
 
 import secrets
+import shlex
 import sys
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,14 @@ class Start:
         state: content of the checkpoint to continue from; None: the run starts at step 0.
         checkpoint: its path.
         is_new: the folder has no run yet.
+        grown: key -> its value before, for the keys that have become larger.
     """
 
     seed: int
     state: dict[str, Any] | None = None
     checkpoint: Path | None = None
     is_new: bool = False
+    grown: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find_start(
@@ -68,14 +71,15 @@ def find_start(
         _warn(note)
     if state is not None:
         unread = rules.read_once - {rules.moved[key] for key in moved}
-        earlier = rules.earlier_fingerprints(config, {key: before[key] for key in rules.moved})
+        earlier = rules.earlier_fingerprints(config, before)
         compared = identity | earlier | {"seed": before[rules.seed]}
         _compare_identities(folder, state, {name: value for name, value in compared.items() if name not in unread})
         for key in sorted(moved):
             print(f"{key} was {before[key]} and is now {now[key]}; the content is the same", flush=True)
         if len(state["meters"]) != processes:
             _warn(f"this run had {len(state['meters'])} process(es) and continues with {processes}")
-    return Start(before[rules.seed], state, checkpoint)
+    grown = {key: before[key] for key in rules.growing if now[key] > before[key]}
+    return Start(before[rules.seed], state, checkpoint, grown=grown)
 
 
 def share_start(find: Callable[[], Start]) -> Start:
@@ -164,18 +168,26 @@ def _moved(
 def _compare_configs(
     folder: Path, before: dict[str, Any], now: dict[str, Any], rules: ResumeRules, moved: Collection[str]
 ) -> None:
-    """Compare the settings, except the paths that have moved; warn, or raise UserError."""
+    """Compare the settings, except paths that have moved and numbers that have grown; warn, or raise UserError."""
     changed = {key for key in {*before, *now} if before.get(key, _MISSING) != now.get(key, _MISSING)} - rules.free
-    changed -= set(moved)
+    changed -= {*moved, *(key for key in rules.growing if now[key] > before[key])}
     if now[rules.seed] < 0:
         changed.discard(rules.seed)
     for key in sorted(changed & rules.warned):
         _warn(f"{key} was {before.get(key)} and is now {now.get(key)}; the last bits of the weights may differ")
     if refused := changed - rules.warned:
+        lowered = "".join(f"\n  {key} can be raised, not lowered." for key in sorted(refused & rules.growing))
+        old = " ".join(_flag(key, before[key]) for key in sorted(refused) if key in before)
         raise UserError(
-            f"{folder} contains a run with another config:{_differences(refused, before, now)}\n"
-            "  To continue this run, give these keys their old values."
+            f"{folder} contains a run with another config:{_differences(refused, before, now)}{lowered}\n"
+            f"  To continue this run, give these keys their old values: {old}"
         )
+
+
+def _flag(key: str, value: Any) -> str:
+    """Format a setting as it is typed."""
+    parts = [f"{part:g}" for part in value] if isinstance(value, list | tuple) else [str(value)]
+    return f"--{key} {'null' if value is None else shlex.quote(','.join(parts))}"
 
 
 def _compare_identities(folder: Path, state: dict[str, Any], identity: dict[str, Any]) -> None:

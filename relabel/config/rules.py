@@ -320,6 +320,7 @@ RESUME = ResumeRules(
     )
     - {"util.test_only"},
     warned=frozenset({"compute.gpu", *SCHEMA.keys_below("compute.distributed")}) - {"compute.distributed.url"},
+    growing=frozenset({"optim.epochs"}),
     moved={
         "data.data_path": "images_sha256",
         "data.keep_list": "images_sha256",

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from relabel.training.build import TrainingData, make_trainer, memory_advice, op
 from relabel.training.recipe import recipe_notes
 from relabel.training.reports import RunFigures, next_commands
 from relabel.training.trainer import Trainer
-from utils.checkpoint import BEST
+from utils.checkpoint import BEST, LAST
 from utils.config.frozen_munch import FrozenMunch
 from utils.errors import SharedError, UserError, listed, out_of_memory_reported, with_advice
 from utils.files import locked, make_writable
@@ -31,7 +32,6 @@ from utils.run_folder import Start, find_start, open_run_folder, share_start
 from utils.run_log import read_status, record_environment, write_status
 
 ANOTHER_FOLDER = "Set another --util.run_dir."
-NEW_RUN = "For a new run, set another --util.run_dir."
 
 
 def train(process: Process, config: FrozenMunch, figures: RunFigures | None = None) -> None:
@@ -59,7 +59,7 @@ def train(process: Process, config: FrozenMunch, figures: RunFigures | None = No
         def begin() -> Start:
             if existed:
                 stack.enter_context(lock)
-            with with_advice(NEW_RUN):
+            with with_advice(new_run_advice(folder)):
                 return find_start(folder, config, identity, process.world_size, RESUME)
 
         start = share_start(begin)
@@ -73,16 +73,16 @@ def train(process: Process, config: FrozenMunch, figures: RunFigures | None = No
         trainer.figures = figures
         if from_main(lambda: read_status(folder)) == "done" and trainer.step == trainer.recipe.total_steps:
             if process.is_main:
-                print(f"{folder} is finished {closing(config, data, trainer)}\n{NEW_RUN}", flush=True)
+                print(f"{folder} is finished {closing(config, data, trainer)}\n{onwards(folder, config)}", flush=True)
             return
 
         def open_folder() -> None:
             make_writable(folder, "the run folder", ANOTHER_FOLDER)
             if not existed:
                 stack.enter_context(lock)
-            with with_advice(NEW_RUN):
+            with with_advice(ANOTHER_FOLDER):
                 open_run_folder(folder, config, start, RESUME)
-            introduce(config, data, trainer)
+            introduce(config, data, trainer, start)
 
         from_main(open_folder)
         if config.compute.compile:
@@ -158,7 +158,24 @@ def check_agreement(config: FrozenMunch, data: TrainingData) -> None:
         print("the label maps of extra images were not compared: these have no labels", flush=True)
 
 
-def introduce(config: FrozenMunch, data: TrainingData, trainer: Trainer) -> None:
+def new_run_advice(folder: Path) -> str:
+    """Tell how to begin a new run beside the one in this folder, also from its weights."""
+    advice = "For a new run, set another --util.run_dir."
+    weights = next((folder / name for name in (BEST, LAST) if (folder / name).exists()), None)
+    if weights is None:
+        return advice
+    free = next(path for i in count(2) if not (path := folder.with_name(f"{folder.name}-{i}")).exists())
+    flags = shlex.join(["--model.weights", str(weights), "--util.run_dir", str(free)])
+    return f"{advice} To start from the weights of this one:\n    {flags}"
+
+
+def onwards(folder: Path, config: FrozenMunch) -> str:
+    """Tell how to go on from a finished run."""
+    longer = config.optim.epochs + max(1, config.optim.epochs // 2)
+    return f"To train longer, raise the number of epochs: --optim.epochs {longer}\n{new_run_advice(folder)}"
+
+
+def introduce(config: FrozenMunch, data: TrainingData, trainer: Trainer, start: Start) -> None:
     """Print what is about to run, and record its environment."""
     process, folder, recipe = trainer.process, trainer.folder, trainer.recipe
     batch = recipe.batch_size
@@ -170,6 +187,8 @@ def introduce(config: FrozenMunch, data: TrainingData, trainer: Trainer) -> None
         processes=process.world_size,
         device=str(process.device),
         classes=len(data.images.class_names),
+        epochs=recipe.epochs,
+        raised_from=start.grown or None,
         **{name: value for name, value in trainer.identity.items() if name != "class_names"},
     )
     names, found = data.images.class_names, set(data.val.labels.tolist())
@@ -195,6 +214,11 @@ def introduce(config: FrozenMunch, data: TrainingData, trainer: Trainer) -> None
         *recipe_notes(config, len(data.images), recipe),
         "the process that trained here before was killed" if was_killed else "",
         f"continuing at step {trainer.step:,} of {recipe.total_steps:,}" if trainer.step else "",
+        *(
+            f"{key} was {value:,} and is now larger: the schedule is that of the longer run"
+            for key, value in start.grown.items()
+        ),
+        f"the learning rate goes on at {recipe.learning_rate(trainer.step):.3g}" if start.grown else "",
     ]
     print_lines("\n".join(filter(None, lines)))
 

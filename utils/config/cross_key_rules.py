@@ -66,6 +66,7 @@ class ResumeRules:
         schema: all keys.
         free: keys that may change: they affect speed and reports, not weights.
         warned: keys that may change with a warning: the last bits of the weights may differ.
+        growing: keys of numbers that may become larger, such as the length of the run.
         moved: key of a path -> name of the hash of its content, among the values that identify a run. The path may
             change if the hash does not.
         read_once: names of those hashes whose content is read only by a new run, and so compared only if its path
@@ -81,6 +82,7 @@ class ResumeRules:
     schema: Schema
     free: frozenset[str]
     warned: frozenset[str]
+    growing: frozenset[str]
     moved: Mapping[str, str]
     read_once: frozenset[str]
     before: Mapping[str, Any]
@@ -89,22 +91,24 @@ class ResumeRules:
     seed: str
 
     def fingerprint(self, config: FrozenMunch) -> str:
-        """Return the sha256 of the settings that must not change, without seed and paths: it identifies a run.
+        """Return the sha256 of the settings that must not change, without seed, length and paths: it identifies a run.
 
         A key at its value of `before` does not count, so that a key can be added. A default that is new counts as the
         former one.
         """
         values = flatten(config.toDict())
-        return self._hash({key: value for key, value in values.items() if key not in self.moved}, self.before.keys())
+        left_out = self.growing | self.moved.keys()
+        return self._hash({key: value for key, value in values.items() if key not in left_out}, self.before.keys())
 
-    def earlier_fingerprints(self, config: FrozenMunch, paths: Mapping[str, Any]) -> dict[str, str]:
+    def earlier_fingerprints(self, config: FrozenMunch, before: Mapping[str, Any]) -> dict[str, str]:
         """Return the hashes that checkpoints of earlier versions contain instead, by their names there.
 
         Args:
             config: of this command.
-            paths: the values of `moved` keys in the config of the run, which these hashes include.
+            before: the config of the run; these hashes include its paths and its length.
         """
-        values = flatten(config.toDict()) | paths
+        kept = {key: before[key] for key in (*self.growing, *self.moved)}
+        values = flatten(config.toDict()) | kept
         hashed = {"config_sha256": self.before.keys(), "settings_sha256": self.unhashed}
         return {name: self._hash(values, skipped) for name, skipped in hashed.items()}
 
