@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from relabel.cli.arguments import ImageCount, Name, keep_apart
+from relabel.cli.arguments import Name, keep_apart
 from relabel.config.schema import Deviations, Means
 from utils.config.value_types import (
     Count,
@@ -13,7 +13,7 @@ from utils.config.value_types import (
     ExistingPath,
     NewFile,
     NewFolder,
-    NewPng,
+    NewPngOrHtml,
     Positive,
     Size,
 )
@@ -25,6 +25,7 @@ from utils.processes.torchrun import refuse_broken_torchrun
 Weights = Annotated[str, Field(min_length=1, title="FILE", description="pretrained, packaged, random or a checkpoint")]
 Classes = Annotated[str, Field(min_length=1, title="FILE", description="imagenet or a text file")]
 Fill = Annotated[float, Field(ge=-1000, le=1000)]
+MOST_DRAWN = 200  # images in a picture
 Temperature = Annotated[float, Field(ge=1e-3, le=1000)]
 
 
@@ -185,35 +186,52 @@ def show(
     *image: str,
     labels: ExistingFolder,
     images: ExistingFolder,
-    out: NewPng,
-    figure: Literal["rows", "sheet", "axes"] = "rows",
-    count: ImageCount = 4,
+    out: NewPngOrHtml,
+    figure: Literal["rows", "sheet", "axes", "page"] = "rows",
+    count: Annotated[int, Field(ge=1, le=5000)] | None = None,
     crops: Annotated[int, Field(ge=1, le=20)] = 3,
     fill: Fill = 0.0,
     temperature: Temperature = 1.0,
     seed: Count = 0,
 ) -> None:
-    """Draw label maps over their images, with random crops and their targets.
+    """Draw label maps over their images, with random crops and their targets; or make a page to look through them.
 
     Args:
         image: path, CLASS/FILE or CLASS/STEM of an image; none: random images.
         labels: a packed store or a folder of .pt files.
         images: folder of the images.
-        out: the PNG file to write.
-        figure: rows: image, map, crops and targets of each; sheet: many images with their most likely classes; axes:
-            why the order of a crop's sides matters, on the first image.
-        count: number of random images.
+        out: the PNG file to write; an HTML file for a page.
+        figure: rows: image, map, crops and targets of each; sheet: many images with their most likely classes; page:
+            thousands, to sort and search in a browser; axes: why the order of a crop's sides matters, on the first.
+        count: number of random images, up to 200, in a page 5,000. none: 4, in a page 1,000.
         crops: random crops per image in `rows`.
         fill: as data.relabel.fill in training.
         temperature: as data.relabel.temperature in training.
         seed: random seed of the images and crops.
     """
-    from relabel.figures.label_maps import draw_figure
-
     keep_apart(out, "--out", {"--labels": labels, "--images": images})
+    form, suffix = ("page", ".html") if figure == "page" else ("picture", ".png")
+    if out.suffix.lower() != suffix:
+        raise UserError(
+            f"--out {out}: found the ending {out.suffix}; expected {suffix}, because --figure {figure} makes a {form}. "
+            f"Give --out {out.with_suffix(suffix)}{', or --figure page' * (suffix == '.png')}"
+        )
+    if count and count > MOST_DRAWN and figure != "page":
+        raise UserError(
+            f"--count {count}: found more than {MOST_DRAWN} images for one picture; expected at most so many. Give "
+            f"--count {MOST_DRAWN}, or --figure page --out {out.with_suffix('.html')}"
+        )
     options = {"fill": fill, "temperature": temperature}
-    draw_figure(image, labels, images, out, figure, count=count, crops=crops, seed=seed, **options)
-    print(f"figure: {out}", flush=True)
+    if figure == "page":
+        from relabel.figures.page import draw_page
+
+        shown = draw_page(image, labels, images, out, count=count or 1000, seed=seed, **options)
+        print(f"page: {out}, {shown}, {out.stat().st_size / 1e6:.1f} MB; open it in a browser", flush=True)
+    else:
+        from relabel.figures.label_maps import draw_figure
+
+        draw_figure(image, labels, images, out, figure, count=count or 4, crops=crops, seed=seed, **options)
+        print(f"figure: {out}", flush=True)
 
 
 def pack(

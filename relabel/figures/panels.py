@@ -110,10 +110,15 @@ def tiles(
         len(heights), columns, **sides, bottom=0, top=1, height_ratios=heights, wspace=WIDER_GAP / across, hspace=0
     )
     made = []
-    for number in range(len(images)):
-        row, column = 1 + 2 * (number // columns), number % columns
+    for index in range(len(images)):
+        row, column = 1 + 2 * (index // columns), index % columns
         tile = grid[row, column].subgridspec(1, panels, wspace=GAP / width)
-        made.append(([_matted_panel(figure, cell) for cell in tile], text_area(figure, grid[row + 1, column])))
+        made.append(
+            (
+                [_matted_panel(figure, tile[0, number]) for number in range(panels)],
+                text_area(figure, grid[row + 1, column]),
+            )
+        )
     return figure, text_area(figure, grid[0, :]), made
 
 
