@@ -3,7 +3,7 @@
 import signal
 import sys
 
-from utils.processes.startup import keep_freed_memory, refuse_windows, use_utf8_output
+from utils.processes.startup import keep_freed_memory, refuse_windows, prepare_output
 
 if __name__ == "__main__":
     refuse_windows()
@@ -13,6 +13,6 @@ if __name__ == "__main__":
 from relabel.cli.train import main
 
 if __name__ == "__main__":
-    use_utf8_output()
+    prepare_output()
     keep_freed_memory()
     main(sys.argv[1:])

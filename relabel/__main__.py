@@ -7,7 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
-from utils.processes.startup import keep_freed_memory, refuse_windows, use_utf8_output
+from utils.processes.startup import keep_freed_memory, refuse_windows, prepare_output
 
 # True for `python -m relabel` and for the console command, which imports this file.
 if __name__ == "__main__" or Path(sys.argv[0]).name == "relabel":
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
 
 def console() -> None:
     """Run the command line of this process."""
-    use_utf8_output()
+    prepare_output()
     keep_freed_memory()
     main(sys.argv[1:])
 

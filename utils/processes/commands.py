@@ -19,7 +19,7 @@ from utils.progress import JobProgress
 
 _POLL_S = 0.3
 _LOG_LINES = 12  # printed of a command that failed
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # SIGHUP: the terminal is gone
 _STOP_S = 60.0  # the time that a command has to save its state after SIGTERM
 
 
@@ -60,7 +60,7 @@ def run_command(words: Sequence[str], folder: Path) -> None:
 
 
 def stop_once() -> None:
-    """Let the first SIGTERM or Ctrl-C end this program with SystemExit; ignore others while it stops its commands."""
+    """End with SystemExit at the first SIGTERM, SIGHUP or Ctrl-C; ignore others while the commands are stopped."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         for each in _STOP_SIGNALS:
@@ -68,7 +68,8 @@ def stop_once() -> None:
         sys.exit(EXIT_PREEMPTED)
 
     for number in _STOP_SIGNALS:
-        signal.signal(number, stop)
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, stop)
 
 
 def run_side_by_side(jobs: Sequence[Job], folder: Path, at_once: int, threads: int | None, unit: str) -> None:

@@ -5,6 +5,8 @@ A single process needs no process group: every function below then works on its 
 
 import os
 import signal
+import sys
+import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from utils.errors import SharedError, UserError
 
 T = TypeVar("T")
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)  # SIGHUP: the terminal is gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +80,11 @@ def _affinity() -> set[int]:
 
 
 class StopRequest:
-    """A flag that SIGTERM, SIGINT and SIGUSR1 set inside a `with` block instead of ending the process.
+    """A flag that STOP_SIGNALS set inside a `with` block instead of ending the process.
 
     The flag is read at step boundaries, where all processes agree: a signal handler must not communicate. Once it is
-    set the process is about to end, so signals are ignored after the block.
+    set the process is about to end, so signals are ignored after the block, except in a notebook or at a prompt. In a
+    thread other than the main one, where Python allows no handlers, signals keep their effect.
 
     Args:
         on_signal: also called at each signal.
@@ -93,12 +96,16 @@ class StopRequest:
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        self._previous = {number: signal.signal(number, self._record) for number in STOP_SIGNALS}
+        if threading.current_thread() is threading.main_thread():
+            # nohup ignores SIGHUP, for its command to outlive the terminal
+            numbers = [n for n in STOP_SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+            self._previous = {number: signal.signal(number, self._record) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
+        ends = bool(self) and not hasattr(sys, "ps1")
         for number, handler in self._previous.items():
-            signal.signal(number, signal.SIG_IGN if self else handler)
+            signal.signal(number, signal.SIG_IGN if ends else handler)
 
     def _record(self, number: int, frame: FrameType | None) -> None:
         self.signal_name = signal.Signals(number).name

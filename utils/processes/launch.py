@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -21,7 +22,7 @@ import torch.distributed as dist
 from utils.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, SharedError, UserError, exit_on_user_error
 from utils.processes import torchrun
 from utils.processes.distributed import Process, StopRequest, available_cores
-from utils.processes.startup import keep_freed_memory
+from utils.processes.startup import expect_reader, keep_freed_memory, prepare_output
 from utils.processes.torchrun import ranks, under_torchrun
 
 T = TypeVar("T")
@@ -44,6 +45,7 @@ def launch(function: Callable[[Process, T], None], argument: T, settings: Any, s
         UserError: this machine cannot satisfy the settings.
         SystemExit: a process failed; with its exit status.
     """
+    expect_reader()
     backend: str = settings.distributed.backend
     gpus, n = torch.cuda.device_count(), settings.distributed.num_processes_per_node
     if backend == "auto":
@@ -59,6 +61,7 @@ def launch(function: Callable[[Process, T], None], argument: T, settings: Any, s
     if n == 1:
         function(Process(0, 1, 0, 1, _device(settings.gpu, 0, section)), argument)
         return
+    check_main_module(f"--{section}.distributed.use False")
     _check_port(settings.distributed.url, section)
     context = multiprocessing.get_context("spawn")
     arguments = (os.getpid(), function, argument, n, settings.distributed.url, backend)
@@ -129,13 +132,22 @@ def shared_job() -> Iterator[Process]:
 
 @contextmanager
 def _process_group(process: Process, backend: str, **options: Any) -> Iterator[None]:
-    """Open torch's process group, unless there is only one process; close it unless the block fails."""
-    if process.world_size > 1:
-        device = process.device if backend == "nccl" else None
-        dist.init_process_group(backend, device_id=device, **options)
-    yield
-    if process.world_size > 1:
-        dist.destroy_process_group()
+    """Open torch's process group, unless there is only one process, and close it.
+
+    After an unexpected error it stays open, because closing could wait for an exchange that never ends. A process that
+    exits without closing it may abort instead ("terminate called without an active exception", status 134).
+    """
+    if process.world_size == 1:
+        yield
+        return
+    dist.init_process_group(backend, device_id=process.device if backend == "nccl" else None, **options)
+    try:
+        yield
+    except (UserError, SystemExit):
+        if backend == "gloo":
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 def _torchrun_process() -> Process:
@@ -161,6 +173,8 @@ def _child(
     rank: int, parent: int, function: Callable[[Process, T], None], argument: T, n: int, url: str, backend: str
 ) -> None:
     die_with_parent(parent)
+    prepare_output()
+    expect_reader()
     keep_freed_memory()
     with exit_on_user_error(print_message=rank == 0):
         process = Process(rank, n, rank, n, _device(-1, rank))
@@ -195,6 +209,28 @@ def _supervise(children: Sequence[BaseProcess]) -> int:
     if any(child.exitcode == EXIT_USER_ERROR for child in children):
         return EXIT_USER_ERROR  # the cause; others may have failed because this process ended
     return 128 - failed if failed < 0 else failed
+
+
+def check_main_module(without: str) -> None:
+    """Check that a new process can import the program that is running, as multiprocessing makes it do.
+
+    Args:
+        without: the flag, with its value, with which no process is started.
+
+    Raises:
+        UserError: the program was read from stdin, or it starts processes while it is imported.
+    """
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    if file is not None and not Path(file).exists():
+        raise UserError(
+            f"the program that is running is not a file ({file}), so no further process can be started from it.\n"
+            f"  Save it and run the file, or start no process: {without}"
+        )
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise UserError(
+            f"{file} was imported by a process that it had started, and would now start more.\n"
+            f'  Put what it does below `if __name__ == "__main__":`, or start no process: {without}'
+        )
 
 
 def die_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> None:

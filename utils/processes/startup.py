@@ -1,8 +1,11 @@
 """Set-up of a program before anything else."""
 
 import ctypes
+import errno
 import io
+import os
 import sys
+from typing import Any
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 _WINDOWS = """\
@@ -18,14 +21,43 @@ def refuse_windows() -> None:
         sys.exit(2)
 
 
-def use_utf8_output() -> None:
-    """Write stdout and stderr as UTF-8 in any locale: what a program prints may be read back as a config file.
+def prepare_output() -> None:
+    """Write stdout and stderr as UTF-8 in any locale, and drop what cannot be written: the work outlives its log.
 
-    Text that UTF-8 cannot encode, such as a path in another encoding, is escaped instead of ending the program.
+    What a program prints may be read back as a config file. Text that UTF-8 cannot encode, such as a path in another
+    encoding, is escaped instead of ending the program.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller: the next file to be opened would get its number, and the output
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+        else:
+            stream.flush()
+        output = io.BufferedWriter(_LastingOutput(descriptor, "wb", closefd=False))
+        by_line = stream is None or stream.line_buffering or stream.write_through  # the last: python -u
+        setattr(sys, name, io.TextIOWrapper(output, "utf-8", "backslashreplace", line_buffering=by_line))
+
+
+def expect_reader() -> None:
+    """Report it, from here on, if the reader of stdout goes away; before, `| head` does so on purpose."""
+    _LastingOutput.has_reader = True
+
+
+class _LastingOutput(io.FileIO):
+    """An output stream whose reader may go away and whose disk may fill up; the first loss is reported on stderr."""
+
+    has_reader = False
+    _is_reported = False
+
+    def write(self, data: Any, /) -> int:
+        """Write bytes, or drop them; return their number."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            if self.fileno() == 1 and not self._is_reported and (self.has_reader or error.errno != errno.EPIPE):
+                self._is_reported = True
+                print(f"warning: the output cannot be written ({error.strerror}); going on without it", file=sys.stderr)
+            return memoryview(data).nbytes
 
 
 def keep_freed_memory() -> None:

@@ -16,7 +16,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from utils.errors import UserError
 from utils.processes.distributed import STOP_SIGNALS
-from utils.processes.launch import die_with_parent
+from utils.processes.launch import check_main_module, die_with_parent
 from utils.processes.startup import keep_freed_memory
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ def read_batches(
 
 def _read(loader: DataLoader[Any], flag: str) -> Generator[Any, None, None]:
     """Start the workers, yield their batches, end them."""
-    batches = _start(loader)
+    batches = _start(loader, flag)
     try:
         while (batch := _next(batches, flag)) is not None:
             yield batch
@@ -76,9 +76,10 @@ def _read(loader: DataLoader[Any], flag: str) -> Generator[Any, None, None]:
                     worker.kill()
 
 
-def _start(loader: DataLoader[Any]) -> Iterator[Any]:
+def _start(loader: DataLoader[Any], flag: str) -> Iterator[Any]:
     """Start the workers with signals blocked: they inherit the mask until they can ignore the signals themselves."""
     if loader.num_workers and multiprocessing.get_start_method() != "fork":
+        check_main_module(f"{flag} 0")
         resource_tracker.ensure_running()  # starting it would unblock the signals
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
