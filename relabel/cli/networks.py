@@ -27,7 +27,7 @@ def compare(
     """Compare two checkpoints on the same images: which is better and how certain that is; draw where they differ most.
 
     The paired difference in top-1 accuracy (and by own labels, if both files have them) comes with its 95 % bootstrap
-    interval over the images.
+    interval over the images. The classes that gained and lost most are named.
 
     Args:
         first: predictions of one checkpoint: the CSV file that an evaluation with --eval.predictions True writes.
@@ -37,7 +37,7 @@ def compare(
         count: number of images in the figure.
         json: file to write the results to as well.
     """
-    from relabel.evaluation.compare import as_record, print_differences
+    from relabel.evaluation.compare import as_record, class_changes, print_changes, print_differences
     from relabel.evaluation.compare import compare as compare_predictions
     from relabel.evaluation.predictions import read_predictions
     from relabel.figures.comparison import draw_comparison_sheet
@@ -50,12 +50,13 @@ def compare(
         if path:
             keep_apart(path, flag, inputs)
     both = read_predictions(first), read_predictions(second)
-    differences = compare_predictions(*both)
+    differences, changes = compare_predictions(*both), class_changes(*both)
     if images and out:
         draw_comparison_sheet(out, *both, images, count, differences[0])
     if json:
-        write_json(json, as_record(first, second, differences))
+        write_json(json, as_record(first, second, differences, changes))
     print_differences(first, second, differences)
+    print_changes(changes)
     if (both[0].in_set is None) != (both[1].in_set is None):
         print(f"not compared by own labels: {first if both[0].in_set is None else second} has none")
     if out:

@@ -17,6 +17,7 @@ from utils.files import replacing
 
 MOST_DRAWN = 50  # classes of a confusion matrix that can be read
 WORST = 10  # classes or pairs on the screen
+OTHERS = "others"
 NO_CLASS_NAME = "no class"  # predicted where the logits are not finite
 CLASS_COLUMNS = ("class", "name", "images", "top1_percent", "wrong_class", "wrong_name", "wrong_images")
 PAIR_COLUMNS = ("class", "name", "predicted_class", "predicted_name", "images", "percent_of_class")
@@ -96,7 +97,7 @@ class ClassResults:
 
         Returns:
             int64 [n, n], or [n, n + 1] if any image was predicted as a class that has none: those are in the last
-            column, "others". Rows are labels; row i and column i are the same class.
+            column, OTHERS. Rows are labels; row i and column i are the same class.
         """
         row_of = {found.label: row for row, found in enumerate(self.classes)}
         n, names = len(row_of), self.names()
@@ -106,7 +107,7 @@ class ClassResults:
         for pair in self.confusions:
             counts[row_of[pair.label], row_of.get(pair.predicted, n)] += pair.images
         columns = [names[found.label] for found in self.classes]
-        return (counts, [*columns, "others"]) if counts[:, n].any() else (counts[:, :n], columns)
+        return (counts, [*columns, OTHERS]) if counts[:, n].any() else (counts[:, :n], columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,7 @@ class Figures:
 def write_class_results(
     found: ClassResults, predictions: Predictions, path_of: Callable[[str, str], Path], figures: Figures, title: str
 ) -> dict[str, Path]:
-    """Write the accuracy of each class, a confusion matrix or the confused pairs, and a reliability diagram.
+    """Write the accuracy of each class, a confusion matrix, the pairs that it does not show, and a reliability diagram.
 
     Args:
         found: of these predictions.
@@ -142,10 +143,13 @@ def write_class_results(
     """
     files = {"accuracy of each class": path_of("classes", ".csv")}
     write_classes(files["accuracy of each class"], found)
+    shows_all = False
     if 1 < len(found.classes) <= MOST_DRAWN:
         files["confusion matrix"] = path_of("confusion", ".png")
-        figures.confusion(files["confusion matrix"], *found.matrix(), title)
-    elif found.confusions:
+        counts, names = found.matrix()
+        figures.confusion(files["confusion matrix"], counts, names, title)
+        shows_all = OTHERS not in names[len(counts) :]
+    if found.confusions and not shows_all:
         files["confused pairs"] = path_of("confused", ".csv")
         write_confusions(files["confused pairs"], found)
     files["reliability diagram"] = path_of("reliability", ".png")

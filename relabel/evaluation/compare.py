@@ -3,6 +3,7 @@
 The difference is paired, image by image, so images that are hard for both checkpoints add no noise.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
@@ -11,12 +12,15 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.text import Text
 
+from relabel.data.class_names import class_labels
 from relabel.evaluation.predictions import SavedPredictions
 from relabel.evaluation.results import number_table
 from utils.errors import UserError
 
 RESAMPLES, SEED = 10_000, 0
+MOST_CHANGED = 5  # classes on the screen that gained, and that lost
 INTERVAL = (2.5, 97.5)  # percentiles of the resampled differences: 95 %
 
 
@@ -90,6 +94,43 @@ def paired_difference(metric: str, first: np.ndarray, second: np.ndarray) -> Dif
     )
 
 
+@dataclass(frozen=True, slots=True)
+class ClassChange:
+    """How many images of a class each of two checkpoints classifies correctly.
+
+    Fields:
+        class_name: as its folder is named.
+        name: readable.
+        images: number of its images.
+        only_first, only_second: number of images that only this checkpoint classifies correctly.
+    """
+
+    class_name: str
+    name: str
+    images: int
+    only_first: int
+    only_second: int
+
+    @property
+    def gain(self) -> int:
+        """Number of images that the second classifies correctly, minus those of the first."""
+        return self.only_second - self.only_first
+
+
+def class_changes(first: SavedPredictions, second: SavedPredictions) -> list[ClassChange]:
+    """Return the change of each class, those that gain most first; the predictions are of the same images."""
+    names = sorted({*first.labels})
+    images, only = Counter(first.labels), (Counter[str](), Counter[str]())
+    for label, one, other in zip(first.labels, first.top1, second.top1, strict=True):
+        if (one == label) != (other == label):
+            only[other == label][label] += 1
+    changes = [
+        ClassChange(label, name, images[label], only[0][label], only[1][label])
+        for label, name in zip(names, class_labels(names), strict=True)
+    ]
+    return sorted(changes, key=lambda change: -change.gain)
+
+
 def _check_same_images(first: SavedPredictions, second: SavedPredictions) -> None:
     rows = (zip(saved.images, saved.labels, strict=True) for saved in (first, second))
     for line, (one, other) in enumerate(zip_longest(*rows, fillvalue=("nothing",)), start=2):
@@ -118,6 +159,23 @@ def print_differences(first: Path, second: Path, differences: Sequence[Differenc
         console.print(f"{d.metric}: {verdict(d)}", highlight=False)
 
 
+def print_changes(changes: Sequence[ClassChange]) -> None:
+    """Print the classes that gained and lost most, 80 characters wide; nothing if there is one class or no change."""
+    gained, lost = ([c for c in changes if sign * c.gain > 0] for sign in (1, -1))
+    if len(changes) < 2 or not gained + lost:
+        return
+    console = Console()
+    heading = f"\nof {len(changes):,} classes, {len(gained):,} gained and {len(lost):,} lost, counted in images"
+    console.print(heading, highlight=False)
+    table = number_table("class", ["images", "only first right", "only second right", "gain"])
+    table.columns[0].overflow, table.columns[0].max_width = "ellipsis", 28
+    for change in [*gained[:MOST_CHANGED], *lost[-MOST_CHANGED:]]:
+        counts = (f"{n:,}" for n in (change.images, change.only_first, change.only_second))
+        table.add_row(Text(change.name), *counts, f"{change.gain:+,}")
+    console.print(table)
+    console.print("A class has few images: a gain or loss of some of them may be chance.", highlight=False)
+
+
 def verdict(difference: Difference) -> str:
     """Return the conclusion from an interval, in words."""
     if difference.low95 > 0 or difference.high95 < 0:
@@ -127,11 +185,14 @@ def verdict(difference: Difference) -> str:
     return "the difference is within the uncertainty of these images"
 
 
-def as_record(first: Path, second: Path, differences: Sequence[Difference]) -> dict[str, Any]:
+def as_record(
+    first: Path, second: Path, differences: Sequence[Difference], changes: Sequence[ClassChange]
+) -> dict[str, Any]:
     """Return plain values for JSON."""
     return {
         "first": str(first),
         "second": str(second),
         "interval": f"bootstrap over images, {RESAMPLES:,} resamples, seed {SEED}",
         "differences": [asdict(difference) for difference in differences],
+        "classes": [{**asdict(change), "gain": change.gain} for change in changes],
     }

@@ -76,7 +76,7 @@ def test(process: Process, config: FrozenMunch, figures: Figures) -> None:
         results, of_val = evaluate_sets(config, sets, models, precision, process, data_config, order)
     if process.is_main:
         report(config, weights.arch, sets, results, precision, data_config, order)
-        report_classes(config, of_val, weights.preferred, figures)
+        report_classes(config, of_val, weights, figures)
         print(_report_path(config), flush=True)
 
 
@@ -237,8 +237,7 @@ def evaluate_sets(
                 )
             if config.eval.predictions:
                 in_set = None if true_labels is None else true_labels.in_set(predictions)
-                path = _path(config, "predictions", f"-{image_set.name.replace('/', '-')}.csv", name)
-                write_predictions(path, predictions, in_set)
+                write_predictions(_predictions_path(config, image_set.name, name), predictions, in_set)
     return {name: own + imagenet_sets.mean_corruption_error(own) for name, own in results.items()}, of_val
 
 
@@ -246,6 +245,10 @@ def _path(config: FrozenMunch, what: str, ending: str, weights: str) -> Path:
     """Return the path of <what>-<weights>[-ema]<ending> in the run folder."""
     stem = _stem(config) + ("" if weights == "model" else f"-{weights}")
     return Path(config.util.run_dir) / f"{what}-{stem}{ending}"
+
+
+def _predictions_path(config: FrozenMunch, image_set: str, weights: str) -> Path:
+    return _path(config, "predictions", f"-{image_set.replace('/', '-')}.csv", weights)
 
 
 def report(
@@ -283,15 +286,17 @@ def report(
     write_json(_report_path(config), content)
 
 
-def report_classes(config: FrozenMunch, of_val: dict[str, Predictions], preferred: str, figures: Figures) -> None:
+def report_classes(config: FrozenMunch, of_val: dict[str, Predictions], weights: Weights, figures: Figures) -> None:
     """Print the worst classes of the preferred weights; write the results by class of all, and print their paths."""
     found = {name: ClassResults.of(predictions) for name, predictions in of_val.items()}
     suffixes = {name: f" ({name})" if len(of_val) > 1 else "" for name in of_val}
-    if preferred in found:
-        print_worst_classes(found[preferred], suffixes[preferred])
+    if found:
+        print_worst_classes(found[weights.preferred], suffixes[weights.preferred])
         print()
     for name, predictions in of_val.items():
-        title = f"{config.util.test_weight_file}{suffixes[name]}"
+        title = f"{config.util.test_weight_file}, {weights.arch}{suffixes[name]}"
         paths = partial(_path, config, weights=name)
         for what, path in write_class_results(found[name], predictions, paths, figures, title).items():
             print(f"{what}{suffixes[name]}: {path}", flush=True)
+        if config.eval.predictions:
+            print(f"prediction of each image{suffixes[name]}: {_predictions_path(config, VAL, name)}", flush=True)

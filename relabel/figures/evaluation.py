@@ -47,7 +47,7 @@ def draw_confusion(out: Path, counts: np.ndarray, names: Sequence[str], title: s
     axes.imshow(np.where(is_right[:, :, None], RIGHT(shares), WRONG(shares)), aspect="auto", interpolation="nearest")
     _write_counts(axes, counts, shares)
     _name_sides(axes, shown, rows)
-    percent = f"{100 * counts[is_right].sum() / counts.sum():.1f} % of {counted(int(counts.sum()), 'image')} correct"
+    percent = f"{100 * counts[is_right].sum() / counts.sum():.2f} % of {counted(int(counts.sum()), 'image')} correct"
     left = 0.15 / figure.get_figwidth()
     figure.text(left, 1 - 0.25 / height, panels.fitted(title, figure.get_figwidth() - 0.3, 11), size=11)
     figure.text(left, 1 - 0.45 / height, percent, color=MUTED)
@@ -101,7 +101,7 @@ def draw_reliability(out: Path, confidence: np.ndarray, correct: np.ndarray, tit
     few = images < FEW_IMAGES
     kinds = {
         "correct": (~few, CORRECT),
-        f"correct (of fewer than {FEW_IMAGES} images)": (few & (images > 0), OTHER_COLOUR),
+        f"correct (n < {FEW_IMAGES})": (few & (images > 0), OTHER_COLOUR),
     }
     for label, (own, colour) in kinds.items():
         if own.any():

@@ -98,6 +98,12 @@ def test_the_command_prints_a_table_of_80_columns_and_writes_json(
     ]
     record = json.loads((tmp_path / "c.json").read_text())
     assert record["first"] == str(tmp_path / "1.csv") and record["differences"][0]["only_second"] == 2
+    # c and e are right only in the second, b only in the first; a and d are right in both.
+    assert [(c["name"], c["gain"]) for c in record["classes"]] == [("c", 1), ("e", 1), ("a", 0), ("d", 0), ("b", -1)]
+    start = lines.index("of 5 classes, 2 gained and 1 lost, counted in images")
+    assert [line.split() for line in lines[start + 3 : start + 6]] == [
+        ["c", "1", "0", "1", "+1"], ["e", "1", "0", "1", "+1"], ["b", "1", "1", "0", "-1"],
+    ]  # fmt: skip
 
 
 def test_own_labels_in_only_one_file_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -214,8 +214,6 @@ def test_everything_by_hand(everything: Flags, capsys: pytest.CaptureFixture[str
     assert values(everything, "ema")["val", "top1_percent"] == (20, 5)
     assert values(everything, "ema").keys() == found.keys()
     printed = capsys.readouterr().out
-    classes = re.search(r"top-1 of each class \(ema\)\n.*\n.*\n(bullfrog|.+) ", printed)
-    assert classes, printed
     assert re.search(r"real_percent +75\.00 +50\.00 +4 ", printed) and "note: imagenet_c: folders without" in printed
     check_predictions(everything["util.run_dir"])
 
