@@ -35,6 +35,9 @@ MinusOneOrMore = Annotated[int, Field(ge=-1)]
 NonNegative = Annotated[float, Field(ge=0, le=1e30)]  # above this, float32 overflows
 Share = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
+CropRatio = Annotated[
+    float | str, AfterValidator(_auto_or_fraction), Field(description="auto, or a number > 0 and <= 1")
+]
 Deviation = Annotated[float, Field(gt=0)]
 Means = Annotated[
     tuple[float, float, float], Joined(","), Field(title="R,G,B", description="three numbers such as 0.5,0.5,0.5")
@@ -57,10 +60,7 @@ _TYPES: dict[str, Any] = {
     "data.on_error": Literal["stop", "skip"],
     "data.image_size": Positive,
     "data.rrc_minimum": Annotated[float, Field(gt=0, le=1)],
-    "data.crop_ratio": Annotated[
-        float | str, AfterValidator(_auto_or_fraction), Field(description="auto, or a number > 0 and <= 1")
-    ]
-    | None,
+    "data.crop_ratio": CropRatio | None,
     "data.test_size": Positive | None,
     "data.mean": Means | None,
     "data.std": Deviations | None,

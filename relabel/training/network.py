@@ -78,8 +78,23 @@ def build_model(config: FrozenMunch, num_classes: int, precision: Precision, dat
 
 
 @torch.inference_mode()
-def check_image_sizes(arch: str, model: nn.Module, sizes: Collection[int]) -> None:
-    """Check that the network accepts images of these sizes; on the CPU, where no error can come from a GPU."""
+def check_image_sizes(
+    arch: str,
+    model: nn.Module,
+    sizes: Collection[int],
+    flags: str = "--model.arch, --data.image_size or --data.test_size",
+) -> None:
+    """Check that the network accepts images of these sizes; on the CPU, where no error can come from a GPU.
+
+    Args:
+        arch: its name, for the message.
+        model: in evaluation mode.
+        sizes: sides of square images, pixels.
+        flags: those that select the network and the size, for the message.
+
+    Raises:
+        UserError: it does not.
+    """
     for size in sorted(sizes):
         try:
             shape = model(torch.zeros(1, 3, size, size)).shape
@@ -87,7 +102,7 @@ def check_image_sizes(arch: str, model: nn.Module, sizes: Collection[int]) -> No
         except (RuntimeError, ValueError, AssertionError, AttributeError) as error:
             raise UserError(
                 f"{arch} cannot classify images of {size} x {size} pixels: {str(error).splitlines()[0]}\n"
-                f"  Set another --model.arch, --data.image_size or --data.test_size."
+                f"  Set another {flags}."
             ) from error
 
 
