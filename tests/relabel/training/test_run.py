@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 from collections.abc import Callable
@@ -10,17 +11,22 @@ from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from models.digit_net import DigitNet
-from relabel.cli.run import run
+from relabel.__main__ import main as relabel
+from relabel.augment import normalise
+from relabel.cli.run import FIGURES, run
 from relabel.config.load import load_config
 from relabel.data.dataset import ImageDataset
 from relabel.training.build import workers_of
+from relabel.training.reports import RunFigures
 from relabel.training.trainer import Trainer
 from tests.conftest import Flags
+from tests.miniatures import AS_IN_2021
 from utils.checkpoint import BEST, LAST, PREVIOUS, load_checkpoint
 from utils.errors import EXIT_PREEMPTED, UserError
 from utils.processes.distributed import Process, available_cores
@@ -109,12 +115,16 @@ def with_dropout(network: DigitNet, images: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-def test_a_run_leaves_a_folder_that_explains_it(flags: Flags, capsys: pytest.CaptureFixture[str]) -> None:
-    """Also in a folder that exists, if it is empty."""
+def test_a_run_leaves_a_folder_that_explains_it(
+    flags: Flags, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a folder that exists, if it is empty. Its figures change nothing."""
     folder = flags["util.run_dir"]
     folder.mkdir()
+    monkeypatch.setattr("relabel.cli.run.FIGURES", FIGURES)
     start({**flags, "util.tensorboard": True, "compute.opt_level": "O2"})
     names = {"config.yaml", "environment.json", "status.json", "metrics.jsonl", LAST, PREVIOUS, BEST}
+    names |= {"batch.png", "curves.png"}
     assert {path.name for path in folder.iterdir() if "tfevents" not in path.name} == names
     assert len(list(folder.glob("events.out.tfevents*"))) == 1
     events = read_metrics(folder)
@@ -131,10 +141,68 @@ def test_a_run_leaves_a_folder_that_explains_it(flags: Flags, capsys: pytest.Cap
     environment = json.loads((folder / "environment.json").read_text())[0]
     assert environment["packages"]["torch"] and environment["torch_threads"] == 1 and environment["processes"] == 1
     printed = capsys.readouterr().out
+    assert_same_weights(weights(undisturbed(flags)), weights(folder))
     assert "compute.opt_level O2 runs as " in printed
     assert "\n3 epochs of 5 steps, " in printed and "images/s" in printed and "data wait" in printed
-    assert re.search(r"epoch 3/3  step 15/15  loss \d\.\d+ \(floor 0\.\d+\)  target agreement \d", printed)
-    assert printed.endswith(f"% after epoch {best['epoch']}: {folder / BEST}\n")
+    assert re.search(r"\nepoch 3/3  step 15  loss \d\.\d+ \(floor 0\.\d+\)  agreement \d+\.\d %\n", printed)
+    assert re.search(r"\nepoch 3/3  validation  top-1 \d+\.\d\d %  loss \d\.\d+\n", printed)  # of three classes
+    assert f"\n  best top-1 {best['top1_percent']:.2f} % in epoch {best['epoch']}: {folder / BEST}\n" in printed
+    assert max(len(line) for line in printed.splitlines() if line.startswith("epoch") or "data wait" in line) <= 80
+
+
+@pytest.mark.parametrize("settings", [{}, {"data.relabel.use": False}], ids=["label maps", "labels"])
+def test_a_finished_run_names_commands_that_work(
+    flags: Flags, settings: Flags, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = undisturbed(flags | settings)
+    capsys.readouterr()
+    start(flags | settings | {"util.run_dir": folder})
+    printed = capsys.readouterr().out.replace(" \\\n", "")
+    lines = [shlex.split(line) for line in printed.splitlines() if line.startswith("  python ")]
+    assert [words[:3] for words in lines] == [["python", "-m", "relabel"]] * 2
+    assert [words[3] for words in lines] == ["evaluate", "annotate" if settings else "predict"]
+    for words in lines:
+        relabel(words[3:])
+    assert (folder / "evaluation-checkpoint-best.json").exists()
+
+
+def test_the_figure_of_the_first_batch_shows_what_the_network_gets(
+    flags: Flags, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got: list[tuple[torch.Tensor, torch.Tensor]] = []
+    shown: list[Any] = []
+    original = Trainer.network_input
+
+    def network_input(trainer: Trainer, batch: Any, rng: Any) -> Any:
+        got.append(original(trainer, batch, rng))
+        return got[-1]
+
+    monkeypatch.setattr(Trainer, "network_input", network_input)
+    figures = RunFigures(lambda path, *arguments: shown.extend(arguments), lambda path, records: None)
+    monkeypatch.setattr("relabel.cli.run.FIGURES", figures)
+    flags |= {"data.cutmix.prob": 1.0, "data.cutmix.beta": 1.0, "data.cutmix.off_epoch": 0, "optim.epochs": 1}
+    flags["data.lighting"] = 0.0  # with which no value is outside 0..255
+    start({**flags, "optim.warmup.epochs": 0})
+    (first_images, first_targets), (images, targets) = got[:2]
+    assert torch.equal(first_images, images) and torch.equal(first_targets, targets)
+    pixels, drawn_targets, names, heading = shown
+    assert pixels.shape == (6, 16, 16, 3) and pixels.dtype == np.uint8 and names == ["ant", "bee", "cow"]
+    again = normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2), mean=AS_IN_2021.mean, std=AS_IN_2021.std)
+    torch.testing.assert_close(again, images, rtol=0, atol=0.01)
+    assert np.array_equal(drawn_targets, targets.numpy()) and "CutMix in 100 % of the batches" in heading
+
+
+def test_a_run_survives_the_loss_of_its_figures(
+    flags: Flags, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, *words: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("relabel.cli.run.FIGURES", RunFigures(fail, fail))
+    preempt(flags, 7)
+    warnings = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in warnings] == ["warning"] * 2 and "No space left" in warnings[0]
+    assert status(flags["util.run_dir"])["state"] == "preempted"
 
 
 def test_a_finished_run_says_so_and_changes_nothing(flags: Flags, capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,7 +210,7 @@ def test_a_finished_run_says_so_and_changes_nothing(flags: Flags, capsys: pytest
     flags["util.run_dir"] = undisturbed(flags)
     before = {path: path.stat().st_mtime_ns for path in flags["util.run_dir"].iterdir()}
     start(flags)
-    assert "is finished: best top-1" in capsys.readouterr().out
+    assert " is finished after 3 epochs in " in capsys.readouterr().out
     with pytest.raises(UserError, match=r"another config:\n.*lr\.init: 0\.05 there, 0\.1 now(.|\n)*util\.run_dir"):
         start({**flags, "optim.lr.init": 0.1})
     assert before == {path: path.stat().st_mtime_ns for path in flags["util.run_dir"].iterdir()}
@@ -263,7 +331,6 @@ def test_averaged_weights_follow_their_formula_and_cost_no_second_pass_over_val(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"optim.batch_size": 31}, "30 training images; expected at least one batch of 31"),
         ({"model.arch": "resnet51"}, "resnet50"),
         ({"model.arch": "densenet121", "data.image_size": 8}, "densenet121 cannot classify images of 8 x 8 pixels"),
         ({"compute.distributed.backend": "nccl"}, "visible GPU"),
@@ -325,7 +392,7 @@ OUT_OF_MEMORY = [
 
 @pytest.mark.parametrize(
     ("moment", "error"),
-    zip(["trainer.F.cross_entropy", "validation.top_classes", "build.set_batch_norm"], OUT_OF_MEMORY, strict=True),
+    zip(["trainer.F.cross_entropy", "validation.top_classes", "network.set_batch_norm"], OUT_OF_MEMORY, strict=True),
 )
 def test_out_of_memory_names_the_batch_sizes(
     flags: Flags, monkeypatch: pytest.MonkeyPatch, moment: str, error: Exception
@@ -340,7 +407,7 @@ def test_out_of_memory_names_the_batch_sizes(
         start(flags)
     for key in ("optim.batch_size", "optim.accumulation", "util.val_batch_size"):
         assert f"--{key}" in str(found.value)
-    if "build" in moment:
+    if "network" in moment:
         assert not flags["util.run_dir"].exists()
     else:
         assert status(flags["util.run_dir"])["state"] == "failed"
