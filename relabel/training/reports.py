@@ -61,7 +61,7 @@ def step_lines(values: Mapping[str, float], rate: float, time_left: str) -> tupl
     floor = f" (floor {values['target_entropy_nats']:.4f})" if values["target_entropy_nats"] > 0 else ""
     speed, wait = f"{values['images_per_s']:,.0f} images/s", values["data_wait_percent"]
     return (
-        f"loss {values['loss']:.4f}{floor}  agreement {values['target_agreement_percent']:.1f} %",
+        f"loss {values['loss']:.4f}{floor}  target agreement {values['target_agreement_percent']:.1f} %",
         f"lr {rate:.3g}  {speed}  data wait {wait:.0f} %  {time_left}",
         f"{speed} (data wait {wait:.0f} %)" if wait >= SLOW_DATA else speed,
     )

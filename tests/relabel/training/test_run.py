@@ -144,7 +144,7 @@ def test_a_run_leaves_a_folder_that_explains_it(
     assert_same_weights(weights(undisturbed(flags)), weights(folder))
     assert "compute.opt_level O2 runs as " in printed
     assert "\n3 epochs of 5 steps, " in printed and "images/s" in printed and "data wait" in printed
-    assert re.search(r"\nepoch 3/3  step 15  loss \d\.\d+ \(floor 0\.\d+\)  agreement \d+\.\d %\n", printed)
+    assert re.search(r"\nepoch 3/3  step 15  loss \d\.\d+ \(floor 0\.\d+\)  target agreement \d+\.\d %\n", printed)
     assert re.search(r"\nepoch 3/3  validation  top-1 \d+\.\d\d %  loss \d\.\d+\n", printed)  # of three classes
     assert f"\n  best top-1 {best['top1_percent']:.2f} % in epoch {best['epoch']}: {folder / BEST}\n" in printed
     assert max(len(line) for line in printed.splitlines() if line.startswith("epoch") or "data wait" in line) <= 80
