@@ -4,6 +4,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
+def has_batch_norm(model: nn.Module) -> bool:
+    """Return whether the network has a batch-norm layer."""
+    return any(isinstance(layer, _BatchNorm) for layer in model.modules())
+
+
 def set_batch_norm(model: nn.Module, momentum: float | None, eps: float | None) -> None:
     """Apply these settings to every batch-norm layer of the network, including SyncBatchNorm and timm's subclasses.
 

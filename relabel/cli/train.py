@@ -1,11 +1,10 @@
 """The command lines of main.py, `relabel train` and `relabel evaluate`: read the configuration, then run it."""
 
-import signal
-
 import fire
 
 from relabel.config.load import fire_arguments, load_config
 from utils.errors import exit_on_user_error
+from utils.processes.startup import raise_on_ctrl_c
 from utils.processes.torchrun import is_first_of_node
 
 
@@ -16,7 +15,7 @@ def _load_and_run(config_file_path: str = "", **flags: str) -> None:
 
     from relabel.cli.run import run
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    raise_on_ctrl_c()
     run(config)
 
 

@@ -19,7 +19,7 @@ from relabel.data.skipped_images import SkippedImages, SkippingDataset
 from relabel.stores.store import LabelStore, check_one_per_class, check_present, open_label_store
 from relabel.targets import TargetMaker
 from relabel.training.network import build_model, center_crop, open_start, start_from, training_input
-from relabel.training.recipe import global_batch, make_optimizer, make_recipe
+from relabel.training.recipe import check_micro_batch, global_batch, make_optimizer, make_recipe
 from relabel.training.trainer import Trainer
 from relabel.training.validation import Score, evaluate
 from utils.config.frozen_munch import FrozenMunch
@@ -120,6 +120,7 @@ def make_trainer(
     val_batches = eval_loader(config, data.val, process, center_crop(data_config))
     torch.manual_seed(start.seed)
     model = build_model(config, len(data.images.class_names), precision, data_config)
+    check_micro_batch(config, model, batch_size, process)
     loaded = start_from(weights, model, data.images.class_names, config.eval.classes or None) if weights else ""
     if process.is_main:
         print_lines("\n".join(filter(None, [loaded, f"input: {data_config.source}"])))

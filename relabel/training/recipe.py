@@ -5,6 +5,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from models.batch_norm import has_batch_norm
 from relabel.training.trainer import Recipe
 from utils.config.frozen_munch import FrozenMunch
 from utils.errors import UserError
@@ -37,6 +38,33 @@ def global_batch(config: FrozenMunch, num_images: int, process: Process) -> int:
         )
     largest = num_images // (processes * accumulation) * processes * accumulation
     return min(share * processes, largest) if largest else share * processes
+
+
+def check_micro_batch(config: FrozenMunch, model: nn.Module, batch_size: int, process: Process) -> None:
+    """Check that batch norm gets more than one image at a time; of one, it subtracts all that it normalizes.
+
+    Args:
+        config: of the run.
+        model: its network.
+        batch_size: images in an update, over all processes.
+        process: this process.
+
+    Raises:
+        UserError: each micro-batch is one image.
+    """
+    accumulation = config.optim.accumulation
+    if batch_size > process.world_size * accumulation or not has_batch_norm(model):
+        return
+    if accumulation > 1:
+        parts = next(n for n in range(accumulation // 2, 0, -1) if accumulation % n == 0)
+        split, remedy = f" in {accumulation} parts", f"--optim.accumulation {parts}"
+    else:
+        split, remedy = "", f"--optim.batch_size {2 * process.local_world_size}"
+    raise UserError(
+        f"the network gets one image at a time (batch of {batch_size}{split}, {process.world_size} process(es)), but "
+        f"{config.model.arch} has batch norm, which needs at least two.\n"
+        f"  Give {remedy}, or a --model.arch without batch norm."
+    )
 
 
 def make_optimizer(config: FrozenMunch, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:

@@ -82,12 +82,10 @@ def train(process: Process, config: FrozenMunch, figures: RunFigures | None = No
                 stack.enter_context(lock)
             with with_advice(ANOTHER_FOLDER):
                 open_run_folder(folder, config, start, RESUME)
-            introduce(config, data, trainer, start)
 
         from_main(open_folder)
-        if config.compute.compile:
-            trainer.model.compile()
-        fit(config, trainer)
+        with trainer.stop_request:  # before status.json says "running", so that it also says how the run ended
+            fit(config, trainer, lambda: introduce(config, data, trainer, start))
         if process.is_main:
             print(f"finished {closing(config, data, trainer)}", flush=True)
 
@@ -235,18 +233,33 @@ def _sha256_of_start(config: FrozenMunch) -> str | None:
     return sha256_of(path) if config.model.weights not in PUBLISHED and path.is_file() else None
 
 
-def fit(config: FrozenMunch, trainer: Trainer) -> None:
-    """Run the trainer; an error on any process is recorded in status.json."""
+def fit(config: FrozenMunch, trainer: Trainer, begin: Callable[[], None]) -> None:
+    """Run the trainer; an error on any process is recorded in status.json.
 
-    def record(error: Exception) -> None:
+    Args:
+        config: of the run.
+        trainer: set up and ready to train.
+        begin: called first, on the main process: it marks the run as running.
+    """
+
+    def record(error: BaseException) -> None:
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}".removesuffix(": ")
         with suppress(UserError):  # the error itself matters more than a failure to record it
-            write_status(trainer.folder, "failed", step=trainer.step, epoch=trainer.epoch, reason=str(error))
+            write_status(trainer.folder, "failed", step=trainer.step, epoch=trainer.epoch, reason=reason)
 
     def is_echo(error: Exception) -> bool:
         return read_status(trainer.folder) == "failed"
 
     with errors_reported_once(trainer.process, record, is_echo, memory_advice(config)):
-        trainer.fit()
+        try:
+            from_main(begin)
+            if config.compute.compile:
+                trainer.model.compile()
+            trainer.fit()
+        except (KeyboardInterrupt, SystemExit) as end:  # of a program that this run is a part of; or preempted
+            if trainer.process.is_main and read_status(trainer.folder) == "running":
+                record(end)
+            raise
 
 
 @contextmanager

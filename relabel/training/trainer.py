@@ -152,6 +152,7 @@ class Trainer:
         self.stop_request = StopRequest()
         self._began = self._last_save = time.monotonic()
         self._saved_step, self._is_warned = 0, False
+        self._first_loss: Tensor | None = None  # of this command
 
     @property
     def epoch(self) -> int:
@@ -190,6 +191,7 @@ class Trainer:
                     self._send(total, batches)
                 self.precision.scaler.scale(share).backward()
             self.meter.count(logits.detach(), targets, loss.detach())
+        self._first_loss = total if self._first_loss is None else self._first_loss
         verdict = self._receive(total, batches, planned)
         self._update()
         return verdict
@@ -266,11 +268,11 @@ class Trainer:
         """Train from the current step to the end of the run, validating after each epoch.
 
         Raises:
-            SystemExit: 143, after a signal requested a stop; the run is saved, and the same command continues it.
+            SystemExit: 143, after a signal set `stop_request`; the run is saved, and the same command continues it.
             UserError: a non-finite loss, a damaged file or a full disk. The last good checkpoint is intact.
         """
         self.begin()
-        with self.progress, self.stop_request:
+        with self.progress:
             if not self.validated:
                 self.validate()
             while self.step < self.recipe.total_steps:
@@ -355,9 +357,10 @@ class Trainer:
             self._print(f"{'':{len(begin)}}{speed}")
 
     def _warn_of_divergence(self, loss: float, rate: float) -> None:
-        """Say once that the loss is far above ln K, that of a network which knows nothing."""
+        """Say once that the loss is far above ln K, that of a network which knows nothing, and above where it began."""
+        assert self._first_loss is not None
         uniform = math.log(self.target_maker.num_classes)
-        if loss > DIVERGING * uniform and not self._is_warned:
+        if not self._is_warned and loss > DIVERGING * max(uniform, self._first_loss.item()):
             self._is_warned = True
             self._print(
                 f"warning: the loss {loss:.4g} is far above ln K = {uniform:.2f}, which guessing gives: the training\n"

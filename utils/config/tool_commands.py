@@ -9,7 +9,6 @@ of the function explains it.
 
 import inspect
 import re
-import signal
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from utils.config.command_line import HELP_FLAGS, CommandLine
 from utils.config.problems import COMMAND_LINE, Problem, did_you_mean, nearest, normal_key, report
 from utils.config.value_types import ValueType
 from utils.errors import EXIT_INTERRUPTED, UserError, exit_on_user_error
+from utils.processes.startup import raise_on_ctrl_c
 from utils.processes.torchrun import is_first_of_node
 
 _WIDTH, _COLUMN, _NARROW_COLUMN = 80, 24, 20  # of a help screen, in characters; where explanations start
@@ -184,7 +184,7 @@ def run_commands(
             sys.exit(0)
         arguments, flags = command.parse(argv[1:], program)
         # Up to here Ctrl-C may end the process at once; a command may have to clean up.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise_on_ctrl_c()
         try:
             command.function(*arguments, **flags)
         except KeyboardInterrupt:

@@ -4,6 +4,7 @@ import ctypes
 import errno
 import io
 import os
+import signal
 import sys
 from typing import Any
 
@@ -58,6 +59,12 @@ class _LastingOutput(io.FileIO):
                 self._is_reported = True
                 print(f"warning: the output cannot be written ({error.strerror}); going on without it", file=sys.stderr)
             return memoryview(data).nbytes
+
+
+def raise_on_ctrl_c() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt if it ends the process at once, as while a program starts."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # not in another program, nor in one of its threads
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def keep_freed_memory() -> None:
