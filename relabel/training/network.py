@@ -109,8 +109,8 @@ def check_image_sizes(
 def start_from(weights: Weights, model: nn.Module, class_names: Sequence[str], class_list: str | None = None) -> str:
     """Load weights into a new network; of a file with averaged weights, those.
 
-    The classification head is loaded only if it is for the same classes, and then in their order; otherwise it is left
-    unchanged.
+    The classification head is loaded only if it is for the same classes, and then in their order; otherwise it is zero,
+    so that every class begins with the same probability.
 
     Args:
         weights: to start from.
@@ -131,6 +131,8 @@ def start_from(weights: Weights, model: nn.Module, class_names: Sequence[str], c
         rows = [order.names.index(class_name) for class_name in class_names]
         state_dict = state_dict | {tensor: state_dict[tensor][rows] for tensor in head_tensors(weights.arch)}
     own = state_dict if same else with_own_head(model, weights.arch, state_dict)
+    if not same:  # a random head would begin with confident errors, and spoil what the weights know
+        own |= {tensor: torch.zeros_like(own[tensor]) for tensor in head_tensors(weights.arch)}
     weights.load(model, own, "--model.arch", "--data.image_size")
     if same:
         head = f"included (classes: {order.source})"
