@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -135,6 +136,13 @@ def test_links_file_names_and_keys_exist(page: Path) -> None:
         assert (ROOT / "benchmarks" / f"{program}.py").exists(), program
     for key in re.findall(r"[`-]((?:model|data|optim|compute|util|eval)\.[a-z_0-9.]+[a-z_0-9])(?=[` ])", text):
         assert key in SCHEMA.types or key == "model.safetensors", key
+
+
+def test_make_help_names_every_target_in_80_columns() -> None:
+    out = subprocess.run(["make", "--silent"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    targets = re.findall(r"^(?!\.)([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert re.findall(r"^make ([\w-]+)", out, re.MULTILINE) == targets
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def test_the_readme_is_short_and_lists_every_command_and_page() -> None:

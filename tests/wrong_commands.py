@@ -180,13 +180,19 @@ ENVIRONMENTS = [
 # Words of `python -m relabel`, how many mistakes, the message.
 TOOLS: list[tuple[list[str], int, str]] = [
     (["anotate", "a", "b"], 1, "did you mean annotate"),
+    (["trian"], 1, "did you mean train"),
+    (["evaluate", *words(FOLDERS | {"util.test_weight_file": "W.pth"}), "stray"], 1, "stray .*belongs to no flag"),
     (["--images", "DATA", "annotate"], 1, "the command comes first; write python -m relabel annotate"),
     (["digits", "--out", "new", "--train", "9", "--vall", "10"], 2, "--train = '9'.*\n.*--vall "),
     (["annotate", "nowhere"], 2, "IMAGES = 'nowhere'.*\n.*LABELS .*is missing"),
     (["annotate", "DATA", "new", "--mean=0.5"], 1, "--mean = '0.5' .*three numbers such as"),
     (["annotate", "DATA", "new", "--unlabeled", "true"], 1, r"did you mean --unlabelled\?"),
     (["show", "a", "--labels", "."], 2, "--images DIR .*is missing.*\n.*--out FILE .*is missing"),
-    (["show", "--labels", ".", "--images", ".", "--out", "a.jpg"], 1, "--out = 'a.jpg' .*expected a .png or .html file"),
+    (
+        ["show", "--labels", ".", "--images", ".", "--out", "a.jpg"],
+        1,
+        "--out = 'a.jpg' .*expected a .png or .html file",
+    ),
     (["check", "nowhere", "--teacher_accuracy", "101"], 2, "LABELS = 'nowhere'.*\n.*a number > 1 and <= 100"),
     (["export-model", "w.pth", "out"], 2, "WEIGHTS = 'w.pth' .*\n.*--form timm.backbone.onnx .*is missing"),
     (["digits-annotator", "--out", "no/a.pth"], 1, "--out = 'no/a.pth' .*expected a file in a folder that exists"),
@@ -213,6 +219,7 @@ WRONG = [
 HELP = [
     *(Case(argv, "^usage: python main.py") for argv in MAIN_HELP),
     *(Case(argv, "^usage: python -m relabel ", program="relabel.__main__") for argv in TOOLS_HELP),
+    Case(["evaluate", "--help"], "^usage: python main.py (.|\n)*`relabel evaluate` adds", program="relabel.__main__"),
 ]
 """Requests for help, some of them in odd places: exit status 0."""
 

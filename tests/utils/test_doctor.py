@@ -64,6 +64,14 @@ def test_a_healthy_machine(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "site"]
 
 
+def test_a_mac(tmp_path: Path) -> None:
+    """Without what only Linux has: the doctor neither fails nor complains."""
+    site = site_with(tmp_path, {})
+    (site / "sitecustomize.py").write_text("import os, sys; sys.platform = 'darwin'; del os.sched_getaffinity")
+    _, out = diagnose(site, tmp_path)
+    assert f"ok cores {os.cpu_count()}" in out and "shared memory" not in out
+
+
 @pytest.mark.parametrize(
     ("package", "source", "found"),
     [
