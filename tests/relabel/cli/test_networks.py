@@ -1,13 +1,16 @@
-"""From a run folder to timm: the exported network predicts what `--util.test_only True` predicts."""
+"""Prediction and export: both give what `--util.test_only True` gives."""
 
 import csv
+import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from PIL import Image
 
 from models.build import create_model
 from relabel import __main__ as tools
@@ -116,3 +119,96 @@ def test_bad_input_is_refused_and_leaves_nothing(
     Path("text.pth").write_text("no tensors")
     assert re.search(match, refused(capsys, *words))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["text.pth", "w.pth"]
+
+
+def predict(*words: object) -> None:
+    tools.main(["predict", *map(str, words)])
+
+
+def prediction_refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    with pytest.raises(SystemExit) as caught:
+        predict(*words)
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_predictions_are_those_of_an_evaluation_and_a_damaged_image_costs_only_itself(
+    flags: Flags, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "w.pth"
+    state = {f"state_dict{ema}": create_model(ARCH, 3).state_dict() for ema in ("", "_ema")}
+    torch.save(state | {"arch": ARCH, "class_names": list(CLASSES)}, weights)
+    keep = {name: flags[name] for name in ("data.data_path", "compute.num_workers", "util.val_batch_size")}
+    start(keep | {"util.test_only": True, "util.test_weight_file": weights, "util.run_dir": tmp_path / "tested",
+                  "eval.predictions": True, "data.test_size": 48, "data.crop_ratio": 0.9})  # fmt: skip
+    expected = table(tmp_path / "tested" / "predictions-w-ema-val.csv")
+    shutil.copytree(photos / "val", tmp_path / "images" / "deeper")
+    whole = (photos / "val" / "ant" / "ant.00.JPEG").read_bytes()
+    (tmp_path / "images" / "broken.jpg").write_bytes(whole[:200])
+    (tmp_path / "images" / "notes.txt").write_text("not an image")
+    capsys.readouterr()
+    given = ["--size", 48, "--crop_ratio", 0.9, "--batch_size", 5, "--num_workers", 1]
+    files = ["--csv", tmp_path / "p.csv", "--json", tmp_path / "p.json", "--out", tmp_path / "p.png"]
+    with pytest.raises(SystemExit) as caught:
+        predict(weights, tmp_path / "images", *files, *given)
+    printed = capsys.readouterr()
+    assert caught.value.code == 2
+    assert "1 of 14 images cannot be classified; the other 13 are classified. Replace or remove these" in printed.err
+    assert f"{tmp_path}/images/broken.jpg: " in printed.err
+    found = table(tmp_path / "p.csv")
+    assert [row["image"].removeprefix(f"{tmp_path}/images/deeper/") for row in found] == [r["image"] for r in expected]
+    for row, line in zip(found, expected, strict=True):
+        assert [row[f"class{rank}"] for rank in (1, 2, 3)] == line["top5"].split("/")
+        assert float(row["probability1"]) == pytest.approx(float(line["top1_probability"]), abs=2e-6)
+    record = json.loads((tmp_path / "p.json").read_text())
+    assert record["predictions"][12]["classes"][2]["class"] == found[12]["class3"]
+    assert [*record["not_predicted"]] == [f"{tmp_path}/images/broken.jpg"]
+    assert Image.open(tmp_path / "p.png").width > 1000
+    lines = printed.out.splitlines()
+    assert max(len(line) for line in lines if ".JPEG" in line) <= 80
+    assert f"the 3 most likely classes: in {tmp_path}/p.csv" in lines and f"figure: {tmp_path}/p.png" in lines
+
+
+def test_few_images_get_all_classes_and_many_a_screenful(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = {"arch": ARCH, "class_names": list(CLASSES), "state_dict": create_model(ARCH, 3).state_dict()}
+    torch.save(state, tmp_path / "w.pth")
+    one = photos / "val" / "ant" / "ant.00.JPEG"
+    predict(tmp_path / "w.pth", one, one, "--top_k", 2, "--size", 32)
+    out = capsys.readouterr().out
+    assert "input: 32 x 32 pixels instead of 160 x 160 pixels (given)" in out
+    assert re.search(r"image .*\n.*\n.*ant\.00\.JPEG +(ant|bee|cow) +\d+\.\d\n +(ant|bee|cow) +\d+\.\d\n$", out)
+    predict(tmp_path / "w.pth", photos / "train", "--size", 32)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "and 10 more images: --csv FILE writes them" and len(lines) == 2 + 3 + 20 + 1
+
+
+def test_wrong_predictions_are_refused_with_a_remedy_that_works(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(create_model(ARCH, 3).state_dict(), "w.pth")
+    Path("empty").mkdir()
+    image = photos / "val" / "bee" / "bee.00.JPEG"
+    assert "IMAGE ... is missing; expected image files, or folders" in prediction_refused(capsys, "w.pth")
+    assert "IMAGE = 'gone.jpg' (command line): expected a path that exists" in prediction_refused(
+        capsys, "w.pth", "gone.jpg"
+    )
+    assert "empty: found no image; expected files ending in .jpg" in prediction_refused(capsys, "w.pth", "empty")
+    assert "does not name its network; expected a name in tor" in prediction_refused(capsys, "w.pth", image)
+    few = ["w.pth", image, "--arch", ARCH, "--size", 32]
+    assert "--top_k is 4, but the network has 3 classes; exp" in prediction_refused(capsys, *few, "--top_k", 4)
+    assert "or lies inside IMAGE" in prediction_refused(capsys, *few, photos / "val", "--out", photos / "val" / "p.png")
+    predict(*few)
+    assert "3 classes: numbers, because the weights do not name them; --classes FILE does" in capsys.readouterr().out
+    Path("classes.txt").write_text("ant\nbee\ncow\n")
+    predict(*few, "--classes", "classes.txt")
+    out = capsys.readouterr().out
+    assert "3 classes: listed in classes.txt" in out and re.search(r"JPEG +(ant|bee|cow) ", out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["classes.txt", "empty", "w.pth"]
