@@ -150,6 +150,7 @@ class Trainer:
         self.metrics_bytes = 0
         self.elapsed_s = 0.0  # up to the last record, over all commands of this run
         self.stop_request = StopRequest()
+        self._on_bar = "", ""  # the last loss and speed, as text
         self._began = self._last_save = time.monotonic()
         self._saved_step, self._is_warned = 0, False
         self._first_loss: Tensor | None = None  # of this command
@@ -338,6 +339,7 @@ class Trainer:
         is_best = self.accuracy > self.best_accuracy
         if is_best:
             self.best_accuracy, self.best_epoch = self.accuracy, self.epoch
+        self._update_bar()
         self.save(is_best=is_best)
         self.meter.restart_clock()
 
@@ -351,8 +353,8 @@ class Trainer:
         begin = f"epoch {epoch}/{self.recipe.epochs}  "
         self._print(f"{begin}step {self.step:,}  {learns}")
         self._warn_of_divergence(values["loss"], rate)
-        top1 = f"  top-1 {self.accuracy:.1f} %" if self.best_epoch else ""
-        self.progress.note = f"loss {values['loss']:.3f}{top1}  {note}"
+        self._on_bar = f"loss {values['loss']:.3f}", note
+        self._update_bar()
         if not self.progress.live:
             self._print(f"{'':{len(begin)}}{speed}")
 
@@ -366,6 +368,12 @@ class Trainer:
                 f"warning: the loss {loss:.4g} is far above ln K = {uniform:.2f}, which guessing gives: the training\n"
                 f"  diverges at learning rate {rate:.3g}. {DIVERGENCE_ADVICE}"
             )
+
+    def _update_bar(self) -> None:
+        """Show the last loss, the last top-1 and the speed."""
+        loss, speed = self._on_bar
+        top1 = f"  top-1 {self.accuracy:.1f} %" if self.best_epoch else ""
+        self.progress.note = f"{loss}{top1}  {speed}" if loss else None
 
     def _record(self, event: str, **values: Any) -> None:
         self.elapsed_s = time.monotonic() - self._began

@@ -1,8 +1,11 @@
 """Progress of long jobs: durations, lines and time left."""
 
+import os
+import shlex
+
 import pytest
 
-from utils.progress import JobProgress, duration
+from utils.progress import JobProgress, command_lines, duration, print_lines
 
 
 @pytest.mark.parametrize(
@@ -35,3 +38,23 @@ def test_a_silent_process_prints_nothing(capsys: pytest.CaptureFixture[str]) -> 
     with JobProgress("annotate", 1, "images", enabled=False) as progress:
         progress.advance(1)
     assert capsys.readouterr().out == ""
+
+
+def test_on_a_terminal_lines_fold_at_spaces(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = "thirty images of three classes with label maps in a/long-path"
+    print_lines(line)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((50, 24)))
+    print_lines(line)
+    in_a_file, *folded = capsys.readouterr().out.splitlines()
+    assert in_a_file == line and folded == [line[:49], "  a/long-path"]
+
+
+def test_a_long_command_can_be_pasted() -> None:
+    words = ["python", "-m", "tool", "act", "a b/" + 50 * "x", "--first", "1", "--second", 40 * "y", "--third", "it's"]
+    text = command_lines(words)
+    assert max(map(len, text.splitlines())) <= 80 and len(text.splitlines()) == 3
+    assert shlex.split(text.replace("\\\n", "")) == words
+    assert "--second y" in text

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
 from relabel.figures.colours import OTHER_COLOUR, PALETTE
-from relabel.figures.curves import draw_curves, draw_results
+from relabel.figures.curves import draw_curves, draw_results, draw_run
 from tests.relabel.figures.test_label_maps import check_texts_have_room, pixels_of
 
 
@@ -49,3 +50,37 @@ def test_the_better_run_ends_higher_and_only_validation_counts(tmp_path: Path) -
 def test_the_names_of_curves_that_end_together_do_not_touch(tmp_path: Path, drawn: list[Figure]) -> None:
     draw_curves(tmp_path / "curves.png", {"one": records([20, 50, 70]), "other": records([30, 60, 70.1])})
     check_texts_have_room(drawn[0])
+
+
+def run_records(floor: float) -> list[dict[str, object]]:
+    """Two epochs of four updates, with weights of both kinds and a loss that was once not a number."""
+    made: list[dict[str, object]] = []
+    for step, loss in ((2, 2.5), (4, 2.0), (6, "nan"), (8, 1.5)):
+        values = {"loss": loss, "target_entropy_nats": floor, "learning_rate": 0.1 / step}
+        made.append({"event": "train", "epoch": (step + 3) // 4, "step": step, **values})
+    for epoch, top1 in ((1, 60.0), (2, 50.0)):
+        for weights, lead in (("model", 0.0), ("ema", 5.0)):
+            scores = {"top1_percent": top1 + lead, "loss": 1.0 + lead / 10}
+            made.append({"event": "validation", "epoch": epoch, "step": 4 * epoch, "weights": weights, **scores})
+    return made
+
+
+def curves(axes: Axes) -> list[list[list[float]]]:
+    """The epochs and values of each curve."""
+    return [[np.asarray(line.get_xdata()).tolist(), np.asarray(line.get_ydata()).tolist()] for line in axes.lines]
+
+
+def test_a_run_is_drawn_over_its_epochs(tmp_path: Path, drawn: list[Figure]) -> None:
+    draw_run(tmp_path / "curves.png", run_records(floor=0.5))
+    loss, top1, rate, validation_loss = drawn[0].axes
+    assert curves(loss) == [[[0.5, 1, 2], [2.5, 2, 1.5]], [[0.5, 1, 1.5, 2], [0.5, 0.5, 0.5, 0.5]]]
+    assert top1.get_title("left") == "validation top-1 (%): best 65.0 in epoch 1 (EMA)"
+    assert curves(top1) == [[[1, 2], [60, 50]], [[1, 2], [65, 55]]]
+    assert curves(validation_loss) == [[[1, 2], [1, 1]], [[1, 2], [1.5, 1.5]]]
+    assert len(curves(rate)) == 1 and curves(rate)[0][0] == [0.5, 1, 1.5, 2]
+    check_texts_have_room(drawn[0])
+
+
+def test_one_hot_targets_have_no_floor(tmp_path: Path, drawn: list[Figure]) -> None:
+    draw_run(tmp_path / "curves.png", run_records(floor=0.0))
+    assert len(drawn[0].axes[0].lines) == 1
