@@ -71,7 +71,7 @@ def draw_page(
         "rows": height, "columns": width, "opacity": OPACITY, "levels": LEVELS, "images": entries,
     }  # fmt: skip
     shown = _choice(found, rows, seed, bool(words))
-    facts = f"{shown} of {images}; {height}x{width} cells; fill {fill:g}, temperature {temperature:g}"
+    facts = f"{images}: {shown}; {height}x{width} cells; fill {fill:g}, temperature {temperature:g}"
     parts = {
         "title": _as_html(f"Label maps: {labels}"),
         "facts": _as_html(facts),
