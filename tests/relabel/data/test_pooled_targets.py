@@ -1,5 +1,6 @@
 """For other training loops: the crop and its box belong together, and so do a crop and its target."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,7 @@ def test_the_crop_shows_what_is_in_its_box(as_tensor: bool) -> None:
 def test_targets_are_those_of_the_crops_in_workers_too(photos: Path) -> None:
     folder = ImageFolder(str(photos / "train"))
     found = PooledTargets(folder, photos / "labels", CROP, to_tensor, smoothing=0.1)
+    found = pickle.loads(pickle.dumps(found))  # as workers get it where they are not forked
     maps = LabelMaps(photos / "labels")
     for index in (0, 17, 29):
         path = Path(folder.samples[index][0])
