@@ -68,24 +68,27 @@ def step_lines(values: Mapping[str, float], rate: float, time_left: str) -> tupl
 
 
 def closing_lines(
-    checkpoints: Mapping[Path, tuple[int, float]], records: Sequence[Mapping[str, Any]], seconds: float, is_ema: bool
+    checkpoints: Mapping[str, tuple[int, float]], records: Sequence[Mapping[str, Any]], seconds: float, is_ema: bool
 ) -> str:
     """Describe a finished run: its time, its speed, and the checkpoints.
 
     Args:
-        checkpoints: path -> its epoch and validation top-1 in percent; the best one, then the last one.
+        checkpoints: file name -> its epoch and validation top-1 in percent.
         records: of the run, the lines of metrics.jsonl.
         seconds: that the run took.
         is_ema: whether the accuracies are those of the averaged weights.
     """
     rates = [float(record["images_per_s"]) for record in records if record["event"] == "train"]
     speed = f", {statistics.harmonic_mean(rates):,.0f} images/s" if rates else ""
-    (best, (best_epoch, best_top1)), (last, (epoch, top1)) = checkpoints.items()
-    of = " of the EMA" * is_ema
-    return (
-        f"after {counted(epoch, 'epoch')} in {duration(seconds)}{speed}\n"
-        f"  best top-1{of} {best_top1:.2f} % in epoch {best_epoch}: {best}\n"
-        f"  last top-1{of} {top1:.2f} % in epoch {epoch}: {last}"
+    epochs = max(epoch for epoch, _ in checkpoints.values())
+    return "\n".join(
+        [
+            f"{counted(epochs, 'epoch')} in {duration(seconds)}{speed}",
+            *(
+                f"  {name}  top-1 {top1:.2f} %{' (EMA)' * is_ema}  epoch {epoch}"
+                for name, (epoch, top1) in checkpoints.items()
+            ),
+        ]
     )
 
 

@@ -73,7 +73,7 @@ def train(process: Process, config: FrozenMunch, figures: RunFigures | None = No
         trainer.figures = figures
         if from_main(lambda: read_status(folder)) == "done" and trainer.step == trainer.recipe.total_steps:
             if process.is_main:
-                print(f"{folder} is finished {closing(config, data, trainer)}\n{onwards(folder, config)}", flush=True)
+                print(f"{folder} is finished: {closing(config, data, trainer)}\n{onwards(folder, config)}", flush=True)
             return
 
         def open_folder() -> None:
@@ -87,7 +87,7 @@ def train(process: Process, config: FrozenMunch, figures: RunFigures | None = No
         with trainer.stop_request:  # before status.json says "running", so that it also says how the run ended
             fit(config, trainer, lambda: introduce(config, data, trainer, start))
         if process.is_main:
-            print(f"finished {closing(config, data, trainer)}", flush=True)
+            print(f"finished {folder}: {closing(config, data, trainer)}", flush=True)
 
 
 def identity_of(config: FrozenMunch, data: TrainingData, precision: Precision) -> dict[str, Any]:

@@ -162,10 +162,10 @@ class Trainer:
 
     @property
     def result(self) -> str:
-        """Time, speed, and the accuracies and paths of the best and the last checkpoint, as lines."""
+        """Time, speed, and the accuracies of the best and the last checkpoint, as lines."""
         epochs = {
-            self.folder / BEST: (self.best_epoch, self.best_accuracy),
-            self.folder / LAST: (self.epoch, self.accuracy),
+            BEST: (self.best_epoch, self.best_accuracy),
+            LAST: (self.epoch, self.accuracy),
         }
         records = read_metrics(self.folder) if (self.folder / METRICS).is_file() else []
         return closing_lines(epochs, records, self.elapsed_s, self.ema is not None)

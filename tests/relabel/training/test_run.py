@@ -146,7 +146,8 @@ def test_a_run_leaves_a_folder_that_explains_it(
     assert "\n3 epochs of 5 steps, " in printed and "images/s" in printed and "data wait" in printed
     assert re.search(r"\nepoch 3/3  step 15  loss \d\.\d+ \(floor 0\.\d+\)  target agreement \d+\.\d %\n", printed)
     assert re.search(r"\nepoch 3/3  validation  top-1 \d+\.\d\d %  loss \d\.\d+\n", printed)  # of three classes
-    assert f"\n  best top-1 {best['top1_percent']:.2f} % in epoch {best['epoch']}: {folder / BEST}\n" in printed
+    assert f"\nfinished {folder}: 3 epochs in " in printed
+    assert f"\n  {BEST}  top-1 {best['top1_percent']:.2f} %  epoch {best['epoch']}\n  {LAST}  top-1 " in printed
     assert max(len(line) for line in printed.splitlines() if line.startswith("epoch") or "data wait" in line) <= 80
 
 
@@ -210,7 +211,7 @@ def test_a_finished_run_says_so_and_changes_nothing(flags: Flags, capsys: pytest
     flags["util.run_dir"] = undisturbed(flags)
     before = {path: path.stat().st_mtime_ns for path in flags["util.run_dir"].iterdir()}
     start(flags)
-    assert " is finished after 3 epochs in " in capsys.readouterr().out
+    assert " is finished: 3 epochs in " in capsys.readouterr().out
     with pytest.raises(UserError, match=r"another config:\n.*lr\.init: 0\.05 there, 0\.1 now(.|\n)*util\.run_dir"):
         start({**flags, "optim.lr.init": 0.1})
     assert before == {path: path.stat().st_mtime_ns for path in flags["util.run_dir"].iterdir()}
