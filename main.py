@@ -3,7 +3,7 @@
 import signal
 import sys
 
-from utils.processes.startup import keep_freed_memory, refuse_windows, prepare_output
+from utils.processes.startup import keep_freed_memory, prepare_output, refuse_windows
 
 if __name__ == "__main__":
     refuse_windows()

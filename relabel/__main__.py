@@ -7,7 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
-from utils.processes.startup import keep_freed_memory, refuse_windows, prepare_output
+from utils.processes.startup import keep_freed_memory, prepare_output, refuse_windows
 
 # True for `python -m relabel` and for the console command, which imports this file.
 if __name__ == "__main__" or Path(sys.argv[0]).name == "relabel":
