@@ -22,6 +22,7 @@ from PIL import Image
 from relabel.label_map import LabelMap
 from relabel.stores.pt_folder import write_label_map
 from tests.promises import GENERATED, HEADINGS, TRIED, counted
+from utils.processes.distributed import STOP_SIGNALS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -106,7 +107,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def own_handlers() -> Iterator[None]:
     """Restore signal handlers after a test: a run that was asked to stop ignores signals until its process ends."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

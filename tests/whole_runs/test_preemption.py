@@ -21,9 +21,8 @@ from tests.whole_runs.test_kills import assert_same_run
 from tests.whole_runs.test_processes import processes
 from utils.checkpoint import LAST, load_checkpoint
 from utils.errors import EXIT_PREEMPTED
+from utils.processes.distributed import STOP_SIGNALS
 from utils.run_log import METRICS
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def steps_done(folder: Path) -> int:
@@ -70,7 +69,7 @@ def assert_as_if_never_stopped(flags: Flags, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_signal_to_any_rank_stops_all_at_the_same_step(long_run: Flags, tmp_path: Path) -> None:
-    for i, (number, rank) in enumerate(zip(STOP_SIGNALS, (0, 1, 1), strict=True), start=1):
+    for i, (number, rank) in enumerate(zip(STOP_SIGNALS, (0, 1, 1, 0), strict=True), start=1):
         stop_at(long_run, tmp_path / "output", 3, number, rank)
         assert assert_preempted(long_run["util.run_dir"], tmp_path / "output") == 3 * i  # that step is the last
     assert_as_if_never_stopped(long_run, tmp_path)

@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import Any
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
@@ -57,8 +58,13 @@ class _LastingOutput(io.FileIO):
         except OSError as error:
             if self.fileno() == 1 and not self._is_reported and (self.has_reader or error.errno != errno.EPIPE):
                 self._is_reported = True
-                print(f"warning: the output cannot be written ({error.strerror}); going on without it", file=sys.stderr)
+                self._report(error.strerror or "")
             return memoryview(data).nbytes
+
+    def _report(self, reason: str) -> None:
+        """Print the warning past sys.stderr, which a progress bar redirects to stdout."""
+        with suppress(OSError):
+            os.write(2, f"warning: the output cannot be written ({reason}); going on without it\n".encode())
 
 
 def raise_on_ctrl_c() -> None:

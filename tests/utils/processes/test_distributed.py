@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,15 @@ import torch
 
 from utils.errors import UserError
 from utils.processes import distributed
-from utils.processes.distributed import Process, StopRequest, cores_of, from_main, gather_objects, sum_over_processes
+from utils.processes.distributed import (
+    STOP_SIGNALS,
+    Process,
+    StopRequest,
+    cores_of,
+    from_main,
+    gather_objects,
+    sum_over_processes,
+)
 
 CPU = torch.device("cpu")
 
@@ -56,8 +65,24 @@ def test_stop_requests_are_noted_and_further_signals_ignored() -> None:
         assert not stop
         signal.raise_signal(signal.SIGUSR1)
         assert stop and stop.signal_name == "SIGUSR1"
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        assert signal.getsignal(number) is signal.SIG_IGN
+    assert {signal.getsignal(number) for number in STOP_SIGNALS} == {signal.SIG_IGN}
+
+
+@pytest.mark.usefixtures("own_handlers")
+def test_in_a_notebook_signals_work_again_after_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "ps1", "In : ", raising=False)
+    before = signal.getsignal(signal.SIGINT)
+    with StopRequest():
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.usefixtures("own_handlers")
+def test_under_nohup_a_run_outlives_its_terminal() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert not stop
 
 
 def test_without_a_request_the_handlers_are_restored() -> None:
