@@ -1,12 +1,13 @@
-"""SGD and AdamP: their update rules against slow ones, decay on every parameter, what cannot be combined."""
+"""SGD, AdamP, AdamW: their update rules against slow ones, decay on every parameter, what cannot be combined."""
 
 import math
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
-from utils.optimizers import create_optimizer
+from utils.optimizers import create_optimizer, without_decay_of_norms_and_biases
 
 
 def small_network() -> nn.Module:
@@ -44,11 +45,12 @@ def test_sgd_equals_the_textbook(nesterov: bool, fused: bool) -> None:
         torch.testing.assert_close(found, weight)
 
 
-def test_adamp_is_adam_with_decoupled_decay_where_it_does_not_project() -> None:
-    """One-dimensional parameters (biases, norms) are never projected: a slow AdamW says what must come out."""
+@pytest.mark.parametrize("name", ["adamp", "adamw"])
+def test_adam_with_decoupled_decay(name: str) -> None:
+    """A slow AdamW says what must come out; AdamP never projects one-dimensional parameters (biases, norms)."""
     bias = nn.Parameter(torch.tensor([0.5, -2.0, 3.0]))
     weight, first, second = bias.detach().clone(), torch.zeros(3), torch.zeros(3)
-    optimizer = create_optimizer([bias], "adamp", 0.01, 0.8, True, 0.1, False)
+    optimizer = create_optimizer([bias], name, 0.01, 0.8, True, 0.1, False)
     for step, grad in enumerate(torch.randn(5, 3, generator=torch.Generator().manual_seed(2)), start=1):
         first = 0.8 * first + 0.2 * grad
         second = 0.999 * second + 0.001 * grad**2
@@ -59,7 +61,7 @@ def test_adamp_is_adam_with_decoupled_decay_where_it_does_not_project() -> None:
     torch.testing.assert_close(bias.detach(), weight)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamp"])
+@pytest.mark.parametrize("name", ["sgd", "adamp", "adamw"])
 def test_the_order_in_memory_changes_nothing(name: str) -> None:
     """Networks are trained with channels last, as GPUs like it."""
     first, second = small_network(), small_network()
@@ -74,7 +76,7 @@ def test_the_order_in_memory_changes_nothing(name: str) -> None:
         torch.testing.assert_close(weight, other)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamp"])
+@pytest.mark.parametrize("name", ["sgd", "adamp", "adamw"])
 def test_decay_shrinks_every_parameter(name: str) -> None:
     network = small_network()
     with torch.no_grad():
@@ -84,6 +86,17 @@ def test_decay_shrinks_every_parameter(name: str) -> None:
     still = [[torch.zeros_like(parameter) for parameter in network.parameters()]]
     assert all(bool((weight < 1).all()) for weight in trained(network, optimizer, still))
     assert len(optimizer.param_groups) == 1
+
+
+def test_norms_biases_and_what_the_network_exempts_do_not_decay() -> None:
+    network = timm.create_model("test_vit")
+    groups = without_decay_of_norms_and_biases(network, 0.5)
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    found = {name: decays[id(p)] for name, p in network.named_parameters()}
+    assert found["pos_embed"] == found["blocks.0.norm1.weight"] == found["head.bias"] == 0
+    assert found["blocks.0.attn.qkv.weight"] == found["head.weight"] == found["patch_embed.proj.weight"] == 0.5
+    optimizer = create_optimizer(groups, "sgd", 0.1, 0.9, True, 0.5, fused=True)
+    assert all(optimizer.state[p]["momentum_buffer"].eq(0).all() for p in network.parameters())
 
 
 def test_nesterov_without_momentum_and_unknown_names_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -23,7 +24,16 @@ from relabel.label_map import LabelMap
 from relabel.stores.manifest import read_manifest
 from relabel.stores.pt_folder import write_label_map
 from tests.conftest import CLASSES, ROOT, Flags
-from tests.relabel.training.test_run import EVERYTHING, assert_same_weights, metrics, preempt, start, status, weights
+from tests.relabel.training.test_run import (
+    EVERYTHING,
+    assert_same_weights,
+    at_step,
+    metrics,
+    preempt,
+    start,
+    status,
+    weights,
+)
 from utils.checkpoint import LAST, load_checkpoint, save_checkpoint
 from utils.config.dotted_keys import flatten, nest
 from utils.errors import UserError
@@ -276,3 +286,62 @@ def test_a_checkpoint_of_another_run_is_not_continued(short: Flags, tmp_path: Pa
     shutil.copy(tmp_path / "other" / LAST, short["util.run_dir"] / LAST)
     with pytest.raises(UserError, match=match):
         start(short)
+
+
+def interrupt(_: object) -> None:
+    raise InterruptedError
+
+
+# ---- onwards: more epochs, and runs that start from this one's weights
+
+
+def typed(message: str, key: str) -> Flags:
+    """The flags of the last line of a message that names a key, as they are typed."""
+    line = next(line for line in reversed(message.splitlines()) if f"--{key} " in line)
+    words = shlex.split(line[line.index("--") :])
+    return {flag[2:]: word for flag, word in zip(words[::2], words[1::2], strict=True)}
+
+
+def test_more_epochs_continue_a_finished_run_on_the_longer_schedule(
+    short: Flags, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = short["util.run_dir"]
+    start(short)
+    start(short)
+    longer = short | typed(capsys.readouterr().out, "optim.epochs")
+    assert longer["optim.epochs"] == "2"
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):  # before the next checkpoint
+        at_step(patch, 5, interrupt)
+        start(longer)
+    out = capsys.readouterr().out
+    assert "\noptim.epochs was 1 and is now larger" in out and "\nthe learning rate goes on at 0.025\n" in out
+    start(longer)
+    starts = json.loads((folder / "environment.json").read_text())
+    assert [(s["epochs"], s["start_step"], s["raised_from"]) for s in starts[-2:]] == [
+        (2, 5, {"optim.epochs": 1}),
+        (2, 5, None),
+    ]
+    rates = {e["step"]: e["learning_rate"] for e in metrics(folder) if e["event"] == "train"}
+    assert rates[10] == pytest.approx(0.05 * (1 + np.cos(np.pi * 0.9)) / 2) and status(folder)["epoch"] == 2
+    left = contents(folder)
+    with pytest.raises(
+        UserError, match=r"epochs: 2 there, 1 now\n  optim.epochs can be raised, not lowered"
+    ) as lowered:
+        start(short)
+    assert contents(folder) == left
+    start(short | typed(str(lowered.value), "optim.epochs"))
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_a_refusal_names_the_flags_that_start_another_run_from_these_weights(
+    short: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here with larger images."""
+    start(short)
+    larger = short | {"data.image_size": 24, "optim.lr.init": 0.01}
+    with pytest.raises(UserError, match="image_size: 16 there, 24 now") as refused:
+        start(larger)
+    assert typed(str(refused.value), "data.image_size") == {"data.image_size": "16", "optim.lr.init": "0.05"}
+    start(larger | typed(str(refused.value), "model.weights"))
+    assert "starting from checkpoint-best.pth, classification head included" in capsys.readouterr().out
+    assert status(tmp_path / "run-2")["state"] == "done"

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.conftest import Flags
+from tests.relabel.training.test_run import preempt, start
 from utils.run_log import MetricsLog, git_state, read_metrics, record_environment
 
 
@@ -65,3 +67,39 @@ def test_the_state_of_the_code_is_that_of_git(tmp_path: Path) -> None:
     (tmp_path / "code.py").write_text("second")
     (tmp_path / "new.py").touch()
     assert git_state(tmp_path) == {**clean, "git_changes": [" M code.py", "?? new.py"]}
+
+
+FAKE_WANDB = """
+calls = []
+
+def init(**settings):
+    calls.append(("init", settings))
+    return Run()
+
+class Run:
+    def log(self, values, step):
+        calls.append(("log", step, values))
+
+    def finish(self):
+        calls.append(("finish",))
+"""
+
+
+def test_weights_and_biases_gets_the_metrics_of_a_run_however_often_it_is_continued(
+    flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "wandb.py").write_text(FAKE_WANDB)
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    flags |= {"util.wandb": True, "optim.epochs": 2}
+    preempt(flags, 7)
+    start(flags)
+    calls = sys.modules["wandb"].calls
+    first, second = (call[1] for call in calls if call[0] == "init")
+    assert first == second and first["resume"] == "allow" and len(first["id"]) == 16
+    assert (first["name"], first["config"]["optim"]["epochs"]) == ("run", 2)
+    logged = {(call[1], name) for call in calls if call[0] == "log" for name in call[2]}
+    events = read_metrics(flags["util.run_dir"])
+    assert {(e["step"], f"{e['event']}/elapsed_s") for e in events} <= logged
+    assert [call[0] for call in calls][-1] == "finish"
