@@ -1,1 +1,1 @@
-"""Draw: label maps with crops and targets, training curves, the axes, two checkpoints compared."""
+"""Draw: label maps, in pictures and in a page to look through; training curves, the axes, two checkpoints compared."""

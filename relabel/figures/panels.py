@@ -5,6 +5,7 @@ inches from its upper left corner.
 """
 
 import textwrap
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +38,9 @@ CROP_SIDE = 224  # pixels; a crop is shown squashed to a square, as the network 
 BADGE = 0.17  # inches; side of the square with a crop's number
 MARGIN, GAP, WIDER_GAP = 0.12, 0.1, 0.22  # inches; of a page, between panels of one crop or map, between groups
 LINE = 0.19  # inches; height of a line of text
+
+# Letters of scripts that the font lacks are drawn as boxes, without two lines on the screen for each of them.
+warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
 
 styled = rc_context(
     {
@@ -273,7 +277,7 @@ def draw_bars(
     across, down = area.get_xlim()[1], area.get_ylim()[0]
     for line, (index, share) in enumerate(largest(target, BARS)):
         top, thickness = line * down / BARS + 0.17, min(0.11, down / BARS - 0.25)
-        name = f"{len(target) - line} others" if index is None else class_labels[index]
+        name = f"{len(target) - line:,} others" if index is None else class_labels[index]
         colour = OTHER_COLOUR if index is None else colours.get(index, OTHER_COLOUR)
         weight = "bold" if index is not None and index == label else "normal"
         write_line(area, top - 0.05, name, percent(share), weight=weight, color=MUTED if index is None else INK)
