@@ -147,6 +147,10 @@ const tap = () => {
 found.overlay = [overlay()];
 for (const step of [1, 2]) { tap(); found.overlay.push(overlay()); }
 found.cell = photo.textContent;
+for (const kind of ["pointermove", "pointerleave"]) {
+  photo.dispatchEvent(new PointerEvent(kind, { pointerType: "mouse", clientX: 9, clientY: 9 }));
+  found.overlay.push(overlay());
+}
 const pixel = (x) => [...canvas.getContext("2d").getImageData(x, 0, 1, 1).data];
 found.pixels = [pixel(0), pixel(5)];
 found.label = texts(".label")[0];
@@ -172,7 +176,7 @@ def test_a_browser_sorts_searches_and_shows_maps(photos: Path) -> None:
     assert found["orders"]["entropy"][:2] == [unsure, evil] and found["orders"]["leak"][0] == unsure
     assert found["by_class"] == [wrong, unsure] and found["by_file"] == [right]
     assert found["count"] == "1 of 4 images" and found["hash"] == "#sort=name&search=ant+right"
-    assert found["overlay"] == ["hidden", "visible", "hidden"] and found["cell"] == "ant"
+    assert found["overlay"] == ["hidden", "visible", "hidden", "visible", "hidden"] and found["cell"] == "ant"
     for pixel, colour in zip(found["pixels"], PALETTE, strict=False):
         assert pixel[:3] == pytest.approx([int(colour[i : i + 2], 16) for i in (1, 3, 5)], abs=3)
         assert pixel[3] == pytest.approx(0.6 * 255, abs=2)
