@@ -19,6 +19,7 @@ from utils.config.value_types import (
     Positive,
 )
 from utils.errors import UserError, listed, with_advice
+from utils.progress import print_lines
 
 if TYPE_CHECKING:
     from torch import nn
@@ -92,15 +93,15 @@ def predict(
     count = len(predictor.class_names)
     if top_k and top_k > count:
         raise UserError(f"--top_k is {top_k}, but the network has {count} classes; expected 1..{count}")
-    print(predictor.about, flush=True)
+    print_lines(predictor.about)
     k = top_k or min(prediction.TOP_K, count)
     made, failed = prediction.classify(predictor, images, k, batch_size, num_workers)
     if made:
         _write_predictions(predictor, made, failed, csv, json, out)
     if failed:
-        others = f"the other {len(made):,} are classified" if made else "there is nothing to write"
+        others = "the others are" if made else "there is nothing to write"
         raise UserError(
-            f"{len(failed):,} of {len(images):,} images cannot be classified; {others}. Replace or remove these files:"
+            f"{len(failed):,} of {len(images):,} images cannot be classified; {others}.\n  Replace or remove these files:"
             f"{listed([f'{path}: {reason}' for path, reason in failed.items()])}"
         )
 
@@ -128,7 +129,7 @@ def _write_predictions(
     print_predictions(made, predictor.class_names, f"in {written}" if written else "--csv FILE writes them")
     for what, path in {"CSV": csv, "JSON": json, "figure": out}.items():
         if path:
-            print(f"{what}: {path}", flush=True)
+            print_lines(f"{what}: {path}")
 
 
 def compare(

@@ -29,7 +29,7 @@ from utils.metrics import top_classes
 from utils.precision import Precision
 from utils.processes.distributed import available_cores
 from utils.processes.workers import read_batches
-from utils.progress import JobProgress, counted
+from utils.progress import JobProgress, counted, print_lines
 
 INPUT_FLAGS = "--size, --crop_ratio, --interpolation, --mean and --std"
 CLASSES_FLAG = "--classes"
@@ -279,9 +279,9 @@ def print_predictions(predictions: Sequence[Prediction], class_names: Sequence[s
     console.print(table)
     rest = len(predictions) - SCREEN_LINES
     if rest > 0:
-        console.print(f"and {counted(rest, 'more image')}: {all_in}", highlight=False, markup=False, soft_wrap=True)
+        print_lines(f"and {counted(rest, 'more image')}: {all_in}")
     elif shown_k < k:
-        console.print(f"the {k} most likely classes: {all_in}", highlight=False, markup=False, soft_wrap=True)
+        print_lines(f"the {k} most likely classes: {all_in}")
 
 
 def _end(name: str, room: int) -> str:

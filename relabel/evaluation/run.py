@@ -37,6 +37,7 @@ from utils.errors import UserError, out_of_memory_reported, with_advice
 from utils.files import make_writable, read_json, write_json
 from utils.precision import Precision
 from utils.processes.distributed import Process, from_main
+from utils.progress import print_lines
 from utils.run_log import environment
 
 OTHER_FOLDERS = (
@@ -71,7 +72,7 @@ def test(process: Process, config: FrozenMunch, figures: Figures) -> None:
     process.share(config.util.val_batch_size, "util.val_batch_size")
     from_main(lambda: open_folder(folder, config))  # now, because it may turn out not to be writable
     if process.is_main:
-        print(f"{weights}, {weights.num_classes:,} classes: {order.source}\ninput: {data_config.source}", flush=True)
+        print_lines(f"{weights}, {weights.num_classes:,} classes: {order.source}\ninput: {data_config.source}")
     with errors_reported_once(process, lambda _: None, lambda error: "by peer" in str(error), memory_advice):
         results, of_val = evaluate_sets(config, sets, models, precision, process, data_config, order)
     if process.is_main:
@@ -268,7 +269,8 @@ def report(
     for transform in dict.fromkeys(transforms.values()):
         families = dict.fromkeys(name.partition("/")[0] for name, own in transforms.items() if own == transform)
         print(f"\n{transform}: {', '.join(families)}", end="")
-    print("\n" + "".join(f"\nnote: {note}" for note in notes))
+    print("\n")
+    print_lines("\n".join(f"note: {note}" for note in notes))
     content = {
         "weights": str(path),
         "arch": arch,
@@ -297,6 +299,6 @@ def report_classes(config: FrozenMunch, of_val: dict[str, Predictions], weights:
         title = f"{config.util.test_weight_file}, {weights.arch}{suffixes[name]}"
         paths = partial(_path, config, weights=name)
         for what, path in write_class_results(found[name], predictions, paths, figures, title).items():
-            print(f"{what}{suffixes[name]}: {path}", flush=True)
+            print_lines(f"{what}{suffixes[name]}: {path}")
         if config.eval.predictions:
-            print(f"prediction of each image{suffixes[name]}: {_predictions_path(config, VAL, name)}", flush=True)
+            print_lines(f"prediction of each image{suffixes[name]}: {_predictions_path(config, VAL, name)}")

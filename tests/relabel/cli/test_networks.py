@@ -158,7 +158,7 @@ def test_predictions_are_those_of_an_evaluation_and_a_damaged_image_costs_only_i
         predict(weights, tmp_path / "images", *files, *given)
     printed = capsys.readouterr()
     assert caught.value.code == 2
-    assert "1 of 14 images cannot be classified; the other 13 are classified. Replace or remove these" in printed.err
+    assert "1 of 14 images cannot be classified; the others are.\n  Replace or remove these files:" in printed.err
     assert f"{tmp_path}/images/broken.jpg: " in printed.err
     found = table(tmp_path / "p.csv")
     assert [row["image"].removeprefix(f"{tmp_path}/images/deeper/") for row in found] == [r["image"] for r in expected]
