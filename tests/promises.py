@@ -42,7 +42,10 @@ PROMISES = (
     ),
     Promise(
         "Preemption loses at most one step",
-        ("whole_runs/test_preemption", "utils/processes/test_workers", "utils/processes/test_commands"),
+        (
+            *("whole_runs/test_preemption", "whole_runs/test_surroundings"),
+            *("utils/processes/test_workers", "utils/processes/test_commands"),
+        ),
     ),
     Promise(
         "Old files load, no file runs code",

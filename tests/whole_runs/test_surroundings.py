@@ -3,7 +3,6 @@
 import fcntl
 import multiprocessing
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -15,19 +14,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import pytest
-import torch
-from torch import nn
 
-from relabel.config.load import load_config
-from relabel.training.recipe import check_micro_batch
 from relabel.training.trainer import Trainer
 from tests.conftest import ROOT, Flags, command_line, environment
 from tests.forked_runs import DEADLINE_S, fork_run, wait_until
+from tests.relabel.training.test_batch_of_one import as_typed, short
 from tests.relabel.training.test_run import start, status
 from tests.whole_runs.test_preemption import assert_preempted, steps_done
 from tests.whole_runs.test_processes import processes
 from utils.errors import EXIT_PREEMPTED, UserError
-from utils.processes.distributed import Process
 from utils.processes.startup import prepare_output
 
 TOOL = f"{shlex.quote(sys.executable)} -m relabel check --help"
@@ -116,22 +111,11 @@ def test_an_exit_of_the_program_around_a_run_is_recorded(flags: Flags, monkeypat
 # ---- called from elsewhere than a program of its own
 
 
-def short(flags: Flags) -> Flags:
-    return flags | {"optim.epochs": 1, "optim.warmup.epochs": 0}
-
-
 def test_a_run_in_a_thread_with_a_worker_is_done(flags: Flags) -> None:
     thread = threading.Thread(target=start, args=(short(flags) | {"compute.num_workers": 1},))
     thread.start()
     thread.join()
     assert status(flags["util.run_dir"])["state"] == "done"
-
-
-def as_typed(message: object) -> Flags:
-    """The first flag with a value that a message gives."""
-    found = re.search(r"--([\w.]+) (\w+)", str(message))
-    assert found
-    return {found[1]: found[2]}
 
 
 def test_processes_of_a_program_on_stdin_are_refused_and_one_process_runs(
@@ -151,24 +135,3 @@ def test_a_program_that_starts_processes_while_it_is_imported_is_told_so(
     monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
     with pytest.raises(UserError, match='below `if __name__ == "__main__":`'):
         start(flags | processes(2))
-
-
-# ---- batch norm
-
-
-@pytest.mark.parametrize("wrong", [{"optim.batch_size": 1}, {"optim.accumulation": 6}])
-def test_one_image_at_a_time_is_refused_with_a_flag_that_runs(flags: Flags, wrong: Flags) -> None:
-    with pytest.raises(UserError, match=r"one image at a time .* digit_net has batch norm") as error:
-        start(short(flags) | wrong)
-    assert not flags["util.run_dir"].exists()
-    start(short(flags) | wrong | as_typed(error.value))
-    assert status(flags["util.run_dir"])["state"] == "done"
-
-
-def test_one_image_for_each_process_is_refused_unless_there_is_no_batch_norm(flags: Flags) -> None:
-    config = load_config("", {key: str(value) for key, value in (flags | {"optim.batch_size": 2}).items()})
-    process = Process(0, 2, 0, 2, torch.device("cpu"))
-    with pytest.raises(UserError, match=r"batch of 2, 2 process\(es\)(.|\n)*--optim\.batch_size 4"):
-        check_micro_batch(config, nn.BatchNorm2d(3), 2, process)
-    check_micro_batch(config, nn.GroupNorm(1, 3), 2, process)
-    check_micro_batch(config, nn.BatchNorm2d(3), 4, process)

@@ -228,7 +228,7 @@ def check_main_module(without: str) -> None:
         )
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise UserError(
-            f"{file} was imported by a process that it had started, and would now start more.\n"
+            "this program was imported by a process that it had started, and would now start more.\n"
             f'  Put what it does below `if __name__ == "__main__":`, or start no process: {without}'
         )
 
