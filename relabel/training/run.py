@@ -10,6 +10,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from models.build import create_model
+from models.fully_convolutional import fully_convolutional
 from relabel.config.rules import PUBLISHED, RESUME, joined_folders
 from relabel.data.decode import resolve_decoder
 from relabel.data.images import ImageList
@@ -223,8 +225,18 @@ def introduce(config: FrozenMunch, data: TrainingData, trainer: Trainer, start: 
 
 def closing(config: FrozenMunch, data: TrainingData, trainer: Trainer) -> str:
     """Describe a finished run, and what to type next."""
-    images = None if config.data.relabel.use else data.images.root
+    is_teacher = not config.data.relabel.use and _can_make_maps(config, trainer)
+    images = data.images.root if is_teacher else None
     return f"{trainer.result}\n{next_commands(trainer.folder, trainer.folder / BEST, images, data.val.path(0))}"
+
+
+def _can_make_maps(config: FrozenMunch, trainer: Trainer) -> bool:
+    """Return whether networks of this kind can be turned fully convolutional: a new one, on the CPU, is tried."""
+    with suppress(UserError):
+        classes = len(trainer.identity["class_names"])
+        fully_convolutional(create_model(config.model.arch, classes, trainer.data_config.size).eval())
+        return True
+    return False
 
 
 def _sha256_of_start(config: FrozenMunch) -> str | None:
