@@ -1,6 +1,7 @@
 """Train and evaluate networks with label maps, and make, check, show, pack and export label maps.
 
-Also compare and export networks, reproduce the paper's comparison on scenes of small images, and check this machine.
+Also classify images, compare and export networks, reproduce the paper's comparison on scenes of small images, and check
+this machine.
 """
 
 import signal

@@ -101,8 +101,8 @@ def predict(
     if failed:
         others = "the others are" if made else "there is nothing to write"
         raise UserError(
-            f"{len(failed):,} of {len(images):,} images cannot be classified; {others}.\n  Replace or remove these files:"
-            f"{listed([f'{path}: {reason}' for path, reason in failed.items()])}"
+            f"{len(failed):,} of {len(images):,} images cannot be classified; {others}.\n"
+            f"  Replace or remove these files:{listed([f'{path}: {reason}' for path, reason in failed.items()])}"
         )
 
 
