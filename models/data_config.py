@@ -120,10 +120,16 @@ def _differs(one: Any, other: Any) -> bool:
 def stated_by_timm(name: str) -> dict[str, Any]:
     """Return what timm states for one of its networks: the values that its evaluation uses."""
     import timm
-    from timm.data import resolve_data_config
 
     stated = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    config = resolve_data_config(pretrained_cfg=stated.to_dict() if stated else {})
+    return from_timm(stated.to_dict() if stated else {})
+
+
+def from_timm(pretrained_cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert timm's description of a network, also that in the config.json of a Hugging Face repository."""
+    from timm.data import resolve_data_config
+
+    config = resolve_data_config(pretrained_cfg=dict(pretrained_cfg))
     rows, columns = config["input_size"][1:]
     # timm resizes the shorter side to floor(size / crop_pct), this project to ceil(size / crop_ratio).
     ratio = crop_ratio_for(rows, math.floor(rows / config["crop_pct"]))
@@ -143,13 +149,15 @@ def stated_by_torchvision(arch: str) -> dict[str, Any]:
     """Return what torchvision states for the default weights of a network."""
     preset = torchvision.models.get_model_weights(arch).DEFAULT.transforms()
     (side,), (shorter,) = preset.crop_size, preset.resize_size
+    # With their published weights, these two convert images (transform_input) that are normalised as the others' are.
+    half = (0.5, 0.5, 0.5) if arch in ("googlenet", "inception_v3") else None
     return {
         "size": (side, side),
         "train_size": side,
         "crop_ratio": crop_ratio_for(side, shorter),
         "interpolation": preset.interpolation.value,
-        "mean": tuple(preset.mean),
-        "std": tuple(preset.std),
+        "mean": half or tuple(preset.mean),
+        "std": half or tuple(preset.std),
     }
 
 
