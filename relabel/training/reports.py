@@ -35,13 +35,13 @@ class RunFigures:
 
 
 def drawn(path: Path, draw: Callable[..., None], *arguments: Any) -> bool:
-    """Draw a figure, or warn: a run does not end for a figure, whatever the reason."""
+    """Draw a figure and return whether that worked; if not, warn: a run does not end for a figure."""
     try:
         draw(path, *arguments)
         return True
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        print(f"warning: the figure {path.name} is missing, the run goes on: {reason}", file=sys.stderr, flush=True)
+        print(f"warning: {path.name} was not drawn: {reason}", file=sys.stderr, flush=True)
         return False
 
 
@@ -56,7 +56,7 @@ def step_lines(values: Mapping[str, float], rate: float, time_left: str) -> tupl
     """Format a report of the training meter.
 
     Returns:
-        What the network learns; how fast; and both in short, for the progress bar.
+        What the network learns; how fast; and the speed in short, for the progress bar.
     """
     floor = f" (floor {values['target_entropy_nats']:.4f})" if values["target_entropy_nats"] > 0 else ""
     speed, wait = f"{values['images_per_s']:,.0f} images/s", values["data_wait_percent"]

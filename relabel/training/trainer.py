@@ -410,9 +410,10 @@ class Trainer:
         self.meter.restart_clock()
 
     def _draw_curves(self) -> None:
-        """Draw the curves up to here."""
-        if self.figures and drawn(self.folder / CURVES_FIGURE, self.figures.curves, read_metrics(self.folder)):
-            self._print(f"curves: {self.folder / CURVES_FIGURE}")
+        """Draw the curves up to here, if there has been a validation."""
+        path = self.folder / CURVES_FIGURE
+        if self.figures and self.best_epoch and drawn(path, self.figures.curves, read_metrics(self.folder)):
+            self._print(f"curves: {path}")
 
     # ---- checkpoints
 
