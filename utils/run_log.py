@@ -104,13 +104,22 @@ def _wandb_run(folder: Path) -> Any:
     """Begin or continue the run at Weights & Biases that belongs to a run folder.
 
     Its id comes from the first entry of environment.json: another run, later in the same folder, gets another one.
+
+    Raises:
+        UserError: it cannot be reached, or nobody is logged in.
     """
     import wandb
 
     first = read_json(folder / ENVIRONMENT, "expected a list of starts")[0]
     identifier = hashlib.sha256(json.dumps(first).encode()).hexdigest()[:16]
     config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    return wandb.init(id=identifier, name=folder.name, dir=str(folder), config=config, resume="allow")
+    try:
+        return wandb.init(id=identifier, name=folder.name, dir=str(folder), config=config, resume="allow")
+    except Exception as error:  # no account, no network
+        raise UserError(
+            f"Weights & Biases did not start: {str(error).strip()}\n  Log in (wandb login), or keep its records in the "
+            "run folder: WANDB_MODE=offline. The same command continues."
+        ) from error
 
 
 def _finite(value: Any) -> Any:

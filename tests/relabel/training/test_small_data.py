@@ -65,4 +65,4 @@ def test_the_commands_of_the_own_photos_page_run_as_typed(
         status = json.loads(Path(given["util.run_dir"], "status.json").read_text())
         assert status["state"] == "done"
     out = capsys.readouterr().out
-    assert "train/ has 9 images: batches of 9, not 32" in out and "starting from packaged" in out
+    assert "train/ has 9 images: batches of 9, not 16" in out and "starting from packaged" in out
