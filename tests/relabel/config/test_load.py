@@ -133,6 +133,12 @@ def test_every_mistake_is_reported_at_once_and_once(load: Load) -> None:
     assert str(caught.value).startswith("6 problems") and "python main.py --help" in str(caught.value)
 
 
+def test_a_package_that_is_missing_is_named(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relabel.config.rules.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="util.wandb = True .*: pip install wandb, or leave --util.wandb out"):
+        load(None, {"util.wandb": "True"})
+
+
 @pytest.mark.parametrize("labels", ["", "NOWHERE"])
 def test_evaluation_needs_val_and_weights_only(load: Load, capsys: pytest.CaptureFixture[str], labels: str) -> None:
     flags = {"util.test_only": "True", "data.data_path": "ONLY_VAL", "data.relabel.path": labels}
