@@ -1,7 +1,7 @@
 """A classifier's weights with what is known about them: from a file, its library, a package, or random; then built."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.batch_norm import set_batch_norm
+from models.beside import TIMM_CONFIG, input_of_run_beside, timm_config_beside
 from models.build import (
     FORCE_TIMM,
     OURS,
@@ -21,8 +22,10 @@ from models.build import (
 from models.data_config import DataConfig, resolve, stated_by_timm, stated_by_torchvision
 from models.packaged import IMAGENET_CLASSES, PACKAGES, packaged_state_dict
 from models.pretrained import create_pretrained_model
-from models.weights_file import FACTS_OF_2021, read_weights_file
+from models.recorded import FACTS_OF_2021
+from models.weights_file import WeightsFile, read_weights_file
 from utils.errors import UserError
+from utils.run_log import CONFIG
 
 PRETRAINED, PACKAGED, RANDOM = "pretrained", "packaged", "random"  # instead of the path of a file
 
@@ -37,11 +40,12 @@ class Weights:
         state_dicts: name -> parameter name -> tensor; "model", and "ema" if a file has averaged weights too.
         num_classes: K; 0: there is no classification head.
         class_names: of the K classes, in the order of the logits; None: the weights do not name them.
-        recorded: what the file records of its input: fields of DataConfig.
+        recorded: what the file, or what lies beside it, records of its input: fields of DataConfig.
         stated: what the network's library states of it.
         is_published: whether they are the ones that a library or a package publishes.
-        note: how they were found in the file, if it is another trainer's; else "".
+        note: what is to be said of how they were found; else "".
         file_arch: the network that the file names; None: it names none.
+        recorded_in: where it is recorded, as text.
     """
 
     title: str
@@ -54,6 +58,7 @@ class Weights:
     is_published: bool
     note: str = ""
     file_arch: str | None = None
+    recorded_in: str = ""
 
     @property
     def preferred(self) -> str:
@@ -74,9 +79,7 @@ class Weights:
             UserError: a network of this project without an image size, or a resizing that is not supported.
         """
         library = library_of(self.arch)
-        is_assumed = self.recorded == FACTS_OF_2021
-        recorded = f"as in 2021, whose keys {self.title} has" if is_assumed else f"recorded in {self.title}"
-        places = [("given", given), (recorded, self.recorded)]
+        places = [("given", given), (self.recorded_in, self.recorded)]
         if library == OURS and "size" not in {**given, **self.recorded}:
             raise UserError(f"{self.arch} has no image size of its own, and {self.title} records none; give {flags}")
         return resolve([*places, (f"as {library} states for {self.arch}", self.stated)], flags)
@@ -175,7 +178,7 @@ def _from_file(arch: str | None, path: Path, needs_head: bool) -> Weights:
         raise UserError(
             f"found no file {path}; expected {PRETRAINED}, {PACKAGED}, {RANDOM} or the path of a checkpoint"
         )
-    file = read_weights_file(path)
+    file, recorded_in = _with_what_lies_beside(read_weights_file(path, arch))
     arch = arch or file.arch
     if arch is None:
         raise UserError(f"{path} does not name its network; expected a name in torchvision or timm")
@@ -190,9 +193,41 @@ def _from_file(arch: str | None, path: Path, needs_head: bool) -> Weights:
             f"{path}: found {count:,} classes and {len(set(file.class_names)):,} different names for them; expected "
             "one name per class. Give a complete checkpoint"
         )
-    stated = _stated(arch, "")
-    names, about = file.class_names if has_head else None, (file.note, file.arch)
-    return Weights(path.name, arch, file.state_dicts, count, names, file.recorded, stated, False, *about)
+    instead = "" if _is_same(arch, file.arch) else f"instead of {file.arch}, which it names"
+    return Weights(
+        path.name,
+        arch,
+        file.state_dicts,
+        count,
+        file.class_names if has_head else None,
+        file.recorded,
+        _stated(arch, ""),
+        is_published=False,
+        note=", ".join(filter(None, (instead, file.note))),
+        file_arch=file.arch,
+        recorded_in=recorded_in,
+    )
+
+
+def _with_what_lies_beside(file: WeightsFile) -> tuple[WeightsFile, str]:
+    """Add what a config beside the file tells if the file does not; also return where its input is recorded."""
+    name = file.path.name
+    if file.recorded == FACTS_OF_2021:
+        if found := input_of_run_beside(file.path, file.arch):
+            return replace(file, recorded=file.recorded | found), f"from {CONFIG} beside {name}, else as in 2021"
+        return file, f"as in 2021, whose keys {name} has"
+    is_silent = file.arch is None and file.class_names is None and not file.recorded
+    if is_silent and (timm := timm_config_beside(file.path)):
+        note = ", ".join(filter(None, (file.note, f"with {TIMM_CONFIG} beside it")))
+        known = replace(file, arch=timm.arch, class_names=timm.class_names, recorded=timm.recorded, note=note)
+        return known, f"from {TIMM_CONFIG} beside {name}"
+    return file, f"recorded in {name}"
+
+
+def _is_same(arch: str, named: str | None) -> bool:
+    """Return whether a network is the one that a file names, if it names one: timm's names may lack the prefix."""
+    bare = arch.removeprefix(FORCE_TIMM)
+    return named in (None, arch) or (named.removeprefix(FORCE_TIMM) == bare and library_of(bare) == "timm")
 
 
 def _stated(arch: str, weights: str) -> Mapping[str, Any]:

@@ -94,6 +94,9 @@ def resolve(found: Sequence[tuple[str, Mapping[str, Any]]], flags: str) -> DataC
             f"found images resized by {values['interpolation']!r}; expected {', '.join(INTERPOLATIONS)}. Give the "
             f"nearest of these: {flags}"
         )
+    rows, columns = values["size"]
+    if rows != columns:
+        raise UserError(f"found images of {rows} x {columns} pixels; expected square ones. Give a size: {flags}")
     source = "; ".join(f"{', '.join(parts)} ({place})" for place, parts in texts.items() if parts)
     return DataConfig(**values, source=source)
 
@@ -118,25 +121,25 @@ def _differs(one: Any, other: Any) -> bool:
 
 
 def stated_by_timm(name: str) -> dict[str, Any]:
-    """Return what timm states for one of its networks: the values that its evaluation uses."""
+    """Return what timm states for one of its networks: the values that its validate.py uses."""
     import timm
 
     stated = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    return from_timm(stated.to_dict() if stated else {})
+    return from_pretrained_cfg(stated.to_dict() if stated else {})
 
 
-def from_timm(pretrained_cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert timm's description of a network, also that in the config.json of a Hugging Face repository."""
+def from_pretrained_cfg(stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of DataConfig that a pretrained_cfg of timm states, its test size if it has one."""
     from timm.data import resolve_data_config
 
-    config = resolve_data_config(pretrained_cfg=dict(pretrained_cfg))
+    config = resolve_data_config(pretrained_cfg=stated, use_test_size=True)
     rows, columns = config["input_size"][1:]
     # timm resizes the shorter side to floor(size / crop_pct), this project to ceil(size / crop_ratio).
     ratio = crop_ratio_for(rows, math.floor(rows / config["crop_pct"]))
     is_squashed = config["crop_mode"] == "squash"
     return {
         "size": (rows, columns),
-        "train_size": rows,
+        "train_size": (stated.get("input_size") or config["input_size"])[1],
         "crop_ratio": None if is_squashed and config["crop_pct"] == 1 else ratio,
         **({SQUASHED_FIRST: True} if is_squashed and config["crop_pct"] < 1 else {}),
         "interpolation": config["interpolation"],

@@ -31,6 +31,7 @@ class Start:
         checkpoint: its path.
         is_new: the folder has no run yet.
         grown: key -> its value before, for the keys that have become larger.
+        kept: key -> its value, for those that the run keeps although the default is new.
     """
 
     seed: int
@@ -38,6 +39,7 @@ class Start:
     checkpoint: Path | None = None
     is_new: bool = False
     grown: Mapping[str, Any] = field(default_factory=dict)
+    kept: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find_start(
@@ -64,6 +66,8 @@ def find_start(
         seed = now[rules.seed]
         return Start(seed if seed >= 0 else secrets.randbits(31), is_new=True)
     before = _read_config(folder / CONFIG, rules)
+    kept = {key: old for key, (old, new) in rules.renewed.items() if (before[key], now[key]) == (old, new)}
+    now |= kept
     state, checkpoint, note = load_latest(folder)
     moved = _moved(before, now, state, identity, rules)
     _compare_configs(folder, before, now, rules, moved)
@@ -79,7 +83,7 @@ def find_start(
         if len(state["meters"]) != processes:
             _warn(f"this run had {len(state['meters'])} process(es) and continues with {processes}")
     grown = {key: before[key] for key in rules.growing if now[key] > before[key]}
-    return Start(before[rules.seed], state, checkpoint, grown=grown)
+    return Start(before[rules.seed], state, checkpoint, grown=grown, kept=kept if state is not None else {})
 
 
 def share_start(find: Callable[[], Start]) -> Start:
@@ -135,7 +139,7 @@ def open_run_folder(folder: Path, config: FrozenMunch, start: Start, rules: Resu
     if start.checkpoint == folder / PREVIOUS and (folder / LAST).exists():
         (folder / LAST).replace(folder / DAMAGED)  # otherwise it would replace the intact previous one
     remove_temporaries(folder)
-    write_text(folder / CONFIG, to_yaml(nest(flatten(config.toDict()) | {rules.seed: start.seed})))
+    write_text(folder / CONFIG, to_yaml(nest({**flatten(config.toDict()), **start.kept, rules.seed: start.seed})))
 
 
 def _read_config(path: Path, rules: ResumeRules) -> dict[str, Any]:
@@ -144,10 +148,7 @@ def _read_config(path: Path, rules: ResumeRules) -> dict[str, Any]:
     if not settings:
         reason = problems[0] if problems else "it is empty"
         raise UserError(f"{path} cannot be read: {reason}")
-    values = {key: setting.value for key, setting in settings.items()}
-    if not rules.unhashed & values.keys():
-        values |= {key: new for key, (old, new) in rules.renewed.items() if values.get(key) == old}
-    return {**rules.before, **values}
+    return {**rules.before, **{key: setting.value for key, setting in settings.items()}}
 
 
 def _moved(

@@ -124,10 +124,12 @@ def _resolve(
     if "util.run_dir" in settings and settings["util.run_dir"].value == "":
         path = Path(config_file or BASE_FILE)
         settings["util.run_dir"] = Setting(str(Path("runs", path.stem)), "default", f"name of {path.name}")
-    if "util.test_only" not in bad_keys and settings["util.test_only"].value:
-        for key in ("model.arch", "data.image_size"):
-            if settings[key].where == "default":
-                settings[key] = Setting(None, "default", "the checkpoint's")
+    is_test = "util.test_only" not in bad_keys and settings["util.test_only"].value
+    has_start = "model.weights" not in bad_keys and settings["model.weights"].value != ""
+    if is_test and settings["model.arch"].where == "default":
+        settings["model.arch"] = Setting(None, "default", "the checkpoint's")
+    if (is_test or has_start) and settings["data.image_size"].where == "default":
+        settings["data.image_size"] = Setting(None, "default", "that of the weights")
     problems += broken_rules(RULES, settings, bad_keys)
     # Printing starts nothing, so it needs no folders and no other processes.
     if needs_folders and "util.print_config" not in bad_keys and not settings["util.print_config"].value:

@@ -340,7 +340,7 @@ RESUME = ResumeRules(
         **_NEW_KEYS,
     },
     unhashed=frozenset(_NEW_KEYS),
-    renewed={"data.crop_ratio": (0.875, "auto"), "optim.bn.eps": (1e-5, None)},
+    renewed={"data.image_size": (224, None), "data.crop_ratio": (0.875, "auto"), "optim.bn.eps": (1e-5, None)},
     seed="compute.seed",
 )
 """What may change when a run is continued."""

@@ -58,7 +58,7 @@ _TYPES: dict[str, Any] = {
     "data.keep_list": Text,
     "data.decoder": Literal["auto", "pillow"],
     "data.on_error": Literal["stop", "skip"],
-    "data.image_size": Positive,
+    "data.image_size": Positive | None,
     "data.rrc_minimum": Annotated[float, Field(gt=0, le=1)],
     "data.crop_ratio": CropRatio | None,
     "data.test_size": Positive | None,

@@ -114,7 +114,7 @@ def make_trainer(
 ) -> Trainer:
     """Build the trainer, in the state of the checkpoint if there is one; nothing is written yet."""
     weights = open_start(config) if config.model.weights and not start.state else None
-    data_config = training_input(config, weights, start.state)
+    data_config = training_input(config, weights, start)
     batch_size = global_batch(config, 0 if data.extra else len(data.images), process)
     steps, train_batches = train_loader(config, data, batch_size, process, start.seed, data_config)
     val_batches = eval_loader(config, data.val, process, center_crop(data_config))

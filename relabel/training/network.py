@@ -1,6 +1,7 @@
 """Build the network of a run from its config: what it expects of its input, and the weights that it starts from."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,19 @@ import torch
 from torch import nn
 
 from models.batch_norm import set_batch_norm
+from models.beside import input_of_run
 from models.build import create_model, head_tensors, with_own_head
 from models.classifier import Weights, open_weights
 from models.data_config import DataConfig, resolve
-from models.weights_file import recorded_data_config
+from models.recorded import DATA_CONFIG, recorded_data_config
 from relabel.data.class_names import class_order
 from relabel.data.dataset import CenterCrop
 from utils.checkpoint import LAST
+from utils.config.dotted_keys import flatten
 from utils.config.frozen_munch import FrozenMunch
 from utils.errors import UserError, with_advice
 from utils.precision import Precision
+from utils.run_folder import Start
 
 CLASSES_FLAG = "--eval.classes"
 INPUT_FLAGS = "--data.test_size, --data.crop_ratio, --data.interpolation, --data.mean and --data.std"
@@ -39,28 +43,47 @@ def given_input(config: FrozenMunch) -> dict[str, Any]:
     return given if data.crop_ratio == "auto" else given | {"crop_ratio": data.crop_ratio}
 
 
-def training_input(config: FrozenMunch, weights: Weights | None, state: Mapping[str, Any] | None) -> DataConfig:
+def training_input(config: FrozenMunch, weights: Weights | None, start: Start) -> DataConfig:
     """Find what the network of a run expects of its input.
 
     Args:
         config: of the run.
         weights: those that a new run starts from; None: random ones, which get the values of 2021.
-        state: content of the checkpoint that the run continues from; None: it begins.
+        start: where the run starts.
     """
     given, side = given_input(config), config.data.image_size
     if side:
         given = {"size": (side, side), "train_size": side} | given
-    if state is not None:
-        return resolve([("given", given), ("as before", recorded_data_config(state, Path(LAST)))], INPUT_FLAGS)
-    return weights.data_config(given, INPUT_FLAGS) if weights else resolve([("given", given)], INPUT_FLAGS)
+    if start.state is not None:
+        found = resolve([("given", given), ("as before", _as_before(config, start))], INPUT_FLAGS)
+    elif weights:
+        found = weights.data_config(given, f"--data.image_size, {INPUT_FLAGS}")
+    else:
+        found = resolve([("given", given)], INPUT_FLAGS)
+    if found.train_size == found.side:
+        return found
+    return replace(found, source=f"training crops of {found.train_size} x {found.train_size} pixels; {found.source}")
+
+
+def _as_before(config: FrozenMunch, start: Start) -> dict[str, Any]:
+    """Return what the checkpoint records; or, of an earlier version that records nothing, its run's config."""
+    assert start.state is not None
+    recorded = recorded_data_config(start.state, Path(LAST))
+    if DATA_CONFIG in start.state:
+        return recorded
+    return recorded | input_of_run(flatten(config.toDict()) | start.kept)
 
 
 def evaluation_input(config: FrozenMunch, weights: Weights) -> DataConfig:
     """Find what the network of a checkpoint expects of its input; data.image_size counts if no test size is known."""
-    given, side = given_input(config), config.data.image_size
-    if side and "size" not in weights.recorded:
+    given, side, recorded = given_input(config), config.data.image_size, weights.recorded
+    if side and "size" not in recorded:
         given = {"size": (side, side)} | given
-    return weights.data_config(given, INPUT_FLAGS)
+    found = weights.data_config(given, INPUT_FLAGS)
+    if not side or "size" in given or side in (found.side, recorded.get("train_size")):
+        return found
+    ignored = f"data.image_size {side} has no effect here, --data.test_size {side} has"
+    return replace(found, source=f"{found.source}; {ignored}")
 
 
 def build_model(config: FrozenMunch, num_classes: int, precision: Precision, data_config: DataConfig) -> nn.Module:

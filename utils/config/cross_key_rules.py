@@ -74,8 +74,8 @@ class ResumeRules:
         before: key -> the value with which a run behaves as it did before the key existed. The config of a run of an
             earlier version lacks the key; it counts as this value, so that the run can be continued.
         unhashed: those keys of `before` that settings_sha256, in checkpoints of earlier versions, never contained.
-        renewed: key -> (default before, default now). In the config of a run that lacks a key of `unhashed`, the former
-            counts as the latter; the checkpoint says how the run behaves.
+        renewed: key -> (default before, default now). A run with the former may be continued with the latter; it keeps
+            the former, and the checkpoint says how it behaves.
         seed: the key of the seed; -1 means the seed of the run in the folder, or a new one.
     """
 
@@ -97,6 +97,7 @@ class ResumeRules:
         former one.
         """
         values = flatten(config.toDict())
+        values |= {key: old for key, (old, new) in self.renewed.items() if values[key] == new}
         left_out = self.growing | self.moved.keys()
         return self._hash({key: value for key, value in values.items() if key not in left_out}, self.before.keys())
 
@@ -105,9 +106,9 @@ class ResumeRules:
 
         Args:
             config: of this command.
-            before: the config of the run; these hashes include its paths and its length.
+            before: the config of the run; these hashes include its paths, its length and defaults that are new.
         """
-        kept = {key: before[key] for key in (*self.growing, *self.moved)}
+        kept = {key: before[key] for key in (*self.growing, *self.moved, *self.renewed)}
         values = flatten(config.toDict()) | kept
         hashed = {"config_sha256": self.before.keys(), "settings_sha256": self.unhashed}
         return {name: self._hash(values, skipped) for name, skipped in hashed.items()}
@@ -116,6 +117,5 @@ class ResumeRules:
         """Hash settings; keys in `skipped` count unless they have their value of `before`."""
         excluded = self.free | self.warned | {self.seed}
         values = {key: value for key, value in values.items() if key not in excluded}
-        values |= {key: old for key, (old, new) in self.renewed.items() if values[key] == new}
         fixed = {k: value for k, value in values.items() if k not in skipped or self.before[k] != value}
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()

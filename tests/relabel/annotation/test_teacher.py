@@ -93,7 +93,7 @@ def test_networks_of_this_project_need_a_size() -> None:
 def test_an_unsupported_interpolation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     half, crop = (0.5, 0.5, 0.5), {"crop_pct": 0.95, "crop_mode": "center"}
     config = {"input_size": (3, 160, 160), "mean": half, "std": half, "interpolation": "nearest", **crop}
-    monkeypatch.setattr(timm.data, "resolve_data_config", lambda pretrained_cfg: config)
+    monkeypatch.setattr(timm.data, "resolve_data_config", lambda **_: config)
     with pytest.raises(UserError, match=r"resized by 'nearest'.*expected bilinear, bicubic, lanczos.*--interpolation"):
         load_teacher("test_resnet", "random", DIGITS)
     given = {"interpolation": "bicubic"}

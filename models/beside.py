@@ -1,0 +1,88 @@
+"""What lies beside a weights file and tells what is in it: a run's config.yaml, or config.json of timm."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from models.build import FORCE_TIMM
+from models.data_config import OF_2021, from_pretrained_cfg
+from utils.config.dotted_keys import flatten
+from utils.errors import UserError
+from utils.run_log import CONFIG
+
+TIMM_CONFIG = "config.json"
+
+
+def input_of_run(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run of an earlier version, whose checkpoints do not record it, expected of its input.
+
+    Args:
+        settings: dotted key -> value, of the run's config.
+
+    Returns:
+        fields of DataConfig.
+    """
+    train_size = settings["data.image_size"]
+    size, ratio = settings.get("data.test_size") or train_size, settings["data.crop_ratio"]
+    return {
+        "size": (size, size),
+        "train_size": train_size,
+        "crop_ratio": OF_2021["crop_ratio"] if ratio == "auto" else ratio,
+        "bn_eps": settings["optim.bn.eps"],
+    }
+
+
+def input_of_run_beside(path: Path, arch: str | None) -> dict[str, Any]:
+    """Return input_of_run of the config.yaml beside a checkpoint; {}: there is none of a run of this network."""
+    try:
+        tree = yaml.safe_load(path.with_name(CONFIG).read_text(encoding="utf-8"))
+        settings = flatten(tree)
+        return input_of_run(settings) if settings["model.arch"] == arch else {}
+    except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError):
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class TimmConfig:
+    """The config.json beside weights of timm, as on the Hugging Face Hub.
+
+    Fields:
+        arch: the network, as for models.build.library_of.
+        class_names: of the classes, in the order of the logits; None: they are not named.
+        recorded: what is said of the input: fields of DataConfig.
+    """
+
+    arch: str
+    class_names: list[str] | None
+    recorded: dict[str, Any]
+
+
+def timm_config_beside(path: Path) -> TimmConfig | None:
+    """Read the config.json beside a weights file; None: there is none of timm.
+
+    Raises:
+        UserError: it is of timm, and its values have an unknown form.
+    """
+    file = path.with_name(TIMM_CONFIG)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        arch, stated = content["architecture"], content["pretrained_cfg"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    try:
+        recorded = from_pretrained_cfg(stated)
+        numbers = [*recorded["mean"], *recorded["std"]]
+        if len(numbers) != 6 or not all(isinstance(value, int | float) for value in numbers):
+            raise ValueError("mean and std are not three numbers each")
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(
+            f"{file}: found a pretrained_cfg that timm cannot read ({error}); expected that of timm's folder. Correct "
+            "it, or move the weights to a folder without it"
+        ) from error
+    names = content.get("label_names") or stated.get("label_names")
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return TimmConfig(FORCE_TIMM + str(arch), names if is_list else None, recorded)
