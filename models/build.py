@@ -3,6 +3,7 @@
 import difflib
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -44,6 +45,17 @@ def library_of(arch: str) -> str:
     if timm.is_model(arch.removeprefix(FORCE_TIMM)):
         return "timm"
     raise UserError(_unknown_name_message(arch))
+
+
+def networks_named(arch: str) -> list[str]:
+    """Return a network's name and, if torchvision and timm both have the name, that of the other library's network."""
+    bare = arch.removeprefix(FORCE_TIMM)
+    if bare not in _torchvision_names():
+        return [arch]
+    import timm
+
+    other = FORCE_TIMM + bare if arch == bare else bare
+    return [arch, other] if timm.is_model(bare) else [arch]
 
 
 def create_model(
@@ -141,12 +153,18 @@ def infer_num_classes(arch: str, state_dict: Mapping[str, Tensor]) -> int:
 
 def head_tensors(arch: str) -> list[str]:
     """Return the names of the tensors in a network's classification head: those with one row per class."""
+    return [name for name, shape in tensor_shapes(arch).items() if PROBE_CLASSES in shape[:1]]
+
+
+@cache
+def tensor_shapes(arch: str) -> dict[str, torch.Size]:
+    """Return the names and shapes of a network's tensors, for PROBE_CLASSES classes."""
     try:
         with torch.device("meta"):  # no memory, no initialisation
             model = create_model(arch, PROBE_CLASSES)
     except NotImplementedError:  # some networks read values of tensors while they are built
         model = create_model(arch, PROBE_CLASSES)
-    return [name for name, tensor in model.state_dict().items() if PROBE_CLASSES in tensor.shape[:1]]
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
 def with_own_head(model: nn.Module, arch: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import torch
 import torchvision
 from torch import nn
 
-from models.build import FORCE_TIMM, OURS, TORCHVISION_OPTIONS, library_of
+from models.build import FORCE_TIMM, OURS, library_of
 from models.packaged import PACKAGES
 from utils.errors import UserError
 
@@ -34,8 +34,10 @@ def create_pretrained_model(arch: str) -> tuple[nn.Module, str]:
     try:
         if library == "torchvision":
             weights = torchvision.models.get_model_weights(arch).DEFAULT
-            options = {"aux_logits": False} if arch in TORCHVISION_OPTIONS else {}
-            return torchvision.models.get_model(arch, weights=weights, **options), str(weights)
+            model = torchvision.models.get_model(arch, weights=weights)
+            if arch == "inception_v3":
+                model.AuxLogits = None  # create_model builds it without this second output of training, too
+            return model, str(weights)
         model = timm.create_model(name, pretrained=True)
     except Exception as error:  # downloading involves four libraries, each with its own errors
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

@@ -14,7 +14,8 @@ from torch import nn
 
 from models.build import load_weights
 from models.data_config import OF_2021, DataConfig
-from models.weights_file import DATA_CONFIG, read_weights_file
+from models.recorded import DATA_CONFIG
+from models.weights_file import read_weights_file
 from relabel.checks.integrity import orientation
 from relabel.checks.object_boxes import open_scene_boxes, read_voc_file
 from relabel.config.load import read_config

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from models.weights_file import DATA_CONFIG
+from models.recorded import DATA_CONFIG
 from relabel.config.load import read_config
 from relabel.demo.results import measure, show_results
 from utils.checkpoint import LAST, load_checkpoint, save_checkpoint

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models.data_config import DataConfig
-from models.weights_file import DATA_CONFIG
+from models.recorded import DATA_CONFIG
 from relabel.augment import augment
 from relabel.cutmix import cutmix
 from relabel.data.loader import Batch

@@ -10,6 +10,7 @@ from torch import nn
 from models.build import create_model
 from models.classifier import Weights, open_weights
 from models.data_config import OF_2021, resolve
+from utils.errors import UserError
 
 FLAGS = "--flags"
 
@@ -54,3 +55,12 @@ def test_what_is_given_replaces_what_is_recorded_which_replaces_what_is_stated()
     )
     assert (found.size, found.crop_ratio, found.std, found.mean) == ((96, 96), None, (1, 1, 1), OF_2021["mean"])
     assert "96 x 96 pixels instead of 64 x 64 pixels (given)" in found.source
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "found"), [("size", (64, 80), "64 x 80"), ("interpolation", "box", "'box'")]
+)
+def test_input_that_is_not_supported_is_refused_and_can_be_replaced(field: str, value: Any, found: str) -> None:
+    with pytest.raises(UserError, match=f"found images .*{found}.*expected (.|\n)*--flags"):
+        resolve([("given", {}), ("recorded", {field: value})], FLAGS)
+    assert resolve([("given", {field: OF_2021[field]}), ("recorded", {field: value})], FLAGS)

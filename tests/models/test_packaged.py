@@ -21,6 +21,7 @@ from timm.data import create_transform, resolve_model_data_config
 
 from models import packaged
 from models.classifier import open_weights
+from models.data_config import IMAGENET_MEAN, IMAGENET_STD
 from models.packaged import PACKAGES, packaged_state_dict
 from models.pretrained import create_pretrained_model
 from relabel import __main__ as tools
@@ -196,6 +197,30 @@ def test_offline_a_folder_copied_into_timms_cache_is_enough(
     safetensors.torch.save_file(network.state_dict(), repository / "snapshots" / ("0" * 40) / "model.safetensors")
     assert same(open_weights(arch, "pretrained").state_dicts["model"], network.state_dict())
     assert ("give `packaged`" in str(caught.value)) == (arch == LITE0)
+
+
+@torch.inference_mode()
+def test_auxiliary_classifiers_are_left_out_and_published_weights_get_the_input_that_they_expect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    published = torchvision.models.Inception_V3_Weights.DEFAULT
+    file = tmp_path / "hub" / "checkpoints" / Path(published.url).name
+    file.parent.mkdir(parents=True)
+    torch.save(torchvision.models.inception_v3(init_weights=False).state_dict(), file)
+    images = torch.randint(256, (2, 3, 80, 96), dtype=torch.uint8)
+    network = torchvision.models.inception_v3(weights=published).eval()
+    expected = network(normalise(images, mean=IMAGENET_MEAN, std=IMAGENET_STD))
+
+    weights = open_weights("inception_v3", "pretrained")
+    config = weights.data_config({}, "--flags")
+    ours = weights.build("model", config, "--arch", "--size").eval()
+    assert config.size == (299, 299)
+    torch.testing.assert_close(ours(normalise(images, mean=config.mean, std=config.std)), expected)
+    for arch in ("inception_v3", "timm/inception_v3"):
+        from_file = open_weights(arch, str(file))
+        assert from_file.note.endswith("without 12 tensors of auxiliary classifiers"), from_file.note
+        from_file.build("model", from_file.data_config({}, "--flags"), "--arch", "--size")
 
 
 def refuse_downloads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,11 @@ import pytest
 import safetensors.torch
 import torch
 
+from models.build import create_model, tensor_shapes
 from models.data_config import OF_2021, DataConfig
 from models.digit_net import DigitNet
-from models.weights_file import DATA_CONFIG, find_weights, read_weights_file, recorded_classes
+from models.recorded import DATA_CONFIG, recorded_classes, recorded_data_config
+from models.weights_file import find_weights, own_tensors, read_weights_file
 from tests.traps import Trap
 from utils.checkpoint import DamagedCheckpoint
 from utils.errors import UserError
@@ -48,7 +50,7 @@ FORMS: dict[str, tuple[dict[str, Any], str, str | None]] = {
     ),
     "Lightning with a metric": (
         {"state_dict": prefixed("model.") | {"loss.weight": torch.ones(3)}},
-        "without the prefix 'model.' and without 1 tensors that lack it",
+        "without the prefix 'model.' and 1 tensors that lack it",
         None,
     ),
     "compiled": (prefixed("_orig_mod."), "without the prefix '_orig_mod.'", None),
@@ -82,7 +84,7 @@ def test_checkpoints_of_other_trainers_open(tmp_path: Path, form: str) -> None:
     file = read_weights_file(tmp_path / "w.pth")
     assert (list(file.state_dicts), file.note, file.arch) == (["model"], note, arch)
     DigitNet(3).load_state_dict(file.state_dicts["model"])
-    given = {"mean": [0.5] * 3, "crop_ratio": 0.95, "size": (64, 64), "train_size": 64}
+    given = {"mean": [0.5] * 3, "crop_ratio": 64 / 67, "size": (64, 64), "train_size": 64}
     assert file.recorded == (given if form.startswith("timm") else {})
 
 
@@ -139,14 +141,67 @@ def test_a_file_without_plain_weights_is_refused(content: Any) -> None:
             find_weights(wrapped, Path("w.pth"))
 
 
-@pytest.mark.parametrize("names", [5, "ant", ["ant", 3], {"ant": 0}, torch.ones(2)])
-def test_class_names_that_are_no_list_of_strings_are_refused(names: Any) -> None:
-    with pytest.raises(UserError, match=r"w\.pth: class_names is not a list of strings"):
-        recorded_classes({"class_names": names}, Path("w.pth"))
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        ({"class_to_idx": {"10": 2, "1": 0, "2": 1}}, ["1", "2", "10"]),
+        ({"idx_to_class": {2: "10", 0: "1", 1: "2"}}, ["1", "2", "10"]),
+        ({"class_names": {1: "bee", 0: "ant"}}, ["ant", "bee"]),
+        ({"classes": 2, "class_names": ("ant", "bee")}, ["ant", "bee"]),
+        ({"hyper_parameters": {"class_names": ["ant", "bee"]}}, ["ant", "bee"]),
+        *(({"classes": value}, None) for value in (5, "ant", ["ant", 3], {"ant": 1}, torch.ones(2))),
+    ],
+)
+def test_class_names_are_found_and_what_is_none_is_said(entries: dict[str, Any], expected: list[str] | None) -> None:
+    note = "" if expected else "whose classes is no list of names"
+    assert recorded_classes(entries) == (expected, note)
 
 
-def test_classes_are_in_the_order_of_their_ids() -> None:
-    assert recorded_classes({"class_to_idx": {"10": 2, "1": 0, "2": 1}}, Path("w.pth")) == ["1", "2", "10"]
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ({"mean": [0.5], "std": [0.2]}, {"mean": [0.5] * 3, "std": [0.2] * 3}),
+        ({"img_size": 96, "input_size": [3, 64, 80]}, {"size": [64, 80], "train_size": 64}),
+        ({"bn_tf": True}, {"bn_eps": 1e-3}),
+        ({"bn_tf": True, "bn_eps": 1e-4, "interpolation": "hamming"}, {"bn_eps": 1e-4, "interpolation": "hamming"}),
+        (
+            {"val_resize_size": 232, "val_crop_size": 128, "train_crop_size": 96, "interpolation": "bicubic"},
+            {"size": (128, 128), "train_size": 96, "crop_ratio": 128 / 232, "interpolation": "bicubic"},
+        ),
+    ],
+)
+def test_settings_of_other_trainers_are_read(args: dict[str, Any], expected: dict[str, Any]) -> None:
+    for entries in ({"args": argparse.Namespace(**args)}, {"args": args}, {"hyper_parameters": args}):
+        assert recorded_data_config(entries, Path("w.pth")) == expected
+
+
+@pytest.mark.parametrize(
+    ("tensors_of", "more", "arch", "reason"),
+    [
+        ("timm/resnet18", {"args": TIMM_ARGS}, "timm/resnet18", "whose train.py wrote the file"),
+        ("resnet18", {}, "resnet18", ""),
+        ("timm/efficientnet_b0", {}, "timm/efficientnet_b0", "whose tensors it has"),
+        ("efficientnet_b0", {"args": TIMM_ARGS}, "efficientnet_b0", ""),
+    ],
+)
+def test_a_name_that_two_libraries_have_is_that_of_the_one_whose_tensors_fit(
+    tmp_path: Path, tensors_of: str, more: dict[str, Any], arch: str, reason: str
+) -> None:
+    name, weights = tensors_of.removeprefix("timm/"), create_model(tensors_of, 2).state_dict()
+    torch.save({"arch": name, "state_dict": weights, **more}, tmp_path / "w.pth")
+    file = read_weights_file(tmp_path / "w.pth")
+    assert (file.arch, file.note) == (arch, f"{name} means {arch}, {reason}" if reason else "")
+    torch.save(weights, tmp_path / "bare.pth")
+    fits = read_weights_file(tmp_path / "bare.pth", name).arch  # of which the error tells that it fits
+    assert fits == (arch if tensors_of == "timm/efficientnet_b0" else None)
+
+
+@pytest.mark.parametrize(("prefix", "note"), [("", ""), ("module.model.", "without the prefix 'module.model.'")])
+def test_a_prefix_that_the_networks_own_names_have_stays(prefix: str, note: str) -> None:
+    own = tensor_shapes("timm/volo_d1_224")  # 'network.' begins most of its names
+    weights = {prefix + name: torch.zeros(1) for name in own}
+    kept, found = own_tensors(weights, own)
+    assert kept.keys() == own.keys() and found == note
 
 
 RECORD = DataConfig(**OF_2021 | {"size": (64, 80), "crop_ratio": None, "mean": (0.5, 0.5, 0.5)}).as_record()
