@@ -152,7 +152,7 @@ def test_a_recipe_of_the_paper_has_the_papers_settings_and_schedule(name: str, f
     images, epochs = made_list(IMAGENET_IMAGES, 1000), config.optim.epochs
     extra = [ExtraRoot(images, NO_STORE)] if config.data.extra.share else []
     data, batch_size = TrainingData(images, images, extra=extra), global_batch(config, IMAGENET_IMAGES, ALONE)
-    steps, _ = train_loader(config, data, batch_size, ALONE, 0, training_input(config, None, None))
+    steps, _ = train_loader(config, data, batch_size, ALONE, 0, training_input(config, None, Start(seed=0)))
     assert f"{epochs * steps:,} updates ({epochs} epochs x {steps:,}" in text
     warm, peak, total = 5 * steps, settings["optim.lr.init"], epochs * steps
     rates = [
