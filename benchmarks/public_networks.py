@@ -150,7 +150,7 @@ def library_network(network: str) -> tuple[nn.Module, Callable[[Image.Image], Te
     torch.manual_seed(0)
     if network.startswith("timm/"):
         model = timm.create_model(network.removeprefix("timm/"))
-        config = timm.data.resolve_model_data_config(model)
+        config = timm.data.resolve_model_data_config(model, use_test_size=True)  # as timm's validate.py
         return model.eval(), timm.data.create_transform(**config, is_training=False)
     steps = [
         transforms.Resize(256),

@@ -34,6 +34,7 @@ class Teacher:
         class_source: where the class names are from, as text.
         description: plain JSON: arch, library, library_version, weights (the file's name, not its path),
             weights_sha256, head, mean_is_logits, merged (folder -> the indices of the classes that it stands for).
+        note: ", " and what is to be said of how the weights were found; or "".
     """
 
     network: nn.Module
@@ -42,6 +43,7 @@ class Teacher:
     data_config: DataConfig
     class_source: str
     description: dict[str, object]
+    note: str = ""
 
 
 def load_teacher(
@@ -98,7 +100,8 @@ def load_teacher(
         warning = f"warning: {arch} has RANDOM WEIGHTS and its label maps are MEANINGLESS: only for trials"
         print(warning, file=sys.stderr, flush=True)
     num_classes = len(order.groups) if order.groups is not None else found.num_classes
-    return Teacher(network, order.names, num_classes, data_config, order.source, description)
+    note = f", {found.note}" if found.note else ""
+    return Teacher(network, order.names, num_classes, data_config, order.source, description, note)
 
 
 def _check_known(weights: Weights, order: ClassOrder, data_classes: Sequence[str]) -> None:

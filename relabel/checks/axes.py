@@ -49,7 +49,9 @@ class Classifier:
     size: int
 
 
-def classifier_named(arch: str, weights: str, class_names: Sequence[str], class_list: str | None = None) -> Classifier:
+def classifier_named(
+    arch: str | None, weights: str, class_names: Sequence[str], class_list: str | None = None
+) -> Classifier:
     """Load a classifier of torchvision, timm or our own training, onto the GPU if there is one.
 
     It is given crops of the size it was trained with, and may know more classes than the data has; those are ignored.
@@ -71,7 +73,8 @@ def classifier_named(arch: str, weights: str, class_names: Sequence[str], class_
         advice=advice,
         input_flags="another checkpoint",
     )
-    print(f"classifier {arch} ({weights}): {teacher.data_config.source}; classes: {teacher.class_source}", flush=True)
+    name, facts = teacher.description["arch"], f"{teacher.data_config.source}; classes: {teacher.class_source}"
+    print(f"classifier {name} ({weights}{teacher.note}): {facts}", flush=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network, config = teacher.network.to(device), teacher.data_config
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in (config.mean, config.std))

@@ -98,7 +98,7 @@ def annotate(
             of_classes = f" of {len(found.class_names):,} classes" if found.class_names else ""
             print(f"{len(found):,} images{of_classes}, squashed to {rows} x {columns} pixels")
             print(
-                f"teacher: {about['arch']} ({about['weights']}), {teacher.num_classes:,} classes, on "
+                f"teacher: {about['arch']} ({about['weights']}{teacher.note}), {teacher.num_classes:,} classes, on "
                 f"{process.device.type}; head: {about['head']}\nclasses: {teacher.class_source}\n"
                 f"input: {teacher.data_config.source}",
                 flush=True,
@@ -126,7 +126,7 @@ def check(
     boxes: ExistingPath | None = None,
     teacher_accuracy: Annotated[float, Field(gt=1, le=100)] | None = None,
     classifier: Name | None = None,
-    classifier_weights: Weights = "pretrained",
+    classifier_weights: Weights | None = None,
     classes: Classes | None = None,
     fill: Fill = 0.0,
     temperature: Temperature = 1.0,
@@ -144,8 +144,9 @@ def check(
         boxes: boxes of objects, to measure crops and test the axes: a folder of Pascal-VOC XML
             files, CLASS/STEM.xml, or the JSON file that `digits` writes.
         teacher_accuracy: known top-1 accuracy of the maps' teacher, percent; maps far below it are wrong.
-        classifier: a torchvision or timm classifier for crops, to test the axes without boxes.
-        classifier_weights: pretrained, packaged, random, or its checkpoint.
+        classifier: a torchvision or timm classifier for crops, to test the axes without boxes. none: the one that
+            the checkpoint names, if one is given.
+        classifier_weights: pretrained, packaged, random, or its checkpoint. none: pretrained.
         classes: the classifier's classes, as in `annotate`.
         fill: as data.relabel.fill in training.
         temperature: as data.relabel.temperature in training.
@@ -161,10 +162,12 @@ def check(
 
     if json:
         keep_apart(json, "--json", {"LABELS": labels, "--images": images, "--boxes": boxes})
-    for flag, value in {"--classifier": classifier, "--teacher_accuracy": teacher_accuracy}.items():
+    flags = {"--classifier": classifier, "--classifier_weights": classifier_weights}
+    for flag, value in {**flags, "--teacher_accuracy": teacher_accuracy}.items():
         if value is not None and images is None:
             raise UserError(f"{flag} needs the images of the maps; give --images too, or leave it out")
     found = open_label_set(labels, images)
+    of_crops = (classifier, classifier_weights or "pretrained", found.class_names, classes)
     report = make_report(
         found,
         fill=fill,
@@ -172,7 +175,7 @@ def check(
         box_axes=box_axes,
         maps=maps,
         boxes=open_object_boxes(boxes, found.class_names) if boxes else None,
-        classifier=classifier_named(classifier, classifier_weights, found.class_names, classes) if classifier else None,
+        classifier=classifier_named(*of_crops) if any(flags.values()) else None,
         teacher_top1_percent=teacher_accuracy,
     )
     print_report(report)

@@ -233,15 +233,11 @@ def _load_network(
     from models.export import Use
     from relabel.config.load import read_config
     from relabel.training.network import evaluation_input
-    from utils.run_log import CONFIG
 
     with with_advice("Correct --arch."):
         weights = open_weights(arch, str(path))
-    beside = path.with_name(CONFIG)
-    is_earlier = "train_size" not in weights.recorded and beside.is_file()
-    file = config_file or (beside if is_earlier else "")
     as_evaluated = {"util.test_only": "True", "util.test_weight_file": str(path)}
-    data_config = evaluation_input(read_config(str(file), as_evaluated), weights)
+    data_config = evaluation_input(read_config(str(config_file or ""), as_evaluated), weights)
     name = weights.preferred if ema else "model"
     model = weights.build(name, data_config, "--arch", "data.test_size").eval()
     model = model.to(memory_format=torch.contiguous_format)

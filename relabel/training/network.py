@@ -71,7 +71,7 @@ def _as_before(config: FrozenMunch, start: Start) -> dict[str, Any]:
     recorded = recorded_data_config(start.state, Path(LAST))
     if DATA_CONFIG in start.state:
         return recorded
-    return recorded | input_of_run(flatten(config.toDict()) | start.kept)
+    return recorded | input_of_run({**flatten(config.toDict()), **start.kept})
 
 
 def evaluation_input(config: FrozenMunch, weights: Weights) -> DataConfig:

@@ -63,7 +63,7 @@ def saved(network: nn.Module, of: str, folder: Path, **more: Any) -> Weights:
 
 def transform_of(network: nn.Module) -> Transform:
     """timm's own evaluation transform."""
-    transform: Transform = create_transform(**resolve_model_data_config(network), is_training=False)
+    transform: Transform = create_transform(**resolve_model_data_config(network, use_test_size=True), is_training=False)
     return transform
 
 
@@ -118,6 +118,16 @@ def test_weights_that_timm_cannot_convert_are_refused_and_load_at_the_size_that_
 def test_of_an_image_that_timm_squashes_and_crops_it_is_said_that_it_is_not_squashed() -> None:
     config = open_weights("timm/dm_nfnet_f0", "random", 7).data_config({}, FLAGS)
     assert "crop ratio 0.9014 (timm squashes images to a square first, which is not supported)" in config.source
+
+
+def test_another_network_of_the_same_tensors_is_obeyed_and_said(tmp_path: Path) -> None:
+    network = create_model("timm/resnet10t", 3)
+    for named, arch, said in (
+        ("resnet10t", "timm/resnet10t", ""),
+        ("resnet10t", "timm/resnet14t", " (instead of resnet10t, which it names)"),
+    ):
+        torch.save({"arch": named, "state_dict": network.state_dict()}, tmp_path / "w.pth")
+        assert str(open_weights(arch, str(tmp_path / "w.pth"))) == f"w.pth: {arch}{said}"
 
 
 def test_another_network_than_the_files_is_refused_with_its_name(tmp_path: Path) -> None:

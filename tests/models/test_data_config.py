@@ -44,6 +44,11 @@ def test_a_bare_file_of_torchvision_gets_the_values_of_2021_and_one_of_timm_what
     assert stated.crop_ratio == pytest.approx(0.9, abs=0.004) and stated.source.endswith("timm/vit_tiny_patch16_224)")
 
 
+def test_of_timm_it_is_the_size_of_its_validation(tmp_path: Path) -> None:
+    found = a_file(tmp_path, "timm/resnet10t").data_config({}, FLAGS)
+    assert (found.train_size, found.size, found.crop_ratio) == (176, (224, 224), pytest.approx(0.95, abs=0.004))
+
+
 def test_what_is_given_replaces_what_is_recorded_which_replaces_what_is_stated() -> None:
     found = resolve(
         [

@@ -63,7 +63,7 @@ def test_random_weights_are_the_same_again_and_warned_about(capsys: pytest.Captu
     [
         ("resnet18", (224, 224), 0.485, "bilinear"),
         ("efficientnet_v2_s", (224, 224), 0.485, "bilinear"),  # torchvision states an input for weights, not networks
-        ("timm/resnet18", (224, 224), 0.485, "bicubic"),
+        ("timm/resnet18", (288, 288), 0.485, "bicubic"),  # its test size
         ("test_resnet", (160, 160), 0.5, "bilinear"),
         ("vit_tiny_patch16_384.augreg_in21k_ft_in1k", (384, 384), 0.5, "bicubic"),
         pytest.param("vit_b_16", (224, 224), 0.485, "bilinear", marks=pytest.mark.slow),

@@ -13,12 +13,14 @@ import torch
 from PIL import Image
 
 from models.build import create_model
+from models.classifier import open_weights
 from relabel import __main__ as tools
 from relabel.augment import normalise
 from relabel.data.decode import ImageFile
 from relabel.data.images import list_images
 from tests.conftest import CLASSES, Flags
 from tests.relabel.training.test_run import start
+from utils.checkpoint import LAST
 
 ARCH = "timm/test_resnet"
 
@@ -69,6 +71,12 @@ def test_what_is_exported_is_what_was_evaluated(
         again: Any = timm.create_model(f"local-dir:{out}", pretrained=True)
         assert again.pretrained_cfg["label_names"] == list(CLASSES)
         assert (again.pretrained_cfg["mean"], again.pretrained_cfg["interpolation"]) == ([0.5, 0.4, 0.3], "bicubic")
+        ours, back = (open_weights(None, str(file)) for file in (run_folder / LAST, out / "model.safetensors"))
+        kept = ("size", "crop_ratio", "interpolation", "mean", "std")
+        one, two = (weights.data_config({}, "--flags") for weights in (ours, back))
+        assert [getattr(one, name) for name in kept] == [pytest.approx(getattr(two, name)) for name in kept]
+        assert (back.arch, back.class_names) == (ours.arch, ours.class_names)
+        assert f"{back}: {two.source}".count("config.json beside") == 2
         found = probabilities(again, photos)
         with (run_folder / f"predictions-checkpoint-last{suffix}-val.csv").open() as file:
             for row, line in enumerate(csv.DictReader(file)):
@@ -85,8 +93,9 @@ def test_without_a_record_the_input_comes_from_the_config_else_from_the_library(
     assert "input: 160 x 160 pixels, crop ratio 0.9524, bilinear, mean 0.5 0.5 0.5, std" in capsys.readouterr().out
     export(tmp_path / "w.pth", tmp_path / "b", "--form", "timm", "--config_file_path", tmp_path / "other.yaml")
     assert "input: 96 x 96 pixels instead of 160 x 160 pixels, the whole image squashed inst" in capsys.readouterr().out
-    (tmp_path / "config.yaml").write_text("optim: {bn: {eps: 1e-2}}\n")
-    err = refused(capsys, tmp_path / "w.pth", tmp_path / "c", "--form", "timm")
+    (tmp_path / "other.yaml").write_text("optim: {bn: {eps: 1e-2}}\n")
+    with_eps = ["--form", "timm", "--config_file_path", tmp_path / "other.yaml"]
+    err = refused(capsys, tmp_path / "w.pth", tmp_path / "c", *with_eps)
     assert "this training added 0.01 (optim.bn.eps; none keeps the network's" in err and not (tmp_path / "c").exists()
 
 
