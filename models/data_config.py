@@ -95,7 +95,7 @@ def resolve(found: Sequence[tuple[str, Mapping[str, Any]]], flags: str) -> DataC
             f"nearest of these: {flags}"
         )
     rows, columns = values["size"]
-    if rows != columns:
+    if rows != columns and "size" not in found[0][1]:  # `annotate` may be given one that is not square
         raise UserError(f"found images of {rows} x {columns} pixels; expected square ones. Give a size: {flags}")
     source = "; ".join(f"{', '.join(parts)} ({place})" for place, parts in texts.items() if parts)
     return DataConfig(**values, source=source)
