@@ -76,6 +76,8 @@ def timm_config_beside(path: Path) -> TimmConfig | None:
     try:
         recorded = from_pretrained_cfg(stated)
         numbers = [*recorded["mean"], *recorded["std"]]
+        if eps := content.get("model_args", {}).get("bn_eps"):
+            recorded["bn_eps"] = eps
         if len(numbers) != 6 or not all(isinstance(value, int | float) for value in numbers):
             raise ValueError("mean and std are not three numbers each")
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:

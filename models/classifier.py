@@ -123,7 +123,7 @@ class Weights:
                     f"convert them: set {size_flag} {size[0]}."
                 )
             if self.file_arch and self.file_arch != self.arch:
-                advice = f"The file says that it is of {self.file_arch}: set {flag} {self.file_arch}."
+                advice = f"The file is of {self.file_arch}: set {flag} {self.file_arch}."
             raise UserError(f"{self.title}: {summary}\n  {advice}\n{details}") from None
 
     def _fitting_size(self) -> tuple[int, int] | None:
@@ -186,7 +186,7 @@ def _from_file(arch: str | None, path: Path, needs_head: bool) -> Weights:
     try:
         count = infer_num_classes(arch, file.state_dicts["model"]) if has_head else 0
     except UserError as error:
-        named = f"\n  The file says that it is of {file.arch}." if file.arch else ""
+        named = f"\n  The file is of {file.arch}." if file.arch else ""
         raise UserError(f"{path}: {error}{named}") from None
     if has_head and file.class_names is not None and not len(file.class_names) == len(set(file.class_names)) == count:
         raise UserError(

@@ -50,7 +50,7 @@ def recorded_classes(entries: Mapping[str, Any]) -> tuple[list[str] | None, str]
     places = {**settings_of(entries), **entries}
     found = {key: places[key] for key in CLASS_KEYS if places.get(key) is not None}
     names = next(filter(None, map(_in_order, found.values())), None)
-    return names, f"whose {' and '.join(found)} is no list of names" if found and not names else ""
+    return names, f"not using {', '.join(map(repr, found))}: no list of class names" if found and not names else ""
 
 
 def _in_order(value: Any) -> list[str] | None:

@@ -134,6 +134,6 @@ def test_another_network_than_the_files_is_refused_with_its_name(tmp_path: Path)
     weights = saved(create_model("timm/test_resnet", 3), "timm/test_resnet", tmp_path, arch="timm/test_resnet")
     assert open_weights(None, str(tmp_path / "w.pth")).arch == weights.arch
     for arch in ("timm/test_vit", "digit_net"):
-        with pytest.raises(UserError, match=r"w.pth: (.|\n)*The file says that it is of timm/test_resnet"):
+        with pytest.raises(UserError, match=r"w.pth: (.|\n)*The file is of timm/test_resnet"):
             other = open_weights(arch, str(tmp_path / "w.pth"))
             other.build("model", other.data_config({"size": (160, 160)}, FLAGS), "--arch", "--size")

@@ -17,6 +17,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from models import export
 from models.batch_norm import set_batch_norm
 from models.build import create_model
+from models.classifier import open_weights
 from models.data_config import OF_2021, DataConfig
 from models.export import Use, write_backbone, write_onnx, write_timm_folder
 from relabel.augment import normalise
@@ -62,6 +63,9 @@ def test_timm_reloads_the_folder_bit_for_bit(tmp_path: Path, arch: str) -> None:
     again: Any = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
     assert torch.equal(logits(again, images()), logits(model, images()))
     assert again.pretrained_cfg["label_names"] == NAMES and again.num_classes == 4
+    back = open_weights(None, str(tmp_path / "out" / "model.safetensors"))
+    ours = back.build("model", back.data_config({}, "--flags"), "--arch", "--size").eval()
+    assert torch.equal(logits(ours, images()), logits(model, images())) and back.class_names == NAMES
     config = json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]
     assert config.keys().isdisjoint({"tag", "license", "origin_url", "hf_hub_id", "url", "test_input_size"})
 

@@ -152,8 +152,10 @@ def test_a_file_without_plain_weights_is_refused(content: Any) -> None:
         *(({"classes": value}, None) for value in (5, "ant", ["ant", 3], {"ant": 1}, torch.ones(2))),
     ],
 )
-def test_class_names_are_found_and_what_is_none_is_said(entries: dict[str, Any], expected: list[str] | None) -> None:
-    note = "" if expected else "whose classes is no list of names"
+def test_class_names_are_found_and_what_is_no_list_of_them_is_said(
+    entries: dict[str, Any], expected: list[str] | None
+) -> None:
+    note = "" if expected else "not using 'classes': no list of class names"
     assert recorded_classes(entries) == (expected, note)
 
 
