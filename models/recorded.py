@@ -111,13 +111,13 @@ _IS_GIVEN: dict[str, Callable[[Any], bool]] = {
 def _of_timm(args: Mapping[str, Any]) -> dict[str, Any]:
     """Read the arguments of timm's train.py; those that were not given are None."""
     side, size = args.get("img_size"), args.get("input_size")  # the second counts: channels, rows, columns
-    rows_columns = size[1:] if isinstance(size, list | tuple) else side and (side, side)
+    rows_columns = size[1:] if isinstance(size, list | tuple) else (side, side)
     ratio = args.get("crop_pct")
-    if ratio and rows_columns:
+    if _IS_GIVEN["size"](rows_columns) and _IS_GIVEN["crop_ratio"](ratio):
         ratio = crop_ratio_for(rows_columns[0], math.floor(rows_columns[0] / ratio))
     return {
         "size": rows_columns,
-        "train_size": rows_columns and rows_columns[0],
+        "train_size": next(iter(rows_columns), None),
         "crop_ratio": ratio,
         "interpolation": args.get("interpolation"),
         "mean": _three(args.get("mean")),
@@ -133,9 +133,10 @@ def _three(values: Any) -> Any:
 def _of_torchvision(args: Mapping[str, Any]) -> dict[str, Any]:
     """Read the arguments of torchvision's reference training."""
     side, shorter = args["val_crop_size"], args.get("val_resize_size")
+    sizes = (side, shorter)
     return {
         "size": (side, side),
         "train_size": args.get("train_crop_size"),
-        "crop_ratio": crop_ratio_for(side, shorter) if shorter else None,
+        "crop_ratio": crop_ratio_for(*sizes) if _IS_GIVEN["size"](sizes) else None,
         "interpolation": args.get("interpolation"),
     }

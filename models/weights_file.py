@@ -72,8 +72,8 @@ def read_weights_file(path: Path, arch: str | None = None) -> WeightsFile:
     name = recorded_arch(entries)
     network = fitting_network(name or arch, is_of_timm(entries), next(iter(found.values())))
     if name and network != name:
-        reason = "whose train.py wrote the file" if is_of_timm(entries) else "whose tensors it has"
-        notes.append(f"{name} means {network}, {reason}")
+        reason = "timm's train.py wrote the file" if is_of_timm(entries) else "the tensors are of that one"
+        notes.append(f"{name} means {network}: {reason}")
     beside = None if entries else timm_config_beside(path)
     own = _names(arch or network or (beside.arch if beside else None))
     stripped = {key: own_tensors(weights, own) for key, weights in found.items()}

@@ -87,7 +87,7 @@ def test_annotate_and_check_with_packaged_weights(
     assert "bicubic, mean 0.5 0.5 0.5, std 0.5 0.5 0.5 (as timm states for" in out
     for folder, named in ((tmp_path / "unnamed", wnids()), (tmp_path / "maps", FOLDERS.values())):
         read = LabelMaps(folder)
-        assert read.class_names is not None and set(named) <= set(read.class_names)
+        assert set(named) <= set(read.classes)
         assert (read["palace/china"].scores == LabelMaps(maps)["palace/china"].scores).all()
     with pytest.raises(SystemExit) as caught:
         tools.main(["annotate", train, str(tmp_path / "no"), *TEACHER])

@@ -165,6 +165,8 @@ def test_class_names_are_found_and_what_is_no_list_of_them_is_said(
         ({"mean": [0.5], "std": [0.2]}, {"mean": [0.5] * 3, "std": [0.2] * 3}),
         ({"img_size": 96, "input_size": [3, 64, 80]}, {"size": [64, 80], "train_size": 64}),
         ({"bn_tf": True}, {"bn_eps": 1e-3}),
+        ({"img_size": "96", "crop_pct": "0.9", "input_size": [], "mean": 0.5}, {}),
+        ({"val_crop_size": "96", "val_resize_size": None, "interpolation": None}, {}),
         ({"bn_tf": True, "bn_eps": 1e-4, "interpolation": "hamming"}, {"bn_eps": 1e-4, "interpolation": "hamming"}),
         (
             {"val_resize_size": 232, "val_crop_size": 128, "train_crop_size": 96, "interpolation": "bicubic"},
@@ -180,9 +182,9 @@ def test_settings_of_other_trainers_are_read(args: dict[str, Any], expected: dic
 @pytest.mark.parametrize(
     ("tensors_of", "more", "arch", "reason"),
     [
-        ("timm/resnet18", {"args": TIMM_ARGS}, "timm/resnet18", "whose train.py wrote the file"),
+        ("timm/resnet18", {"args": TIMM_ARGS}, "timm/resnet18", "timm's train.py wrote the file"),
         ("resnet18", {}, "resnet18", ""),
-        ("timm/efficientnet_b0", {}, "timm/efficientnet_b0", "whose tensors it has"),
+        ("timm/efficientnet_b0", {}, "timm/efficientnet_b0", "the tensors are of that one"),
         ("efficientnet_b0", {"args": TIMM_ARGS}, "efficientnet_b0", ""),
     ],
 )
@@ -192,7 +194,7 @@ def test_a_name_that_two_libraries_have_is_that_of_the_one_whose_tensors_fit(
     name, weights = tensors_of.removeprefix("timm/"), create_model(tensors_of, 2).state_dict()
     torch.save({"arch": name, "state_dict": weights, **more}, tmp_path / "w.pth")
     file = read_weights_file(tmp_path / "w.pth")
-    assert (file.arch, file.note) == (arch, f"{name} means {arch}, {reason}" if reason else "")
+    assert (file.arch, file.note) == (arch, f"{name} means {arch}: {reason}" if reason else "")
     torch.save(weights, tmp_path / "bare.pth")
     fits = read_weights_file(tmp_path / "bare.pth", name).arch  # of which the error tells that it fits
     assert fits == (arch if tensors_of == "timm/efficientnet_b0" else None)
