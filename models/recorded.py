@@ -132,11 +132,11 @@ def _three(values: Any) -> Any:
 
 def _of_torchvision(args: Mapping[str, Any]) -> dict[str, Any]:
     """Read the arguments of torchvision's reference training."""
-    side, shorter = args["val_crop_size"], args.get("val_resize_size")
-    sizes = (side, shorter)
+    side: Any = args["val_crop_size"]
+    shorter: Any = args.get("val_resize_size")
     return {
         "size": (side, side),
         "train_size": args.get("train_crop_size"),
-        "crop_ratio": crop_ratio_for(*sizes) if _IS_GIVEN["size"](sizes) else None,
+        "crop_ratio": crop_ratio_for(side, shorter) if _IS_GIVEN["size"]((side, shorter)) else None,
         "interpolation": args.get("interpolation"),
     }
