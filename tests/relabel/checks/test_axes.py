@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.data_config import OF_2021, DataConfig
 from models.digit_net import DigitNet
-from models.weights_file import DATA_CONFIG
+from models.recorded import DATA_CONFIG
 from relabel.checks.axes import (
     MIN_IMAGES,
     ROW_COLUMN,
