@@ -205,7 +205,8 @@ def show(
         images: folder of the images.
         out: the PNG file to write; an HTML file for a page.
         figure: rows: image, map, crops and targets of each; sheet: many images with their most likely classes; page:
-            thousands, to sort and search in a browser; axes: why the order of a crop's sides matters, on the first image.
+            thousands, to sort and search in a browser; axes: why the order of a crop's sides matters, on the first
+            image.
         count: number of random images, up to 200, in a page 5,000. none: 4, in a page 1,000.
         crops: random crops per image in `rows`.
         fill: as data.relabel.fill in training.

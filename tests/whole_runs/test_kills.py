@@ -282,11 +282,11 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path: Path) ->
 def test_a_run_on_a_full_disk_says_so_and_continues_when_there_is_room(
     flags: Flags, tmp_path: Path, size: int, what: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The three grow in this order, and beyond these sizes: 30 lines of metrics come before the first checkpoint.
+    """The three grow in this order, and beyond these sizes: 15 lines of metrics come before the first checkpoint.
 
     What is printed is kept in memory (capsys): it would meet the limit, too.
     """
-    flags |= {"util.print_freq": 1, "optim.batch_size": 1, "data.image_size": 32}
+    flags |= {"util.print_freq": 1, "optim.batch_size": 2, "data.image_size": 32}
     flags |= {"optim.epochs": 1, "optim.warmup.epochs": 0}
     start({**flags, "util.run_dir": tmp_path / "undisturbed"})
     with disk_of(size), pytest.raises(UserError, match=rf"{what} (could not|cannot) be written: (.|\n)*Make room"):

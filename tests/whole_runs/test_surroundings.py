@@ -121,7 +121,7 @@ def test_a_run_in_a_thread_with_a_worker_is_done(flags: Flags) -> None:
 def test_processes_of_a_program_on_stdin_are_refused_and_one_process_runs(
     flags: Flags, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", "<stdin>")
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "<stdin>", raising=False)
     with pytest.raises(UserError, match=r"is not a file \(<stdin>\)") as error:
         start(short(flags) | processes(2))
     assert not flags["util.run_dir"].exists()

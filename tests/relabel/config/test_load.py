@@ -135,7 +135,7 @@ def test_every_mistake_is_reported_at_once_and_once(load: Load) -> None:
 
 def test_a_package_that_is_missing_is_named(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relabel.config.rules.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="util.wandb = True .*: pip install wandb, or leave --util.wandb out"):
+    with pytest.raises(UserError, match=r"util\.wandb = True .*: pip install wandb, or leave --util.wandb out"):
         load(None, {"util.wandb": "True"})
 
 
