@@ -24,7 +24,8 @@ from utils.config.tool_commands import Command
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {path.name: path.read_text(encoding="utf-8") for path in PAGES}
 FOLDERS = "IMAGENET PHOTOS MORE_PHOTOS IMAGES LABELS FILES MORE MORE_LABELS DATA PICTURES ANNOTATIONS CIFAR10 V2 A R C"
-FILES = "W.pth FIRST.csv SECOND.csv agreeing.txt classes.tsv real.json human_accuracy_v3.0.0.json "
+FILES = "W.pth runs/plain/checkpoint-last.pth runs/relabel/checkpoint-last.pth "
+FILES += "FIRST.csv SECOND.csv agreeing.txt classes.tsv real.json human_accuracy_v3.0.0.json "
 FILES += "runs/teacher/checkpoint-best.pth"
 NO_TESTS = ("test_NAME", "test_only", "test_size", "test_weight_file")
 TOOLS = {command.name: command for command in [Command.of(function) for function in COMMANDS]}
@@ -75,6 +76,7 @@ def placeholders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for split in ("train", "val"):
             (tmp_path / folder / split).mkdir(parents=True)
     for file in FILES.split():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
     return tmp_path
 

@@ -154,7 +154,7 @@ def compare(
         count: number of images in the figure.
         json: file to write the results to as well.
     """
-    from relabel.evaluation.compare import as_record, class_changes, print_changes, print_differences
+    from relabel.evaluation.compare import as_record, class_changes, print_changes, print_differences, print_moved
     from relabel.evaluation.compare import compare as compare_predictions
     from relabel.evaluation.predictions import read_predictions
     from relabel.figures.comparison import draw_comparison_sheet
@@ -171,9 +171,10 @@ def compare(
     if images and out:
         draw_comparison_sheet(out, *both, images, count, differences[0])
     if json:
-        write_json(json, as_record(first, second, differences, changes))
+        write_json(json, as_record(*both, differences, changes))
     print_differences(first, second, differences)
     print_changes(changes)
+    print_moved(*both)
     if (both[0].in_set is None) != (both[1].in_set is None):
         print(f"not compared by own labels: {first if both[0].in_set is None else second} has none")
     if out:

@@ -94,6 +94,12 @@ def paired_difference(metric: str, first: np.ndarray, second: np.ndarray) -> Dif
     )
 
 
+def only_right(first: SavedPredictions, second: SavedPredictions) -> list[str]:
+    """Return for each image "first" or "second" if only that one classifies it correctly, else ""."""
+    rows = zip(first.labels, first.top1, second.top1, strict=True)
+    return ["" if (a == label) == (b == label) else "first" if a == label else "second" for label, a, b in rows]
+
+
 @dataclass(frozen=True, slots=True)
 class ClassChange:
     """How many images of a class each of two checkpoints classifies correctly.
@@ -176,6 +182,17 @@ def print_changes(changes: Sequence[ClassChange]) -> None:
     console.print("A class has few images: a gain or loss of some of them may be chance.", highlight=False)
 
 
+def print_moved(first: SavedPredictions, second: SavedPredictions) -> None:
+    """Print the first images that only one classifies correctly."""
+    only = only_right(first, second)
+    for which in ("first", "second"):
+        images = [image for image, right in zip(first.images, only, strict=True) if right == which]
+        for image in images[:MOST_CHANGED]:
+            print(f"only the {which} is right: {image}")
+        if len(images) > MOST_CHANGED:
+            print(f"only the {which} is right: {len(images) - MOST_CHANGED:,} more; --json FILE lists all")
+
+
 def verdict(difference: Difference) -> str:
     """Return the conclusion from an interval, in words."""
     if difference.low95 > 0 or difference.high95 < 0:
@@ -186,13 +203,18 @@ def verdict(difference: Difference) -> str:
 
 
 def as_record(
-    first: Path, second: Path, differences: Sequence[Difference], changes: Sequence[ClassChange]
+    first: SavedPredictions,
+    second: SavedPredictions,
+    differences: Sequence[Difference],
+    changes: Sequence[ClassChange],
 ) -> dict[str, Any]:
-    """Return plain values for JSON."""
+    """Return plain values for JSON; `images` are those that only the first or only the second classifies correctly."""
+    images, only = first.images, only_right(first, second)
     return {
-        "first": str(first),
-        "second": str(second),
+        "first": str(first.path),
+        "second": str(second.path),
         "interval": f"bootstrap over images, {RESAMPLES:,} resamples, seed {SEED}",
         "differences": [asdict(difference) for difference in differences],
         "classes": [{**asdict(change), "gain": change.gain} for change in changes],
+        "images": {name: only for name, only in zip(images, only, strict=True) if only},
     }

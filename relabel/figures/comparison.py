@@ -6,7 +6,7 @@ import numpy as np
 
 from relabel.data.class_names import class_labels
 from relabel.data.decode import ImageFile
-from relabel.evaluation.compare import Difference, verdict
+from relabel.evaluation.compare import Difference, only_right, verdict
 from relabel.evaluation.predictions import SavedPredictions
 from relabel.figures import panels
 from relabel.figures.colours import INK, MUTED, WARNING
@@ -22,7 +22,7 @@ INDENT = 0.36  # inches; room for "1st" and "2nd"
 def draw_comparison_sheet(
     out: Path, first: SavedPredictions, second: SavedPredictions, images: Path, count: int, top1: Difference
 ) -> None:
-    """Draw the images on which the label's probability differs most, each with both predictions; wrong ones are red.
+    """Draw images with both predictions: those that only one has right, then by how the label's probability differs.
 
     Args:
         out: the PNG to write; its folder must exist.
@@ -34,15 +34,16 @@ def draw_comparison_sheet(
     Raises:
         UserError: an image is not in the folder or cannot be read.
     """
-    difference = second.label_probability - first.label_probability
-    rows = np.argsort(-np.abs(difference), kind="stable")[:count].tolist()
+    difference = np.abs(second.label_probability - first.label_probability)
+    is_moved = np.array([moved != "" for moved in only_right(first, second)])
+    rows = np.lexsort((-difference, ~is_moved))[:count].tolist()
     pixels = [_read(images, first.images[row]) for row in rows]
     labels = sorted({*first.labels, *first.top1, *second.top1})
     names = dict(zip(labels, class_labels(labels), strict=True)) | {"": "no class"}
     figure, heading, tiles = panels.tiles(pixels, COLUMNS, TILE_INCHES, 5, HEADING)
     panels.write_line(heading, 0.2, f"1st: {first.path}")
     panels.write_line(heading, 0.2 + LINE, f"2nd: {second.path}")
-    legend = "label in bold; both predictions with their probability, red if wrong; probability of the label"
+    legend = "first those that only one has right; label in bold; predictions with their probability, red if wrong"
     outcome = f"top-1 {top1.first_percent:.2f} % → {top1.second_percent:.2f} % of {top1.n:,} images: {verdict(top1)}"
     panels.write_line(heading, 0.2 + 2 * LINE, outcome)
     panels.write_line(heading, 0.2 + 3 * LINE, legend, color=MUTED)

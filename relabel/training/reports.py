@@ -103,6 +103,7 @@ def next_commands(folder: Path, weights: Path, images: Path | None, image: Path)
     """
     tool = ["python", "-m", "relabel"]
     evaluate = [*tool, "evaluate", "--config-file-path", str(folder / CONFIG), "--util.test_weight_file", str(weights)]
+    evaluate += ["--eval.predictions", "True"]  # which `compare` reads
     if images:
         title, then = (
             "label maps for these images, by this network",

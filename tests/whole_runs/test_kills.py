@@ -66,8 +66,9 @@ def assert_equal(first: Any, second: Any, where: str = "") -> None:
 
 
 def assert_same_run(first: Path, second: Path) -> None:
-    """The same checkpoints and metrics, and the same files but for the checkpoint before the last."""
-    names, others = ({path.name for path in folder.iterdir()} - {PREVIOUS} for folder in (first, second))
+    """The same checkpoints and metrics, and the same files but for figures and the checkpoint before the last."""
+    files = ([path for path in folder.iterdir() if path.suffix != ".png"] for folder in (first, second))
+    names, others = ({path.name for path in paths} - {PREVIOUS} for paths in files)
     assert names == others
     for name in names & {LAST, BEST}:
         assert_equal(state_of(first, name), state_of(second, name), name)
