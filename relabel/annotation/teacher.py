@@ -75,9 +75,9 @@ def load_teacher(
     """
     with with_advice(advice):
         found = open_weights(arch, weights, len(data_classes) if data_classes else IMAGENET_CLASSES)
-        order = class_order(found, class_list, data_classes, CLASSES_FLAG)
-        if data_classes is not None:
-            _check_known(found, order, data_classes)
+    order = class_order(found, class_list, data_classes, CLASSES_FLAG)
+    if data_classes is not None:
+        _check_known(found, order, data_classes)
     data_config = found.data_config(given or {}, input_flags)
     model = found.build(found.preferred, data_config, "--arch", "--size").eval()
     library = library_of(found.arch)
