@@ -26,6 +26,7 @@ OF_2021: dict[str, Any] = {
 }
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
 NUMBERS_AGREE = 1e-6
+CROP_PCT = "crop_pct"  # beside timm's crop_ratio, which is right at its size only
 SQUASHED_FIRST = "squashed_first"  # the key of what a library states and this project cannot do
 
 
@@ -79,7 +80,10 @@ def resolve(found: Sequence[tuple[str, Mapping[str, Any]]], flags: str) -> DataC
     values: dict[str, Any] = {}
     texts: dict[str, list[str]] = {place: [] for place, _ in places}
     for name in OF_2021:
-        place, value = next((place, own[name]) for place, own in places if name in own)
+        place, own = next((place, own) for place, own in places if name in own)
+        value = own[name]
+        if name == "crop_ratio" and CROP_PCT in own and value is not None:
+            value = crop_ratio_for(values["size"][0], math.floor(values["size"][0] / own[CROP_PCT]))
         values[name] = tuple(value) if isinstance(value, list) else value
         if name == "train_size" or (name == "bn_eps" and value is None):
             continue
@@ -134,13 +138,15 @@ def from_pretrained_cfg(stated: Mapping[str, Any]) -> dict[str, Any]:
 
     config = resolve_data_config(pretrained_cfg=stated, use_test_size=True)
     rows, columns = config["input_size"][1:]
-    # timm resizes the shorter side to floor(size / crop_pct), this project to ceil(size / crop_ratio).
+    # timm resizes the shorter side to floor(size / crop_pct), this project to ceil(size / crop_ratio): `resolve` finds
+    # the ratio that does the same at another size.
     ratio = crop_ratio_for(rows, math.floor(rows / config["crop_pct"]))
     is_squashed = config["crop_mode"] == "squash"
     return {
         "size": (rows, columns),
         "train_size": (stated.get("input_size") or config["input_size"])[1],
         "crop_ratio": None if is_squashed and config["crop_pct"] == 1 else ratio,
+        CROP_PCT: config["crop_pct"],
         **({SQUASHED_FIRST: True} if is_squashed and config["crop_pct"] < 1 else {}),
         "interpolation": config["interpolation"],
         "mean": tuple(config["mean"]),

@@ -21,7 +21,8 @@ from utils.errors import UserError
 
 # The entries of a checkpoint that hold its weights, tried in this order.
 WEIGHTS = ("state_dict", "model", "model_state_dict", "net", "network")
-AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "ema_model", "model_ema_state_dict")
+AVERAGED_IN = ("module", "shadow")  # one level deeper, in some trainers
 # What trainers and wrappers put before every tensor's name: DataParallel, torch.compile, Lightning, and others.
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 # Of second classifiers that only training uses, in Inception-v3 and GoogLeNet.
@@ -120,13 +121,18 @@ def find_weights(content: Any, path: Path) -> tuple[dict[str, dict[str, torch.Te
     Raises:
         UserError: there are no weights.
     """
-    entries = content if isinstance(content, dict) else {}
+    entries = dict(content) if isinstance(content, dict) else {}
+    for key in AVERAGED:
+        inner = entries[key] if isinstance(entries.get(key), dict) else {}
+        entries[key] = next((inner[name] for name in AVERAGED_IN if are_weights(inner.get(name))), entries.get(key))
+    entries = {key: value for key, value in entries.items() if value is not None or key not in AVERAGED}
     model = next((key for key in WEIGHTS if are_weights(entries.get(key))), None)
     averaged = next((key for key in AVERAGED if are_weights(entries.get(key))), None)
     if model is None and are_weights(entries):
         return {"model": entries}, []
     found = {name: key for name, key in (("model", model or averaged), ("ema", model and averaged)) if key}
     is_damaged = entries.get(AVERAGED[0]) is not None and averaged != AVERAGED[0]
+    unread = [key for key in AVERAGED if entries.get(key) not in (None, {}) and not are_weights(entries[key])]
     if not found or is_damaged:
         keys = ", ".join(map(reprlib.repr, list(entries)[:8]))
         raise UserError(
@@ -135,6 +141,7 @@ def find_weights(content: Any, path: Path) -> tuple[dict[str, dict[str, torch.Te
             f"{type(content).__name__} {keys}"
         )
     notes = [f"the key {key!r}" for key in found.values() if key not in ("state_dict", "state_dict_ema")]
+    notes += [f"not using {key!r}, which holds no dict of tensors" for key in unread]
     return {name: entries[key] for name, key in found.items()}, notes
 
 

@@ -91,8 +91,12 @@ def test_checkpoints_of_other_trainers_open(tmp_path: Path, form: str) -> None:
 def test_safetensors_and_averaged_weights_beside_others(tmp_path: Path) -> None:
     safetensors.torch.save_file(WEIGHTS, tmp_path / "w.safetensors")
     assert read_weights_file(tmp_path / "w.safetensors").state_dicts["model"].keys() == WEIGHTS.keys()
-    for model, averaged in (("state_dict", "state_dict_ema"), ("model", "model_ema")):
-        torch.save({model: WEIGHTS, averaged: OTHER}, tmp_path / "w.pth")
+    pairs = [("state_dict", "state_dict_ema"), ("model", "model_ema"), ("state_dict", "ema_model")]
+    contents = [{model: WEIGHTS, averaged: OTHER} for model, averaged in pairs]
+    contents += [{"state_dict": WEIGHTS, "ema": {"decay": 0.9, "shadow": OTHER}}]
+    contents += [{"state_dict": WEIGHTS, "model_ema": {"module": OTHER, "updates": 3}}]
+    for content in contents:
+        torch.save(content, tmp_path / "w.pth")
         file = read_weights_file(tmp_path / "w.pth")
         assert file.preferred == "ema" and torch.equal(file.state_dicts["ema"]["fc.bias"], OTHER["fc.bias"])
         assert torch.equal(file.state_dicts["model"]["fc.bias"], WEIGHTS["fc.bias"])
@@ -231,3 +235,9 @@ def test_a_damaged_record_is_refused(tmp_path: Path, name: str, value: object) -
     torch.save({"state_dict": WEIGHTS, DATA_CONFIG: RECORD | {name: value}}, tmp_path / "w.pth")
     with pytest.raises(UserError, match=f"w.pth: data_config lacks {name}. Give an unchanged checkpoint"):
         read_weights_file(tmp_path / "w.pth")
+
+
+def test_averaged_weights_that_cannot_be_read_are_said(tmp_path: Path) -> None:
+    torch.save({"state_dict": WEIGHTS, "model_ema": {"updates": 3}}, tmp_path / "w.pth")
+    file = read_weights_file(tmp_path / "w.pth")
+    assert file.preferred == "model" and "not using 'model_ema'" in file.note
