@@ -10,8 +10,8 @@ rows; the caller chooses whether to decode all.
 """
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
@@ -22,6 +22,7 @@ FRAMES = (*SEQUENTIAL_FRAMES, PROGRESSIVE_FRAME)
 SCAN, END_MARK, RESTART_INTERVAL = 0xDA, 0xD9, 0xDD
 TABLES = (0xC4, 0xDB, RESTART_INTERVAL)
 METADATA = (0xFE, *range(0xE0, 0xF0))  # comments and application segments
+EXPECTED = frozenset((*FRAMES, SCAN, *TABLES, *METADATA))
 STANDALONE = (0x01, *range(0xD0, 0xD9))  # markers without a segment
 # Two application segments give the colour space. This JFIF segment replaces the file's, which libjpeg may warn about.
 JFIF, ADOBE = b"\xff\xe0\x00\x10JFIF\0\x01\x02\0\0\x01\0\x01\0\0", b"\xff\xee\x00\x0eAdobe"
@@ -40,19 +41,23 @@ MARGIN_ROWS = 2
 
 @dataclass(frozen=True, slots=True)
 class JpegFrame:
-    """The frame header of a JPEG file.
+    """The frame of a JPEG file.
 
     Fields:
         width, height: pixels.
-        channels: 1 or 3.
         needs_all_rows: whether all rows must be decoded: a progressive file has a part of every row in each scan; with
             restart markers, leftover bytes look like damage.
+        header: everything before the entropy-coded data, without metadata.
+        height_at: position of the height in `header`, two bytes.
+        scan_at: position of the entropy-coded data in the file.
     """
 
     width: int
     height: int
-    channels: int
     needs_all_rows: bool
+    header: bytes
+    height_at: int
+    scan_at: int
 
 
 def read_frame(data: bytes) -> JpegFrame | None:
@@ -62,24 +67,30 @@ def read_frame(data: bytes) -> JpegFrame | None:
     """
     if not (data.startswith(START) and data.endswith(END)):
         return None
-    frame, restarts, expected = None, False, 2
-    for marker, start, end in _segments(data):
-        if start != expected:
+    segments = list(_segments(data))
+    frame, needs_all_rows, expected = -1, False, 2
+    for marker, start, end in segments:
+        if start != expected or marker not in EXPECTED:
             return None
         expected = end
-        if marker == SCAN:
-            return frame if frame and (frame.needs_all_rows or _is_only_scan(data, start, frame.channels)) else None
-        if frame is None and marker in FRAMES:
-            frame = _frame(data, start + 4, restarts or marker == PROGRESSIVE_FRAME)
-        elif marker == RESTART_INTERVAL:
-            restarts = any(data[start + 4 : end])
-            frame = replace(frame, needs_all_rows=restarts or frame.needs_all_rows) if frame else None
-        elif marker not in (*TABLES, *METADATA):
+        if marker in FRAMES and frame < 0:
+            frame, needs_all_rows = start + 4, needs_all_rows or marker == PROGRESSIVE_FRAME
+        elif marker in FRAMES:
             return None
-    return None
+        elif marker == RESTART_INTERVAL:
+            needs_all_rows = needs_all_rows or any(data[start + 4 : end])
+    if frame < 0 or segments[-1][0] != SCAN:
+        return None
+    precision, channels = data[frame], data[frame + 5]
+    height, width = int.from_bytes(data[frame + 1 : frame + 3]), int.from_bytes(data[frame + 3 : frame + 5])
+    supported = precision == 8 and channels in (1, 3) and 0 < height * width <= MOST_PIXELS
+    if not supported or not (needs_all_rows or _is_only_scan(data, segments[-1][1], channels)):
+        return None
+    header, frame_at = _header(data, segments, colours=True)
+    return JpegFrame(width, height, needs_all_rows, header, frame_at + 5, expected)
 
 
-def _segments(data: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Yield marker, start and end of each segment up to and including the scan header, skipping bytes in between."""
     pos = 2
     while (pos := data.find(b"\xff", pos)) >= 0 and pos + 10 <= len(data) and (marker := data[pos + 1]) != END_MARK:
@@ -93,14 +104,6 @@ def _segments(data: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
             if marker == SCAN:
                 return
             pos = end
-
-
-def _frame(data: bytes, pos: int, needs_all_rows: bool) -> JpegFrame | None:
-    """Parse the frame header whose precision, height, width and number of channels begin at `pos`."""
-    precision, channels = data[pos], data[pos + 5]
-    height, width = int.from_bytes(data[pos + 1 : pos + 3]), int.from_bytes(data[pos + 3 : pos + 5])
-    supported = precision == 8 and channels in (1, 3) and 0 < height * width <= MOST_PIXELS
-    return JpegFrame(width, height, channels, needs_all_rows) if supported else None
 
 
 def _is_only_scan(data: bytes, pos: int, channels: int) -> bool:
@@ -122,9 +125,8 @@ def decode_rows(data: bytes, frame: JpegFrame, rows: int) -> np.ndarray | None:
     """
     assert 1 <= rows <= frame.height, (rows, frame)
     height = frame.height if frame.needs_all_rows else min(rows + MARGIN_ROWS, frame.height)
-    shortened = bytearray(without_metadata(data, colours=True))
-    pos = next(start + 5 for marker, start, _ in _segments(shortened) if marker in FRAMES)  # two bytes: the height
-    shortened[pos : pos + 2] = height.to_bytes(2)
+    header, at = frame.header, frame.height_at
+    shortened = b"".join((header[:at], height.to_bytes(2), header[at + 2 :], memoryview(data)[frame.scan_at :]))
     pixels = np.empty((height, frame.width, 3), dtype=np.uint8)
     try:
         simplejpeg.decode_jpeg(shortened, "RGB", buffer=pixels)
@@ -141,7 +143,9 @@ def damage_in(data: bytes) -> str:
     A JPEG has no checksum, so damage that decodes without a warning is not found.
     """
     try:  # small and grey, because the pixels are not used
-        plain = without_metadata(data, colours=False)
+        segments = list(_segments(data))
+        header, _ = _header(data, segments, colours=False)
+        plain = header + data[segments[-1][2] if segments else 2 :]
         simplejpeg.decode_jpeg(plain, "GRAY", fastdct=True, min_height=1, min_width=1)
     except ValueError as error:
         left = LEFT_AT_END.match(str(error))
@@ -150,23 +154,32 @@ def damage_in(data: bytes) -> str:
     return ""
 
 
-def without_metadata(data: bytes, colours: bool) -> bytes:
-    """Return a JPEG file without the metadata segments, which do not affect its pixels.
+def _header(data: bytes, segments: Iterable[tuple[int, int, int]], colours: bool) -> tuple[bytes, int]:
+    """Return what is before the entropy-coded data without metadata, which does not affect the pixels.
 
-    simplejpeg reports only libjpeg's first warning, so a warning about such a segment would hide damage.
+    simplejpeg reports only libjpeg's first warning, so a warning about metadata would hide damage.
 
     Args:
         data: the file.
+        segments: of the file.
         colours: keep the segments that give the colour space.
+
+    Returns:
+        The bytes, and the position of the last frame header in them; 0 if there is none.
     """
-    kept, sequential, end = [data[:2]], False, 2
-    for marker, start, end in _segments(data):
+    header, frame_at, sequential = data[:2], 0, False
+    for marker, start, end in segments:
         segment = data[start:end]
         if marker == SCAN and sequential:
             segment = segment[:-3] + b"\0\x3f\0"  # all coefficients, the only valid value, which some files get wrong
-        sequential = sequential or marker in SEQUENTIAL_FRAMES
-        if marker not in METADATA or (colours and segment.startswith(ADOBE)):
-            kept.append(segment)
-        elif colours and segment.startswith(JFIF[:9]):
-            kept.append(JFIF)
-    return b"".join([*kept, data[end:]])
+        elif marker in FRAMES:
+            frame_at, sequential = len(header), sequential or marker in SEQUENTIAL_FRAMES
+        elif marker in METADATA:
+            segment = _colours(segment) if colours else b""
+        header += segment
+    return header, frame_at
+
+
+def _colours(segment: bytes) -> bytes:
+    """Return a segment of metadata if it gives the colour space, else nothing."""
+    return JFIF if segment.startswith(JFIF[:9]) else segment if segment.startswith(ADOBE) else b""
