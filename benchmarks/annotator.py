@@ -15,7 +15,7 @@ from benchmarks.peers.photos import write_photos
 from benchmarks.result import Figure, arguments, report, synchronize, with_progress
 from relabel.annotation.annotator import Settings, annotate
 from relabel.annotation.teacher import Teacher, load_teacher
-from relabel.data.images import list_any_images
+from relabel.data.sources import open_images
 from utils.precision import Precision
 from utils.processes.distributed import Process
 
@@ -55,7 +55,7 @@ def workers() -> int:
 
 def whole_job(folder: Path, teacher: Teacher, number: int, batch: int, device: torch.device) -> float:
     """Return images per second from files to a finished store."""
-    images = list_any_images(folder / "photos")
+    images = open_images(folder / "photos")
     out = folder / f"{teacher.description['arch']}-{number}".replace("/", "-")
     start = time.perf_counter()
     annotate(

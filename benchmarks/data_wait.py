@@ -28,7 +28,7 @@ from relabel.config.load import load_config
 from relabel.crop_box import random_crop_box
 from relabel.data.dataset import ImageDataset, RandomResizedCrop
 from relabel.data.decode import ImageFile, resolve_decoder
-from relabel.data.images import list_images
+from relabel.data.folders import list_images
 from relabel.data.jpeg_rows import decode_rows, read_frame
 from relabel.data.loader import Batch, collate
 from relabel.training.build import open_training_data
@@ -104,7 +104,7 @@ def write_data(folder: Path, photos_in: Path | None, size: Size) -> str:
     """Write train/ with as many links as a run reads, over classes and files in turn, and val/; describe them."""
     (folder / "sources").mkdir()
     photos = link_photos(photos_in, folder / "sources", min(PHOTOS, size.steps * size.batch))
-    files = [photos.path(index).resolve() for index in range(len(photos))]
+    files = [Path(str(photos.path(index))).resolve() for index in range(len(photos))]
     count = size.steps * size.batch
     for number in range(count):
         link(folder / "train" / class_name(number % size.classes) / f"{number:07d}.jpg", files[number % len(files)])

@@ -59,7 +59,7 @@ def simulated_images(count: int) -> ImageList:
     folders = [f"n{1_440_764 + 9_973 * c:08d}" for c in range(CLASSES)]
     names = [f"{folder}/{folder}_{number}" for folder in folders for number in numbers][:count]
     labels = np.repeat(np.arange(CLASSES, dtype=np.int32), per_class)[:count]
-    return ImageList(Path("train"), folders, np.array([name.encode() for name in names]), labels)
+    return ImageList.of_folder(Path("train"), folders, np.array([name.encode() for name in names]), labels)
 
 
 def write_store(folder: Path, images: ImageList) -> None:

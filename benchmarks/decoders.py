@@ -57,7 +57,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with exit_on_user_error(), tempfile.TemporaryDirectory() as folder:
         photos = link_photos(options.images, Path(folder), count)
-        crops = [(photos.path(index), random_box(photos, index)) for index in range(count)]
+        crops = [(Path(str(photos.path(index))), random_box(photos, index)) for index in range(count)]
         decoders, absent = installed(WHOLE_IMAGES)
         croppers, absent_too = installed(crop_makers(crops))
         figures = speed_figures(timed_jobs(decoders, croppers, crops), count, rounds)
@@ -76,7 +76,7 @@ def main() -> None:
 
 def random_box(photos: ImageList, index: int) -> CropBox:
     """Return the box that training with seed 0 draws for an image in its first epoch."""
-    with Image.open(photos.path(index)) as image:
+    with Image.open(str(photos.path(index))) as image:
         return random_crop_box(keyed_rng(0, SAMPLE, 0, index), *image.size, MIN_AREA)
 
 

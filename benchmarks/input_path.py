@@ -219,7 +219,7 @@ def images_per_s(contender: Contender, amount: Amount) -> float:
 
 def describe(job: Job) -> list[str]:
     """Describe what was read and how, and the targets."""
-    different = len({job.photos.path(index).resolve() for index in range(len(job.photos))})
+    different = len({Path(str(job.photos.path(index))).resolve() for index in range(len(job.photos))})
     return [
         f"{len(job.photos):,} JPEG files of {mean_size(job.photos) / 1000:.0f} kB, {different:,} different ones, warm "
         f"cache, batch {job.batch}, {WORKERS} cores, {WORKERS} workers or threads; ours decodes by {DECODER}",

@@ -25,7 +25,7 @@ from scipy.special import stdtrit
 
 from benchmarks.label_store import random_map, write_packed
 from benchmarks.result import Figure, arguments, report
-from relabel.data.images import list_images
+from relabel.data.folders import list_images
 from relabel.demo.scenes import write_scenes
 from relabel.demo.small_images import DigitImages
 from relabel.figures.colours import INK, MUTED, PALETTE

@@ -122,7 +122,7 @@ def memory_trainer(folder: Path, arch: str, crop: int, batch: int, device: torch
     flags |= {"data.data_path": str(folder), "util.run_dir": str(folder)}
     config = load_config("", flags | {"data.relabel.path": str(folder / "train")})
     names = [f"n{number:08d}" for number in range(K)]
-    images = ImageList(folder, names, np.zeros(IMAGES, "S1"), np.zeros(IMAGES, np.int32))
+    images = ImageList.of_folder(folder, names, np.zeros(IMAGES, "S1"), np.zeros(IMAGES, np.int32))
     set_up_device(device)
     precision, process = Precision(config.compute.opt_level, device), Process(0, 1, 0, 1, device)
     trainer = make_trainer(config, TrainingData(images, images), precision, process, {}, Start(seed=0))

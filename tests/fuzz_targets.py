@@ -40,7 +40,7 @@ from utils.errors import UserError
 CLASSES = ["ant", "bee", "cow"]
 KEYS = sorted_keys([f"{name}/image.{i}" for name in CLASSES for i in range(3)])
 NAMES = [f"{name}/{i}.jpg" for name in CLASSES for i in range(2)]
-IMAGES = ImageList(
+IMAGES = ImageList.of_folder(
     Path("val"), CLASSES, np.array([n.encode() for n in NAMES]), np.repeat(np.arange(3, dtype=np.int32), 2)
 )
 BOX = CropBox(0.1, 0.2, 0.8, 0.7)
@@ -135,7 +135,7 @@ def read_yaml(path: Path) -> None:
 def imagenet_images() -> tuple[ImageList, np.ndarray, np.ndarray]:
     """Four of ImageNet's validation images, their numbers, and its class ids."""
     names = np.array([f"{wnids()[0]}/{val_name(number)}".encode() for number in range(1, 5)])
-    images = ImageList(Path("val"), wnids(), names, np.zeros(4, np.int32))
+    images = ImageList.of_folder(Path("val"), wnids(), names, np.zeros(4, np.int32))
     return images, image_numbers(images)[0], np.arange(1000)
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from relabel.data.images import ImageList, list_any_images, list_images
+from relabel.data.folders import list_images
+from relabel.data.images import ImageList
 from relabel.data.jpeg_rows import read_frame
+from relabel.data.sources import open_images
 from utils.errors import UserError
 
 PHOTOS = 32  # different ones are generated; the rest are links to them
@@ -44,8 +46,9 @@ def link_photos(images: Path | None, scratch: Path, count: int) -> ImageList:
     if images is None:
         images = scratch / "made"
         write_photos(images, PHOTOS)
-    found = list_any_images(images)
-    files = [path for path in map(found.path, range(len(found))) if read_frame(path.read_bytes())]
+    found = open_images(images)
+    paths = [Path(str(found.path(index))) for index in range(len(found))]
+    files = [path for path in paths if read_frame(path.read_bytes())]
     if not files:
         raise UserError(f"--images {images}: found no JPEG file that every reader accepts. Choose another folder")
     for number in range(count):
@@ -60,7 +63,7 @@ def link_photos(images: Path | None, scratch: Path, count: int) -> ImageList:
 
 def mean_size(photos: ImageList) -> float:
     """Return the mean size of a file in bytes."""
-    return float(np.mean([photos.path(index).stat().st_size for index in range(len(photos))]))
+    return float(np.mean([len(photos.path(index).read_bytes()) for index in range(len(photos))]))
 
 
 def write_photos(folder: Path, count: int) -> float:

@@ -70,7 +70,7 @@ class LabelledCrops(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Read a random crop of an image."""
-        image = Image.open(self.photos.path(index)).convert("RGB")
+        image = Image.open(str(self.photos.path(index))).convert("RGB")
         left, top, width, height = self._box(image)
         crop = F.resized_crop(image, top, left, height, width, [SIZE, SIZE])
         if random.random() < FLIP:

@@ -10,7 +10,7 @@ interrupted job and one shared by several processes produce the same bytes.
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +32,7 @@ from utils.errors import SharedError, UserError, listed, out_of_memory_reported
 from utils.precision import Precision
 from utils.processes.distributed import Process, from_main, gather_objects
 from utils.processes.workers import read_batches
-from utils.progress import JobProgress, duration
+from utils.progress import JobProgress, duration, print_lines
 
 TOP_K = 5  # as in the paper
 Writer = PackedWriter | FolderWriter
@@ -109,7 +109,7 @@ def annotate(
     start = time.monotonic()
     keys = images.keys()
     order = np.argsort(keys, kind="stable")
-    images = replace(images, names=images.names[order], labels=images.labels[order])  # the map of image i is row i
+    images = images.take(order)  # the map of image i is row i
     with ExitStack() as stack:
         stack.enter_context(out_of_memory_reported(f"Lower --batch_size (now {settings.batch_size}) or --size."))
         if settings.opt_level == "O0":  # by default, cuDNN rounds the inputs of convolutions to TF32
@@ -118,7 +118,7 @@ def annotate(
             stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
         annotator = _Annotator(teacher, settings, process.device)
         if annotator.precision.note and process.is_main:
-            print(annotator.precision.note, flush=True)
+            print_lines(annotator.precision.note)
         manifest = _manifest(annotator, settings, form, len(images))
         writer: Writer = (PackedWriter if form == "packed" else FolderWriter)(out, keys[order], manifest)
 
@@ -317,14 +317,17 @@ def _manifest(annotator: _Annotator, settings: Settings, form: Form, maps: int) 
 def _print_summary(summary: Summary, shape: tuple[int, int, int], seconds: float) -> None:
     k, h, w = shape
     kept = f", {summary.kept:,} existed already" if summary.kept else ""
-    print(
+    print_lines(
         f"label maps: {k} classes per cell, {h} x {w} cells; {summary.written:,} written in {duration(seconds)}{kept}"
     )
     if summary.written:
         share = f"{100 * summary.absent_sum / summary.written:.1f} %"
-        print(f"classes outside a cell's top {k} get {share} of its probability (fill 0, temperature 1)")
+        print_lines(
+            f"{share} of a cell's probability is on classes beyond its top {k} (fill 0, temperature 1); about half is "
+            "normal, `check` measures the targets"
+        )
     if summary.skipped:
-        print(f"skipped:{listed(list(summary.skipped.values()))}")
+        print_lines(f"skipped:{listed(list(summary.skipped.values()))}")
 
 
 def _unreadable_message(skipped: dict[str, str], num_images: int) -> str:

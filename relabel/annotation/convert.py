@@ -9,7 +9,8 @@ import numpy as np
 
 from relabel.crop_box import MIN_AREA, CropBox, random_crop_box
 from relabel.data.class_names import read_class_list
-from relabel.data.images import ImageList, list_any_images
+from relabel.data.images import ImageList
+from relabel.data.sources import open_images
 from relabel.label_map import LabelMap
 from relabel.stores.manifest import MANIFEST, Manifest
 from relabel.stores.packed import PackedStore, load_keys
@@ -18,7 +19,7 @@ from relabel.stores.pt_folder import SUFFIX, FolderWriter, LabelFolder
 from relabel.stores.store import LabelStore, class_folders, exclusive_folder, keys_of, manifest_of, open_label_store
 from relabel.targets import relabel_target
 from utils.errors import UserError, listed
-from utils.progress import JobProgress
+from utils.progress import JobProgress, print_lines
 from utils.random import SAMPLE, keyed_rng
 
 Writer = PackedWriter | FolderWriter
@@ -49,7 +50,7 @@ def pack(files: Path, out: Path, images: Path | None, classes: str | None, skip_
     keys = keys_of(files)
     if not len(keys):
         raise UserError(f"{files}: found no label map; expected CLASS/STEM{SUFFIX} files. Give their folder.")
-    found = list_any_images(images) if images else None
+    found = open_images(images) if images else None
     if found:
         _print_missing(found, files, keys)
     names = _class_names(files, keys, found, classes, source)
@@ -59,7 +60,7 @@ def pack(files: Path, out: Path, images: Path | None, classes: str | None, skip_
     store, writer = LabelFolder(files, keys, names, manifest), PackedWriter(out, keys, manifest)
     with exclusive_folder(out):
         _copy("pack", store, writer, keys, dict(source.skipped) if source else {}, skip_damaged)
-    print(f"label maps: {k} of {len(names):,} classes per cell, {h} x {w} cells: {out}", flush=True)
+    print_lines(f"label maps: {k} of {len(names):,} classes per cell, {h} x {w} cells: {out}")
     _print_rounding(store, open_label_store(out, keys, names), len(names))
 
 
@@ -78,7 +79,7 @@ def unpack(folder: Path, out: Path) -> None:
     writer = FolderWriter(out, keys, manifest.model_copy(update={"form": "pt", "sha256": {}}))
     with exclusive_folder(out):
         _copy("unpack", PackedStore(folder, manifest, keys), writer, keys, dict(manifest.skipped), skip_damaged=False)
-    print(f"{len(keys):,} label maps: {out}", flush=True)
+    print_lines(f"{len(keys):,} label maps: {out}")
 
 
 def _copy(
@@ -105,7 +106,7 @@ def _copy(
         )
     writer.commit(skipped | damaged)
     if damaged:
-        print(f"label maps that cannot be read, left out: {len(damaged):,}{reasons}", flush=True)
+        print_lines(f"label maps that cannot be read, left out: {len(damaged):,}{reasons}")
 
 
 def _common_shape(files: Path, keys: np.ndarray, names: Sequence[str]) -> tuple[int, int, int]:
@@ -160,7 +161,7 @@ def _print_missing(images: ImageList, files: Path, keys: np.ndarray) -> None:
     missing = np.flatnonzero(~np.isin(images.keys(), keys))
     if len(missing):
         first = listed([str(images.path(int(row))) for row in missing])
-        print(f"images without a label map in {files}: {len(missing):,} of {len(images):,}:{first}", flush=True)
+        print_lines(f"images without a label map in {files}: {len(missing):,} of {len(images):,}:{first}")
 
 
 def _print_rounding(files: LabelStore, packed: LabelStore, num_classes: int) -> None:
@@ -175,7 +176,7 @@ def _print_rounding(files: LabelStore, packed: LabelStore, num_classes: int) -> 
             f"scores were rounded to float16: in the targets of {crops}, {100 * moved:.2g} % of the probability moves "
             f"to other classes on average, and none changes by more than {100 * largest:.2g} percentage points"
         )
-    print(text, flush=True)
+    print_lines(text)
 
 
 def compare_targets(first: LabelStore, second: LabelStore, rows: np.ndarray, num_classes: int) -> tuple[float, float]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from relabel.data.images import ImageList, list_any_images
+from relabel.data.images import ImageList
+from relabel.data.sources import open_images
 from relabel.stores.manifest import Manifest
 from relabel.stores.store import LabelStore, class_folders, keys_of, manifest_of, open_label_store
 from utils.errors import UserError
@@ -65,7 +66,7 @@ def open_label_set(labels: Path, images: Path | None) -> LabelSet:
     Raises:
         UserError: the folder does not exist or has no maps, or their classes are unknown or do not include the data's.
     """
-    found = list_any_images(images) if images else None
+    found = open_images(images) if images else None
     store_keys = keys_of(labels)
     if not len(store_keys):
         raise UserError(

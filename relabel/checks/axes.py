@@ -9,7 +9,6 @@ images, so that an image's difficulty cancels out.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,11 +19,12 @@ from relabel.checks.object_boxes import ObjectBox
 from relabel.checks.sample import BATCH, MapSample
 from relabel.crop_box import WHOLE_IMAGE, CropBox
 from relabel.data.decode import ImageFile
+from relabel.data.images import ImagePath
 from relabel.label_pooling import pool_scores
 from relabel.targets import relabel_target
 from utils.errors import UserError
 from utils.estimates import Estimate
-from utils.progress import JobProgress
+from utils.progress import JobProgress, print_lines
 
 ROW_COLUMN, TRANSPOSED, UNDECIDED = "row, column", "transposed", "undecided"
 SURE = 3.0  # standard errors; exceeded by chance once in 400 times
@@ -74,7 +74,7 @@ def classifier_named(
         input_flags="another checkpoint",
     )
     name, facts = teacher.description["arch"], f"{teacher.data_config.source}; classes: {teacher.class_source}"
-    print(f"classifier {name} ({weights}{teacher.note}): {facts}", flush=True)
+    print_lines(f"classifier {name} ({weights}{teacher.note}): {facts}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network, config = teacher.network.to(device), teacher.data_config
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in (config.mean, config.std))
@@ -166,7 +166,7 @@ def check_with_boxes(
 
 def check_with_classifier(
     sample: MapSample,
-    image_path: Callable[[int], Path],
+    image_path: Callable[[int], ImagePath],
     num_classes: int,
     classifier: Classifier,
     fill: float = 0.0,
@@ -217,7 +217,7 @@ def _above_floor(scores: Tensor, fill: float) -> Tensor:
     return scores.float() - scores.float().amin(dim=(1, 2, 3), keepdim=True).clamp(max=fill)
 
 
-def _quarters(sample: MapSample, part: slice, image_path: Callable[[int], Path], size: int) -> dict[int, Tensor]:
+def _quarters(sample: MapSample, part: slice, image_path: Callable[[int], ImagePath], size: int) -> dict[int, Tensor]:
     """Return index of each readable image -> its top right and bottom left quarters, uint8 [2, 3, S, S]."""
     crops = {}
     for index in range(part.start, part.stop):

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +12,9 @@ from relabel.checks.object_boxes import ObjectBox
 from relabel.checks.sample import MapSample
 from relabel.crop_box import MIN_AREA, CropBox, random_crop_box
 from relabel.data.decode import ImageFile
+from relabel.data.images import ImagePath
 from relabel.targets import relabel_target
+from relabel.training.agreement import top_class
 from utils.errors import UserError
 from utils.estimates import Estimate
 from utils.progress import JobProgress
@@ -47,7 +48,7 @@ class CropQuality:
 
 def crop_quality(
     sample: MapSample,
-    image_path: Callable[[int], Path],
+    image_path: Callable[[int], ImagePath],
     labels: np.ndarray,
     class_names: Sequence[str],
     boxes: Mapping[int, Sequence[ObjectBox]],
@@ -74,7 +75,7 @@ def crop_quality(
             maps.scores, maps.classes, CropBox.stack(crops[part]), len(class_names),
             fill=fill, temperature=temperature, box_axes=box_axes,
         )  # fmt: skip
-        other += (target.argmax(dim=1) != torch.from_numpy(labels[maps.rows])).tolist()
+        other += (top_class(target) != torch.from_numpy(labels[maps.rows])).tolist()
         classes += (target > SHOWN).sum(dim=1).tolist()
     for row, crop in zip(readable.rows.tolist(), crops, strict=True):
         objects = [found.box for found in boxes.get(row, ()) if found.class_name == class_names[labels[row]]]
@@ -88,7 +89,7 @@ def crop_quality(
     )
 
 
-def draw_crops(sample: MapSample, image_path: Callable[[int], Path]) -> dict[int, CropBox]:
+def draw_crops(sample: MapSample, image_path: Callable[[int], ImagePath]) -> dict[int, CropBox]:
     """Return index in the sample -> the crop of the first epoch with seed 0, without unreadable images."""
     drawn = {}
     with JobProgress("draw crops", len(sample), "images") as progress:

@@ -1,5 +1,6 @@
 """Check that every image has a label map, intact and in range; find unusual names and rotated images."""
 
+import io
 import os
 import warnings
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from PIL import ExifTags, Image
 from relabel.annotation.label_set import LabelSet
 from relabel.data.class_names import WNID
 from relabel.data.decode import FORMATS
+from relabel.data.images import ImagePath
 from relabel.stores.packed import damaged_files
 from utils.errors import UserError
 from utils.progress import JobProgress
@@ -176,7 +178,7 @@ def _other_spellings(key: str) -> list[str]:
     return [f"{folder}{slash}{other}" for other in stems if folder and other != stem]
 
 
-def _check_image(result: Integrity, path: Path) -> None:
+def _check_image(result: Integrity, path: ImagePath) -> None:
     try:
         if orientation(path) != 1:
             result.add("rotated_images", str(path))
@@ -184,7 +186,7 @@ def _check_image(result: Integrity, path: Path) -> None:
         result.add("unreadable_images", f"{path}: {error}")
 
 
-def orientation(path: Path) -> int:
+def orientation(path: ImagePath) -> int:
     """Return the EXIF orientation of an image, 1 (as stored) to 8; reads only the file's header.
 
     TIFF counts as 1: there, orientation is part of the format, and Pillow applies it.
@@ -193,7 +195,8 @@ def orientation(path: Path) -> int:
         OSError: no such file, or not an image.
     """
     try:
-        opened = Image.open(path, formats=FORMATS)
+        # Of a file on its own, only the header is read.
+        opened = Image.open(path if isinstance(path, Path) else io.BytesIO(path.read_bytes()), formats=FORMATS)
     except Exception as error:  # damaged headers raise almost anything in Pillow
         reason = getattr(error, "strerror", None) or "not in an image format that Pillow reads"
         raise OSError(reason) from error

@@ -1,7 +1,7 @@
 """The commands for label maps: make, check, show, convert and export them."""
 
 import sys
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -19,6 +19,11 @@ from utils.config.value_types import (
 )
 from utils.errors import UserError
 from utils.processes.torchrun import refuse_broken_torchrun
+from utils.progress import print_lines
+
+if TYPE_CHECKING:
+    from relabel.annotation.teacher import Teacher
+    from relabel.data.images import ImageList
 
 # Each command imports what it needs itself: a wrong command line is reported before torch is loaded.
 
@@ -82,29 +87,19 @@ def annotate(
     refuse_broken_torchrun()
     from relabel.annotation import annotator
     from relabel.annotation.teacher import load_teacher
-    from relabel.data.images import list_any_images
+    from relabel.data.sources import open_images
     from utils.processes.distributed import cores_of
     from utils.processes.launch import shared_job
 
     with shared_job() as process:
         keep_apart(labels, "LABELS", {"IMAGES": images})
-        found = list_any_images(images)
+        found = open_images(images)
         folders = None if unlabelled else found.class_names or None
         wanted = {"size": size, "mean": mean, "std": std, "interpolation": interpolation}
         given = {name: value for name, value in wanted.items() if value is not None}
         teacher = load_teacher(arch, weights, folders, class_list=classes, given=given)
         if process.is_main:
-            about, (rows, columns) = teacher.description, teacher.data_config.size
-            of_classes = f" of {len(found.class_names):,} classes" if found.class_names else ""
-            print(f"{len(found):,} images{of_classes}, squashed to {rows} x {columns} pixels")
-            print(
-                f"teacher: {about['arch']} ({about['weights']}{teacher.note}), {teacher.num_classes:,} classes, on "
-                f"{process.device.type}; head: {about['head']}\nclasses: {teacher.class_source}\n"
-                f"input: {teacher.data_config.source}",
-                flush=True,
-            )
-            if not about["mean_is_logits"]:
-                print("the mean of a map is not the teacher's output for the whole image: `check` measures the targets")
+            print_lines(_about(found, teacher, process.device.type))
         annotator.annotate(
             found,
             labels,
@@ -116,7 +111,23 @@ def annotate(
             process=process,
         )
         if process.is_main:
-            print(f"label maps: {labels}", flush=True)
+            print_lines(f"label maps: {labels}")
+
+
+def _about(images: "ImageList", teacher: "Teacher", device: str) -> str:
+    """Describe images, teacher, classes and input, in lines."""
+    about, (rows, columns) = teacher.description, teacher.data_config.size
+    of_classes = f" of {len(images.class_names):,} classes" if images.class_names else ""
+    lines = [
+        f"{len(images):,} images{of_classes}, squashed to {rows} x {columns} pixels",
+        f"teacher: {about['arch']} ({about['weights']}{teacher.note}), {teacher.num_classes:,} classes, on {device}; "
+        f"head: {about['head']}",
+        f"classes: {teacher.class_source}",
+        f"input: {teacher.data_config.source}",
+    ]
+    if not about["mean_is_logits"]:
+        lines.append("the mean of a map is not the teacher's output for the whole image: `check` measures the targets")
+    return "\n".join(lines)
 
 
 def check(
@@ -230,12 +241,12 @@ def show(
         from relabel.figures.page import draw_page
 
         shown = draw_page(image, labels, images, out, count=count or 1000, seed=seed, **options)
-        print(f"page: {out}, {shown}, {out.stat().st_size / 1e6:.1f} MB; open it in a browser", flush=True)
+        print_lines(f"page: {out}, {out.stat().st_size / 1e6:.1f} MB; open it in a browser\n{shown}")
     else:
         from relabel.figures.label_maps import draw_figure
 
         draw_figure(image, labels, images, out, figure, count=count or 4, crops=crops, seed=seed, **options)
-        print(f"figure: {out}", flush=True)
+        print_lines(f"figure: {out}")
 
 
 def pack(
@@ -308,8 +319,14 @@ def export_labels(
     found = open_label_set(labels, images)
     options = {"threshold": threshold, "fill": fill, "temperature": temperature}
     if form in ("agreeing", "disagreeing"):
-        count = export.export_cleaning(found, out, agreeing=form == "agreeing", **options)
-        print(f"{count:,} of {len(found):,} images: {out}", flush=True)
+        cleaned = export.export_cleaning(found, out, agreeing=form == "agreeing", **options)
+        print_lines(f"{cleaned.listed:,} of {len(found):,} images: {out}")
+        others, agree = cleaned.compared - cleaned.top, cleaned.compared - cleaned.listed
+        agree = cleaned.listed if form == "agreeing" else agree
+        print_lines(
+            f"the label is not the top class of {others:,}, as `check` counts; of these, {agree - cleaned.top:,} count "
+            f"as agreeing, because its probability is {threshold:g} or more"
+        )
     else:
         count = export.export_labels(found, out, soft=form == "soft", **options)
-        print(f"{count:,} labels of {len(found) - len(found.store.missing()):,} images: {out}", flush=True)
+        print_lines(f"{count:,} labels of {len(found) - len(found.store.missing()):,} images: {out}")

@@ -48,7 +48,14 @@ def _lies_in(path: str, folders: Sequence[str]) -> bool:
 def _input_folders(c: Any) -> list[str]:
     """List the folders of images and label maps, in which a run must not be written."""
     splits = [f"{c.data.data_path}/{split}" for split in ("train", "val") if c.data.data_path]
-    return [*splits, c.data.relabel.path, *joined_folders(c.data.extra.path), *joined_folders(c.data.extra.labels)]
+    return [
+        *splits,
+        c.data.train,
+        c.data.val,
+        c.data.relabel.path,
+        *joined_folders(c.data.extra.path),
+        *joined_folders(c.data.extra.labels),
+    ]
 
 
 def _can_continue(c: Any) -> bool:
@@ -83,7 +90,9 @@ def _needs_val(c: Any) -> bool:
     return not (c.util.test_only and sets_alone)
 
 
-_DATA_LAYOUT = "expected the folder with train/CLASS/IMAGE and val/CLASS/IMAGE; give --data.data_path FOLDER"
+_DATA_LAYOUT = (
+    "expected the folder with train/CLASS/IMAGE and val/CLASS/IMAGE, or tar files of both; give --data.data_path FOLDER"
+)
 _LABEL_MAPS = (
     "expected label maps of the training images, a packed store or CLASS/STEM.pt files; give --data.relabel.path "
     "FOLDER, make the maps with `python -m relabel annotate`, or train without them: --data.relabel.use False"
@@ -173,20 +182,19 @@ def _folders_must_exist(key: str, expected: str) -> Rule:
     )
 
 
-def _must_contain(split: str, needed: Callable[[Any], bool]) -> Rule:
-    """Make the rule that data.data_path, if it is a folder, contains this folder."""
-    return Rule(
-        "data.data_path",
-        lambda c: needed(c) and _kind(c.data.data_path) == "folder" != _kind(f"{c.data.data_path}/{split}"),
-        f"the folder has no {split}/ in it; {_DATA_LAYOUT}",
-    )
+def _has_no_images(c: Any, split: str) -> bool:
+    """Whether nothing says where the images of a split are."""
+    return c.data.data_path == "" and c.data[split] == "" and not (split == "val" and c.data.val_share)
 
 
 DISK_RULES = (
-    Rule("data.data_path", lambda c: c.data.data_path == "" and _needs_val(c), _DATA_LAYOUT),
-    Rule("data.data_path", lambda c: _is_wrong(c.data.data_path, "folder"), f"no such folder; {_DATA_LAYOUT}"),
-    _must_contain("train", lambda c: c.data.data_path != "" and _trains(c)),
-    _must_contain("val", lambda c: c.data.data_path != ""),
+    Rule("data.data_path", lambda c: _trains(c) and _has_no_images(c, "train"), _DATA_LAYOUT),
+    Rule("data.data_path", lambda c: _needs_val(c) and _has_no_images(c, "val"), _DATA_LAYOUT),
+    Rule(
+        "data.data_path",
+        lambda c: ".tar" not in c.data.data_path and _is_wrong(c.data.data_path, "folder"),
+        f"no such folder; {_DATA_LAYOUT}",
+    ),
     Rule("data.relabel.path", lambda c: _trains_on_maps(c) and c.data.relabel.path == "", _LABEL_MAPS),
     Rule(
         "data.relabel.path",
@@ -297,6 +305,11 @@ DISABLED = (
 """Keys that have no effect in training because of another key. An evaluation (util.test_only) may keep them all."""
 
 _NEW_KEYS = {
+    "data.train": "",
+    "data.val": "",
+    "data.train_labels": "",
+    "data.val_labels": "",
+    "data.val_share": 0.0,
     "data.mean": None,
     "data.std": None,
     "data.interpolation": None,
@@ -311,6 +324,8 @@ RESUME = ResumeRules(
     free=frozenset(
         {
             "data.on_error",  # a run that stopped at a damaged image may continue without it
+            "data.val",
+            "data.val_labels",
             "data.relabel.insist",  # checked once, before a run begins
             "compute.num_workers",
             "compute.distributed.url",
@@ -323,6 +338,8 @@ RESUME = ResumeRules(
     growing=frozenset({"optim.epochs"}),
     moved={
         "data.data_path": "images_sha256",
+        "data.train": "images_sha256",
+        "data.train_labels": "images_sha256",
         "data.keep_list": "images_sha256",
         "data.relabel.path": "label_maps_sha256",
         "data.extra.path": "extra_images_sha256",

@@ -62,7 +62,7 @@ def class_order(weights: Weights, class_list: str | None, folders: Sequence[str]
     Raises:
         UserError: the class list has other names than the network, or another number of classes.
     """
-    known, source = weights.class_names, f"named in {weights.title}"
+    known, source = weights.class_names, weights.classes_from or f"named in {weights.title}"
     if known is None:
         known, source = _imagenet_names(weights), "ImageNet's wnids, sorted"
     if class_list is not None:

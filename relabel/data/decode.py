@@ -14,7 +14,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 
 from relabel.crop_box import WHOLE_IMAGE, CropBox
+from relabel.data.images import ImagePath
 from relabel.data.jpeg_rows import damage_in, decode_rows, read_frame
 from utils.errors import UserError
 
@@ -46,7 +46,7 @@ class UnreadableImage(UserError):
         reason: what is wrong with it.
     """
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: ImagePath, reason: str) -> None:
         self.path, self.reason = path, reason
         super().__init__(
             f"{path}: cannot be read as an image ({reason}); expected a whole JPEG, PNG or other image file. "
@@ -70,11 +70,11 @@ class ImageFile:
         width, height: pixels.
     """
 
-    def __init__(self, path: str | Path, decoder: str = "pillow") -> None:
+    def __init__(self, path: ImagePath, decoder: str = "pillow") -> None:
         """Read the file and parse its header.
 
         Args:
-            path: of the file.
+            path: of the file, or of a member of a tar file.
             decoder: pillow, or simplejpeg (the default of training and evaluation) for the files that it accepts. Label
                 maps are always made and checked with pillow, so that they do not depend on this choice.
 
@@ -83,7 +83,7 @@ class ImageFile:
             UserError: the machine has run out of memory or open files.
         """
         assert decoder in DECODERS, decoder
-        self.path = Path(path)
+        self.path = path
         with _naming(self.path):
             self._data = self.path.read_bytes()
             self._frame = read_frame(self._data) if decoder == "simplejpeg" else None
@@ -197,7 +197,7 @@ def _resized(region: np.ndarray, height: int, width: int, interpolation: str) ->
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _naming(path: ImagePath) -> Iterator[None]:
     """Turn whatever reading or decoding raises into a UserError with the path and the reason."""
     try:
         yield

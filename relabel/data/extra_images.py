@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from relabel.data.dataset import ImageDataset, Key, Sample
-from relabel.data.images import ImageList, list_any_images
+from relabel.data.images import ImageList
+from relabel.data.sources import open_images
 from relabel.stores.store import LabelStore, check_one_per_class, check_present, open_label_store
 from utils.errors import UserError, with_advice
 from utils.processes.distributed import from_main
@@ -49,7 +50,7 @@ def open_extra_root(
         UserError: images or maps are missing or damaged, the maps lack a class, or have another shape.
     """
     with with_advice("Check --data.extra.path, or train without extra images: --data.extra.share 0"):
-        images = from_main(lambda: list_any_images(path))
+        images = from_main(lambda: open_images(path))
     with with_advice(f"These label maps are those of --data.extra.labels, in {labels}."):
         store = open_label_store(labels, images.keys(), class_names)
         with with_advice(_WITHOUT_MAPS):

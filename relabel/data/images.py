@@ -1,20 +1,99 @@
-"""The list of a data set's images: names, class folders and label-map keys; and lists of the images to train on."""
+"""The list of a data set's images: names, labels, keys of their label maps, and where their bytes lie.
+
+Every form in which images are kept (relabel/data/sources.py) becomes such a list, with the same names and order, so
+that training, label maps, keep lists and predictions do not depend on the form.
+"""
 
 import os
 from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from utils.errors import UserError
-from utils.files import is_file, replacing
+from utils.files import replacing
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
-EXPECTED_LAYOUT = f"expected ROOT/CLASS/IMAGE with images ending in {' '.join(EXTENSIONS)}"
 COMMENT, HERE = "#", "./"
+
+
+class ImagePath(Protocol):
+    """Where an image lies: a path, or a member of a tar file. As text it is what messages show."""
+
+    def read_bytes(self) -> bytes:
+        """Return the whole file. OSError if it cannot be read."""
+        ...
+
+
+class ImageFiles(Protocol):
+    """Where the bytes of N images lie."""
+
+    def path(self, index: int, name: str) -> ImagePath:
+        """Return where image `index`, which is called `name`, lies."""
+        ...
+
+    def take(self, rows: np.ndarray) -> "ImageFiles":
+        """Return those of some images, int64 [n] or bool [N]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FolderFiles:
+    """Images as files in a folder, with their paths below it, bytes [N]."""
+
+    root: Path
+    below: np.ndarray
+
+    def path(self, index: int, name: str) -> Path:
+        """Return the path of an image; its name, CLASS/FILE, may leave out folders."""
+        return self.root / os.fsdecode(self.below[index])
+
+    def take(self, rows: np.ndarray) -> "FolderFiles":
+        """Return the files of some images."""
+        return replace(self, below=self.below[rows])
+
+
+@dataclass(slots=True)
+class Census:
+    """What was found where the images of a split were looked for.
+
+    Fields:
+        source: where images and labels come from, such as "class folders in data/train".
+        passed_over: kind of what is not used -> number, and the first of them.
+    """
+
+    source: str
+    passed_over: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def pass_over(self, kind: str, name: str) -> None:
+        """Count something that is not used."""
+        count, first = self.passed_over.get(kind, (0, name))
+        self.passed_over[kind] = (count + 1, first)
+
+    def __str__(self) -> str:
+        """Return the source, then what is not used."""
+        kinds = [f"{count:,} {kind} ({first})" for kind, (count, first) in self.passed_over.items()]
+        return self.source + (f"; not used: {', '.join(kinds)}" if kinds else "")
+
+
+@dataclass(slots=True, eq=False)
+class Found:
+    """Images as they were found, before they have classes.
+
+    Fields:
+        root: what was given: a folder, a tar file or a pattern.
+        paths: of the N images inside it; the parts are separated by "/".
+        files: where their bytes lie.
+        census: where they come from, and what else was found.
+    """
+
+    root: Path
+    paths: list[str]
+    files: ImageFiles
+    census: Census
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,18 +101,27 @@ class ImageList:
     """The images of a data set, as arrays: a million strings would be copied into each worker one by one.
 
     Fields:
-        root: folder of the class folders.
-        class_names: K texts; the class folders, sorted as text.
-        names: bytes [N]; "CLASS/FILE", sorted by class, then by file.
+        root: what was given: a folder, a tar file or a pattern.
+        class_names: K texts; class folders are sorted as text.
+        names: bytes [N]; "CLASS/FILE", sorted by class, then by file; folders in between are left out.
         labels: int32 [N]; the class of each image, an index into class_names.
+        files: where the bytes lie.
+        census: what was found, for the line that is printed.
 
-    In a flat folder, without class folders, names are "FILE", class_names is empty and labels are -1.
+    Without labels names are "FILE", class_names is empty and labels are -1.
     """
 
     root: Path
     class_names: list[str]
     names: np.ndarray
     labels: np.ndarray
+    files: ImageFiles
+    census: Census
+
+    @classmethod
+    def of_folder(cls, root: Path, class_names: list[str], names: np.ndarray, labels: np.ndarray) -> "ImageList":
+        """Build a list whose images lie under their names in a folder."""
+        return cls(root, class_names, names, labels, FolderFiles(root, names), Census(str(root)))
 
     def __len__(self) -> int:
         """Return N, the number of images."""
@@ -43,9 +131,13 @@ class ImageList:
         """Return CLASS/FILE of an image."""
         return os.fsdecode(self.names[index])
 
-    def path(self, index: int) -> Path:
-        """Return the path of an image file."""
-        return self.root / self.name(index)
+    def path(self, index: int) -> ImagePath:
+        """Return where an image lies."""
+        return self.files.path(index, self.name(index))
+
+    def take(self, rows: np.ndarray) -> "ImageList":
+        """Return some of the images, int64 [n] or bool [N], with the same classes."""
+        return replace(self, names=self.names[rows], labels=self.labels[rows], files=self.files.take(rows))
 
     def keys(self) -> np.ndarray:
         """Return the keys of the label maps, bytes [N]: "CLASS/STEM"; the stem is the name up to the last dot.
@@ -90,75 +182,37 @@ class ImageList:
         return replace(self, class_names=list(class_names), labels=new_labels[self.labels])
 
 
-def list_images(root: str | Path) -> ImageList:
-    """List ROOT/CLASS/IMAGE, ignoring hidden files and folders and files with other extensions.
+def image_list(found: Found, class_names: list[str], labels: np.ndarray, kept: np.ndarray | None = None) -> ImageList:
+    """Build the list of images: sorted by class, then by file name.
+
+    Args:
+        found: N images, in any order.
+        class_names: K texts; [] without classes.
+        labels: int32 [N]; index into class_names, -1 without classes.
+        kept: bool [N]; the images to list; None: all.
 
     Raises:
-        UserError: no such folder, no class folder, or a class folder without an image.
+        UserError: two images would have the same name.
     """
-    root = Path(root)
-    class_names = folder_names(root)
-    if not class_names:
-        raise UserError(f"{root}: found no class folder; {EXPECTED_LAYOUT}.")
-    files = [_image_names(root / name) for name in class_names]
-    empty = [name for name, found in zip(class_names, files, strict=True) if not found]
-    if empty:
-        advice = "Remove the empty folders or put their images back."
-        if nested := [name for name in empty if folder_names(root / name)]:
-            advice = f"These contain folders: did you mean {root / ('train' if 'train' in nested else nested[0])}?"
+    stems = as_bytes([path.rpartition("/")[2] for path in found.paths])
+    rows = np.arange(len(stems)) if kept is None else np.flatnonzero(kept)
+    rows = rows[np.lexsort((stems[rows], labels[rows]))]
+    names, labels = stems[rows], labels[rows]
+    if class_names:
+        names = np.char.add(as_bytes([f"{name}/" for name in class_names])[labels], names)
+    same = np.flatnonzero(names[1:] == names[:-1])
+    if len(same):
+        first, second = (found.paths[rows[i]] for i in (same[0], same[0] + 1))
         raise UserError(
-            f"{root}: found no image in {len(empty)} of {len(class_names)} class folders ({', '.join(empty[:3])}); "
-            f"{EXPECTED_LAYOUT}. {advice}"
+            f"{found.root}: {first} and {second} are both called {os.fsdecode(names[same[0]])}; expected one image per "
+            "class and file name, whatever the folders in between, because label maps are found by it. Rename one."
         )
-    names = [f"{name}/{file}" for name, found in zip(class_names, files, strict=True) for file in found]
-    labels = np.repeat(np.arange(len(class_names), dtype=np.int32), [len(found) for found in files])
-    return ImageList(root, class_names, _as_bytes(names), labels)
+    return ImageList(found.root, class_names, names, labels, found.files.take(rows), found.census)
 
 
-def list_any_images(root: str | Path) -> ImageList:
-    """List ROOT/CLASS/IMAGE, or ROOT/IMAGE if ROOT has no folders.
-
-    Raises:
-        UserError: as `list_images`; or there are no images, or images beside folders.
-    """
-    root = Path(root)
-    folders, loose = folder_names(root), _image_names(root)
-    if folders and loose:
-        raise UserError(
-            f"{root}: found images, such as {loose[0]}, beside folders, such as {folders[0]}; "
-            "expected images in class folders, or images alone. Move one or the other away."
-        )
-    if folders:
-        return list_images(root)
-    if not loose:
-        raise UserError(
-            f"{root}: found neither class folders nor images; {EXPECTED_LAYOUT}, or ROOT/IMAGE. Give another folder."
-        )
-    return ImageList(root, [], _as_bytes(loose), np.full(len(loose), -1, dtype=np.int32))
-
-
-def _as_bytes(names: Sequence[str]) -> np.ndarray:
+def as_bytes(names: Sequence[str]) -> np.ndarray:
     """Return names as bytes [N], as they are in the file system."""
     return np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
-
-
-def folder_names(root: Path) -> list[str]:
-    """Return the sorted names of the visible folders. UserError if `root` cannot be listed."""
-    return _visible(root, os.DirEntry.is_dir)
-
-
-def _image_names(folder: Path) -> list[str]:
-    """Return the sorted names of the visible image files."""
-    return _visible(folder, lambda entry: entry.name.lower().endswith(EXTENSIONS) and is_file(entry))
-
-
-def _visible(folder: Path, is_wanted: Callable[[os.DirEntry[str]], bool]) -> list[str]:
-    """Return the sorted names of the wanted entries of a folder that are not hidden."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(e.name for e in entries if not e.name.startswith(".") and is_wanted(e))
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be listed ({error.strerror}); {EXPECTED_LAYOUT}.") from error
 
 
 def keep_listed(images: ImageList, path: str | Path) -> ImageList:
@@ -195,7 +249,7 @@ def keep_listed(images: ImageList, path: str | Path) -> ImageList:
             "  Correct the file, or --data.keep_list."
         )
     kept = np.array([name in names for name in images.names.tolist()])
-    return replace(images, names=images.names[kept], labels=images.labels[kept])
+    return images.take(kept)
 
 
 def write_keep_list(path: Path, names: Iterable[str], comment: str) -> None:

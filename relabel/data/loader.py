@@ -4,12 +4,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import repeat
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from relabel.augment import Augmentation
 from relabel.crop_box import CropBox
@@ -18,8 +18,10 @@ from relabel.data.extra_images import ExtraBatches, spread
 from relabel.data.skipped_images import SkippedImage
 from relabel.label_map import LabelMap
 from utils.errors import UserError
-from utils.processes.workers import read_batches
+from utils.processes.workers import BatchMemory, read_batches
 from utils.random import ORDER, keyed_rng
+
+_NO_PIXELS = np.empty((3, 0, 0), np.uint8)
 
 
 @dataclass(slots=True, eq=False)
@@ -74,14 +76,28 @@ class Batch:
         return replace(self, **changed)
 
 
-def collate(items: Sequence[Sample | SkippedImage]) -> Batch:
-    """Stack samples of one transform, all with label maps or all without. In a worker, pixels go to shared memory.
+def collate(items: Sequence[Sample | SkippedImage], memory: BatchMemory | None = None) -> Batch:
+    """Stack samples of one transform, all with label maps or all without.
+
+    Args:
+        items: the samples; each is read once, in order, and its pixels are copied before the next is read.
+        memory: for the pixels; by default new memory.
 
     Raises:
         UserError: images were skipped and fewer than two are left; batch norm needs two.
     """
-    samples = [item for item in items if isinstance(item, Sample)]
-    skipped = tuple(item for item in items if isinstance(item, SkippedImage))
+    samples: list[Sample] = []
+    skipped: list[SkippedImage] = []
+    pixels = torch.empty(0)
+    for item in items:
+        if isinstance(item, SkippedImage):
+            skipped.append(item)
+            continue
+        image = torch.from_numpy(item.image.transpose(1, 2, 0))
+        if not samples:
+            pixels = (memory or BatchMemory()).take(len(items), *image.shape)
+        pixels[len(samples)] = image
+        samples.append(replace(item, image=_NO_PIXELS))
     if skipped and len(samples) < 2:
         raise UserError(
             f"{len(skipped)} of the {len(items)} images of a batch cannot be read; expected at least two to be left, "
@@ -92,17 +108,15 @@ def collate(items: Sequence[Sample | SkippedImage]) -> Batch:
     drawn = [sample.augmentation for sample in samples if sample.augmentation is not None]
     assert len(maps) in (0, len(samples)) and len(drawn) in (0, len(samples))
     scores, classes = LabelMap.stack(maps) if maps else (None, None)
-    # torch's own collation writes straight into shared memory when it runs in a worker.
-    pixels = default_collate([torch.from_numpy(sample.image.transpose(1, 2, 0)) for sample in samples])
     return Batch(
-        images=pixels.permute(0, 3, 1, 2),
+        images=pixels[: len(samples)].permute(0, 3, 1, 2),
         labels=torch.tensor([sample.label for sample in samples]),
         boxes=CropBox.stack([sample.box for sample in samples]),
         scores=scores,
         classes=classes,
         **_stack_augmentations(drawn),
         indices=torch.tensor([sample.index for sample in samples]),
-        skipped=skipped,
+        skipped=tuple(skipped),
     )
 
 
@@ -199,6 +213,29 @@ def eval_batches(num_images: int, batch_size: int, rank: int, world_size: int) -
     return [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
 
 
+class _Samples(Sequence[Sample | SkippedImage]):
+    """The samples of some keys, each read when it is asked for."""
+
+    def __init__(self, dataset: Any, keys: Sequence[Key]) -> None:
+        self._dataset, self._keys = dataset, keys
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, position: Any) -> Any:
+        return self._dataset[self._keys[position]]
+
+
+class _Batches:
+    """A data set of whole batches: the key of each is the list of its samples' keys."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset, self._memory = dataset, BatchMemory()
+
+    def __getitem__(self, keys: list[Key]) -> Batch:
+        return collate(_Samples(self._dataset, keys), self._memory)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Loader:
     """Batches of a data set on the device, read ahead by worker processes.
@@ -221,8 +258,11 @@ class Loader:
         """Yield the batches of one pass. UserError: an image or label map cannot be read, or a worker was killed."""
         on_cuda = self.device.type == "cuda"
         flag = "--compute.num_workers"
-        batches = read_batches(self.dataset, collate, self.batch_sampler, self.num_workers, on_cuda, flag)
-        return _copy_ahead(batches, self.device) if on_cuda else (batch.to(self.device) for batch in batches)
+        keys = ([batch] for batch in self.batch_sampler)
+        batches = read_batches(_Batches(self.dataset), itemgetter(0), keys, self.num_workers, on_cuda, flag)
+        if on_cuda:  # pinning has copied them from the workers' memory
+            return _copy_ahead(batches, self.device)
+        return (replace(batch, images=batch.images.clone()).to(self.device) for batch in batches)
 
 
 def _copy_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:

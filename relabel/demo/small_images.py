@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from relabel.data.decode import ImageFile
-from relabel.data.images import list_images
+from relabel.data.folders import list_images
 from utils.errors import UserError
 
 SPLITS = ("train", "val")
@@ -65,7 +65,7 @@ class FolderImages:
         content = hashlib.sha256()
         for images in self._images.values():
             for index in range(len(images)):
-                content.update(images.names[index] + b" %d\n" % images.path(index).stat().st_size)
+                content.update(images.names[index] + b" %d\n" % len(images.path(index).read_bytes()))
         self.source = f"pictures, sha256 of their names and sizes {content.hexdigest()}"
 
     def labels(self, split: str) -> np.ndarray:

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from relabel.data.dataset import CenterCrop
-from relabel.data.images import ImageList, folder_names, list_images
+from relabel.data.folders import folder_names, list_images
+from relabel.data.images import ImageList
 from relabel.evaluation.results import CORRUPTIONS, SEVERITIES, Result, accuracy_results, calibration_results, percent
 from relabel.evaluation.true_labels import TrueLabels
 from relabel.training.validation import Predictions
@@ -168,7 +169,8 @@ def _corruption_set(folder: Path, class_names: list[str], checkpoint: str, trans
         raise UserError(f"{folder}: found none of the folders 1 to 5, the severities.")
     parts = [list_images(folder / severity).with_classes_of(class_names, checkpoint) for severity in severities]
     names = [np.char.add(f"{severity}/".encode(), part.names) for severity, part in zip(severities, parts, strict=True)]
-    images = ImageList(folder, class_names, np.concatenate(names), np.concatenate([part.labels for part in parts]))
+    labels = np.concatenate([part.labels for part in parts])
+    images = ImageList.of_folder(folder, class_names, np.concatenate(names), labels)
     name = f"{CORRUPTIONS}/{folder.name}"
     metrics = [partial(corruption_results, name), partial(calibration_results, name)]
     return ImageSet(name, images, transform, metrics)

@@ -20,7 +20,7 @@ from relabel.augment import normalise
 from relabel.data.class_names import class_labels, class_order
 from relabel.data.dataset import CenterCrop
 from relabel.data.decode import ImageFile, UnreadableImage, resolve_decoder
-from relabel.data.images import EXTENSIONS, folder_names
+from relabel.data.folders import EXTENSIONS, folder_names
 from relabel.evaluation.results import number_table
 from relabel.training.network import check_image_sizes
 from utils.errors import UserError, out_of_memory_reported, with_advice
@@ -256,29 +256,32 @@ def write_record(
     write_json(path, content)
 
 
-def print_predictions(predictions: Sequence[Prediction], class_names: Sequence[str], all_in: str) -> None:
+def print_predictions(
+    predictions: Sequence[Prediction], class_names: Sequence[str], all_in: str, all_classes: bool
+) -> None:
     """Print a table of at most a screenful: all classes of few images, else the most likely class of the first ones.
 
     Args:
         predictions: at least one.
         class_names: K texts.
         all_in: where the rest is.
+        all_classes: print all classes of the first images, however many there are.
     """
     console, labels = Console(), class_labels(class_names)
     k = len(predictions[0].classes)
-    shown_k = k if len(predictions) * k <= SCREEN_LINES else 1
+    shown_k = min(k, SCREEN_LINES) if all_classes or len(predictions) * k <= SCREEN_LINES else 1
+    shown = predictions[: SCREEN_LINES // shown_k]
     table = number_table("image", [])
     table.add_column("class", no_wrap=True, overflow="ellipsis", max_width=CLASS_WIDTH)
     table.add_column("%", justify="right", no_wrap=True)
     room = console.width - CLASS_WIDTH - len("100.0") - 4
-    for made in predictions[:SCREEN_LINES]:
+    for made in shown:
         for rank in range(shown_k):
             label, share = labels[made.classes[rank]], f"{100 * made.probabilities[rank]:.1f}"
             table.add_row(Text("" if rank else _end(str(made.image), room)), Text(label), share)
     console.print()
     console.print(table)
-    rest = len(predictions) - SCREEN_LINES
-    if rest > 0:
+    if rest := len(predictions) - len(shown):
         print_lines(f"and {counted(rest, 'more image')}: {all_in}")
     elif shown_k < k:
         print_lines(f"the {k} most likely classes: {all_in}")

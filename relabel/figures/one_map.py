@@ -47,7 +47,7 @@ def plot_label_map(
         UserError: the image cannot be read.
     """
     names = class_labels(classes)
-    pixels = shown_pixels(ImageFile(image))
+    pixels = shown_pixels(ImageFile(Path(image)))
     example = make_example(pixels, None, label_map, [WHOLE_IMAGE], len(classes), fill, temperature)
     aspect = float(np.clip(pixels.shape[1] / pixels.shape[0], *ASPECTS))
     widths = [aspect * HEIGHT, panels.GAP, aspect * HEIGHT, panels.WIDER_GAP, BARS_WIDTH * HEIGHT]

@@ -130,7 +130,7 @@ def class_folders(keys: np.ndarray) -> list[str]:
     return sorted({os.fsdecode(key.partition(b"/")[0]) for key in keys.tolist() if b"/" in key})
 
 
-def check_present(store: LabelStore, image_path: Callable[[int], Path]) -> None:
+def check_present(store: LabelStore, image_path: Callable[[int], object]) -> None:
     """Check that every row has a map.
 
     Args:

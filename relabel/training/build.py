@@ -13,9 +13,10 @@ from relabel.config.rules import joined_folders
 from relabel.data.dataset import CenterCrop, ImageDataset, RandomResizedCrop
 from relabel.data.decode import resolve_decoder
 from relabel.data.extra_images import ExtraBatches, ExtraRoot, MixedDataset, open_extra_root
-from relabel.data.images import ImageList, keep_listed, list_images
+from relabel.data.images import ImageList, keep_listed
 from relabel.data.loader import Batch, Loader, TrainBatches, eval_batches, steps_per_epoch
 from relabel.data.skipped_images import SkippedImages, SkippingDataset
+from relabel.data.sources import divide, open_split
 from relabel.stores.store import LabelStore, check_one_per_class, check_present, open_label_store
 from relabel.targets import TargetMaker
 from relabel.training.network import build_model, center_crop, open_start, start_from, training_input
@@ -66,12 +67,22 @@ def set_up_device(device: torch.device) -> None:
 
 
 def list_split(config: FrozenMunch, split: str) -> ImageList:
-    """Return the images of train/ (only those on the keep list, if any) or of val/, listed by the main process."""
+    """Return the images of train (only those on the keep list, if any) or of val, listed by the main process.
+
+    One line says where they come from and what is not used.
+    """
+    keys = config.data
 
     def listed() -> ImageList:
+        part = "train" if split == "val" and keys.val_share else split
         with with_advice(_DATA_ADVICE):
-            images = list_images(Path(config.data.data_path) / split)
-        return keep_listed(images, config.data.keep_list) if split == "train" and config.data.keep_list else images
+            images = open_split(keys.data_path, part, keys[part], keys[f"{part}_labels"])
+        if keys.val_share:
+            images = divide(images, keys.val_share, split)
+        if split == "train" and keys.keep_list:
+            images = keep_listed(images, keys.keep_list)
+        print_lines(f"{split}: {len(images):,} images of {len(images.class_names):,} classes from {images.census}")
+        return images
 
     return from_main(listed)
 
@@ -202,6 +213,7 @@ def train_loader(
     extra = ExtraBatches(len(main), data.extra_images, from_extra, seed) if data.extra else None
 
     def batches(start_step: int) -> Iterable[Batch]:
+        """Return this process's batches from an update to the end of the run."""
         sampler = TrainBatches(
             num_images=len(data.images),
             batch_size_per_process=global_batch // process.world_size,
@@ -226,6 +238,7 @@ def eval_loader(
     batch_size = process.share(config.util.val_batch_size, "util.val_batch_size")
 
     def batches() -> Iterable[Batch]:
+        """Return this process's batches of the set, once."""
         sampler = eval_batches(len(images), batch_size, process.rank, process.world_size)
         return Loader(dataset, sampler, workers_of(config, process), process.device)
 

@@ -92,14 +92,14 @@ def closing_lines(
     )
 
 
-def next_commands(folder: Path, weights: Path, images: Path | None, image: Path) -> str:
+def next_commands(folder: Path, weights: Path, images: Path | None, image: str) -> str:
     """Format the two commands that most people type after a run.
 
     Args:
         folder: of the run.
         weights: the checkpoint to use.
         images: training images that the network could label as a teacher; None: it was trained with label maps itself.
-        image: a validation image.
+        image: path of a validation image.
     """
     tool = ["python", "-m", "relabel"]
     evaluate = [*tool, "evaluate", "--config-file-path", str(folder / CONFIG), "--util.test_weight_file", str(weights)]
@@ -110,5 +110,5 @@ def next_commands(folder: Path, weights: Path, images: Path | None, image: Path)
             [*tool, "annotate", str(images), str(folder / "labels"), "--weights", str(weights)],
         )
     else:
-        title, then = "classify an image", [*tool, "predict", str(weights), str(image)]
+        title, then = "classify an image", [*tool, "predict", str(weights), image]
     return f"evaluate:\n{command_lines(evaluate)}\n{title}:\n{command_lines(then)}"

@@ -75,7 +75,7 @@ def train(process: Process, config: FrozenMunch, figures: RunFigures | None = No
         trainer.figures = figures
         if from_main(lambda: read_status(folder)) == "done" and trainer.step == trainer.recipe.total_steps:
             if process.is_main:
-                print(f"{folder} is finished: {closing(config, data, trainer)}\n{onwards(folder, config)}", flush=True)
+                print_lines(f"{folder} is finished: {closing(config, data, trainer)}\n{onwards(folder, config)}")
             return
 
         def open_folder() -> None:
@@ -89,7 +89,7 @@ def train(process: Process, config: FrozenMunch, figures: RunFigures | None = No
         with trainer.stop_request:  # before status.json says "running", so that it also says how the run ended
             fit(config, trainer, lambda: introduce(config, data, trainer, start))
         if process.is_main:
-            print(f"finished {folder}: {closing(config, data, trainer)}", flush=True)
+            print_lines(f"finished {folder}: {closing(config, data, trainer)}")
 
 
 def identity_of(config: FrozenMunch, data: TrainingData, precision: Precision) -> dict[str, Any]:
@@ -152,10 +152,10 @@ def check_agreement(config: FrozenMunch, data: TrainingData) -> None:
                 f"{message}\n  This command shows more: {command}\n  To train on them all the same: "
                 "--data.relabel.insist True"
             )
-        print(f"warning: {message}\n  data.relabel.insist is True: training on them", file=sys.stderr, flush=True)
+        print_lines(f"warning: {message}\n  data.relabel.insist is True: training on them", sys.stderr)
     print_lines(str(found))
     if data.extra:
-        print("the label maps of extra images were not compared: these have no labels", flush=True)
+        print_lines("the label maps of extra images were not compared: these have no labels")
 
 
 def new_run_advice(folder: Path) -> str:
@@ -211,7 +211,7 @@ def introduce(config: FrozenMunch, data: TrainingData, trainer: Trainer, start: 
         else "",
         f"{counted(recipe.epochs, 'epoch')} of {counted(recipe.steps_per_epoch, 'step')}, batch size {batch:,}; "
         f"run folder {folder}",
-        *recipe_notes(config, len(data.images), recipe),
+        *recipe_notes(config, len(data.images), recipe, process),
         "the process that trained here before was killed" if was_killed else "",
         f"continuing at step {trainer.step:,} of {recipe.total_steps:,}" if trainer.step else "",
         *(
@@ -227,7 +227,7 @@ def closing(config: FrozenMunch, data: TrainingData, trainer: Trainer) -> str:
     """Describe a finished run, and what to type next."""
     is_teacher = not config.data.relabel.use and _can_make_maps(config, trainer)
     images = data.images.root if is_teacher else None
-    return f"{trainer.result}\n{next_commands(trainer.folder, trainer.folder / BEST, images, data.val.path(0))}"
+    return f"{trainer.result}\n{next_commands(trainer.folder, trainer.folder / BEST, images, str(data.val.path(0)))}"
 
 
 def _can_make_maps(config: FrozenMunch, trainer: Trainer) -> bool:
@@ -297,7 +297,7 @@ def errors_reported_once(
         if process.is_main or not isinstance(error, SharedError):
             record(error)
             if not process.is_main:
-                print(f"error: {error}", file=sys.stderr, flush=True)
+                print_lines(f"error: {error}", sys.stderr)
         raise
     except Exception as error:
         if process.world_size > 1 and is_echo(error):

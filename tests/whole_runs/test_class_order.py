@@ -15,7 +15,7 @@ from PIL import Image
 
 from models.build import create_model
 from relabel import __main__ as tools
-from relabel.data.images import list_images
+from relabel.data.folders import list_images
 from relabel.stores.store import open_label_store
 from tests.conftest import ROOT, Flags
 from tests.miniatures import colour_network, save_images, wnids

@@ -21,7 +21,7 @@ from relabel.cli.run import run
 from relabel.config.load import load_config
 from relabel.crop_box import WHOLE_IMAGE
 from relabel.data.decode import ImageFile
-from relabel.data.images import list_images
+from relabel.data.folders import list_images
 from relabel.evaluation.imagenet_labels import read_multi_labels, read_real
 from relabel.label_map import LabelMap
 from relabel.stores.manifest import Manifest

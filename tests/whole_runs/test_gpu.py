@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from relabel.data.dataset import CenterCrop, ImageDataset
-from relabel.data.images import list_images
+from relabel.data.folders import list_images
 from relabel.data.loader import Loader, eval_batches
 from relabel.training.validation import predict_classes
 from tests.conftest import Flags, command_line

@@ -18,7 +18,7 @@ import torch
 
 from models.digit_net import DigitNet
 from relabel.data.dataset import CenterCrop, ImageDataset
-from relabel.data.images import list_images
+from relabel.data.folders import list_images
 from relabel.data.loader import Loader, epoch_order, eval_batches
 from relabel.training.validation import evaluate
 from tests.conftest import Flags, make_photos
@@ -148,14 +148,14 @@ def test_a_bad_image_of_any_process_is_named(flags: Flags, photos: Path, tmp_pat
     shutil.copytree(photos / "train", tmp_path / "data" / "train")
     (tmp_path / "data" / "val").symlink_to(photos / "val")
     images = list_images(tmp_path / "data" / "train")
-    bad = images.path(int(epoch_order(flags["compute.seed"], 0, 30)[6 + 3 * rank]))  # of step 2, this rank's first
+    bad = Path(str(images.path(int(epoch_order(flags["compute.seed"], 0, 30)[6 + 3 * rank]))))  # of step 2, this rank's first
     bad.write_bytes(bad.read_bytes()[:300])
     flags |= {"data.data_path": tmp_path / "data", "util.checkpoint_minutes": 0}
     assert bad.name in refused_once(flags, tmp_path)
     assert status(flags["util.run_dir"])["state"] == "failed" and bad.name in status(flags["util.run_dir"])["reason"]
     (tmp_path / "data" / "val").unlink()
     shutil.copytree(photos / "val", tmp_path / "data" / "val")
-    bad = list_images(tmp_path / "data" / "val").path(6 + rank)
+    bad = Path(str(list_images(tmp_path / "data" / "val").path(6 + rank)))
     bad.write_bytes(bad.read_bytes()[:300])
     keep = ("model.arch", "data.image_size", "compute.num_workers", "compute.opt_level", "util.val_batch_size")
     test = {"util.test_only": True, "util.test_weight_file": flags["util.run_dir"] / LAST}

@@ -13,7 +13,7 @@ from relabel.annotation.label_set import open_label_set
 from relabel.checks.report import make_report
 from relabel.cli.run import run
 from relabel.config.load import load_config
-from relabel.data.images import list_images
+from relabel.data.folders import list_images
 from relabel.data.loader import TrainBatches
 from relabel.label_map import LabelMap
 from relabel.stores.manifest import Manifest

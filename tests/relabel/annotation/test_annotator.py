@@ -25,7 +25,7 @@ from relabel.annotation.annotator import Settings, Summary, annotate
 from relabel.annotation.teacher import Teacher
 from relabel.crop_box import WHOLE_IMAGE
 from relabel.data.decode import ImageFile
-from relabel.data.images import list_images
+from relabel.data.folders import list_images
 from relabel.stores.manifest import Manifest
 from relabel.stores.store import LabelStore, open_label_store
 from tests.forked_runs import CONTEXT, SignalAt

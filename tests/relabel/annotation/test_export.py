@@ -30,7 +30,7 @@ def maps() -> MemoryStore:
 
 def label_set(folder: Path, store: MemoryStore) -> LabelSet:
     labels = np.array([CLASSES.index(name.partition("/")[0]) for name in LOGITS])
-    images = ImageList(folder, CLASSES, np.array([name.encode() for name in LOGITS]), labels)
+    images = ImageList.of_folder(folder, CLASSES, np.array([name.encode() for name in LOGITS]), labels)
     return LabelSet(folder, store, images.keys(), images.keys(), CLASSES, images)
 
 
@@ -64,8 +64,8 @@ def test_the_likeliest_class_is_a_label_however_unlikely(labels: LabelSet, tmp_p
 
 
 def test_the_list_of_agreeing_images_serves_as_keep_list(labels: LabelSet, tmp_path: Path) -> None:
-    assert export_cleaning(labels, tmp_path / "keep.txt", agreeing=True, **OPTIONS) == 3
-    assert export_cleaning(labels, tmp_path / "other.txt", agreeing=False, **OPTIONS) == 1
+    assert export_cleaning(labels, tmp_path / "keep.txt", agreeing=True, **OPTIONS) == (3, 4, 3)
+    assert export_cleaning(labels, tmp_path / "other.txt", agreeing=False, **OPTIONS) == (1, 4, 3)
     assert labels.images is not None
     kept = keep_listed(labels.images, tmp_path / "keep.txt")
     assert [kept.name(row) for row in range(3)] == ["ant/a.jpg", "bee/größe.jpg", "cow/d.jpg"]

@@ -40,7 +40,7 @@ def quality(
 def test_the_crops_are_those_of_training(image_path: Callable[[int], Path]) -> None:
     folder = image_path(0).parent
     names = np.array([f"ant/{row}.png".encode() for row in range(ROWS)])
-    images = ImageList(folder.parent, ["ant"], names, np.zeros(ROWS, int))
+    images = ImageList.of_folder(folder.parent, ["ant"], names, np.zeros(ROWS, int))
     dataset = ImageDataset(images, RandomResizedCrop(8, 0.08, flip_prob=0.5, color_jitter=0.0, lighting=0.0, seed=0))
     drawn = draw_crops(sample_of(*[left_right_map()] * ROWS), image_path)
     assert list(drawn.values()) == [dataset[(0, row)].box for row in range(ROWS)]

@@ -104,7 +104,7 @@ def test_images_are_checked_too(tmp_path: Path) -> None:
     whole = paths[4].read_bytes()
     at = whole.index(b"\x2c") + 5  # of the frame
     paths[4].write_bytes(whole[:6] + b"\xff" * 4 + whole[10:at] + b"\xff" * 4 + whole[at + 4 :])
-    images = ImageList(tmp_path, [], keys(*(path.name for path in paths)), np.full(5, -1))
+    images = ImageList.of_folder(tmp_path, [], keys(*(path.name for path in paths)), np.full(5, -1))
     store = MemoryStore([left_right_map()] * 5)
     found = check_integrity(LabelSet(tmp_path, store, images.keys(), images.keys(), [], images))
     assert found.findings["rotated_images"].first == [str(paths[0])]

@@ -18,7 +18,7 @@ from relabel.checks.axes import ROW_COLUMN, Classifier
 from relabel.checks.object_boxes import ObjectBox
 from relabel.checks.report import Report, make_report, print_report
 from relabel.crop_box import CropBox
-from relabel.data.images import list_images
+from relabel.data.folders import list_images
 from relabel.label_map import LabelMap
 from tests.memory_store import MemoryStore
 

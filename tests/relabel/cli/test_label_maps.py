@@ -17,7 +17,7 @@ from relabel import __main__ as tools
 from relabel.cli.run import run
 from relabel.config.load import load_config
 from relabel.data.decode import RESAMPLING
-from relabel.data.images import list_images
+from relabel.data.folders import list_images
 from relabel.stores.store import open_label_store
 from tests.conftest import ROOT
 

@@ -17,7 +17,7 @@ from models.classifier import open_weights
 from relabel import __main__ as tools
 from relabel.augment import normalise
 from relabel.data.decode import ImageFile
-from relabel.data.images import list_images
+from relabel.data.folders import list_images
 from tests.conftest import CLASSES, Flags
 from tests.relabel.training.test_run import start
 from utils.checkpoint import LAST

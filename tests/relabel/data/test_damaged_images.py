@@ -19,7 +19,7 @@ from models.digit_net import DigitNet
 from relabel.crop_box import WHOLE_IMAGE, CropBox
 from relabel.data.dataset import ImageDataset, RandomResizedCrop
 from relabel.data.decode import DECODERS, ImageFile, UnreadableImage
-from relabel.data.images import list_images
+from relabel.data.folders import list_images
 from relabel.data.skipped_images import LIST
 from tests.conftest import Flags, Tried, cases
 from tests.relabel.data.test_decode import photo_like

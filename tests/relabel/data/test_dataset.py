@@ -10,7 +10,8 @@ from PIL import Image
 
 from relabel.data.dataset import CenterCrop, ImageDataset, RandomResizedCrop, Sample
 from relabel.data.decode import ImageFile
-from relabel.data.images import ImageList, list_images
+from relabel.data.folders import list_images
+from relabel.data.images import ImageList
 from relabel.label_map import LabelMap
 from relabel.stores.pt_folder import write_label_map
 from relabel.stores.store import open_label_store
@@ -113,6 +114,6 @@ def test_a_dataset_is_cheap_to_pickle() -> None:
     """100,000 images: 4 bytes a character of a name and 8 of a label, next to nothing else."""
     names = np.array([f"n{i // 1300:08d}/n{i // 1300:08d}_{i}.JPEG" for i in range(100_000)], dtype=np.bytes_)
     classes = [f"n{i:08d}" for i in range(77)]
-    images = ImageList(Path("train"), classes, names, np.arange(100_000) // 1300)
+    images = ImageList.of_folder(Path("train"), classes, names, np.arange(100_000) // 1300)
     size = len(pickle.dumps(ImageDataset(images, VIEW)))
     assert size < names.nbytes + images.labels.nbytes + 10_000

@@ -11,7 +11,7 @@ import torch
 
 from relabel.data.dataset import ImageDataset, RandomResizedCrop
 from relabel.data.extra_images import ExtraBatches, MixedDataset, open_extra_root
-from relabel.data.images import list_images
+from relabel.data.folders import list_images
 from relabel.data.loader import TrainBatches, collate
 from relabel.label_map import LabelMap
 from relabel.stores.pt_folder import write_label_map

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relabel.data.images import ImageList, keep_listed, list_any_images, list_images, write_keep_list
+from relabel.data.folders import list_images
+from relabel.data.images import ImageList, keep_listed, write_keep_list
+from relabel.data.sources import open_images
 from tests.conftest import Flags
 from tests.forked_runs import fork_run
 from tests.strategies import KEY_LISTS
@@ -29,7 +31,7 @@ def touch(root: Path, *files: str) -> Path:
 
 
 def image_list(*names: str) -> ImageList:
-    return ImageList(
+    return ImageList.of_folder(
         Path("train"), ["ant", "bee"], np.array([os.fsencode(n) for n in names]), np.zeros(len(names), int)
     )
 
@@ -59,13 +61,13 @@ def test_files_that_are_no_images_are_skipped_and_links_followed(tmp_path: Path)
 
 
 def test_images_may_lie_in_class_folders_or_in_none(tmp_path: Path) -> None:
-    flat = list_any_images(touch(tmp_path / "flat", "b.png", "a.png"))
+    flat = open_images(touch(tmp_path / "flat", "b.png", "a.png"))
     assert names(flat) == ["a.png", "b.png"] and flat.class_names == [] and flat.labels.tolist() == [-1, -1]
-    assert names(list_any_images(touch(tmp_path / "folders", "ant/a.png"))) == ["ant/a.png"]
+    assert names(open_images(touch(tmp_path / "folders", "ant/a.png"))) == ["ant/a.png"]
     with pytest.raises(UserError, match=r"found images, such as c\.png, beside folders, such as ant;"):
-        list_any_images(touch(tmp_path / "folders", "c.png"))
+        open_images(touch(tmp_path / "folders", "c.png"))
     with pytest.raises(UserError, match="found neither class folders nor images"):
-        list_any_images(touch(tmp_path / "none", "notes.txt"))
+        open_images(touch(tmp_path / "none", "notes.txt"))
 
 
 @given(KEY_LISTS, st.lists(st.sampled_from([".JPEG", ".png", ".tar.webp"]), min_size=5, max_size=5))

@@ -14,7 +14,7 @@ from relabel.augment import Augmentation
 from relabel.crop_box import CropBox
 from relabel.data.dataset import CenterCrop, ImageDataset, RandomResizedCrop, Sample
 from relabel.data.extra_images import spread
-from relabel.data.images import list_images
+from relabel.data.folders import list_images
 from relabel.data.loader import Batch, Loader, TrainBatches, collate, epoch_order, eval_batches, steps_per_epoch
 from relabel.label_map import LabelMap
 from relabel.stores.pt_folder import write_label_map
@@ -173,7 +173,7 @@ def test_evaluation_batches_come_in_order_and_a_rank_may_have_none(dataset: Imag
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_damaged_file_ends_the_loop_with_its_own_message(dataset: ImageDataset, num_workers: int) -> None:
     first = next(iter(train_batches()))[0]
-    path = dataset.images.path(first[1])
+    path = Path(str(dataset.images.path(first[1])))
     path.write_bytes(b"")
     with pytest.raises(UserError) as refusal:
         list(Loader(dataset, train_batches(), num_workers, CPU))

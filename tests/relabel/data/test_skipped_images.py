@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from relabel.data.dataset import ImageDataset, RandomResizedCrop
-from relabel.data.images import list_images
+from relabel.data.folders import list_images
 from relabel.data.loader import Batch, Loader, TrainBatches, epoch_order
 from relabel.data.skipped_images import LIST, SkippedImage, SkippedImages, SkippingDataset
 from relabel.stores.pt_folder import map_path

@@ -15,7 +15,7 @@ from relabel import __main__ as tools
 from relabel.cli.run import run
 from relabel.config.load import load_config
 from relabel.data.dataset import CenterCrop, ImageDataset
-from relabel.data.images import list_images
+from relabel.data.folders import list_images
 from relabel.data.loader import Loader, eval_batches
 from relabel.demo.reproduce import DIGITS, PHOTOS, SHIPPED_TEACHER, make_digits_teacher, reproduce
 from relabel.demo.results import Student, gains

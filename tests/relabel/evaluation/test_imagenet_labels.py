@@ -29,7 +29,7 @@ def listed(names: list[str], labels: list[int] | None = None) -> ImageList:
     """Images of val/ in a folder for each class, in the order given; the files do not exist."""
     labels = labels or [0] * len(names)
     names = [f"{wnids()[label]}/{name}" for name, label in zip(names, labels, strict=True)]
-    return ImageList(Path("val"), wnids(), np.array(names, dtype=np.bytes_), np.array(labels, dtype=np.int32))
+    return ImageList.of_folder(Path("val"), wnids(), np.array(names, dtype=np.bytes_), np.array(labels, dtype=np.int32))
 
 
 def answers(images: ImageList, classes: list[int]) -> Predictions:

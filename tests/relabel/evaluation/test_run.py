@@ -15,7 +15,7 @@ from models.digit_net import DigitNet
 from relabel.cli.run import run
 from relabel.config.load import load_config
 from relabel.data.dataset import CenterCrop, ImageDataset
-from relabel.data.images import list_images
+from relabel.data.folders import list_images
 from relabel.evaluation.imagenet_sets import ALEXNET_ERRORS
 from tests.conftest import Flags
 from tests.forked_runs import fork_run

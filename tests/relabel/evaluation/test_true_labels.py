@@ -19,7 +19,7 @@ CLASSES = ["ant", "bee", "cow"]
 def images() -> ImageList:
     """ant/1 ant/2 bee/1 cow/1 of val/; the files do not exist."""
     names = np.array([b"ant/1.jpg", b"ant/2.jpg", b"bee/1.jpg", b"cow/1.jpg"])
-    return ImageList(Path("val"), CLASSES, names, np.array([0, 0, 1, 2], dtype=np.int32))
+    return ImageList.of_folder(Path("val"), CLASSES, names, np.array([0, 0, 1, 2], dtype=np.int32))
 
 
 def read(path: Path, text: str, images: ImageList) -> tuple[np.ndarray, list[str]]:

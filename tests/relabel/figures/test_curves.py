@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
@@ -35,21 +36,21 @@ def test_a_row_has_its_colour_only_if_it_differs_from_the_first(tmp_path: Path) 
 def records(accuracies: list[float]) -> list[dict[str, object]]:
     made: list[dict[str, object]] = [{"event": "train", "epoch": 1, "top1_percent": 100.0}]
     for epoch, accuracy in enumerate(accuracies, 1):
-        made.append({"event": "validation", "epoch": epoch, "weights": "model", "top1_percent": accuracy})
+        scores = {"top1_percent": accuracy, "loss": 3 - accuracy / 50}
+        made.append({"event": "validation", "epoch": epoch, "step": 4 * epoch, "weights": "model", **scores})
     return made
 
 
-def test_the_better_run_ends_higher_and_only_validation_counts(tmp_path: Path) -> None:
-    runs = {"worse": records([20, 50, 70]), "better": records([30, 60, 80]), "just begun": []}
+def test_runs_side_by_side_have_their_colours_and_only_validation_counts(tmp_path: Path, drawn: list[Figure]) -> None:
+    runs = {"worse": records([20, 50, 70]), "better": records([30, 60, 70.1]), "just begun": []}
     draw_curves(tmp_path / "curves.png", runs)
-    worse, better, begun = (pixels_of(tmp_path / "curves.png", PALETTE[number]) for number in range(3))
-    assert len(worse) > 500 and len(better) > 500 and not len(begun)
-    assert better[:, 0].min() < worse[:, 0].min() and better[:, 0].max() < worse[:, 0].max()
-
-
-def test_the_names_of_curves_that_end_together_do_not_touch(tmp_path: Path, drawn: list[Figure]) -> None:
-    draw_curves(tmp_path / "curves.png", {"one": records([20, 50, 70]), "other": records([30, 60, 70.1])})
-    check_texts_have_room(drawn[0])
+    top1, loss = drawn[0].axes
+    assert curves(top1) == [[[1, 2, 3], [20, 50, 70]], [[1, 2, 3], [30, 60, 70.1]]]
+    assert curves(loss)[1] == [[1, 2, 3], [pytest.approx(3 - x / 50) for x in (30, 60, 70.1)]]
+    for axes in drawn[0].axes:
+        assert [line.get_color() for line in axes.lines] == list(PALETTE[:2])
+        assert legend(axes) == ["worse", "better"]
+    check_texts_have_room(drawn[0])  # although they end together
 
 
 def run_records(floor: float) -> list[dict[str, object]]:
@@ -70,17 +71,31 @@ def curves(axes: Axes) -> list[list[list[float]]]:
     return [[np.asarray(line.get_xdata()).tolist(), np.asarray(line.get_ydata()).tolist()] for line in axes.lines]
 
 
+def legend(axes: Axes) -> list[str]:
+    found = axes.get_legend()
+    return [text.get_text() for text in found.get_texts()] if found else []
+
+
 def test_a_run_is_drawn_over_its_epochs(tmp_path: Path, drawn: list[Figure]) -> None:
     draw_run(tmp_path / "curves.png", run_records(floor=0.5))
     loss, top1, rate, validation_loss = drawn[0].axes
     assert curves(loss) == [[[0.5, 1, 2], [2.5, 2, 1.5]], [[0.5, 1, 1.5, 2], [0.5, 0.5, 0.5, 0.5]]]
     assert top1.get_title("left") == "validation top-1 (%): best 65.0 in epoch 1 (EMA)"
-    assert curves(top1) == [[[1, 2], [60, 50]], [[1, 2], [65, 55]]]
-    assert curves(validation_loss) == [[[1, 2], [1, 1]], [[1, 2], [1.5, 1.5]]]
+    assert legend(loss)[1].startswith("loss floor: ")
+    assert curves(top1) == [[[1, 2], [65, 55]], [[1, 2], [60, 50]]]  # averaged weights first: they are what is used
+    assert {line.get_color() for axes in (top1, rate, validation_loss) for line in axes.lines} == {PALETTE[0]}
+    assert curves(validation_loss) == [[[1, 2], [1.5, 1.5]], [[1, 2], [1, 1]]]
     assert len(curves(rate)) == 1 and curves(rate)[0][0] == [0.5, 1, 1.5, 2]
     check_texts_have_room(drawn[0])
 
 
 def test_one_hot_targets_have_no_floor(tmp_path: Path, drawn: list[Figure]) -> None:
     draw_run(tmp_path / "curves.png", run_records(floor=0.0))
-    assert len(drawn[0].axes[0].lines) == 1
+    assert len(drawn[0].axes[0].lines) == 1 and not legend(drawn[0].axes[0])
+
+
+def test_a_run_of_one_epoch_has_whole_epochs_on_its_axis(tmp_path: Path, drawn: list[Figure]) -> None:
+    draw_run(tmp_path / "curves.png", [{**run_records(0.5)[1], "epoch": 1}, *records([60.0])[1:]])
+    for axes in drawn[0].axes:
+        low, high = axes.get_xlim()
+        assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]

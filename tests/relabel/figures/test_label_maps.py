@@ -14,7 +14,7 @@ from PIL import Image
 
 from relabel.annotation.label_set import LabelSet, open_label_set
 from relabel.crop_box import WHOLE_IMAGE, CropBox
-from relabel.data.images import list_images
+from relabel.data.folders import list_images
 from relabel.figures.colours import WARNING
 from relabel.figures.label_maps import (
     Example,

@@ -149,9 +149,10 @@ def test_long_names_are_cut_to_what_fits(weight: str) -> None:
     assert panels.fitted("crane", 0.001) == "…"
 
 
-def test_of_a_long_file_name_the_end_is_kept_and_what_cannot_be_printed_is_replaced() -> None:
+def test_of_a_long_file_name_both_ends_are_kept_and_what_cannot_be_printed_is_replaced() -> None:
     name = "n02098105/ILSVRC2012_val_00000293.JPEG"
     short = panels.fitted_name(name, 1.2)
-    assert short.startswith("…") and name.endswith(short[1:]) and len(short) > 10
+    start, end = short.split("…")
+    assert start and name.startswith(start) and name.endswith(end) and len(end) > len(start) and len(short) > 10
     assert panels.fitted_name(name, 9) == name
     assert panels.fitted_name("a\n\udcff.jpg", 9) == "a\ufffd\ufffd.jpg"

@@ -165,7 +165,7 @@ def test_a_recipe_of_the_paper_has_the_papers_settings_and_schedule(name: str, f
 def made_list(num_images: int, num_classes: int) -> ImageList:
     """Return a list of images that are never read."""
     names, labels = np.zeros(num_images, dtype="S1"), np.zeros(num_images, dtype=np.int32)
-    return ImageList(ROOT, [str(i) for i in range(num_classes)], names, labels)
+    return ImageList.of_folder(ROOT, [str(i) for i in range(num_classes)], names, labels)
 
 
 @pytest.mark.parametrize("recipe", OF_NETWORKS)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from models.digit_net import DigitNet
 from relabel.crop_box import WHOLE_IMAGE
 from relabel.data.dataset import CenterCrop, ImageDataset, Key, Sample
-from relabel.data.images import ImageList, list_images
+from relabel.data.folders import list_images
+from relabel.data.images import ImageList
 from relabel.data.loader import Loader, eval_batches
 from relabel.training.validation import NO_CLASS, Predictions, evaluate, predict_classes
 from tests.miniatures import AS_IN_2021, colour_network, save_images
@@ -112,7 +113,7 @@ class Pixels(nn.Module):
 
 def predict_noise(count: int, batch_size: int, rank: int, processes: int) -> Predictions:
     labels = np.array([Noise()[(0, index)].label for index in range(count)])
-    images = ImageList(Path(), list("abcdefg"), np.arange(count).astype("S3"), labels)
+    images = ImageList.of_folder(Path(), list("abcdefg"), np.arange(count).astype("S3"), labels)
     loader = Loader(Noise(), eval_batches(count, batch_size, rank, processes), 0, CPU)
     process = replace(ALONE, rank=rank, world_size=processes)
     return predict_classes({"": Pixels()}, images, loader, O0, process, AS_IN_2021, keep_probabilities=True)[""]
