@@ -1,4 +1,7 @@
-"""Figures of training runs: one run in full; the top-1 of several by epoch; the rows of a comparison with seeds."""
+"""Figures of training runs: one run in full; several by epoch; the rows of a comparison with seeds.
+
+A colour is a run: the first, second, ... of the palette. What a curve shows of its run is in its style.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,24 +17,27 @@ from relabel.figures.panels import DPI, plain_axes, save
 from utils.estimates import Estimate
 
 ROW_INCHES, MARGIN_INCHES, WIDTH_INCHES = 0.42, 0.95, 7.2
-TWO_LINES_INCHES = 0.39  # between the middles of two names of curves
+LINE_INCHES, LEGEND_LINE = 0.2, 15  # inches between the last values of two curves; points of a line of a legend
 MARKED = 40  # most points of a curve that are marked
-TOP1, FLOOR = "validation top-1", "floor"
+VALIDATION = ("validation top-1 (%)", "top1_percent", " %"), ("validation loss", "loss", "")  # title, record, unit
+FLOOR, NOT_AVERAGED = "loss floor: mean entropy of the targets", "before averaging"
+STYLES = {FLOOR: (OTHER_COLOUR, "--"), NOT_AVERAGED: (PALETTE[0], ":")}  # the others: their run's colour, solid
 Curve = dict[float, float]  # epoch -> value
 UNCROSSED = {"facecolor": "white", "linewidth": 0, "pad": 0.5}  # box of a text that hides the lines behind it
 
 
 def draw_curves(out: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Draw the top-1 accuracy by epoch of several runs.
+    """Draw top-1 accuracy and loss of the validations of several runs by epoch.
 
     Args:
         out: the PNG to write; its folder must exist.
         runs: name of the run -> its records, the lines of metrics.jsonl. Those of the event `validation` are drawn;
             if an epoch has two, the second, that of the averaged weights.
     """
-    figure = Figure(figsize=(WIDTH_INCHES, 4.4), layout="constrained", dpi=DPI)
-    lines = {name: _validation(records, "top1_percent") for name, records in runs.items()}
-    _draw_lines(figure.subplots(), f"{TOP1} (%)", lines, " %")
+    figure = _page(3.9)
+    panels = figure.subplots(1, 2)
+    for axes, (title, value, unit) in zip(panels, VALIDATION, strict=True):
+        _draw_lines(axes, title, {name: _validation(records, value) for name, records in runs.items()}, unit)
     save(figure, out)
 
 
@@ -42,22 +48,27 @@ def draw_run(out: Path, records: Sequence[Mapping[str, Any]]) -> None:
         out: the PNG to write; its folder must exist.
         records: the lines of metrics.jsonl. Of weights and averaged weights both are drawn.
     """
-    figure = Figure(figsize=(1.6 * WIDTH_INCHES, 6.8), dpi=DPI)
-    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
+    figure = _page(6.8)
     (loss, top1), (rate, validation_loss) = figure.subplots(2, 2)
-    losses, floor = {"": _training(records, "loss")}, _training(records, "target_entropy_nats")
-    if any(floor.values()):
-        _draw_lines(loss, "training loss; its floor is the targets' entropy", losses | {FLOOR: floor})
-    else:
-        _draw_lines(loss, "training loss", losses)
+    losses, floor = {"loss": _training(records, "loss")}, _training(records, "target_entropy_nats")
+    _draw_lines(loss, "training loss", losses | ({FLOOR: floor} if any(floor.values()) else {}))
     _draw_lines(rate, "learning rate", {"": _training(records, "learning_rate")})
-    ema = {"weights": "model", "EMA": "ema"} if _validation(records, "loss", "ema") else {"": "model"}
+    ema = {"averaged weights (EMA)": "ema", NOT_AVERAGED: "model"}
+    if not _validation(records, "loss", "ema"):
+        ema = {"": "model"}
     chosen = _validation(records, "top1_percent")
     best = max(chosen, key=lambda epoch: chosen[epoch])
-    title = f"{TOP1} (%): best {chosen[best]:.1f} in epoch {best}{' (EMA)' * ('EMA' in ema)}"
-    _draw_lines(top1, title, {name: _validation(records, "top1_percent", key) for name, key in ema.items()}, " %")
-    _draw_lines(validation_loss, "validation loss", {n: _validation(records, "loss", key) for n, key in ema.items()})
+    about = f": best {chosen[best]:.1f} in epoch {best}{' (EMA)' * (len(ema) > 1)}", ""
+    for axes, (title, value, unit), more in zip((top1, validation_loss), VALIDATION, about, strict=True):
+        lines = {name: _validation(records, value, weights) for name, weights in ema.items()}
+        _draw_lines(axes, title + more, lines, unit)
     save(figure, out)
+
+
+def _page(height: float) -> Figure:
+    figure = Figure(figsize=(1.6 * WIDTH_INCHES, height), dpi=DPI)
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
+    return figure
 
 
 def _validation(records: Sequence[Mapping[str, Any]], value: str, weights: str | None = None) -> Curve:
@@ -77,31 +88,32 @@ def _training(records: Sequence[Mapping[str, Any]], value: str) -> Curve:
 
 
 def _draw_lines(axes: Axes, title: str, lines: Mapping[str, Curve], unit: str = "") -> None:
-    """Draw named curves; few points get markers. The name and the last value stand at the end of each."""
+    """Draw named curves, each with its last value at its end; few points get markers. Several have a legend."""
     ends = []
     for (name, points), own in zip(lines.items(), PALETTE, strict=False):
-        colour, style = (OTHER_COLOUR, "--") if name == FLOOR else (own, "-")
+        colour, style = STYLES.get(name, (own, "-"))
         if points:
             epochs, values = list(points), list(points.values())
             marker = "o" if len(points) <= MARKED else ""
-            axes.plot(epochs, values, style, color=colour, linewidth=2.4, marker=marker, markersize=4.5)
-            ends.append((values[-1], epochs[-1], name, colour))
-    _name_ends(axes, ends, unit)
+            axes.plot(epochs, values, style, color=colour, linewidth=2.4, marker=marker, markersize=4.5, label=name)
+            ends.append((values[-1], epochs[-1], colour))
+    _write_ends(axes, ends, unit)
     axes.set_xlabel("epoch", fontsize=11, color=INK)
-    axes.set_title(title, fontsize=12, color=INK, loc="left")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_title(title, fontsize=12, color=INK, loc="left", pad=8 + LEGEND_LINE * len(ends) * (len(ends) > 1))
+    if len(ends) > 1:
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), frameon=False, fontsize=10, borderaxespad=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     plain_axes(axes, "y")
 
 
-def _name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], unit: str) -> None:
-    """Write each curve's name and last value at its end, pushed apart where curves end together."""
+def _write_ends(axes: Axes, ends: Sequence[tuple[float, float, str]], unit: str) -> None:
+    """Write each curve's last value at its end, pushed apart where curves end together."""
     low, high = axes.get_ylim()
-    at, apart = -np.inf, TWO_LINES_INCHES * DPI / axes.bbox.height
-    for value, epoch, name, colour in sorted(ends):
+    at, apart = -np.inf, LINE_INCHES * DPI / axes.bbox.height
+    for value, epoch, colour in sorted(ends):
         at = max(value, at + apart * (high - low))
-        number = f"{value:.1f}{unit}" if unit else f"{value:#.3g}"
         axes.annotate(
-            f"{name}\n{number}" if name else number, (epoch, at), xytext=(9, 0), textcoords="offset points",
+            f"{value:.1f}{unit}" if unit else f"{value:#.3g}", (epoch, at), xytext=(9, 0), textcoords="offset points",
             fontsize=11, color=colour, va="center", annotation_clip=False,
         )  # fmt: skip
 

@@ -11,12 +11,12 @@ from matplotlib.ticker import MaxNLocator
 
 from relabel.figures import panels
 from relabel.figures.colours import CORRECT, INK, MUTED, OTHER_COLOUR, TRACK, WARNING
-from relabel.figures.panels import DPI, plain_axes, save
+from relabel.figures.panels import DPI, LINE, plain_axes, save
 from utils.metrics import CALIBRATION_BINS, bin_of, expected_calibration_error
 from utils.progress import counted
 
 CELL_INCHES, LONGEST_NAME = 0.3, 2.0  # inches: side of a cell, room for a class name
-SMALLEST_MATRIX = 3.0  # inches
+SMALLEST_MATRIX, NARROWEST = 3.0, 4.6  # inches; of the cells, of the page
 RIGHT, WRONG = (LinearSegmentedColormap.from_list("", ["white", colour]) for colour in (CORRECT, WARNING))
 DARK = 0.55  # from this share of a row on, its number is white
 FEW_IMAGES = 20  # with fewer in a bin, its accuracy is uncertain by more than 10 points
@@ -32,25 +32,25 @@ def draw_confusion(out: Path, counts: np.ndarray, names: Sequence[str], title: s
         out: the PNG to write; its folder must exist.
         counts: int64 [n, n], or [n, n + 1] if there is a column of other predictions.
         names: of the columns; those of the rows are the first n.
-        title: of the figure.
+        title: of the figure, one or more lines.
     """
     rows, columns = counts.shape
     cell = max(CELL_INCHES, SMALLEST_MATRIX / rows)
     shown = [panels.fitted(name, LONGEST_NAME) for name in names]
     room = max(map(panels.text_width, shown)) + 0.4
-    width, height = room + columns * cell + 0.2, 0.7 + room + rows * cell
-    figure = Figure(figsize=(max(width, 4.6), height), dpi=DPI)
-    box = (room / figure.get_figwidth(), 0.2 / height, columns * cell / figure.get_figwidth(), rows * cell / height)
-    axes = figure.add_axes(box)
+    heading = [panels.fitted_name(line, max(room + columns * cell, NARROWEST) - 0.2, 10) for line in title.split("\n")]
+    heading.append(f"{counted(int(counts.sum()), 'image')}, {100 * np.trace(counts) / counts.sum():.2f} % correct")
+    width = max(room + columns * cell + 0.2, NARROWEST)
+    height = 0.3 + LINE * len(heading) + room + rows * cell
+    figure = Figure(figsize=(width, height), dpi=DPI)
+    axes = figure.add_axes((room / width, 0.2 / height, columns * cell / width, rows * cell / height))
     shares = counts / counts.sum(axis=1, keepdims=True)
     is_right = np.eye(rows, columns, dtype=bool)
     axes.imshow(np.where(is_right[:, :, None], RIGHT(shares), WRONG(shares)), aspect="auto", interpolation="nearest")
     _write_counts(axes, counts, shares)
     _name_sides(axes, shown, rows)
-    percent = f"{100 * counts[is_right].sum() / counts.sum():.2f} % of {counted(int(counts.sum()), 'image')} correct"
-    left = 0.15 / figure.get_figwidth()
-    figure.text(left, 1 - 0.25 / height, panels.fitted(title, figure.get_figwidth() - 0.3, 11), size=11)
-    figure.text(left, 1 - 0.45 / height, percent, color=MUTED)
+    for line, text in enumerate(heading, 1):
+        figure.text(0.15 / width, 1 - (line * LINE + 0.05) / height, text, size=10)
     save(figure, out)
 
 
@@ -86,7 +86,7 @@ def draw_reliability(out: Path, confidence: np.ndarray, correct: np.ndarray, tit
         out: the PNG to write; its folder must exist.
         confidence: float [N]; probability of the top-1 class.
         correct: bool [N]; whether the top-1 class is the label.
-        title: of the figure.
+        title: of the figure, one or more lines.
     """
     bins = bin_of(confidence)
     images = np.bincount(bins, minlength=CALIBRATION_BINS)
@@ -101,7 +101,7 @@ def draw_reliability(out: Path, confidence: np.ndarray, correct: np.ndarray, tit
     few = images < FEW_IMAGES
     kinds = {
         "correct": (~few, CORRECT),
-        f"correct (n < {FEW_IMAGES})": (few & (images > 0), OTHER_COLOUR),
+        f"correct, under {FEW_IMAGES} images": (few & (images > 0), OTHER_COLOUR),
     }
     for label, (own, colour) in kinds.items():
         if own.any():
@@ -111,8 +111,11 @@ def draw_reliability(out: Path, confidence: np.ndarray, correct: np.ndarray, tit
     upper.hlines(mean[seen], *ends, color=WARNING, linewidth=2.5, label="mean confidence")
     upper.plot([0, 1], [0, 1], color=MUTED, linewidth=1.2, linestyle="--", label="perfectly calibrated")
     error = expected_calibration_error(confidence, correct)
-    heading = f"ECE {error:.2f} % ({CALIBRATION_BINS} bins), {counted(len(correct), 'image')}"
-    figure.suptitle(f"{panels.fitted(title, 4.9, 11)}\n{heading}", x=0.02, ha="left", size=11)
+    lines = [panels.fitted_name(line, 4.9, 10) for line in title.split("\n")]
+    lines.append(f"ECE {error:.2f} % ({CALIBRATION_BINS} bins), {counted(len(correct), 'image')}")
+    if few.all():
+        lines.append(f"Too few images to judge calibration: no bin has {FEW_IMAGES} of them.")
+    figure.suptitle("\n".join(lines), x=0.02, ha="left", size=10)
     upper.set(xlim=(0, 1), ylim=(0, 1.01), ylabel="share of images that are correct")
     upper.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, borderaxespad=0.2)
     lower.bar(middles, images, width, color=MUTED)

@@ -155,9 +155,9 @@ def fitted(text: str, inches: float, points: float = TEXT, weight: str = "normal
 
 
 def fitted_name(name: str, inches: float, points: float = SMALL) -> str:
-    """Return a file's name as one line of printable text, or an ellipsis and as much of its end as fits."""
+    """Return a file's name as one line of printable text; if it does not fit, with an ellipsis in its middle."""
     text = "".join(sign if sign.isprintable() else "\ufffd" for sign in name)
-    return _fitted(text, lambda length: "…" + text[-length:], inches, points, "normal")
+    return _fitted(text, lambda n: text[: n // 3] + "…" + text[-(n - n // 3) :], inches, points, "normal")
 
 
 def _fitted(text: str, cut: Callable[[int], str], inches: float, points: float, weight: str) -> str:
