@@ -10,6 +10,8 @@ import yaml
 
 from models.build import FORCE_TIMM
 from models.data_config import OF_2021, from_pretrained_cfg
+from models.recorded import timm_arguments
+from models.recorded_classes import RecordedClasses, recorded_classes
 from utils.config.dotted_keys import flatten
 from utils.errors import UserError
 from utils.run_log import CONFIG
@@ -52,12 +54,12 @@ class TimmConfig:
 
     Fields:
         arch: the network, as for models.build.library_of.
-        class_names: of the classes, in the order of the logits; None: they are not named.
+        classes: their names.
         recorded: what is said of the input: fields of DataConfig.
     """
 
     arch: str
-    class_names: list[str] | None
+    classes: RecordedClasses
     recorded: dict[str, Any]
 
 
@@ -70,14 +72,21 @@ def timm_config_beside(path: Path) -> TimmConfig | None:
     file = path.with_name(TIMM_CONFIG)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        arch, stated = content["architecture"], content["pretrained_cfg"]
+        arch, stated = (
+            content["architecture"],
+            content.get("pretrained_cfg") or content,
+        )  # older ones have no such entry
     except (OSError, ValueError, TypeError, KeyError):
         return None
     try:
+        arguments = content.get("model_args") or {}
+        if stated.get("fixed_input_size") and (size := arguments.get("img_size")):
+            stated = {**stated, "input_size": (3, size, size) if isinstance(size, int) else (3, *size)}
         recorded = from_pretrained_cfg(stated)
         numbers = [*recorded["mean"], *recorded["std"]]
-        if eps := content.get("model_args", {}).get("bn_eps"):
+        if eps := arguments.get("bn_eps"):
             recorded["bn_eps"] = eps
+        recorded["model_args"] = timm_arguments({"global_pool": content.get("global_pool")}, arguments)
         if len(numbers) != 6 or not all(isinstance(value, int | float) for value in numbers):
             raise ValueError("mean and std are not three numbers each")
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
@@ -85,6 +94,4 @@ def timm_config_beside(path: Path) -> TimmConfig | None:
             f"{file}: found a pretrained_cfg that timm cannot read ({error}); expected that of timm's folder. Correct "
             "it, or move the weights to a folder without it"
         ) from error
-    names = content.get("label_names") or stated.get("label_names")
-    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return TimmConfig(FORCE_TIMM + str(arch), names if is_list else None, recorded)
+    return TimmConfig(FORCE_TIMM + str(arch), recorded_classes({**stated, **content}, file), recorded)

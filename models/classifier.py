@@ -19,10 +19,11 @@ from models.build import (
     library_of,
     load_weights,
 )
-from models.data_config import DataConfig, resolve, stated_by_timm, stated_by_torchvision
+from models.data_config import CONVERT_INPUT, DataConfig, resolve, stated_by_timm, stated_by_torchvision
 from models.packaged import IMAGENET_CLASSES, PACKAGES, packaged_state_dict
 from models.pretrained import create_pretrained_model
 from models.recorded import FACTS_OF_2021
+from models.recorded_classes import RecordedClasses
 from models.weights_file import WeightsFile, read_weights_file
 from utils.errors import UserError
 from utils.run_log import CONFIG
@@ -46,6 +47,7 @@ class Weights:
         note: what is to be said of how they were found; else "".
         file_arch: the network that the file names; None: it names none.
         recorded_in: where it is recorded, as text.
+        classes_from: where the class names are from, as text.
     """
 
     title: str
@@ -59,6 +61,7 @@ class Weights:
     note: str = ""
     file_arch: str | None = None
     recorded_in: str = ""
+    classes_from: str = ""
 
     @property
     def preferred(self) -> str:
@@ -82,7 +85,12 @@ class Weights:
         places = [("given", given), (self.recorded_in, self.recorded)]
         if library == OURS and "size" not in {**given, **self.recorded}:
             raise UserError(f"{self.arch} has no image size of its own, and {self.title} records none; give {flags}")
-        return resolve([*places, (f"as {library} states for {self.arch}", self.stated)], flags)
+        found = resolve([*places, (f"as {library} states for {self.arch}", self.stated)], flags)
+        is_assumed = self.recorded_in and not {"mean", "std"} & {*given, *self.recorded}
+        if self.arch not in CONVERT_INPUT or not is_assumed or self.is_published:
+            return found
+        published = resolve([("", stated_by_torchvision(self.arch))], flags).source.removesuffix(" ()")
+        return replace(found, source=f"{found.source}; torchvision's own weights expect {published}")
 
     def build(self, name: str, config: DataConfig, flag: str, size_flag: str) -> nn.Module:
         """Build the network with weights of this name.
@@ -96,7 +104,7 @@ class Weights:
             UserError: the weights do not fit the network.
         """
         with torch.random.fork_rng(devices=[]):  # its random weights are replaced
-            model = create_model(self.arch, self.num_classes, config.size)
+            model = create_model(self.arch, self.num_classes, config.size, model_args=config.model_args)
         set_batch_norm(model, None, config.bn_eps)
         self.load(model, self.state_dicts[name], flag, size_flag)
         return model
@@ -188,25 +196,33 @@ def _from_file(arch: str | None, path: Path, needs_head: bool) -> Weights:
     except UserError as error:
         named = f"\n  The file is of {file.arch}." if file.arch else ""
         raise UserError(f"{path}: {error}{named}") from None
-    if has_head and file.class_names is not None and not len(file.class_names) == len(set(file.class_names)) == count:
-        raise UserError(
-            f"{path}: found {count:,} classes and {len(set(file.class_names)):,} different names for them; expected "
-            "one name per class. Give a complete checkpoint"
-        )
+    classes, class_note = _fitting(file.classes, count)
     instead = "" if _is_same(arch, file.arch) else f"instead of {file.arch}, which it names"
     return Weights(
         path.name,
         arch,
         file.state_dicts,
         count,
-        file.class_names if has_head else None,
+        classes.names,
         file.recorded,
         _stated(arch, ""),
         is_published=False,
-        note=", ".join(filter(None, (instead, file.note))),
+        note=", ".join(filter(None, (instead, file.note, class_note))),
         file_arch=file.arch,
         recorded_in=recorded_in,
+        classes_from=classes.source,
     )
+
+
+def _fitting(classes: RecordedClasses, count: int) -> tuple[RecordedClasses, str]:
+    """Return recorded class names if there is one for each of the classes, else none and a note."""
+    names = classes.names or []
+    if not names or len(names) == len(set(names)) == count:
+        return classes, ""
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    found = f"{len(names):,} names" + (f", {repeated!r} twice" if repeated else "")
+    reason = f"{found}, for {count:,} classes" if count else "there is no classification head"
+    return RecordedClasses(None), f"not using the classes {classes.source}: {reason}"
 
 
 def _with_what_lies_beside(file: WeightsFile) -> tuple[WeightsFile, str]:
@@ -216,10 +232,10 @@ def _with_what_lies_beside(file: WeightsFile) -> tuple[WeightsFile, str]:
         if found := input_of_run_beside(file.path, file.arch):
             return replace(file, recorded=file.recorded | found), f"from {CONFIG} beside {name}, else as in 2021"
         return file, f"as in 2021, whose keys {name} has"
-    is_silent = file.arch is None and file.class_names is None and not file.recorded
+    is_silent = file.arch is None and file.classes.names is None and not file.recorded
     if is_silent and (timm := timm_config_beside(file.path)):
-        note = ", ".join(filter(None, (file.note, f"with {TIMM_CONFIG} beside it")))
-        known = replace(file, arch=timm.arch, class_names=timm.class_names, recorded=timm.recorded, note=note)
+        note = ", ".join(filter(None, (file.note, f"with {TIMM_CONFIG} beside it", timm.classes.note)))
+        known = replace(file, arch=timm.arch, classes=timm.classes, recorded=timm.recorded, note=note)
         return known, f"from {TIMM_CONFIG} beside {name}"
     return file, f"recorded in {name}"
 

@@ -28,7 +28,8 @@ from utils.files import new_folder, replacing
 
 # Entries of timm's config that describe the architecture; the others describe the weights that timm publishes.
 TIMM_FACTS = ("architecture", "first_conv", "classifier", "fixed_input_size")
-OTHER_FORM = "Choose the form onnx, which takes any network, or train timm's own, timm/NAME"
+ONNX_FORM = "Choose the form onnx, which takes any network"
+OTHER_FORM = f"{ONNX_FORM}, or train timm's own, timm/NAME"
 ONNX_PACKAGES = ("onnx", "onnxscript")
 ONNX_TOLERANCE = 1e-4  # relative to the largest logit, or to 1
 
@@ -72,7 +73,7 @@ def write_timm_folder(out: Path, model: nn.Module, arch: str, use: Use) -> None:
     """
     import timm
 
-    twin, arguments = _timm_twin(model, arch, use.num_classes)
+    twin, arguments = _timm_twin(model, arch, use)
     facts = {name: twin.pretrained_cfg[name] for name in TIMM_FACTS if name in twin.pretrained_cfg}
     config = use.data_config
     twin.pretrained_cfg = facts | {
@@ -97,24 +98,29 @@ def write_timm_folder(out: Path, model: nn.Module, arch: str, use: Use) -> None:
                 raise _timm_refusal(arch, "its logits differ with the same weights")
 
 
-def _timm_twin(model: nn.Module, arch: str, num_classes: int) -> tuple[Any, dict[str, Any]]:
+def _timm_twin(model: nn.Module, arch: str, use: Use) -> tuple[Any, dict[str, Any]]:
     """Build timm's network of the same name with the same weights; also return the arguments that build it."""
     import timm
 
     name, eps = arch.removeprefix(FORCE_TIMM), _batch_norm_eps(model)
     if not timm.is_model(name):
         raise UserError(f"timm has no network {arch}, so it cannot be exported for timm. {OTHER_FORM}")
-    arguments: dict[str, Any] = {}
-    twin = timm.create_model(name, num_classes=num_classes)
+    config, arguments = use.data_config, dict(use.data_config.model_args)
+    twin = timm.create_model(name, num_classes=use.num_classes, **arguments)
+    stated = twin.pretrained_cfg
+    if stated.get("fixed_input_size") and tuple(stated["input_size"][1:]) != config.size:
+        arguments["img_size"] = config.size
+        twin = timm.create_model(name, num_classes=use.num_classes, **arguments)
     if _batch_norm_eps(twin) != eps and len(eps) == 1:
-        arguments = {"bn_eps": next(iter(eps))}
         with suppress(TypeError):  # raised by most networks, which have no such argument
-            twin = timm.create_model(name, num_classes=num_classes, **arguments)
+            twin = timm.create_model(name, num_classes=use.num_classes, bn_eps=next(iter(eps)), **arguments)
+            arguments["bn_eps"] = next(iter(eps))
     if (own := _batch_norm_eps(twin)) != eps:
         raise _timm_refusal(
             arch,
             f"its batch norm adds {_listed(own)} to the variance, this training added {_listed(eps)} "
             "(optim.bn.eps; none keeps the network's own)",
+            ONNX_FORM,
         )
     if other := sorted(twin.state_dict().keys() - model.state_dict().keys()):
         raise _timm_refusal(arch, f"{len(other)} of its tensors have names that this one lacks, such as {other[0]}")
@@ -122,8 +128,8 @@ def _timm_twin(model: nn.Module, arch: str, num_classes: int) -> tuple[Any, dict
     return twin.eval(), arguments
 
 
-def _timm_refusal(arch: str, reason: str) -> UserError:
-    return UserError(f"timm's {arch.removeprefix(FORCE_TIMM)} is not this network: {reason}. {OTHER_FORM}")
+def _timm_refusal(arch: str, reason: str, remedy: str = OTHER_FORM) -> UserError:
+    return UserError(f"timm's {arch.removeprefix(FORCE_TIMM)} is not this network: {reason}. {remedy}")
 
 
 def _timm_crop(size: int, crop_ratio: float | None) -> dict[str, Any]:

@@ -1,28 +1,33 @@
 """What is in a weights file of any trainer: the weights, named as the network names them, and what it records."""
 
+import re
 import reprlib
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.beside import timm_config_beside
-from models.build import FORCE_TIMM, networks_named, tensor_shapes
+from models.build import FORCE_TIMM, create_model, networks_named, tensor_shapes
 from models.recorded import (
     is_of_timm,
     recorded_arch,
-    recorded_classes,
     recorded_data_config,
+    safetensors_metadata,
 )
+from models.recorded_classes import RecordedClasses, recorded_classes
 from utils.checkpoint import is_plain, load_checkpoint
 from utils.errors import UserError
 
 # The entries of a checkpoint that hold its weights, tried in this order.
 WEIGHTS = ("state_dict", "model", "model_state_dict", "net", "network")
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "ema_model", "model_ema_state_dict")
-AVERAGED_IN = ("module", "shadow")  # one level deeper, in some trainers
+AVERAGED_IN = ("module", "shadow", "state_dict", "model")  # one level deeper, in some trainers
+IS_AVERAGED = re.compile(r"(^|[._])(ema|averaged|swa|shadow)([._]|$)")  # of a prefix
 # What trainers and wrappers put before every tensor's name: DataParallel, torch.compile, Lightning, and others.
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 # Of second classifiers that only training uses, in Inception-v3 and GoogLeNet.
@@ -38,7 +43,7 @@ class WeightsFile:
         state_dicts: name -> parameter name -> tensor; "model", and "ema" if the file has averaged weights too.
         arch: the network, as for models.build.library_of: the recorded one; or, if another was given and only the
             one of this name in the other library has these tensors, that one; None: not recorded.
-        class_names: of the K classes, in the order of the logits; None: not recorded.
+        classes: their names.
         recorded: what it records of its input: fields of DataConfig.
         note: how the file was read, if it is another trainer's; else "".
     """
@@ -46,7 +51,7 @@ class WeightsFile:
     path: Path
     state_dicts: dict[str, dict[str, torch.Tensor]]
     arch: str | None
-    class_names: list[str] | None
+    classes: RecordedClasses
     recorded: dict[str, Any]
     note: str
 
@@ -69,22 +74,27 @@ def read_weights_file(path: Path, arch: str | None = None) -> WeightsFile:
     content = load_checkpoint(path)
     found, notes = find_weights(content, path)
     entries = content if isinstance(content, dict) and not are_weights(content) else {}
-    class_names, class_note = recorded_classes(entries)
-    name = recorded_arch(entries)
+    facts = entries or safetensors_metadata(path)
+    classes = recorded_classes(facts, path)
+    name = recorded_arch(facts)
     network = fitting_network(name or arch, is_of_timm(entries), next(iter(found.values())))
     if name and network != name:
         reason = "timm's train.py wrote the file" if is_of_timm(entries) else "the tensors are of that one"
         notes.append(f"{name} means {network}: {reason}")
+    recorded, unused_note = recorded_data_config(facts, path)
+    if is_of_timm(entries) and "bn_eps" in recorded and not _takes_eps(arch or network, recorded["bn_eps"]):
+        notes.append(f"not using its batch norm eps {recorded.pop('bn_eps'):g}, which timm ignores for this network")
     beside = None if entries else timm_config_beside(path)
     own = _names(arch or network or (beside.arch if beside else None))
+    found, split_note = _one_network_each(found, own, path, content)
     stripped = {key: own_tensors(weights, own) for key, weights in found.items()}
-    notes += [*(note for _, note in stripped.values()), class_note]
+    notes += [split_note, *(note for _, note in stripped.values()), classes.note, unused_note]
     return WeightsFile(
         path,
         {key: weights for key, (weights, _) in stripped.items()},
         network if name or network != arch else None,
-        class_names,
-        recorded_data_config(entries, path),
+        classes,
+        recorded,
         ", ".join(dict.fromkeys(filter(None, notes))),
     )
 
@@ -101,7 +111,16 @@ def fitting_network(name: str | None, is_timms: bool, weights: Mapping[str, torc
         return None
     networks = sorted(networks_named(name), key=lambda network: is_timms and not network.startswith(FORCE_TIMM))
     own = {network: _names(network) for network in networks}
-    return max(networks, key=lambda network: len(own[network] & own_tensors(weights, own[network])[0].keys()))
+    return max(networks, key=lambda network: max(_under_prefixes(weights, own[network]).values(), default=0))
+
+
+def _takes_eps(arch: str | None, eps: float) -> bool:
+    """Return whether timm builds this network with an eps that its train.py is given."""
+    try:
+        model = create_model(arch, 1, model_args={"bn_eps": eps}) if arch else None
+    except UserError:
+        return False
+    return model is None or any(layer.eps == eps for layer in model.modules() if isinstance(layer, _BatchNorm))
 
 
 def _names(arch: str | None) -> frozenset[str]:
@@ -135,14 +154,92 @@ def find_weights(content: Any, path: Path) -> tuple[dict[str, dict[str, torch.Te
     unread = [key for key in AVERAGED if entries.get(key) not in (None, {}) and not are_weights(entries[key])]
     if not found or is_damaged:
         keys = ", ".join(map(reprlib.repr, list(entries)[:8]))
+        others = [key for key, value in entries.items() if are_weights(value)]
+        remedy = "" if model or not others else "\n" + _extraction(path, f"content[{others[0]!r}]", True)
         raise UserError(
             f"{path} contains no weights: expected a dict of plain tensors, or one with the key "
             f"{', '.join(map(repr, WEIGHTS))} or, averaged, {', '.join(map(repr, AVERAGED))}; found a "
-            f"{type(content).__name__} {keys}"
+            f"{type(content).__name__} {keys}{remedy}"
         )
     notes = [f"the key {key!r}" for key in found.values() if key not in ("state_dict", "state_dict_ema")]
     notes += [f"not using {key!r}, which holds no dict of tensors" for key in unread]
+    notes += [f"not using {key!r}, which holds other weights" for key in _other_weights(entries, list(found.values()))]
     return {name: entries[key] for name, key in found.items()}, notes
+
+
+def _other_weights(entries: Mapping[str, Any], used: Sequence[str]) -> list[str]:
+    """Return the other entries of a checkpoint that hold about as many tensors, unless they hold the same ones."""
+
+    def is_same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+        return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+    others = {key: value for key, value in entries.items() if key not in used and are_weights(value)}
+    return [
+        key
+        for key, value in others.items()
+        if 2 * len(value) > len(entries[used[0]]) and not any(is_same(value, entries[name]) for name in used)
+    ]
+
+
+def _one_network_each(
+    found: Mapping[str, dict[str, torch.Tensor]], own: Collection[str], path: Path, content: Any
+) -> tuple[dict[str, dict[str, torch.Tensor]], str]:
+    """Separate a network from its averaged copy where one dict has both; also return a note that names the prefixes.
+
+    Raises:
+        UserError: a dict holds several networks, and not one of them alone is not averaged.
+    """
+    weights = found["model"]
+    prefixes = _prefixes(weights, own)
+    averaged = [prefix for prefix in prefixes if IS_AVERAGED.search(prefix)]
+    others = [prefix for prefix in prefixes if prefix not in averaged]
+    if len(prefixes) < 2:
+        return dict(found), ""
+    if len(others) != 1 or len(averaged) != 1 or "ema" in found:
+        key = next((key for key, value in content.items() if value is weights), None)
+        listed = " and ".join(map(repr, prefixes))
+        raise UserError(
+            f"{path} holds {len(prefixes)} networks, with the prefixes {listed}; expected one.\n"
+            + _extraction(path, "content" if key is None else f"content[{key!r}]", key is not None, others[0])
+        )
+    other = {name: tensor for name, tensor in weights.items() if name.startswith(averaged[0])}
+    one = {name: tensor for name, tensor in weights.items() if name not in other}
+    return {"model": one, "ema": other}, f"averaged weights with the prefix {averaged[0]!r}"
+
+
+def _extraction(path: Path, weights: str, keeps_others: bool, prefix: str = "") -> str:
+    """Return lines that write one network of a file to a file of its own, which can be read.
+
+    Args:
+        path: of the file.
+        weights: expression for the dict with its tensors.
+        keeps_others: whether the other entries of the file go along.
+        prefix: of its tensors.
+    """
+    new = path.with_name(f"{path.stem}-one.pth")
+    return f"""\
+  These lines write one of them to a file that can be read; for another, change the key or the prefix:
+    from pathlib import Path
+    import torch
+    from utils.checkpoint import load_checkpoint
+    content = load_checkpoint(Path({str(path)!r}))
+    prefix, weights = {prefix!r}, {weights}
+    one = {{name.removeprefix(prefix): t for name, t in weights.items() if name.startswith(prefix)}}
+    torch.save({{{"**content, " if keeps_others else ""}"state_dict": one}}, {str(new)!r})"""
+
+
+def _under_prefixes(names: Collection[str], own: Collection[str]) -> Counter[str]:
+    """Count the network's tensors under each prefix that ends in a dot, or is empty."""
+    counts: Counter[str] = Counter()
+    for name in names:
+        starts = [0, *(match.end() for match in re.finditer(r"\.", name))]
+        counts.update(name[:start] for start in starts if name[start:] in own)
+    return counts
+
+
+def _prefixes(names: Collection[str], own: Collection[str]) -> list[str]:
+    """Return the prefixes under which most of the network's tensors are."""
+    return [prefix for prefix, count in _under_prefixes(names, own).items() if 2 * count > len(own)]
 
 
 def own_tensors(weights: Mapping[str, torch.Tensor], own: Collection[str]) -> tuple[dict[str, torch.Tensor], str]:
@@ -156,9 +253,10 @@ def own_tensors(weights: Mapping[str, torch.Tensor], own: Collection[str]) -> tu
         the tensors, and a note of what was stripped and left out, or "".
     """
     # The number of averaged updates (torch's AveragedModel) is no tensor of the network.
-    names = {name: name for name in weights if name != "n_averaged"}
+    names = {name: name for name in weights if name.rpartition(".")[2] != "n_averaged"}
+    known = sorted(_prefixes(names, own), key=lambda prefix: IS_AVERAGED.search(prefix) is None)
     stripped, left_out, notes = "", 0, []
-    while prefix := _shared_prefix(names, own):
+    while prefix := known[0].removeprefix(stripped) if known else _shared_prefix(names, own):
         stripped += prefix
         left_out += sum(not old.startswith(prefix) for old in names)
         names = {old.removeprefix(prefix): name for old, name in names.items() if old.startswith(prefix)}

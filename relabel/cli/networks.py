@@ -78,15 +78,11 @@ def predict(
 
     if not image:
         raise UserError("IMAGE ... is missing; expected image files, or folders with images")
-    inputs = {"WEIGHTS": Path(weights), **{f"IMAGE {path}": path for path in image}}
-    for flag, path in {"--csv": csv, "--json": json}.items():
-        if path:
-            keep_apart(path, flag, {name: given for name, given in inputs.items() if not given.is_dir()})
-    if out:
-        keep_apart(out, "--out", inputs)
+    outputs = {"--csv": csv, "--json": json, "--out": out}
+    _keep_outputs_apart(outputs, weights, image)
     images = prediction.find_images(image)
-    wanted: dict[str, Any] = {"size": (size, size) if size else None, "interpolation": interpolation}
-    wanted |= {"mean": mean, "std": std}
+    side = (size, size) if size else None
+    wanted: dict[str, Any] = {"size": side, "interpolation": interpolation, "mean": mean, "std": std}
     given = {name: value for name, value in wanted.items() if value is not None}
     given |= {} if crop_ratio == "auto" else {"crop_ratio": crop_ratio}
     predictor = prediction.load_predictor(arch, weights, classes, image, given)
@@ -97,7 +93,7 @@ def predict(
     k = top_k or min(prediction.TOP_K, count)
     made, failed = prediction.classify(predictor, images, k, batch_size, num_workers)
     if made:
-        _write_predictions(predictor, made, failed, csv, json, out)
+        _write_predictions(predictor, made, failed, outputs, all_classes=top_k is not None)
     if failed:
         others = "the others are" if made else "there is nothing to write"
         raise UserError(
@@ -106,17 +102,26 @@ def predict(
         )
 
 
+def _keep_outputs_apart(outputs: dict[str, Path | None], weights: str, images: tuple[Path, ...]) -> None:
+    """Reject an output that is an input, and a figure inside a folder of images: it would be one of them next time."""
+    inputs = {"WEIGHTS": Path(weights), **{f"IMAGE {path}": path for path in images}}
+    files = {name: given for name, given in inputs.items() if not given.is_dir()}
+    for flag, path in outputs.items():
+        if path:
+            keep_apart(path, flag, inputs if flag == "--out" else files)
+
+
 def _write_predictions(
     predictor: "Predictor",
     made: "list[Prediction]",
     failed: dict[Path, str],
-    csv: Path | None,
-    json: Path | None,
-    out: Path | None,
+    outputs: dict[str, Path | None],
+    all_classes: bool,
 ) -> None:
     """Write and print predictions, and print where they are."""
     from relabel.evaluation.predict import print_predictions, write_csv, write_record
 
+    csv, json, out = (outputs[flag] for flag in ("--csv", "--json", "--out"))
     if csv:
         write_csv(csv, made, predictor.class_names)
     if json:
@@ -126,15 +131,16 @@ def _write_predictions(
 
         draw_predictions(out, made, predictor.class_names, predictor.about.partition(", ")[0])
     written = csv or json
-    print_predictions(made, predictor.class_names, f"in {written}" if written else "--csv FILE writes them")
+    where = f"in {written}" if written else "--csv FILE writes them"
+    print_predictions(made, predictor.class_names, where, all_classes)
     for what, path in {"CSV": csv, "JSON": json, "figure": out}.items():
         if path:
             print_lines(f"{what}: {path}")
 
 
 def compare(
-    first: ExistingFile,
-    second: ExistingFile,
+    first: ExistingPath,
+    second: ExistingPath,
     *,
     images: ExistingFolder | None = None,
     out: NewPng | None = None,
@@ -147,7 +153,8 @@ def compare(
     interval over the images. The classes that gained and lost most are named.
 
     Args:
-        first: predictions of one checkpoint: the CSV file that an evaluation with --eval.predictions True writes.
+        first: predictions of one checkpoint: the CSV file that an evaluation with --eval.predictions True writes, or
+            the run folder, if it has only one.
         second: predictions of the other checkpoint for the same images.
         images: folder of the images, such as DATA/val; for the figure.
         out: figure of the images on which the probability of the label differs most.
@@ -162,27 +169,27 @@ def compare(
 
     if (images is None) != (out is None):
         raise UserError("the figure needs --images, the images' folder, and --out, its file; give both or neither")
-    inputs = {"FIRST": first, "SECOND": second, "--images": images}
+    both = read_predictions(first), read_predictions(second)
+    inputs = {"FIRST": both[0].path, "SECOND": both[1].path, "--images": images}
     for flag, path in {"--json": json, "--out": out}.items():
         if path:
             keep_apart(path, flag, inputs)
-    both = read_predictions(first), read_predictions(second)
     differences, changes = compare_predictions(*both), class_changes(*both)
     if images and out:
         draw_comparison_sheet(out, *both, images, count, differences[0])
     if json:
         write_json(json, as_record(*both, differences, changes))
-    print_differences(first, second, differences)
+    print_differences(both[0].path, both[1].path, differences)
     print_changes(changes)
     print_moved(*both)
     if (both[0].in_set is None) != (both[1].in_set is None):
-        print(f"not compared by own labels: {first if both[0].in_set is None else second} has none")
+        print_lines(f"not compared by own labels: {both[both[0].in_set is not None].path} has none")
     if out:
-        print(f"figure: {out}", flush=True)
+        print_lines(f"figure: {out}")
 
 
 def export_model(
-    weights: ExistingFile,
+    weights: Weights,
     out: NewFolder,
     *,
     form: Literal["timm", "backbone", "onnx"],
@@ -197,7 +204,7 @@ def export_model(
     file of the whole network, for any batch size; it needs pip install onnx onnxscript onnxruntime.
 
     Args:
-        weights: the checkpoint.
+        weights: a checkpoint, or pretrained or packaged, as in `predict`.
         out: the folder or file to write.
         form: format to write.
         arch: the network. none: the one named in the checkpoint.
@@ -210,37 +217,39 @@ def export_model(
     if form != "timm" and (out.exists() or not out.parent.is_dir()):
         found = "already exists" if out.exists() else "cannot be written: its folder does not exist"
         raise UserError(f"OUT {out} {found}; expected a new file in a folder that exists. Give another OUT")
-    model, arch, use, title = _load_network(weights, arch, config_file_path, ema)
-    print(f"{title}, {use.num_classes:,} classes\ninput: {use.data_config.source}", flush=True)
+    model, arch, use, title, classes = _load_network(weights, arch, config_file_path, ema)
+    print_lines(f"{title}, {use.num_classes:,} classes: {classes}\ninput: {use.data_config.source}")
     if form == "timm":
         write_timm_folder(out, model, arch, use)
-        print(f"timm folder: {out}\ntimm.create_model('local-dir:{out}', pretrained=True) gives the same logits")
+        print_lines(f"timm folder: {out}\ntimm.create_model('local-dir:{out}', pretrained=True) gives the same logits")
     elif form == "backbone":
         write_backbone(out, model, arch)
-        print(f"weights for backbone.body of a torchvision detector: {out}")
+        print_lines(f"weights for backbone.body of a torchvision detector: {out}")
     else:
         compared = write_onnx(out, model, use)
-        print("its logits agree in onnxruntime" if compared else "not compared: onnxruntime is not installed")
-        print(f"ONNX file: {out}")
+        print_lines("its logits agree in onnxruntime" if compared else "not compared: onnxruntime is not installed")
+        print_lines(f"ONNX file: {out}")
 
 
 def _load_network(
-    path: Path, arch: str | None, config_file: Path | None, ema: bool
-) -> "tuple[nn.Module, str, Use, str]":
-    """Build the network as an evaluation does, on the CPU; also return its name, use and the title of its weights."""
+    path: str, arch: str | None, config_file: Path | None, ema: bool
+) -> "tuple[nn.Module, str, Use, str, str]":
+    """Build the network as an evaluation does, on the CPU; also return its name, use, title and its classes' source."""
     import torch
 
     from models.classifier import open_weights
     from models.export import Use
     from relabel.config.load import read_config
+    from relabel.data.class_names import class_order
     from relabel.training.network import evaluation_input
 
     with with_advice("Correct --arch."):
-        weights = open_weights(arch, str(path))
-    as_evaluated = {"util.test_only": "True", "util.test_weight_file": str(path)}
+        weights = open_weights(arch, path)
+    as_evaluated = {"util.test_only": "True", "util.test_weight_file": path}
     data_config = evaluation_input(read_config(str(config_file or ""), as_evaluated), weights)
     name = weights.preferred if ema else "model"
     model = weights.build(name, data_config, "--arch", "data.test_size").eval()
     model = model.to(memory_format=torch.contiguous_format)
-    use = Use(weights.num_classes, weights.class_names, data_config)
-    return model, weights.arch, use, f"{weights}{' (EMA)' * (name == 'ema')}"
+    classes = class_order(weights, None, None, "")
+    use = Use(weights.num_classes, classes.names, data_config)
+    return model, weights.arch, use, f"{weights}{' (EMA)' * (name == 'ema')}", classes.source

@@ -17,7 +17,8 @@ import torch
 from models.build import create_model, tensor_shapes
 from models.data_config import OF_2021, DataConfig
 from models.digit_net import DigitNet
-from models.recorded import DATA_CONFIG, recorded_classes, recorded_data_config
+from models.recorded import DATA_CONFIG, recorded_data_config
+from models.recorded_classes import recorded_classes
 from models.weights_file import find_weights, own_tensors, read_weights_file
 from tests.traps import Trap
 from utils.checkpoint import DamagedCheckpoint
@@ -153,14 +154,76 @@ def test_a_file_without_plain_weights_is_refused(content: Any) -> None:
         ({"class_names": {1: "bee", 0: "ant"}}, ["ant", "bee"]),
         ({"classes": 2, "class_names": ("ant", "bee")}, ["ant", "bee"]),
         ({"hyper_parameters": {"class_names": ["ant", "bee"]}}, ["ant", "bee"]),
+        ({"id2label": {"10": "k", **{str(i): "abcdefghij"[i] for i in range(10)}}}, list("abcdefghijk")),
+        ({"label2id": {"bee": "1", "ant": "0"}}, ["ant", "bee"]),
+        ({"names": {0: "ant", 1: "bee"}}, ["ant", "bee"]),
+        ({"config": {"label_names": np.array(["ant", "bee"])}}, ["ant", "bee"]),
+        ({"args": argparse.Namespace(class_map=["ant", "bee"])}, ["ant", "bee"]),
         *(({"classes": value}, None) for value in (5, "ant", ["ant", 3], {"ant": 1}, torch.ones(2))),
     ],
 )
 def test_class_names_are_found_and_what_is_no_list_of_them_is_said(
     entries: dict[str, Any], expected: list[str] | None
 ) -> None:
-    note = "" if expected else "not using 'classes': no list of class names"
-    assert recorded_classes(entries) == (expected, note)
+    found = recorded_classes(entries, Path("w.pth"))
+    assert found.names == expected and found.source.startswith("named in w.pth") == bool(expected)
+    assert found.note == ("" if expected else "not using 'classes': no list of class names")
+
+
+def test_a_class_map_of_timm_is_read_where_it_lies_and_said_where_it_does_not(tmp_path: Path) -> None:
+    entries = {"args": argparse.Namespace(class_map="/elsewhere/map.txt", data_dir="/data")}
+    missing = recorded_classes(entries, tmp_path / "w.pth")
+    assert missing.names is None and "copy it to the folder of w.pth" in missing.note
+    (tmp_path / "map.txt").write_text("bee\nant\n")
+    found = recorded_classes(entries, tmp_path / "w.pth")
+    assert found.names == ["bee", "ant"] and str(tmp_path / "map.txt") in found.source
+
+
+def test_entries_that_disagree_are_said() -> None:
+    both = {"classes": ["ant", "bee"], "class_to_idx": {"ant": 1, "bee": 0}, "names": ["ant", "bee"]}
+    found = recorded_classes(both, Path("w.pth"))
+    assert found.names == ["ant", "bee"] and "'class_to_idx'" in found.note and "'names'" not in found.note
+    torch_file = {"state_dict": WEIGHTS, "model": OTHER, "net": WEIGHTS}
+    notes = find_weights(torch_file, Path("w.pth"))[1]
+    assert len(notes) == 1 and "'model'" in notes[0]
+
+
+TWO_NETWORKS: dict[str, dict[str, Any]] = {
+    "Lightning": {"state_dict": prefixed("student.") | prefixed("teacher."), "class_names": list("abc")},
+    "bare": prefixed("student.") | prefixed("teacher."),
+    "DINO": {"student": prefixed("module."), "teacher": prefixed("module."), "class_names": list("abc")},
+}
+
+
+@pytest.mark.parametrize("form", TWO_NETWORKS)
+def test_two_networks_are_refused_with_lines_that_write_one(tmp_path: Path, form: str) -> None:
+    content = TWO_NETWORKS[form]
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(UserError) as caught:
+        read_weights_file(tmp_path / "w.pth", "digit_net")
+    lines = re.findall(r"^    (.+)$", str(caught.value), flags=re.MULTILINE)
+    exec("\n".join(lines), {})
+    file = read_weights_file(tmp_path / "w-one.pth", "digit_net")
+    DigitNet(3).load_state_dict(file.state_dicts["model"])
+    assert file.classes.names == content.get("class_names")
+
+
+def test_averaged_weights_inside_a_state_dict_are_the_averaged_ones(tmp_path: Path) -> None:
+    averaged = {f"ema_model.module.{name}": tensor for name, tensor in OTHER.items()}
+    torch.save(
+        {"state_dict": prefixed("model.") | averaged | {"ema_model.n_averaged": torch.tensor(3)}}, tmp_path / "w"
+    )
+    file = read_weights_file(tmp_path / "w", "digit_net")
+    assert torch.equal(file.state_dicts["model"]["fc.bias"], WEIGHTS["fc.bias"])
+    assert torch.equal(file.state_dicts["ema"]["fc.bias"], OTHER["fc.bias"]) and "'ema_model.module.'" in file.note
+
+
+def test_an_eps_of_timms_training_counts_where_timm_builds_the_network_with_it(tmp_path: Path) -> None:
+    for arch, recorded in (("test_resnet", {}), ("test_efficientnet", {"bn_eps": 1e-3})):
+        args = argparse.Namespace(model=arch, crop_pct=None, bn_tf=True)
+        torch.save({"state_dict": create_model(f"timm/{arch}", 2).state_dict(), "args": args}, tmp_path / "w.pth")
+        file = read_weights_file(tmp_path / "w.pth")
+        assert file.recorded == recorded and ("batch norm eps" in file.note) == (not recorded)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +243,7 @@ def test_class_names_are_found_and_what_is_no_list_of_them_is_said(
 )
 def test_settings_of_other_trainers_are_read(args: dict[str, Any], expected: dict[str, Any]) -> None:
     for entries in ({"args": argparse.Namespace(**args)}, {"args": args}, {"hyper_parameters": args}):
-        assert recorded_data_config(entries, Path("w.pth")) == expected
+        assert recorded_data_config(entries, Path("w.pth"))[0] == expected
 
 
 @pytest.mark.parametrize(

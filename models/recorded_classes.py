@@ -1,0 +1,103 @@
+"""The class names that a checkpoint of any trainer records, in the order of its logits."""
+
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.recorded import SETTINGS
+
+# The entries that may hold class names, in a checkpoint or among its settings, tried in this order.
+TO_IDS = ("class_to_idx", "label2id")  # name -> id; in others a dict is id -> name, unless its values are numbers
+CLASS_MAP = "class_map"  # of timm's train.py: the path of a text file with a name per line
+CLASS_KEYS = ("class_names", "classes", CLASS_MAP, "label_names", "id2label", "idx_to_class", "names", "categories")
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedClasses:
+    """Class names in a checkpoint.
+
+    Fields:
+        names: in the order of the logits; None: it records none.
+        source: where they are from, as text.
+        note: what else it records of classes, or cannot be read; else "".
+    """
+
+    names: list[str] | None
+    source: str = ""
+    note: str = ""
+
+
+def recorded_classes(entries: Mapping[str, Any], path: Path) -> RecordedClasses:
+    """Find the class names in a checkpoint: those of the first entry that has any.
+
+    Args:
+        entries: of the checkpoint; {}: bare weights.
+        path: of its file.
+    """
+    found: list[tuple[str, list[str], str]] = []
+    unread = []
+    for key, value, settings in _candidates(entries):
+        names, source = names_in_order(value, key in TO_IDS), f"named in {path.name}"
+        source += "" if key == CLASS_KEYS[0] else f" under {key!r}"
+        if key == CLASS_MAP and isinstance(value, str):
+            names, source = _names_in_file(value, path, settings)
+        if names:
+            found.append((key, names, source))
+        else:
+            unread.append(source if key == CLASS_MAP and isinstance(value, str) else f"{key!r}: no list of class names")
+    if not found:
+        return RecordedClasses(None, note=", ".join(f"not using {text}" for text in dict.fromkeys(unread)))
+    first, names, source = found[0]
+    others = dict.fromkeys(key for key, other, _ in found if other != names)
+    return RecordedClasses(names, source, ", ".join(f"{first!r} counts, not {key!r}, which differs" for key in others))
+
+
+def _candidates(entries: Mapping[str, Any]) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+    """Yield key, value and the settings it is among, of the entries that may hold class names."""
+    places = [entries, *(entries.get(name) for name in (*SETTINGS, "meta"))]
+    for place in places:
+        settings = vars(place) if isinstance(place, Namespace) else place
+        if isinstance(settings, Mapping):
+            for key in (*CLASS_KEYS, *TO_IDS):
+                if settings.get(key) is not None and not (isinstance(settings[key], str) and settings[key] == ""):
+                    yield key, settings[key], settings
+
+
+def names_in_order(value: Any, are_ids: bool = False) -> list[str] | None:
+    """Return class names from a list, or from a dict from or to their ids 0, 1, 2, ...; None: they are no such thing.
+
+    Args:
+        value: list, tuple, array or dict; ids may be text, as in JSON.
+        are_ids: whether the values of a dict are the ids, also if they are text.
+    """
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, dict):
+        to_ids = are_ids or all(isinstance(i, Integral) for i in value.values())
+        by_id = {_number(i): name for i, name in (map(reversed, value.items()) if to_ids else value.items())}
+        value = [by_id.get(i) for i in range(len(value))]
+    is_names = isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(name, str) for name in value)
+    return list(value) if is_names else None
+
+
+def _number(class_id: Any) -> int | None:
+    is_text = isinstance(class_id, str) and class_id.isdecimal() and len(class_id) < 10
+    return int(class_id) if is_text or isinstance(class_id, Integral) else None
+
+
+def _names_in_file(name: str, path: Path, settings: Mapping[str, Any]) -> tuple[list[str] | None, str]:
+    """Read a class map of timm: as it is named, in the data's folder, or beside the checkpoint; also say which."""
+    data = settings.get("data_dir") or settings.get("data") or "."
+    for file in (Path(name), Path(str(data)) / name, path.with_name(Path(name).name)):
+        try:
+            if file.suffix.lower() == ".txt" and file.is_file():
+                names = [line.strip() for line in file.read_text(encoding="utf-8").rstrip().split("\n")]
+                return names, f"named in {file}, the {CLASS_MAP} of {path.name}"
+        except (OSError, ValueError):
+            continue
+    return None, f"{CLASS_MAP!r}: found no text file {name}; copy it to the folder of {path.name}"
