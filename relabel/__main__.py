@@ -1,7 +1,7 @@
 """Train and evaluate networks with label maps, and make, check, show, pack and export label maps.
 
-Also classify images, compare and export networks, reproduce the paper's comparison on scenes of small images, and check
-this machine.
+Also draw runs, classify images, compare and export networks, reproduce the paper's comparison on scenes of small
+images, and check this machine.
 """
 
 import signal
@@ -23,13 +23,14 @@ if __name__ == "__main__" or Path(sys.argv[0]).name == "relabel":
 import relabel
 from relabel.cli.label_maps import annotate, check, export_labels, pack, show, unpack
 from relabel.cli.networks import compare, export_model, predict
+from relabel.cli.runs import curves
 from relabel.cli.scenes import digits, digits_annotator, reproduce, scenes
 from utils.config.tool_commands import run_commands
 from utils.doctor import doctor
 
 COMMANDS = (
     *(annotate, check, show, pack, unpack, export_labels),
-    *(predict, compare, export_model),
+    *(curves, predict, compare, export_model),
     *(reproduce, digits, scenes, digits_annotator),
     doctor,
 )

@@ -13,11 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from relabel.figures.colours import INK, OTHER_COLOUR, PALETTE
-from relabel.figures.panels import DPI, plain_axes, save
+from relabel.figures.panels import DPI, fitted_name, plain_axes, save
 from utils.estimates import Estimate
 
 ROW_INCHES, MARGIN_INCHES, WIDTH_INCHES = 0.42, 0.95, 7.2
 LINE_INCHES, LEGEND_LINE = 0.2, 15  # inches between the last values of two curves; points of a line of a legend
+NAME_INCHES = 3.6  # longest name in a legend
 MARKED = 40  # most points of a curve that are marked
 VALIDATION = ("validation top-1 (%)", "top1_percent", " %"), ("validation loss", "loss", "")  # title, record, unit
 FLOOR, NOT_AVERAGED = "loss floor: mean entropy of the targets", "before averaging"
@@ -95,7 +96,8 @@ def _draw_lines(axes: Axes, title: str, lines: Mapping[str, Curve], unit: str = 
         if points:
             epochs, values = list(points), list(points.values())
             marker = "o" if len(points) <= MARKED else ""
-            axes.plot(epochs, values, style, color=colour, linewidth=2.4, marker=marker, markersize=4.5, label=name)
+            axes.plot(epochs, values, style, color=colour, linewidth=2.4, marker=marker, markersize=4.5)
+            axes.lines[-1].set_label(fitted_name(name, NAME_INCHES, 10))
             ends.append((values[-1], epochs[-1], colour))
     _write_ends(axes, ends, unit)
     axes.set_xlabel("epoch", fontsize=11, color=INK)
