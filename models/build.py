@@ -64,6 +64,7 @@ def create_model(
     size: tuple[int, int] | None = None,
     drop_rate: float | None = None,
     drop_path_rate: float | None = None,
+    model_args: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Build a classifier with random weights: images float [B, 3, H, W] -> logits float [B, K].
 
@@ -73,14 +74,25 @@ def create_model(
         size: (rows, columns) of the images, for networks that are built for one size; None: the network's own.
         drop_rate: probability of dropout; None: the network's own.
         drop_path_rate: probability of stochastic depth in the last block; None: the network's own.
+        model_args: other arguments of timm.create_model.
 
     Raises:
-        UserError: no library has the name, timm does not know its tag, or the network does not have these rates.
+        UserError: no library has the name, timm does not know its tag, or the network does not have these rates or
+            arguments.
     """
     library = library_of(arch)
     if library == "timm":
         rates = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
-        return _timm_model(arch, num_classes, size, {name: rate for name, rate in rates.items() if rate is not None})
+        given = {name: rate for name, rate in rates.items() if rate is not None}
+        try:
+            return _timm_model(arch, num_classes, size, {**(model_args or {}), **given})
+        except (TypeError, ValueError, AssertionError, KeyError, AttributeError, RuntimeError) as error:
+            if not model_args or isinstance(error, UserError):
+                raise
+            reason = f"timm cannot build it so ({str(error).partition(chr(10))[0]})"
+            raise _unfit_arguments(arch, model_args, reason) from error
+    if model_args:
+        raise _unfit_arguments(arch, model_args, f"only timm's networks have such arguments, this is one of {library}")
     if library == OURS:
         model = OUR_MODELS[arch](num_classes)
     else:
@@ -88,6 +100,14 @@ def create_model(
         model = torchvision.models.get_model(arch, weights=None, num_classes=num_classes, **options)
     set_drop_rates(arch, model, drop_rate, drop_path_rate)
     return model
+
+
+def _unfit_arguments(arch: str, model_args: Mapping[str, Any], reason: str) -> UserError:
+    found = ", ".join(f"{name} {value!r}" for name, value in model_args.items())
+    return UserError(
+        f"{arch} is recorded with {found}, but {reason}. Give the network that the weights are of; or save only the "
+        "checkpoint's weights to another file with torch.save: from it, the network is built without these arguments"
+    )
 
 
 def _timm_model(arch: str, num_classes: int, size: tuple[int, int] | None, rates: dict[str, Any]) -> nn.Module:

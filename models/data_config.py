@@ -23,11 +23,17 @@ OF_2021: dict[str, Any] = {
     "mean": IMAGENET_MEAN,
     "std": IMAGENET_STD,
     "bn_eps": None,
+    "model_args": {},
 }
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
 NUMBERS_AGREE = 1e-6
+# With their published weights, torchvision builds these two so that they convert images (transform_input) that are
+# normalised as the others' are. The networks here do not: their mean and std are different instead.
+CONVERT_INPUT = ("googlenet", "inception_v3")
 CROP_PCT = "crop_pct"  # beside timm's crop_ratio, which is right at its size only
-SQUASHED_FIRST = "squashed_first"  # the key of what a library states and this project cannot do
+UNSUPPORTED = "unsupported"  # the key of what timm does to an image and this project cannot do
+LARGEST_IN_UNIT_RANGE = 1.5  # a mean or std above it is for pixels in [0, 255]
+IN_255 = "in_255"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,7 @@ class DataConfig:
         interpolation: how images are resized, always antialiased: one of INTERPOLATIONS.
         mean, std: of the normalisation, per RGB channel, for pixels in [0, 1].
         bn_eps: added to the variance in batch norm; None: as the network's library builds it.
+        model_args: of timm.create_model, with which the network is built, such as global_pool.
         source: text that names the values and where each comes from.
     """
 
@@ -51,6 +58,7 @@ class DataConfig:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     bn_eps: float | None
+    model_args: Mapping[str, Any]
     source: str = ""
 
     @property
@@ -66,7 +74,7 @@ class DataConfig:
 
 
 def resolve(found: Sequence[tuple[str, Mapping[str, Any]]], flags: str) -> DataConfig:
-    """Take each value from the first place that has it.
+    """Take each value from the first place that has it; mean and std for pixels in [0, 255] are converted.
 
     Args:
         found: (place, field -> value) in order, what the user gave first: what it replaces is named in the text; None
@@ -76,6 +84,7 @@ def resolve(found: Sequence[tuple[str, Mapping[str, Any]]], flags: str) -> DataC
     Raises:
         UserError: images are to be resized in a way that is not supported.
     """
+    found = [(place, _in_unit_range(own)) for place, own in found]
     places = [*found, (f"as in 2021; {flags} change it", OF_2021)]
     values: dict[str, Any] = {}
     texts: dict[str, list[str]] = {place: [] for place, _ in places}
@@ -85,11 +94,13 @@ def resolve(found: Sequence[tuple[str, Mapping[str, Any]]], flags: str) -> DataC
         if name == "crop_ratio" and CROP_PCT in own and value is not None:
             value = crop_ratio_for(values["size"][0], math.floor(values["size"][0] / own[CROP_PCT]))
         values[name] = tuple(value) if isinstance(value, list) else value
-        if name == "train_size" or (name == "bn_eps" and value is None):
+        if name == "train_size" or (name == "bn_eps" and value is None) or value == {}:
             continue
         texts[place].append(_text(name, value))
-        if name == "crop_ratio" and SQUASHED_FIRST in dict(places)[place]:
-            texts[place][-1] += " (timm squashes images to a square first, which is not supported)"
+        if name == "crop_ratio" and UNSUPPORTED in own:
+            texts[place][-1] += f" (timm {own[UNSUPPORTED]}, which is not supported)"
+        if name in ("mean", "std") and IN_255 in own:
+            texts[place][-1] += " (divided by 255)"
         expected = next((own[name] for _, own in found[1:] if name in own), value)
         if place == found[0][0] and _differs(expected, value):
             texts[place][-1] += f" instead of {_text(name, expected)}"
@@ -105,6 +116,14 @@ def resolve(found: Sequence[tuple[str, Mapping[str, Any]]], flags: str) -> DataC
     return DataConfig(**values, source=source)
 
 
+def _in_unit_range(own: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Convert mean and std for pixels in [0, 255] into those for pixels in [0, 1]."""
+    numbers = {name: own[name] for name in ("mean", "std") if name in own}
+    if max(map(max, numbers.values()), default=0) <= LARGEST_IN_UNIT_RANGE:
+        return own
+    return {**own, IN_255: True} | {name: tuple(value / 255 for value in three) for name, three in numbers.items()}
+
+
 def _text(name: str, value: Any) -> str:
     if name == "size":
         return f"{value[0]} x {value[1]} pixels"
@@ -114,6 +133,8 @@ def _text(name: str, value: Any) -> str:
         return f"{name} {' '.join(f'{number:g}' for number in value)}"
     if name == "bn_eps":
         return "the network's own" if value is None else f"batch norm eps {value:g}"
+    if name == "model_args":
+        return ", ".join(f"{key} {argument}" for key, argument in value.items())
     return str(value)
 
 
@@ -132,6 +153,12 @@ def stated_by_timm(name: str) -> dict[str, Any]:
     return from_pretrained_cfg(stated.to_dict() if stated else {})
 
 
+_NOT_SUPPORTED = {
+    "squash": "squashes images to a square first",
+    "border": "fits the whole image into the square and pads it",
+}
+
+
 def from_pretrained_cfg(stated: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of DataConfig that a pretrained_cfg of timm states, its test size if it has one."""
     from timm.data import resolve_data_config
@@ -141,13 +168,16 @@ def from_pretrained_cfg(stated: Mapping[str, Any]) -> dict[str, Any]:
     # timm resizes the shorter side to floor(size / crop_pct), this project to ceil(size / crop_ratio): `resolve` finds
     # the ratio that does the same at another size.
     ratio = crop_ratio_for(rows, math.floor(rows / config["crop_pct"]))
-    is_squashed = config["crop_mode"] == "squash"
+    is_whole = config["crop_mode"] == "squash" and config["crop_pct"] == 1
+    unsupported = _NOT_SUPPORTED.get(config["crop_mode"], "")
+    if config["crop_pct"] > 1:
+        unsupported, ratio = f"pads images at crop_pct {config['crop_pct']:g}", 1.0
     return {
         "size": (rows, columns),
         "train_size": (stated.get("input_size") or config["input_size"])[1],
-        "crop_ratio": None if is_squashed and config["crop_pct"] == 1 else ratio,
-        CROP_PCT: config["crop_pct"],
-        **({SQUASHED_FIRST: True} if is_squashed and config["crop_pct"] < 1 else {}),
+        "crop_ratio": None if is_whole else ratio,
+        CROP_PCT: min(config["crop_pct"], 1),
+        **({UNSUPPORTED: unsupported} if unsupported and not is_whole else {}),
         "interpolation": config["interpolation"],
         "mean": tuple(config["mean"]),
         "std": tuple(config["std"]),
@@ -158,8 +188,7 @@ def stated_by_torchvision(arch: str) -> dict[str, Any]:
     """Return what torchvision states for the default weights of a network."""
     preset = torchvision.models.get_model_weights(arch).DEFAULT.transforms()
     (side,), (shorter,) = preset.crop_size, preset.resize_size
-    # With their published weights, these two convert images (transform_input) that are normalised as the others' are.
-    half = (0.5, 0.5, 0.5) if arch in ("googlenet", "inception_v3") else None
+    half = (0.5, 0.5, 0.5) if arch in CONVERT_INPUT else None
     return {
         "size": (side, side),
         "train_size": side,

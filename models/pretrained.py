@@ -1,5 +1,7 @@
 """Networks with the weights that their library publishes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -11,6 +13,8 @@ from torch import nn
 from models.build import FORCE_TIMM, OURS, library_of
 from models.packaged import PACKAGES
 from utils.errors import UserError
+
+HUB_TIMEOUT = 10  # seconds
 
 
 def create_pretrained_model(arch: str) -> tuple[nn.Module, str]:
@@ -38,7 +42,8 @@ def create_pretrained_model(arch: str) -> tuple[nn.Module, str]:
             if arch == "inception_v3":
                 model.AuxLogits = None  # create_model builds it without this second output of training, too
             return model, str(weights)
-        model = timm.create_model(name, pretrained=True)
+        with _no_retries_offline():
+            model = timm.create_model(name, pretrained=True)
     except Exception as error:  # downloading involves four libraries, each with its own errors
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise UserError(
@@ -52,6 +57,25 @@ def create_pretrained_model(arch: str) -> tuple[nn.Module, str]:
             "Choose a tag such as in1k: timm.list_pretrained() lists them"
         )
     return model, published
+
+
+@contextmanager
+def _no_retries_offline() -> Iterator[None]:
+    """Use the Hugging Face Hub's cache only if the Hub cannot be reached: its library would retry for a minute."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    was_offline, unreachable = constants.HF_HUB_OFFLINE, None
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
+    except Exception as error:  # of the HTTP library, which depends on the Hub's version
+        constants.HF_HUB_OFFLINE, unreachable = True, error
+    try:
+        yield
+    except Exception as error:
+        raise (unreachable or error) from error
+    finally:
+        constants.HF_HUB_OFFLINE = was_offline
 
 
 def _offline_ways(library: str, name: str) -> str:

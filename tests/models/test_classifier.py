@@ -120,6 +120,43 @@ def test_of_an_image_that_timm_squashes_and_crops_it_is_said_that_it_is_not_squa
     assert "crop ratio 0.9014 (timm squashes images to a square first, which is not supported)" in config.source
 
 
+@pytest.mark.parametrize("form", ["train.py", "folder"])
+@torch.inference_mode()
+def test_a_network_that_timm_built_with_other_arguments_is_built_with_them(form: str, tmp_path: Path) -> None:
+    other: dict[str, Any] = {"global_pool": "catavgmax", "act_layer": "gelu"}
+    source = timm.create_model("resnet10t", num_classes=3, **other).eval()
+    if form == "folder":
+        timm.models.save_for_hf(source, str(tmp_path), model_args=other, safe_serialization=True)
+        weights = open_weights(None, str(tmp_path / "model.safetensors"))
+    else:
+        args = {"crop_pct": None, "gp": "catavgmax", "model_kwargs": {"act_layer": "gelu"}}
+        weights = saved(source, "timm/resnet10t", tmp_path, args=args)
+    config = weights.data_config({}, FLAGS)
+    assert "global_pool catavgmax" in config.source and "act_layer gelu" in config.source
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(weights.build("model", config, "--arch", "--size").eval()(images), source(images))
+
+
+@pytest.mark.parametrize(("arch", "reason"), [("timm/resnet10t", "timm cannot build it"), ("resnet18", "only timm's")])
+def test_arguments_that_do_not_fit_are_refused_and_the_bare_weights_load(
+    arch: str, reason: str, tmp_path: Path
+) -> None:
+    network, args = create_model(arch, 3), {"crop_pct": None, "model_kwargs": {"depth_of_the_sea": 3}}
+    weights = saved(network, arch, tmp_path, args=args)
+    with pytest.raises(UserError, match=f"recorded with depth_of_the_sea 3, but {reason}(.|\n)*only the checkpoint's"):
+        weights.build("model", weights.data_config({}, FLAGS), "--arch", "--size")
+    weights = saved(network, arch, tmp_path)
+    weights.build("model", weights.data_config({}, FLAGS), "--arch", "--size")
+
+
+@pytest.mark.parametrize("stated", [{"crop_mode": "border", "crop_pct": 1.0}, {"crop_pct": 1.25}])
+def test_a_crop_of_timm_that_is_not_supported_is_said(stated: dict[str, Any], tmp_path: Path) -> None:
+    network = timm.create_model("test_resnet", num_classes=3)
+    timm.models.save_for_hf(network, str(tmp_path), {"pretrained_cfg": stated}, safe_serialization=True)
+    config = open_weights(None, str(tmp_path / "model.safetensors")).data_config({}, FLAGS)
+    assert config.crop_ratio == 1 and "pads" in config.source and "not supported" in config.source
+
+
 def test_another_network_of_the_same_tensors_is_obeyed_and_said(tmp_path: Path) -> None:
     network = create_model("timm/resnet10t", 3)
     for named, arch, said in (

@@ -62,6 +62,13 @@ def test_what_is_given_replaces_what_is_recorded_which_replaces_what_is_stated()
     assert "96 x 96 pixels instead of 64 x 64 pixels (given)" in found.source
 
 
+def test_mean_and_std_for_pixels_up_to_255_are_converted_and_that_is_said() -> None:
+    caffe = {"mean": [123.675, 116.28, 103.53], "std": [1, 1, 1]}
+    found = resolve([("given", {}), ("recorded", caffe)], FLAGS)
+    assert found.mean == pytest.approx(OF_2021["mean"]) and found.std == pytest.approx([1 / 255] * 3)
+    assert "(divided by 255)" in found.source
+
+
 @pytest.mark.parametrize(
     ("field", "value", "found"), [("size", (64, 80), "64 x 80"), ("interpolation", "box", "'box'")]
 )

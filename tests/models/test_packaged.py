@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -186,9 +187,12 @@ def test_offline_a_folder_copied_into_timms_cache_is_enough(
     arch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # where nothing listens
+    start = time.monotonic()
     with pytest.raises(UserError, match="Without a network connection, copy the folder") as caught:
         open_weights(arch, "pretrained")
+    assert time.monotonic() - start < 30  # the Hub's library alone would try again for a minute
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
     name, cache = re.findall(r"copy the folder (\S+) .* to ([^\s,]+), or", str(caught.value))[0]
     network, repository = timm.create_model(arch.removeprefix("timm/")), Path(cache, name)
     (repository / "refs").mkdir(parents=True)
@@ -220,7 +224,9 @@ def test_auxiliary_classifiers_are_left_out_and_published_weights_get_the_input_
     for arch in ("inception_v3", "timm/inception_v3"):
         from_file = open_weights(arch, str(file))
         assert from_file.note.endswith("without 14 tensors of auxiliary classifiers"), from_file.note
-        from_file.build("model", from_file.data_config({}, "--flags"), "--arch", "--size")
+        config = from_file.data_config({}, "--flags")
+        from_file.build("model", config, "--arch", "--size")
+        assert ("own weights expect 299 x 299 pixels" in config.source) == (arch == "inception_v3")
 
 
 def refuse_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
