@@ -69,7 +69,9 @@ def exit_on_user_error(print_message: bool = True) -> Iterator[None]:
         yield
     except UserError as error:
         if print_message:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            from utils.progress import print_lines  # rich is imported only where it is needed
+
+            print_lines(f"error: {error}", sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)

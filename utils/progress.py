@@ -6,7 +6,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -101,12 +101,20 @@ class JobProgress:
             print(text, flush=True)
 
 
-def print_lines(text: str) -> None:
-    """Print lines; on a terminal, one that is too long continues on the next line, indented, at a space."""
-    columns = shutil.get_terminal_size().columns
+def print_lines(text: str, stream: TextIO | None = None) -> None:
+    """Print lines; on a terminal, one that is too long continues on the next line, indented, at a space.
+
+    Args:
+        text: the lines.
+        stream: None: stdout.
+    """
+    stream = stream or sys.stdout
+    columns = shutil.get_terminal_size().columns if stream.isatty() else 0
     for line in text.splitlines():
-        fits = len(line) <= columns or not sys.stdout.isatty()
-        print(line if fits else textwrap.fill(line, columns, subsequent_indent="  ", **_AT_SPACES), flush=True)
+        if columns and len(line) > columns:
+            indent = " " * (len(line) - len(line.lstrip(" ")) + 2)
+            line = textwrap.fill(line, columns, subsequent_indent=indent, **_AT_SPACES)
+        print(line, file=stream, flush=True)
 
 
 def command_lines(words: Sequence[str], columns: int = 80) -> str:

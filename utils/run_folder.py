@@ -16,6 +16,7 @@ from utils.config.yaml_file import read_config_file, to_yaml
 from utils.errors import UserError
 from utils.files import remove_temporaries, write_text
 from utils.processes.distributed import from_main, gather_objects
+from utils.progress import print_lines
 from utils.run_log import CONFIG
 
 _MISSING = "no such key"
@@ -215,4 +216,4 @@ def _differences(keys: Collection[str], there: Mapping[str, Any], here: Mapping[
 
 
 def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)
+    print_lines(f"warning: {text}", sys.stderr)

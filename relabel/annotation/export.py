@@ -10,16 +10,19 @@ one entry per image:
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from relabel.annotation.label_set import LabelSet
 from relabel.data.images import write_keep_list
 from relabel.label_map import LabelMap
 from relabel.targets import relabel_target
+from relabel.training.agreement import top_class
 from utils.errors import UserError
 from utils.files import replacing
-from utils.progress import JobProgress
+from utils.progress import JobProgress, print_lines
 
 BATCH = 256
 DECIMALS = 4  # of a probability
@@ -59,10 +62,18 @@ def export_labels(labels: LabelSet, out: Path, *, soft: bool, threshold: float, 
     return count
 
 
+class Agreeing(NamedTuple):
+    """Numbers of images: listed; compared with their map; those whose folder is the top class, as `check` counts."""
+
+    listed: int
+    compared: int
+    top: int
+
+
 def export_cleaning(
     labels: LabelSet, out: Path, *, agreeing: bool, threshold: float, fill: float, temperature: float
-) -> int:
-    """Write the list of images of which the label map agrees with the folder, or disagrees; return their number.
+) -> Agreeing:
+    """Write the list of images of which the label map agrees with the folder, or disagrees.
 
     A map agrees if the folder's class is the most likely one of the whole image or reaches the threshold.
 
@@ -79,11 +90,12 @@ def export_cleaning(
     images, folders = labels.images, labels.labels
     if images is None or folders is None:
         raise UserError("these images have no class folders to compare label maps with. Give a folder of class folders")
-    chosen = []
+    chosen, compared, top = [], 0, 0
     for row, target in _targets(labels, fill, temperature, "compare"):
         label = int(folders[row])
-        agrees = bool(target[label] >= threshold or target.argmax() == label)
-        if agrees == agreeing:
+        is_top = label == int(top_class(torch.from_numpy(target[None])))
+        compared, top = compared + 1, top + is_top
+        if (is_top or bool(target[label] >= threshold)) == agreeing:
             chosen.append(images.name(row))
     verb, be, either = ("agrees", "is", "or") if agreeing else ("disagrees", "is neither", "nor")
     remark = (
@@ -92,7 +104,7 @@ def export_cleaning(
         f"(fill {fill:g}, temperature {temperature:g})"
     )
     write_keep_list(out, chosen, remark)
-    return len(chosen)
+    return Agreeing(len(chosen), compared, top)
 
 
 def _targets(labels: LabelSet, fill: float, temperature: float, title: str) -> Iterator[tuple[int, np.ndarray]]:
@@ -102,7 +114,7 @@ def _targets(labels: LabelSet, fill: float, temperature: float, title: str) -> I
     if not rows:
         raise UserError(f"{labels.path} has no label map for any of the {len(labels):,} images; expected some")
     if len(missing):
-        print(f"images without a label map, left out: {len(missing):,} of {len(labels):,}", flush=True)
+        print_lines(f"images without a label map, left out: {len(missing):,} of {len(labels):,}")
     with JobProgress(title, len(rows), "label maps") as progress:
         for start in range(0, len(rows), BATCH):
             maps = [labels.store.read(row) for row in rows[start : start + BATCH]]

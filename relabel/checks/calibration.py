@@ -16,7 +16,8 @@ from torch import Tensor
 from relabel.checks.sample import MapSample
 from relabel.crop_box import WHOLE_IMAGE, CropBox
 from relabel.label_pooling import pool_scores
-from relabel.training.agreement import Agreement, cells_below
+from relabel.targets import relabel_target
+from relabel.training.agreement import Agreement, cells_below, top_class
 from utils.estimates import Estimate
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
@@ -161,13 +162,14 @@ def calibrate(
         maps, labels_here = sample.only(part), None if own is None else own[part]
         pooled = Pooled.of(maps, labels_here, num_classes)
         cells = cell_leak(maps.scores.float(), maps.classes, num_classes, fill, temperature).mean((1, 2))
-        target = pooled.log_target(fill, temperature).exp()
+        target = relabel_target(maps.scores, maps.classes, None, num_classes, fill=fill, temperature=temperature)
         values = [cells, pooled.leak(fill, temperature), (target > SHOWN).sum(dim=1) > 1]
         if labels_here is not None:
-            values += [label_rank(target, labels_here), pooled.loss(fill, temperature)]
+            is_top = top_class(target) == labels_here
+            values += [is_top, label_rank(target, labels_here), pooled.loss(fill, temperature)]
         measured.append(values)
     in_cells, leak, several, *rest = (torch.cat(parts).numpy() for parts in zip(*measured, strict=True))
-    rank, loss = rest or (None, None)
+    right, rank, loss = rest or (None, None, None)
     step = -(-len(sample) * num_classes // FITTED_NUMBERS)
     fitted = Pooled.of(sample.only(slice(None, None, step)), None if own is None else own[::step], num_classes)
     new_fill, new_temperature, reason = suggest(fitted, sample, fill, temperature)
@@ -184,7 +186,7 @@ def calibrate(
         top_logit_percentiles={str(at): float(value) for at, value in zip(PERCENTILES, top_logits, strict=True)},
         leak_in_cells_percent=Estimate.percent(in_cells),
         leak_in_whole_image_target_percent=Estimate.percent(leak),
-        top1_agreement_percent=None if rank is None else Estimate.percent(rank < 1),
+        top1_agreement_percent=None if right is None else Estimate.percent(right),
         top5_agreement_percent=None if rank is None or num_classes <= 5 else Estimate.percent(rank < 5),
         images_of_several_classes_percent=Estimate.percent(several),
         cross_entropy_nats=None if loss is None else Estimate.mean(loss),

@@ -12,14 +12,19 @@ from rich.text import Text
 
 from relabel.annotation.label_set import LabelSet
 from relabel.checks.axes import AxisCheck, Classifier, check_with_boxes, check_with_classifier
-from relabel.checks.calibration import Calibration, calibrate
+from relabel.checks.calibration import TOLERATED_LEAK, Calibration, calibrate
 from relabel.checks.crop_quality import PUBLISHED_COVERED_PERCENT, CropQuality, crop_quality
 from relabel.checks.integrity import KINDS, Integrity, check_integrity
 from relabel.checks.object_boxes import BoxReader, SampleBoxes, look_up
 from relabel.checks.sample import read_sample
+from relabel.training.agreement import MOST_PERCENT
 from utils.estimates import Estimate
 
 CLASSIFIED = 2000  # images of which crops are classified; 200 suffice on the digit scenes
+ABOUT_CELLS = (
+    "A cell sees little of its image: half of its probability on classes that it does not store is normal and needs no "
+    "action. What counts is the share on classes not in the map."
+)
 WEAK_AGREEMENT_PERCENT = 60  # low, because the teacher was usually trained on these very images
 
 
@@ -93,6 +98,11 @@ def make_report(
             some = sample.only(np.arange(0, len(sample), -(-len(sample) // CLASSIFIED)))
             axes.append(check_with_classifier(some, labels.images.path, len(names), classifier, *logits))
         problems += calibration.problems(names, teacher_top1_percent)
+        if (same := sample.same_cells_percent()) > MOST_PERCENT:
+            notes.append(
+                f"In {same:.0f} % of the maps all cells are the same, so the target of a crop does not depend on what "
+                "it shows. Check the teacher: most make another prediction for each cell."
+            )
         problems += [problem for check in axes for problem in check.problems(box_axes)]
         agreement = calibration.top1_agreement_percent
         if agreement is None:
@@ -123,7 +133,9 @@ def print_report(report: Report, console: Console | None = None) -> None:
     if report.calibration:
         console.print(_logit_table(report.calibration))
         console.print(_target_table(report.calibration, report.teacher_top1_percent))
-        _print_list(console, "Fill and temperature", "cyan", [report.calibration.reason])
+        leak = report.calibration.leak_in_cells_percent
+        about_cells = [ABOUT_CELLS] if leak and leak.value > 100 * TOLERATED_LEAK else []
+        _print_list(console, "Fill and temperature", "cyan", [report.calibration.reason, *about_cells])
     if report.crops:
         console.print(_crop_table(report.crops))
     if report.axes:

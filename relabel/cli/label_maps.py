@@ -321,11 +321,10 @@ def export_labels(
     if form in ("agreeing", "disagreeing"):
         cleaned = export.export_cleaning(found, out, agreeing=form == "agreeing", **options)
         print_lines(f"{cleaned.listed:,} of {len(found):,} images: {out}")
-        others, agree = cleaned.compared - cleaned.top, cleaned.compared - cleaned.listed
-        agree = cleaned.listed if form == "agreeing" else agree
+        agreeing = cleaned.listed if form == "agreeing" else cleaned.compared - cleaned.listed
         print_lines(
-            f"the label is not the top class of {others:,}, as `check` counts; of these, {agree - cleaned.top:,} count "
-            f"as agreeing, because its probability is {threshold:g} or more"
+            f"the label is not the top class of {cleaned.compared - cleaned.top:,}, as `check` counts; of these, "
+            f"{agreeing - cleaned.top:,} count as agreeing, because its probability is {threshold:g} or more"
         )
     else:
         count = export.export_labels(found, out, soft=form == "soft", **options)

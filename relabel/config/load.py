@@ -14,6 +14,7 @@ from utils.config.merge import Merged, annotated, merge
 from utils.config.problems import Setting, report
 from utils.errors import UserError
 from utils.processes.torchrun import is_first_of_node, torchrun_problems
+from utils.progress import print_lines
 
 BASE_FILE = Path(__file__).resolve().parents[2] / "configs" / "base.yaml"
 _HELP = "Every key with its default and meaning: python main.py --help"
@@ -76,7 +77,7 @@ def load_config(config_file_path: str, flags: dict[str, str]) -> FrozenMunch:
         print(f"config file: {found}", file=sys.stderr)
     if is_first_of_node() and not config.util.test_only:
         for warning in without_effect(DISABLED, merged.settings, merged.defaults):
-            print(f"warning: {warning}", file=sys.stderr)
+            print_lines(f"warning: {warning}", sys.stderr)
     if config.util.print_config:
         if is_first_of_node():
             print("\n".join(annotated(config, merged.settings)))

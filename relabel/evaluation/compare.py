@@ -18,6 +18,7 @@ from relabel.data.class_names import class_labels
 from relabel.evaluation.predictions import SavedPredictions
 from relabel.evaluation.results import number_table
 from utils.errors import UserError
+from utils.progress import print_lines
 
 RESAMPLES, SEED = 10_000, 0
 MOST_CHANGED = 5  # classes on the screen that gained, and that lost
@@ -188,9 +189,9 @@ def print_moved(first: SavedPredictions, second: SavedPredictions) -> None:
     for which in ("first", "second"):
         images = [image for image, right in zip(first.images, only, strict=True) if right == which]
         for image in images[:MOST_CHANGED]:
-            print(f"only the {which} is right: {image}")
+            print_lines(f"only the {which} is right: {image}")
         if len(images) > MOST_CHANGED:
-            print(f"only the {which} is right: {len(images) - MOST_CHANGED:,} more; --json FILE lists all")
+            print_lines(f"only the {which} is right: {len(images) - MOST_CHANGED:,} more; --json FILE lists all")
 
 
 def verdict(difference: Difference) -> str:

@@ -8,6 +8,8 @@ is there if own labels were given: 1 if top1 is one of the image's, 0 if not, em
 """
 
 import csv
+import glob
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +17,17 @@ from pathlib import Path
 import numpy as np
 
 from relabel.training.validation import NO_CLASS, Predictions
-from utils.errors import naming, with_advice
+from utils.checkpoint import LAST
+from utils.errors import UserError, listed, naming, with_advice
 from utils.files import replacing
+from utils.progress import command_lines
+from utils.run_log import CONFIG
 
 COLUMNS = ("image", "label", "top1", "top1_probability", "label_probability", "top5")
 IN_SET = "in_set"
 BETWEEN_CLASSES = "/"
-ADVICE = "Give the CSV file that an evaluation with --eval.predictions True writes"
+ADVICE = "Give the CSV file that an evaluation with --eval.predictions True writes, or its run folder"
+CHECKPOINTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
 
 def write_predictions(path: Path, predictions: Predictions, in_set: np.ndarray | None = None) -> None:
@@ -77,12 +83,42 @@ class SavedPredictions:
     in_set: tuple[str, ...] | None
 
 
-def read_predictions(path: Path) -> SavedPredictions:
-    """Read and check the CSV file of one checkpoint.
+def find_predictions(given: Path) -> Path:
+    """Return the CSV file that is meant: the given one, or the only one of a run folder.
+
+    Raises:
+        UserError: the folder has none or several, or a checkpoint is given; with what to give or type instead.
+    """
+    if given.is_dir():
+        found = sorted(given.glob("predictions-*.csv"))
+        if len(found) == 1:
+            return found[0]
+        weights = given / LAST
+        problem = "found no predictions-*.csv in this folder; expected one"
+        if not found and not weights.is_file():
+            raise UserError(f"{given}: {problem}. {ADVICE}")
+    elif zipfile.is_zipfile(given) or given.suffix in CHECKPOINTS:
+        found = sorted(given.parent.glob(f"predictions-{glob.escape(given.stem)}-*.csv"))
+        weights, problem = given, "found a checkpoint; expected the CSV file of its predictions on an image set"
+    else:
+        return given
+    if found:
+        problem = problem if len(found) == 1 else f"found {len(found)} files of predictions here; expected one of them"
+        raise UserError(f"{given}: {problem}. Give{listed([str(path) for path in found])}")
+    config = weights.parent / CONFIG
+    words = ["python", "-m", "relabel", "evaluate"]
+    words += ["--config-file-path", str(config)] if config.is_file() else ["--data.data_path", "DATA"]
+    words += ["--util.test_weight_file", str(weights), "--eval.predictions", "True"]
+    raise UserError(f"{given}: {problem}. This command writes it:\n{command_lines(words)}")
+
+
+def read_predictions(given: Path) -> SavedPredictions:
+    """Read and check the CSV file of one checkpoint, given as in `find_predictions`.
 
     Raises:
         UserError: it is not such a file; the message gives the first invalid line or value.
     """
+    path = find_predictions(given)
     with with_advice(ADVICE), naming(path):
         header, rows = _read_csv(path)
         if not rows:

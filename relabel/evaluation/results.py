@@ -45,12 +45,11 @@ class Result:
 
 
 def accuracy_results(name: str, predictions: Predictions, protocol: str) -> list[Result]:
-    """Return top-1 and top-5 accuracy on the image set of this name."""
-    n, top5 = len(predictions), (predictions.top5 == predictions.labels[:, None]).any(axis=1)
-    return [
-        Result(name, "top1_percent", percent(predictions.correct), n, protocol),
-        Result(name, "top5_percent", percent(top5), n, protocol),
-    ]
+    """Return top-1 accuracy on the image set of this name; of more than five classes also top-5."""
+    n, hits = len(predictions), {"top1_percent": predictions.correct}
+    if len(predictions.class_names) > 5:
+        hits["top5_percent"] = (predictions.top5 == predictions.labels[:, None]).any(axis=1)
+    return [Result(name, metric, percent(hit), n, protocol) for metric, hit in hits.items()]
 
 
 def calibration_results(name: str, predictions: Predictions) -> list[Result]:

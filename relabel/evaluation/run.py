@@ -78,7 +78,7 @@ def test(process: Process, config: FrozenMunch, figures: Figures) -> None:
     if process.is_main:
         report(config, weights.arch, sets, results, precision, data_config, order)
         report_classes(config, of_val, weights, figures)
-        print(_report_path(config), flush=True)
+        print_lines(f"all of this as JSON: {_report_path(config)}")
 
 
 def _network(
@@ -268,8 +268,9 @@ def report(
     print_results(results, str(path))
     for transform in dict.fromkeys(transforms.values()):
         families = dict.fromkeys(name.partition("/")[0] for name, own in transforms.items() if own == transform)
-        print(f"\n{transform}: {', '.join(families)}", end="")
-    print("\n")
+        print_lines(f"\n{transform}: {', '.join(families)}")
+    if notes:
+        print()
     print_lines("\n".join(f"note: {note}" for note in notes))
     content = {
         "weights": str(path),
@@ -296,7 +297,7 @@ def report_classes(config: FrozenMunch, of_val: dict[str, Predictions], weights:
         print_worst_classes(found[weights.preferred], suffixes[weights.preferred])
         print()
     for name, predictions in of_val.items():
-        title = f"{config.util.test_weight_file}, {weights.arch}{suffixes[name]}"
+        title = f"{config.util.test_weight_file}\n{weights.arch}{suffixes[name]}"
         paths = partial(_path, config, weights=name)
         for what, path in write_class_results(found[name], predictions, paths, figures, title).items():
             print_lines(f"{what}{suffixes[name]}: {path}")

@@ -14,6 +14,7 @@ from relabel.crop_box import WHOLE_IMAGE, CropBox
 from relabel.label_map import LabelMap
 from relabel.label_pooling import pool_scores
 from relabel.stores.store import LabelStore
+from relabel.targets import relabel_target
 from utils.chance import better_permutation, no_better_than_chance
 
 SAMPLES = (200, 10_000)  # maps read before a run begins: a few, and as many as `check` measures if these look wrong
@@ -38,6 +39,7 @@ class Agreement:
             classes but not all.
         top_logit: median over cells of the largest score, without its sign.
         scores_are_probabilities: all scores are >= 0, and those of a cell add up to at most 1.
+        flat_cells_percent: cells that give all their classes one and the same score.
     """
 
     images: int
@@ -50,6 +52,7 @@ class Agreement:
     cells_below_fill_percent: float
     top_logit: float
     scores_are_probabilities: bool
+    flat_cells_percent: float
 
     @classmethod
     def of(
@@ -89,6 +92,7 @@ class Agreement:
             cells_below_fill_percent=100 * float(below.sum() / counted.sum().clamp(min=1)),
             top_logit=float(scores.amax(dim=1).abs().float().median()),
             scores_are_probabilities=bool(scores.min() >= 0 and scores.float().sum(dim=1).max() <= 1.01),
+            flat_cells_percent=100 * float(is_flat(scores).float().mean()),
         )
 
     def __str__(self) -> str:
@@ -112,6 +116,12 @@ class Agreement:
             about_fill: which fill to try, if known.
         """
         found = []
+        if self.flat_cells_percent > MOST_PERCENT:
+            return [
+                f"{self.flat_cells_percent:.0f} % of the cells give all their classes the same score, so the maps do "
+                "not say what an image shows; expected scores that differ. The teacher is untrained or its output "
+                "is constant. Make the maps again with a trained teacher."
+            ]
         if self.scores_are_probabilities:
             found.append(
                 "The scores of a cell are positive and add up to at most 1, as probabilities do; expected logits, from "
@@ -164,12 +174,24 @@ def _targets(
     batch = max(1, POOLED_NUMBERS // num_classes)
     for values, ids in zip(scores.split(batch), classes.split(batch), strict=True):
         boxes = CropBox.stack([WHOLE_IMAGE]).expand(len(values), 4)
-        logits = pool_scores(values, ids, boxes, num_classes, fill)
+        target = relabel_target(values, ids, None, num_classes, fill=fill, temperature=temperature)
         stored = pool_scores(torch.ones_like(values), ids, boxes, num_classes) > 0
-        largest, predicted = logits.max(dim=1)
-        is_tie = (logits == largest[:, None]).sum(dim=1) > 1
-        leak = (logits / temperature).softmax(dim=1).masked_fill(stored, 0).sum(dim=1)
-        yield predicted.masked_fill(is_tie, -1), leak
+        yield top_class(target), target.masked_fill(stored, 0).sum(dim=1)
+
+
+def top_class(target: Tensor) -> Tensor:
+    """Return the most likely class of targets [B, K], int64 [B]; -1 if several classes share the first place.
+
+    Whether a map agrees with its image's label is decided here, so that all commands count the same images.
+    """
+    largest, predicted = target.max(dim=1)
+    is_tie = (target == largest[:, None]).sum(dim=1) > 1
+    return predicted.masked_fill(is_tie, -1)
+
+
+def is_flat(scores: Tensor) -> Tensor:
+    """Find the cells of [n, k, h, w] that give all of their classes, two or more, the same score; bool [n, h, w]."""
+    return (scores.amax(dim=1) == scores.amin(dim=1)) & (scores.shape[1] > 1)
 
 
 def cells_below(scores: Tensor, classes: Tensor, num_classes: int, fill: float) -> tuple[Tensor, Tensor]:

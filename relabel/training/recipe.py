@@ -122,16 +122,21 @@ def warmup_epochs(config: FrozenMunch) -> float:
     return float(optim.warmup.epochs if optim.warmup.epochs <= optim.epochs else optim.epochs / 2)
 
 
-def recipe_notes(config: FrozenMunch, num_images: int, recipe: Recipe) -> list[str]:
+def recipe_notes(config: FrozenMunch, num_images: int, recipe: Recipe, process: Process) -> list[str]:
     """Say what became of batch, rate and warm-up with these data, in lines.
 
     Args:
         config: of the run.
         num_images: in train/.
         recipe: of the run.
+        process: this process.
     """
     optim, batch_size, lines = config.optim, recipe.batch_size, []
-    dropped = num_images - recipe.steps_per_epoch * (batch_size - round(config.data.extra.share * batch_size))
+
+    def left_out(size: int) -> int:
+        return num_images % max(1, size - round(config.data.extra.share * size))
+
+    dropped = left_out(batch_size)
     if batch_size < optim.batch_size:
         lines.append(f"train/ has {counted(num_images, 'image')}: batches of {batch_size:,}, not {optim.batch_size:,}")
     if optim.lr.per_256:
@@ -139,7 +144,14 @@ def recipe_notes(config: FrozenMunch, num_images: int, recipe: Recipe) -> list[s
         lines.append(f"learning rate {rate:.3g}: {optim.lr.init:g} per 256 images, scaled to batches of {batch_size:,}")
     if dropped > DROPPED_SHARE * num_images:
         share = f"{100 * dropped / num_images:.1f} %"
-        lines.append(f"an epoch leaves out {dropped:,} of {num_images:,} images ({share}): its last batch is not full")
+        unit = process.world_size * recipe.accumulation
+        better = min(range(batch_size, batch_size // 2, -unit), key=left_out)
+        given = better * process.local_world_size // process.world_size
+        remedy = f"; in a new run, --optim.batch_size {given} leaves out {left_out(better) or 'none'}"
+        lines.append(
+            f"an epoch leaves out {dropped:,} of {num_images:,} images ({share}), others each time, because its last "
+            f"batch is not full{remedy if left_out(better) < dropped else ''}"
+        )
     if warmup_epochs(config) != optim.warmup.epochs:
         lines.append(
             f"warm-up in the first half of the run: its {counted(optim.epochs, 'epoch')} are fewer than the "

@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 
+from utils.errors import UserError, exit_on_user_error
 from utils.progress import JobProgress, command_lines, duration, print_lines
 
 
@@ -50,6 +51,10 @@ def test_on_a_terminal_lines_fold_at_spaces(
     print_lines(line)
     in_a_file, *folded = capsys.readouterr().out.splitlines()
     assert in_a_file == line and folded == [line[:49], "  a/long-path"]
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with pytest.raises(SystemExit), exit_on_user_error():
+        raise UserError(f"of\n  {line}")
+    assert capsys.readouterr().err.splitlines() == ["error: of", f"  {line[:46]}", "    in a/long-path"]
 
 
 def test_a_long_command_can_be_pasted() -> None:

@@ -62,6 +62,7 @@ def _path_that(test: Callable[[Path], bool]) -> AfterValidator:
     """Reject paths that do not pass a test."""
 
     def check(path: Path) -> Path:
+        """Return the path. ValueError if it does not pass."""
         try:
             fits = test(path)
         except OSError as error:  # a name that is too long, a folder that may not be entered

@@ -118,7 +118,7 @@ def test_maps_show_what_is_where_and_the_manifest_how_they_were_made(
     assert (done.written, done.kept, done.skipped) == (8, 0, {})
     progress, made, absent = capsys.readouterr().out.splitlines()
     assert "8 of 8 images" in progress and "images/s" in progress
-    assert "2 classes per cell, 3 x 6 cells; 8 written" in made and re.search(r"\d % of its probability", absent)
+    assert "2 classes per cell, 3 x 6 cells; 8 written" in made and re.search(r"\d % of a cell's probability", absent)
     store = maps_of(tmp_path / "maps", root)
     label_map = store.read(0)
     assert label_map.shape == (2, 3, 6) and len(store.missing()) == 0

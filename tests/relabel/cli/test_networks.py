@@ -196,6 +196,10 @@ def test_few_images_get_all_classes_and_many_a_screenful(
     predict(tmp_path / "w.pth", photos / "train", "--size", 32)
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "and 10 more images: --csv FILE writes them" and len(lines) == 2 + 3 + 20 + 1
+    predict(tmp_path / "w.pth", photos / "train", "--size", 32, "--top_k", 3)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "and 24 more images: --csv FILE writes them" and len(lines) == 2 + 3 + 6 * 3 + 1
+    assert len({line.rstrip().rindex(".") for line in lines[5:-1]}) == 1
 
 
 def test_wrong_predictions_are_refused_with_a_remedy_that_works(

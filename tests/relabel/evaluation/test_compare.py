@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 from relabel import __main__ as tools
 from relabel.evaluation.compare import RESAMPLES, compare, paired_difference, verdict
 from relabel.evaluation.predictions import SavedPredictions, read_predictions
+from tests.conftest import Flags
+from tests.relabel.training.test_run import start
 from utils.errors import UserError
 
 HEADER = "image,label,top1,top1_probability,label_probability,top5"
@@ -104,6 +107,31 @@ def test_the_command_prints_a_table_of_80_columns_and_writes_json(
     assert [line.split() for line in lines[start + 3 : start + 6]] == [
         ["c", "1", "0", "1", "+1"], ["e", "1", "0", "1", "+1"], ["b", "1", "1", "0", "-1"],
     ]  # fmt: skip
+
+
+def test_a_run_folder_or_a_checkpoint_leads_to_its_predictions(
+    flags: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start({**flags, "optim.epochs": 1, "optim.warmup.epochs": 0})
+    run, weights = flags["util.run_dir"], flags["util.run_dir"] / "checkpoint-last.pth"
+
+    def refused(given: Path) -> str:
+        with pytest.raises(SystemExit) as caught:
+            tools.main(["compare", str(given), str(given)])
+        assert caught.value.code == 2
+        return capsys.readouterr().err
+
+    remedies = [refused(given).partition("This command writes it:\n")[2] for given in (run, weights)]
+    assert remedies[0] == remedies[1]
+    tools.main(shlex.split(remedies[0].replace("\\\n", ""))[3:])
+    found = Path(refused(weights).partition("Give\n")[2].strip())
+    assert found == run / "predictions-checkpoint-last-val.csv"
+    other = save(tmp_path / "other.csv", found.read_text().replace(",0.", ",0.0").splitlines()[1:], HEADER)
+    tools.main(["compare", str(run), str(other)])
+    assert f"first:  {found}\nsecond: {other}\n" in capsys.readouterr().out
+    found.with_name("predictions-checkpoint-best-val.csv").touch()
+    assert str(found) in refused(run).splitlines()[-1]
+    assert "found no predictions-*.csv in this folder" in refused(tmp_path)
 
 
 def test_own_labels_in_only_one_file_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,7 +61,9 @@ def test_classes_that_the_data_lacks_do_not_count() -> None:
     [
         (lambda s: s - 100.0, True, "100 % of the cells have no score above fill 0"),
         (lambda s: s * 1000.0, False, r"largest score of a cell is [0-9,]+ \(median\); expected about 5 to 30"),
-        (lambda s: s * 0.0 + 0.001, False, r"as probabilities do; expected logits"),
+        (lambda s: s.softmax(dim=1), False, r"as probabilities do; expected logits"),
+        (lambda s: s * 0.0, False, r"100 % of the cells give all their classes the same score"),
+        (lambda s: s * 0.0 + 12.0, True, r"100 % of the cells give all their classes the same score"),
         (lambda s: s / 4 - 0.5, False, r"[5-9]\d % of a target falls to classes that its map does not store"),
     ],
 )

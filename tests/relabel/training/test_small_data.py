@@ -30,7 +30,12 @@ def test_batch_rate_and_warmup_follow_the_data(flags: Flags, capsys: CaptureFixt
 
 def test_what_an_epoch_leaves_out_is_said(flags: Flags, capsys: CaptureFixture[str]) -> None:
     start({**flags, "optim.batch_size": 8, "optim.epochs": 1})
-    assert "\nan epoch leaves out 6 of 30 images (20.0 %): its last batch is not full\n" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "\nan epoch leaves out 6 of 30 images (20.0 %), others each time, because its last batch is not full" in out
+    remedy = re.search(r"--(optim.batch_size) (\d+) leaves out none", out)
+    assert remedy and remedy[2] == "6"
+    start({**flags, remedy[1]: int(remedy[2]), "optim.epochs": 1, "util.run_dir": flags["util.run_dir"] / "new"})
+    assert "leaves out" not in capsys.readouterr().out
 
 
 def test_a_loss_that_explodes_is_told_once_and_a_remedy_helps(flags: Flags, capsys: CaptureFixture[str]) -> None:
