@@ -68,7 +68,7 @@ def training_input(config: FrozenMunch, weights: Weights | None, start: Start) -
 def _as_before(config: FrozenMunch, start: Start) -> dict[str, Any]:
     """Return what the checkpoint records; or, of an earlier version that records nothing, its run's config."""
     assert start.state is not None
-    recorded = recorded_data_config(start.state, Path(LAST))
+    recorded, _ = recorded_data_config(start.state, Path(LAST))
     if DATA_CONFIG in start.state:
         return recorded
     return recorded | input_of_run({**flatten(config.toDict()), **start.kept})
@@ -94,7 +94,8 @@ def build_model(config: FrozenMunch, num_classes: int, precision: Precision, dat
     """
     names = config.model
     with with_advice("Correct --model.arch, or leave out the drop rate that it does not have."):
-        model = create_model(names.arch, num_classes, data_config.size, names.drop_rate, names.drop_path_rate)
+        rates = names.drop_rate, names.drop_path_rate
+        model = create_model(names.arch, num_classes, data_config.size, *rates, data_config.model_args)
     set_batch_norm(model, config.optim.bn.momentum, data_config.bn_eps)
     check_image_sizes(config.model.arch, model.eval(), {data_config.train_size, data_config.side})
     return model.train().to(precision.device).to(memory_format=torch.channels_last)
