@@ -16,8 +16,12 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.files import replacing
+from utils.look_alikes import look_alike
+from utils.progress import counted
 
 COMMENT, HERE = "#", "./"
+MOST_KINDS, LONGEST_NAME = 6, 60  # in messages
+SEARCHED = 50  # class names for which one that looks alike is looked for
 
 
 class ImagePath(Protocol):
@@ -62,21 +66,31 @@ class Census:
 
     Fields:
         source: where images and labels come from, such as "class folders in data/train".
-        passed_over: kind of what is not used -> number, and the first of them.
+        passed_over: kind of what is not used, a noun -> number, and the first of them.
     """
 
     source: str
     passed_over: dict[str, tuple[int, str]] = field(default_factory=dict)
 
-    def pass_over(self, kind: str, name: str) -> None:
+    def pass_over(self, kind: str, name: str, number: int = 1) -> None:
         """Count something that is not used."""
         count, first = self.passed_over.get(kind, (0, name))
-        self.passed_over[kind] = (count + 1, first)
+        self.passed_over[kind] = (count + number, first)
+
+    def others(self) -> str:
+        """Return what is not used, with the first of each kind."""
+        kinds = [f"{counted(n, kind)} ({shortened(first)})" for kind, (n, first) in self.passed_over.items()]
+        more = f" and {counted(len(kinds) - MOST_KINDS, 'other kind')}" if len(kinds) > MOST_KINDS else ""
+        return ", ".join(kinds[:MOST_KINDS]) + more or "nothing else"
 
     def __str__(self) -> str:
         """Return the source, then what is not used."""
-        kinds = [f"{count:,} {kind} ({first})" for kind, (count, first) in self.passed_over.items()]
-        return self.source + (f"; not used: {', '.join(kinds)}" if kinds else "")
+        return self.source + (f"; not used: {self.others()}" if self.passed_over else "")
+
+
+def shortened(text: str) -> str:
+    """Return a name for a message: its end, if it is long."""
+    return text if len(text) <= LONGEST_NAME else f"...{text[3 - LONGEST_NAME :]}"
 
 
 @dataclass(slots=True, eq=False)
@@ -107,6 +121,7 @@ class ImageList:
         labels: int32 [N]; the class of each image, an index into class_names.
         files: where the bytes lie.
         census: what was found, for the line that is printed.
+        numbered: the class names are only numbers, those of WebDataset shards that do not name their classes.
 
     Without labels names are "FILE", class_names is empty and labels are -1.
     """
@@ -117,6 +132,7 @@ class ImageList:
     labels: np.ndarray
     files: ImageFiles
     census: Census
+    numbered: bool = False
 
     @classmethod
     def of_folder(cls, root: Path, class_names: list[str], names: np.ndarray, labels: np.ndarray) -> "ImageList":
@@ -148,13 +164,15 @@ class ImageList:
         stems = (name.rpartition(b".")[0] for name in self.names)
         keys = np.fromiter(stems, self.names.dtype, len(self))
         keys = keys.astype(f"S{max(1, np.char.str_len(keys).max(initial=1))}")
+        if (keys[1:] > keys[:-1]).all():  # as usual: spares the sorting
+            return keys
         order = np.argsort(keys, kind="stable")  # takes a third of the time of np.unique
         twice = np.flatnonzero(keys[order[1:]] == keys[order[:-1]])
         if len(twice):
             first, second = order[twice[0]], order[twice[0] + 1]
             raise UserError(
-                f"{self.path(first)} and {self.path(second)} differ only in the extension; expected one "
-                "image per class folder and stem, because a label map is named after them. Rename one of them."
+                f"{self.path(first)} and {self.path(second)} differ only in the extension; expected one image per "
+                f"class and stem, because {os.fsdecode(keys[first])} names the label map of both. Rename one of them."
             )
         return keys
 
@@ -169,17 +187,28 @@ class ImageList:
             UserError: class_names lack a class folder.
         """
         unknown = sorted({*self.class_names} - {*class_names})
+        if unknown and self.numbered and int(self.class_names[-1]) < len(class_names):
+            return self._with_numbers_as_positions(class_names)
         if unknown:
             found = f"{len(unknown)} of {len(self.class_names)} class folders that {owner} do not have"
             if len(unknown) == len(self.class_names):
                 found = f"none of the {len(class_names)} classes that {owner} have ({class_names[0]}, ...), but others"
+            pairs = [text for name in unknown[:SEARCHED] if (text := look_alike(name, class_names))]
+            hint = f" {pairs[0]}: rename one of them." if pairs else ""
             raise UserError(
                 f"{self.root}: found {found}, the first: {unknown[0]}; expected those {len(class_names)} classes or "
-                "some of them."
+                f"some of them.{hint}"
             )
         position = {name: i for i, name in enumerate(class_names)}
         new_labels = np.array([position[name] for name in self.class_names], dtype=np.int32)
         return replace(self, class_names=list(class_names), labels=new_labels[self.labels])
+
+    def _with_numbers_as_positions(self, class_names: Sequence[str]) -> "ImageList":
+        """Return the same images; class number i, which has no name, is class i of `class_names`."""
+        labels = np.array([int(name) for name in self.class_names], np.int32)[self.labels]
+        files = np.array([name.partition(b"/")[2] for name in self.names.tolist()])
+        names = np.char.add(as_bytes([f"{name}/" for name in class_names])[labels], files)
+        return replace(self, class_names=list(class_names), names=names, labels=labels, numbered=False)
 
 
 def image_list(found: Found, class_names: list[str], labels: np.ndarray, kept: np.ndarray | None = None) -> ImageList:
@@ -192,8 +221,13 @@ def image_list(found: Found, class_names: list[str], labels: np.ndarray, kept: n
         kept: bool [N]; the images to list; None: all.
 
     Raises:
-        UserError: two images would have the same name.
+        UserError: two images would have the same name, or a class cannot be the name of a folder.
     """
+    if wrong := next((name for name in class_names if "/" in name or "\0" in name or name in ("", ".", "..")), None):
+        raise UserError(
+            f"{found.root}: found the class {wrong!r}; expected a name that a folder can have, without '/', because "
+            "label maps are kept as CLASS/IMAGE. Rename this class."
+        )
     stems = as_bytes([path.rpartition("/")[2] for path in found.paths])
     rows = np.arange(len(stems)) if kept is None else np.flatnonzero(kept)
     rows = rows[np.lexsort((stems[rows], labels[rows]))]
@@ -205,7 +239,8 @@ def image_list(found: Found, class_names: list[str], labels: np.ndarray, kept: n
         first, second = (found.paths[rows[i]] for i in (same[0], same[0] + 1))
         raise UserError(
             f"{found.root}: {first} and {second} are both called {os.fsdecode(names[same[0]])}; expected one image per "
-            "class and file name, whatever the folders in between, because label maps are found by it. Rename one."
+            "class and file name, whatever the folders in between, because label maps are found by it. Rename or "
+            "remove one."
         )
     return ImageList(found.root, class_names, names, labels, found.files.take(rows), found.census)
 
@@ -235,8 +270,9 @@ def keep_listed(images: ImageList, path: str | Path) -> ImageList:
         ) from error
     written = [line for line in lines if line.strip() and not line.startswith(COMMENT.encode())]
     names = Counter(line.removeprefix(HERE.encode()) for line in written)
-    available = set(images.names.tolist())
-    unknown = [os.fsdecode(name) for name in names if name not in available]
+    kept = np.fromiter((name in names for name in images.names), bool, len(images))
+    found = set(images.names[kept].tolist())
+    unknown = [os.fsdecode(name) for name in names if name not in found]
     repeated = [os.fsdecode(name) for name, count in names.items() if count > 1]
     if unknown or repeated or not names:
         wrong = "no names"
@@ -248,7 +284,6 @@ def keep_listed(images: ImageList, path: str | Path) -> ImageList:
             f"{path}: found {wrong}; expected names such as {images.name(0)!r}, one per line, each once.\n"
             "  Correct the file, or --data.keep_list."
         )
-    kept = np.array([name in names for name in images.names.tolist()])
     return images.take(kept)
 
 

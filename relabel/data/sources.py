@@ -167,7 +167,7 @@ def divide(images: ImageList, share: float, split: str) -> ImageList:
         share: of the images, for validation; above 0.
         split: "train" or "val".
     """
-    hashes = np.array([crc32(key) for key in images.keys().tolist()], np.int64)
+    hashes = np.fromiter(map(crc32, images.keys()), np.int64, len(images))
     order = np.lexsort((hashes, images.labels))
     counts = np.bincount(images.labels, minlength=len(images.class_names))
     first = np.cumsum(counts) - counts

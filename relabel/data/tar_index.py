@@ -17,6 +17,7 @@ import re
 import shutil
 from array import array
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,11 @@ def list_tars(root: Path, tars: Sequence[Path], split: str | None = None) -> Ima
             return found
     images = _find(root, tars, split)
     for folder in folders:
-        try:
-            _write(folder, images, state)
-        except (OSError, UserError):  # a read-only disk, or another process is writing the same
-            continue
-        return _opened(folder, root, tars, state) or images
+        if not _opened(folder, root, tars, state):  # unless another process has just made the same
+            with suppress(OSError, UserError):  # a read-only disk
+                _write(folder, images, state)
+        if found := _opened(folder, root, tars, state):
+            return found
     return images
 
 
@@ -107,12 +108,20 @@ def _write(folder: Path, images: ImageList, state: list[list[Any]]) -> None:
 
 
 def _mapped(path: str) -> np.ndarray:
-    return np.load(path, mmap_mode="r")
+    try:
+        return np.load(path, mmap_mode="r")
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: found no such file on this machine; expected the index of the tar files, which another machine "
+            "has made. Set XDG_CACHE_HOME to a folder that all machines share, or make the index once where the folder "
+            "of the tar files can be written."
+        ) from None
 
 
 def _reduce(values: np.memmap) -> Any:
-    """Pickle an array of an index by its path, and any other mapped array by its values."""
-    if values.base is not None and type(values.base) is not np.memmap and FOLDER in str(values.filename):
+    """Pickle an array of an index by its path, and any other mapped array, also a part of one, by its values."""
+    is_whole = values.filename and values.base is not None and type(values.base) is not np.memmap
+    if is_whole and Path(str(values.filename)).with_name(MANIFEST).is_file():
         return _mapped, (str(values.filename),)
     return np.asarray(values).__reduce__()
 

@@ -119,7 +119,13 @@ def identity_of(config: FrozenMunch, data: TrainingData, precision: Precision) -
 
 def fingerprint(*lists: ImageList) -> str:
     """Return the sha256 of the names of all images, classes included."""
-    return hashlib.sha256(b"\n".join(name for images in lists for name in images.names.tolist())).hexdigest()
+    digest = hashlib.sha256()
+    separator = b""
+    for images in lists:
+        for start in range(0, len(images), 1 << 16):  # all names at once would take a gigabyte for 14 million images
+            digest.update(separator + b"\n".join(images.names[start : start + (1 << 16)].tolist()))
+            separator = b"\n"
+    return digest.hexdigest()
 
 
 def check_agreement(config: FrozenMunch, data: TrainingData) -> None:
