@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from relabel.data.images import Census, FolderFiles, Found, ImageList, as_bytes, image_list
+from relabel.data.images import Census, FolderFiles, Found, ImageList, as_bytes, image_list, shortened
 from utils.errors import UserError
 from utils.files import is_file
 
@@ -14,8 +14,9 @@ EXTENSIONS = (
     *(".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".jp2"),
 )
 SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
-EXPECTED_LAYOUT = f"expected ROOT/CLASS/IMAGE with images ending in {' '.join(EXTENSIONS)}"
-_ARCHIVE_LEFTOVERS = "__MACOSX"
+EXPECTED_LAYOUT = "expected ROOT/CLASS/IMAGE"
+LOOSE = "loose image"
+_LEFTOVERS = ("__MACOSX", "@eaDir")  # of macOS archives and of Synology disks: previews, not images
 
 
 def is_image(name: str) -> bool:
@@ -23,17 +24,20 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS)
 
 
-def kind_of(name: str) -> str:
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in _LEFTOVERS
+
+
+def kind_of(path: str) -> str:
     """Return the kind of a file that is not used, for the census; '' for an image."""
-    base = name.rpartition("/")[2]
-    if base.startswith(".") or base == _ARCHIVE_LEFTOVERS:
-        return "hidden"
-    return "" if is_image(base) else Path(base).suffix.lower() or "without extension"
+    if any(map(_is_hidden, path.split("/"))):
+        return "hidden file"
+    return "" if is_image(path) else f"{Path(path).suffix.lower() or 'extensionless'} file"
 
 
 def folder_names(root: Path) -> list[str]:
     """Return the sorted names of the visible folders. UserError if `root` cannot be listed."""
-    return [entry.name for entry in _entries(root) if entry.is_dir() and not kind_of(f"{entry.name}.jpg")]
+    return [entry.name for entry in _entries(root) if entry.is_dir() and not _is_hidden(entry.name)]
 
 
 def list_images(root: str | Path) -> ImageList:
@@ -44,19 +48,19 @@ def list_images(root: str | Path) -> ImageList:
     """
     root = Path(root)
     class_names = folder_names(root)
-    _check_level(root, class_names)
+    check_level(root, class_names)
     census = Census(f"class folders in {root}")
-    loose = [entry.name for entry in _entries(root) if not entry.is_dir()]
-    for name in loose:
-        census.pass_over("beside the class folders" if is_image(name) else kind_of(name), name)
-    paths = [walk(root / name, census, f"{name}/") for name in class_names]
-    empty = [name for name, found in zip(class_names, paths, strict=True) if not found]
-    if empty:
+    paths = {name: walk(root / name, census, f"{name}/") for name in class_names}
+    for entry in _entries(root):
+        if _is_hidden(entry.name) or not entry.is_dir():
+            census.pass_over(kind_of(entry.name) or LOOSE, entry.name)
+    if empty := [name for name, found in paths.items() if not found]:
         raise UserError(
-            f"{root}: found no image in {len(empty)} of {len(class_names)} class folders ({', '.join(empty[:3])}); "
-            f"{EXPECTED_LAYOUT}. Remove the empty folders or put their images back."
+            f"{root}: found no image in {len(empty)} of {len(class_names)} class folders ({', '.join(empty[:3])}), "
+            f"but {census.others()}; {EXPECTED_LAYOUT} with images ending in {' '.join(EXTENSIONS)}. Remove the empty "
+            "folders or put their images back."
         )
-    every = [path for found in paths for path in found]
+    every = [path for found in paths.values() for path in found]
     return by_class_folder(Found(root, every, FolderFiles(root, as_bytes(every)), census))
 
 
@@ -69,7 +73,10 @@ def by_class_folder(found: Found) -> ImageList:
     position = {name: label for label, name in enumerate(class_names)} | {"": -1}
     labels = np.array([position[folder] for folder in folders], np.int32)
     for row in np.flatnonzero(labels < 0).tolist():
-        found.census.pass_over("beside the class folders", found.paths[row])
+        found.census.pass_over(LOOSE, found.paths[row])
+    nested = [path for path in found.paths if path.count("/") > 1]
+    if nested:
+        found.census.source += f", {len(nested):,} in folders inside a class folder ({shortened(nested[0])})"
     return image_list(found, class_names, labels, labels >= 0)
 
 
@@ -78,14 +85,25 @@ def without_classes(found: Found) -> ImageList:
     return image_list(found, [], np.full(len(found.paths), -1, np.int32))
 
 
-def _check_level(root: Path, class_names: list[str]) -> None:
-    """Raise UserError if `root` has no class folders, or is above or below the folder that has them."""
+def check_level(root: Path, class_names: list[str]) -> None:
+    """Raise UserError if `root` has no class folders, or is above the folder that has them.
+
+    A class may be called train: CIFAR-100 and COCO have it. A folder of a split contains folders, but no image.
+    """
     if not class_names:
-        raise UserError(f"{root}: found no class folder; {EXPECTED_LAYOUT}.")
-    if split := split_folder(root, "train") or split_folder(root, "val"):
-        raise UserError(
-            f"{root}: found the folder {split.name}/, not class folders; {EXPECTED_LAYOUT}. Did you mean {split}?"
-        )
+        raise UserError(f"{root}: found no class folder, but {_others(root)}; {EXPECTED_LAYOUT}.")
+    for split in SPLIT_FOLDERS:
+        folder = split_folder(root, split)
+        if folder and folder_names(folder) and not any(is_image(entry.name) for entry in _entries(folder)):
+            raise UserError(
+                f"{root}: found the folder {folder.name}/, not class folders; {EXPECTED_LAYOUT}. Did you mean {folder}?"
+            )
+
+
+def _others(root: Path) -> str:
+    census = Census("")
+    walk(root, census)
+    return census.others()
 
 
 def split_folder(root: Path, split: str) -> Path | None:
@@ -99,9 +117,19 @@ def find_images(folder: Path) -> Found:
     paths = walk(folder, census)
     if not paths:
         raise UserError(
-            f"{folder}: found neither class folders nor images; {EXPECTED_LAYOUT}, or ROOT/IMAGE. Give another folder."
+            f"{folder}: found neither class folders nor images, but {census.others()}; {EXPECTED_LAYOUT}, or "
+            f"ROOT/IMAGE. {_remedy(census)}"
         )
     return Found(folder, paths, FolderFiles(folder, as_bytes(paths)), census)
+
+
+def _remedy(census: Census) -> str:
+    """Say what to do about forms that are not read, or that have lost the images' names."""
+    if ".parquet file" in census.passed_over:
+        return "Make tar files of parquet once: python -m relabel pack-images --help"
+    if {".mds file", ".beton file"} & census.passed_over.keys():
+        return "MDS and .beton files lack the names of images, by which label maps are found: give their source."
+    return "Give another folder."
 
 
 def walk(folder: Path, census: Census, below: str = "") -> list[str]:
@@ -109,13 +137,16 @@ def walk(folder: Path, census: Census, below: str = "") -> list[str]:
     found, folders = [], []
     for entry in _entries(folder):
         name = below + entry.name
-        if entry.is_dir():
-            if kind := kind_of(f"{entry.name}.jpg"):
-                census.pass_over(f"{kind} folder", name)
-            else:
-                folders.append(entry.name)
-        elif kind := kind_of(entry.name) or ("" if is_file(entry) else "not a file"):
+        if not entry.is_dir():
+            kind = kind_of(entry.name) or ("" if is_file(entry) else "special file")
+        elif entry.is_symlink() and Path(entry).resolve() in (folder.resolve(), *folder.resolve().parents):
+            kind = "circular link"
+        else:
+            kind = "hidden folder" if _is_hidden(entry.name) else ""
+        if kind:
             census.pass_over(kind, name)
+        elif entry.is_dir():
+            folders.append(entry.name)
         else:
             found.append(name)
     for name in folders:
@@ -129,4 +160,6 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be listed ({error.strerror}); {EXPECTED_LAYOUT}.") from error
+        raise UserError(
+            f"{folder}: cannot be listed ({error.strerror}); {EXPECTED_LAYOUT}. Correct the path, or the permissions."
+        ) from error
