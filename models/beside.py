@@ -63,6 +63,16 @@ class TimmConfig:
     recorded: dict[str, Any]
 
 
+def classes_beside(path: Path) -> RecordedClasses:
+    """Return the class names in the config.json beside a weights file, of any library."""
+    file = path.with_name(TIMM_CONFIG)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return RecordedClasses(None)
+    return recorded_classes(content if isinstance(content, dict) else {}, file)
+
+
 def timm_config_beside(path: Path) -> TimmConfig | None:
     """Read the config.json beside a weights file; None: there is none of timm.
 

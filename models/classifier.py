@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.batch_norm import set_batch_norm
-from models.beside import TIMM_CONFIG, input_of_run_beside, timm_config_beside
+from models.beside import TIMM_CONFIG, classes_beside, input_of_run_beside, timm_config_beside
 from models.build import (
     FORCE_TIMM,
     OURS,
@@ -18,6 +18,7 @@ from models.build import (
     infer_num_classes,
     library_of,
     load_weights,
+    tensor_shapes,
 )
 from models.data_config import CONVERT_INPUT, DataConfig, resolve, stated_by_timm, stated_by_torchvision
 from models.packaged import IMAGENET_CLASSES, PACKAGES, packaged_state_dict
@@ -195,6 +196,9 @@ def _from_file(arch: str | None, path: Path, needs_head: bool) -> Weights:
         count = infer_num_classes(arch, file.state_dicts["model"]) if has_head else 0
     except UserError as error:
         named = f"\n  The file is of {file.arch}." if file.arch else ""
+        if tensor_shapes(arch).keys() - {*head_tensors(arch)} <= file.state_dicts["model"].keys():
+            named = "\n  Only the classification head is missing, or has other names in the file: rename its tensors."
+        named += f"\n  The file was read so: {file.note}." if file.note else ""
         raise UserError(f"{path}: {error}{named}") from None
     classes, class_note = _fitting(file.classes, count)
     instead = "" if _is_same(arch, file.arch) else f"instead of {file.arch}, which it names"
@@ -237,6 +241,8 @@ def _with_what_lies_beside(file: WeightsFile) -> tuple[WeightsFile, str]:
         note = ", ".join(filter(None, (file.note, f"with {TIMM_CONFIG} beside it", timm.classes.note)))
         known = replace(file, arch=timm.arch, classes=timm.classes, recorded=timm.recorded, note=note)
         return known, f"from {TIMM_CONFIG} beside {name}"
+    if is_silent and (classes := classes_beside(file.path)).names:
+        file = replace(file, classes=classes)
     return file, f"recorded in {name}"
 
 

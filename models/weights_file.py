@@ -154,17 +154,32 @@ def find_weights(content: Any, path: Path) -> tuple[dict[str, dict[str, torch.Te
     unread = [key for key in AVERAGED if entries.get(key) not in (None, {}) and not are_weights(entries[key])]
     if not found or is_damaged:
         keys = ", ".join(map(reprlib.repr, list(entries)[:8]))
-        others = [key for key, value in entries.items() if are_weights(value)]
-        remedy = "" if model or not others else "\n" + _extraction(path, f"content[{others[0]!r}]", True)
+        others = _weights_elsewhere(entries)
+        remedy = "" if model or not others else "\n" + _extraction(path, f"content{others[0]}", True)
         raise UserError(
             f"{path} contains no weights: expected a dict of plain tensors, or one with the key "
             f"{', '.join(map(repr, WEIGHTS))} or, averaged, {', '.join(map(repr, AVERAGED))}; found a "
             f"{type(content).__name__} {keys}{remedy}"
         )
-    notes = [f"the key {key!r}" for key in found.values() if key not in ("state_dict", "state_dict_ema")]
+    others = _other_weights(entries, list(found.values()))
+    instead = f", not {' and '.join(map(repr, others))} with other weights" if others else ""
+    notes = [f"the key {key!r}" for key in found.values() if key not in ("state_dict", "state_dict_ema") or others]
+    notes = [*notes[:-1], notes[-1] + instead] if others else notes
     notes += [f"not using {key!r}, which holds no dict of tensors" for key in unread]
-    notes += [f"not using {key!r}, which holds other weights" for key in _other_weights(entries, list(found.values()))]
     return {name: entries[key] for name, key in found.items()}, notes
+
+
+def _weights_elsewhere(entries: Mapping[str, Any]) -> list[str]:
+    """Return where weights are under other keys, as subscripts: one or two levels deep."""
+    inner = {
+        f"[{key!r}][{name!r}]": value[name]
+        for key, value in entries.items()
+        if isinstance(value, dict)
+        for name in value
+    }
+    return [
+        where for where, value in ({f"[{k!r}]": v for k, v in entries.items()} | inner).items() if are_weights(value)
+    ]
 
 
 def _other_weights(entries: Mapping[str, Any], used: Sequence[str]) -> list[str]:
@@ -208,14 +223,7 @@ def _one_network_each(
 
 
 def _extraction(path: Path, weights: str, keeps_others: bool, prefix: str = "") -> str:
-    """Return lines that write one network of a file to a file of its own, which can be read.
-
-    Args:
-        path: of the file.
-        weights: expression for the dict with its tensors.
-        keeps_others: whether the other entries of the file go along.
-        prefix: of its tensors.
-    """
+    """Return lines that write one network of a file, given by an expression and a prefix, to a file of its own."""
     new = path.with_name(f"{path.stem}-one.pth")
     return f"""\
   These lines write one of them to a file that can be read; for another, change the key or the prefix:
@@ -255,13 +263,17 @@ def own_tensors(weights: Mapping[str, torch.Tensor], own: Collection[str]) -> tu
     # The number of averaged updates (torch's AveragedModel) is no tensor of the network.
     names = {name: name for name in weights if name.rpartition(".")[2] != "n_averaged"}
     known = sorted(_prefixes(names, own), key=lambda prefix: IS_AVERAGED.search(prefix) is None)
-    stripped, left_out, notes = "", 0, []
+    stripped, notes = "", []
+    left_out: list[str] = []
     while prefix := known[0].removeprefix(stripped) if known else _shared_prefix(names, own):
         stripped += prefix
-        left_out += sum(not old.startswith(prefix) for old in names)
+        left_out += [old for old in names if not old.startswith(prefix)]
         names = {old.removeprefix(prefix): name for old, name in names.items() if old.startswith(prefix)}
     if stripped:
-        notes.append(f"without the prefix {stripped!r}" + f" and {left_out} tensors that lack it" * bool(left_out))
+        lack = "tensor that lacks" if len(left_out) == 1 else "tensors that lack"
+        shown = ", ".join(left_out[:2]) + ", ..." * (len(left_out) > 2)
+        others = f" and {len(left_out)} {lack} it ({shown})" if left_out else ""
+        notes.append(f"without the prefix {stripped!r}{others}")
     auxiliary = [name for name in names if own and name not in own and name.startswith(AUXILIARY)]
     if auxiliary:
         notes.append(f"without {len(auxiliary)} tensors of auxiliary classifiers")

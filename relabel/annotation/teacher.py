@@ -15,9 +15,10 @@ from models.classifier import IMAGENET_CLASSES, RANDOM, Weights, open_weights
 from models.data_config import DataConfig
 from models.fully_convolutional import fully_convolutional
 from models.merged_classes import MergedClasses
-from relabel.data.class_names import ClassOrder, class_order, similar_names
+from relabel.data.class_names import LIST_IMAGENET, ClassOrder, class_labels, class_order, similar_names
 from utils.errors import UserError, with_advice
 from utils.processes.torchrun import is_first_of_node
+from utils.progress import print_lines
 
 CLASSES_FLAG = "--classes"
 
@@ -98,7 +99,7 @@ def load_teacher(
         description["merged"] = {folder: logits for folder, logits in merged if len(logits) > 1}
     if weights == RANDOM and is_first_of_node():
         warning = f"warning: {arch} has RANDOM WEIGHTS and its label maps are MEANINGLESS: only for trials"
-        print(warning, file=sys.stderr, flush=True)
+        print_lines(warning, sys.stderr)
     num_classes = len(order.groups) if order.groups is not None else found.num_classes
     note = f", {found.note}" if found.note else ""
     return Teacher(network, order.names, num_classes, data_config, order.source, description, note)
@@ -111,17 +112,23 @@ def _check_known(weights: Weights, order: ClassOrder, data_classes: Sequence[str
         return
     images = f"images of {len(data_classes):,} classes"
     if order.names is None:
+        note = f" ({weights.note})" if weights.note else ""
         raise UserError(
-            f"{weights.title}: found a teacher of {weights.num_classes:,} classes that it does not name, and {images}; "
+            f"{weights.title}: found a teacher of {weights.num_classes:,} classes that it does not name{note}, and {images}; "
             f"expected a list of its classes. Give {CLASSES_FLAG} FILE, with a line NAME or NAME<TAB>FOLDER for each, "
             "in order; or give another teacher"
         )
+    labels = class_labels(order.names)
     similar = similar_names(unknown[0], order.names) or order.names[0]
+    example = next((label for label in labels if unknown[0].casefold() in label.casefold().split()), labels[0])
+    are_readable = labels == order.names
     raise UserError(
         f"{weights.title}: found {images}, of which the teacher does not know {len(unknown):,}, the first: "
-        f"{unknown[0]}; expected folders with the names of its classes, such as {similar} ({order.source}). Rename the "
-        f"folders; or give {CLASSES_FLAG} FILE, with a line NAME<TAB>FOLDER for each of its classes that has a folder "
-        "of another name; or give another teacher"
+        f"{unknown[0]}; expected folders with the names of its classes, such as {similar} ({order.source}).\n"
+        f"  Give {CLASSES_FLAG} FILE, a text file with a line NAME<TAB>FOLDER for each of its classes whose folder has "
+        f"another name, such as {example}<TAB>{unknown[0]}; several may have the same folder.\n"
+        + ("" if are_readable else f"  NAME is a WordNet id or its English name. All of them: {LIST_IMAGENET}\n")
+        + "  Or rename the folders, or give another teacher"
     )
 
 

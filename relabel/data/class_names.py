@@ -15,6 +15,7 @@ from utils.errors import UserError
 
 WNID = re.compile(r"n\d{8}")
 IMAGENET = "imagenet"  # instead of the path of a class list
+LIST_IMAGENET = 'python -c "from relabel.data.class_names import *; print(imagenet_class_list())"'
 LISTED_NAMES, SUGGESTIONS = 5, 3  # in messages
 
 
@@ -208,6 +209,12 @@ def class_names_of_imagenet() -> list[str]:
     from timm.data import ImageNetInfo
 
     return list(ImageNetInfo().label_names())
+
+
+def imagenet_class_list() -> str:
+    """Return ImageNet's classes as a class list, WNID<TAB>ENGLISH NAME, to be edited or looked up in."""
+    wnids = class_names_of_imagenet()
+    return "\n".join(map("\t".join, zip(wnids, class_labels(wnids), strict=True)))
 
 
 def class_labels(class_names: Sequence[str]) -> list[str]:

@@ -102,6 +102,13 @@ def test_networks_that_timm_builds_differently_are_refused(tmp_path: Path, arch:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_network_of_another_image_size_is_reloaded_for_it(tmp_path: Path) -> None:
+    model = create_model("timm/test_vit", len(NAMES), (96, 96)).eval()
+    write_timm_folder(tmp_path / "out", model, "timm/test_vit", use_at(96))
+    again: Any = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    assert torch.equal(logits(again, images(side=96)), logits(model, images(side=96)))
+
+
 def test_a_folder_that_is_taken_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("mine")
     with pytest.raises(UserError, match="already exists; expected no such folder, or an empty one"):

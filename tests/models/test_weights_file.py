@@ -51,7 +51,7 @@ FORMS: dict[str, tuple[dict[str, Any], str, str | None]] = {
     ),
     "Lightning with a metric": (
         {"state_dict": prefixed("model.") | {"loss.weight": torch.ones(3)}},
-        "without the prefix 'model.' and 1 tensors that lack it",
+        "without the prefix 'model.' and 1 tensor that lacks it (loss.weight)",
         None,
     ),
     "compiled": (prefixed("_orig_mod."), "without the prefix '_orig_mod.'", None),
@@ -185,12 +185,13 @@ def test_entries_that_disagree_are_said() -> None:
     assert found.names == ["ant", "bee"] and "'class_to_idx'" in found.note and "'names'" not in found.note
     torch_file = {"state_dict": WEIGHTS, "model": OTHER, "net": WEIGHTS}
     notes = find_weights(torch_file, Path("w.pth"))[1]
-    assert len(notes) == 1 and "'model'" in notes[0]
+    assert len(notes) == 1 and "'state_dict', not 'model'" in notes[0]
 
 
 TWO_NETWORKS: dict[str, dict[str, Any]] = {
     "Lightning": {"state_dict": prefixed("student.") | prefixed("teacher."), "class_names": list("abc")},
     "bare": prefixed("student.") | prefixed("teacher."),
+    "nested": {"model": {"student": WEIGHTS, "teacher": WEIGHTS}, "class_names": list("abc")},
     "DINO": {"student": prefixed("module."), "teacher": prefixed("module."), "class_names": list("abc")},
 }
 
@@ -202,7 +203,7 @@ def test_two_networks_are_refused_with_lines_that_write_one(tmp_path: Path, form
     with pytest.raises(UserError) as caught:
         read_weights_file(tmp_path / "w.pth", "digit_net")
     lines = re.findall(r"^    (.+)$", str(caught.value), flags=re.MULTILINE)
-    exec("\n".join(lines), {})
+    exec("\n".join(lines), {})  # noqa: S102 (what the user would type)
     file = read_weights_file(tmp_path / "w-one.pth", "digit_net")
     DigitNet(3).load_state_dict(file.state_dicts["model"])
     assert file.classes.names == content.get("class_names")
@@ -230,7 +231,11 @@ def test_an_eps_of_timms_training_counts_where_timm_builds_the_network_with_it(t
     ("args", "expected"),
     [
         ({"mean": [0.5], "std": [0.2]}, {"mean": [0.5] * 3, "std": [0.2] * 3}),
-        ({"img_size": 96, "input_size": [3, 64, 80]}, {"size": [64, 80], "train_size": 64}),
+        ({"img_size": 96, "input_size": [3, 64, 80]}, {"size": (64, 80), "train_size": 64}),
+        ({"mean": torch.full((3, 1, 1), 0.5), "std": np.full(3, 0.25)}, {"mean": [0.5] * 3, "std": [0.25] * 3}),
+        ({"image_size": 96, "crop_pct": 1.1}, {"size": (96, 96), "train_size": 96}),
+        ({"input_size": 96, "image_mean": [0.5] * 3}, {"size": (96, 96), "train_size": 96, "mean": [0.5] * 3}),
+        ({"val_resize_size": 96, "val_crop_size": 128, "train_crop_size": 64}, {"size": (128, 128), "train_size": 64}),
         ({"bn_tf": True}, {"bn_eps": 1e-3}),
         ({"img_size": "96", "crop_pct": "0.9", "input_size": [], "mean": 0.5}, {}),
         ({"val_crop_size": "96", "val_resize_size": None, "interpolation": None}, {}),
@@ -244,6 +249,40 @@ def test_an_eps_of_timms_training_counts_where_timm_builds_the_network_with_it(t
 def test_settings_of_other_trainers_are_read(args: dict[str, Any], expected: dict[str, Any]) -> None:
     for entries in ({"args": argparse.Namespace(**args)}, {"args": args}, {"hyper_parameters": args}):
         assert recorded_data_config(entries, Path("w.pth"))[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("entries", "named"),
+    [
+        ({"args": TIMM_ARGS}, ""),
+        ({"args": {"batch_size": 8, "in_chans": 3, "opt_eps": 1e-8, "train_interpolation": "random"}}, ""),
+        ({"args": {"input_img_mode": "L", "in_chans": 1, "gp": None}}, "input_img_mode 'L', in_chans 1"),
+        ({"hyper_parameters": {"image_size": 64, "crop_pct": 1.1, "resize": 72}}, "crop_pct 1.1, resize 72"),
+        ({"args": {"val_resize_size": 96, "val_crop_size": 128}}, "val_resize_size 96"),
+        ({"args": {"img_size": 96, "input_size": [3, 64, 64]}}, "img_size 96"),
+        ({"hyper_parameters": {"data": {"normalize": "x"}}, "bgr": True}, "data.normalize 'x', bgr True"),
+        ({"datamodule_hyper_parameters": {"mean": [0.5] * 4}}, "mean [0.5, 0.5, 0.5, 0.5]"),
+    ],
+)
+def test_what_is_recorded_of_the_input_and_not_used_is_said(
+    entries: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    torch.save({"state_dict": WEIGHTS, **entries}, tmp_path / "w.pth")
+    assert read_weights_file(tmp_path / "w.pth").note == (f"not using {named}" if named else "")
+
+
+def test_the_metadata_of_safetensors_are_read(tmp_path: Path) -> None:
+    metadata = {
+        "format": "pt",
+        "arch": "digit_net",
+        "mean": "[0.5, 0.4, 0.3]",
+        "classes": '["a", "b", "c"]',
+        "bgr": "1",
+    }
+    safetensors.torch.save_file(WEIGHTS, tmp_path / "w.safetensors", metadata)
+    file = read_weights_file(tmp_path / "w.safetensors")
+    assert (file.arch, file.recorded, file.classes.names) == ("digit_net", {"mean": [0.5, 0.4, 0.3]}, ["a", "b", "c"])
+    assert file.note == "not using bgr 1"
 
 
 @pytest.mark.parametrize(
@@ -281,6 +320,9 @@ RECORD = DataConfig(**OF_2021 | {"size": (64, 80), "crop_ratio": None, "mean": (
 def test_what_is_recorded_is_read_back(tmp_path: Path) -> None:
     torch.save({"state_dict": WEIGHTS, DATA_CONFIG: RECORD}, tmp_path / "w.pth")
     assert DataConfig(**read_weights_file(tmp_path / "w.pth").recorded).as_record() == RECORD
+    del (earlier := dict(RECORD))["model_args"]
+    torch.save({"state_dict": WEIGHTS, DATA_CONFIG: earlier}, tmp_path / "w.pth")
+    assert read_weights_file(tmp_path / "w.pth").recorded == RECORD
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from timm.data import ImageNetInfo
 
 from models.classifier import Weights
-from relabel.data.class_names import ClassOrder, class_labels, class_order
+from relabel.data.class_names import LIST_IMAGENET, ClassOrder, class_labels, class_order
 from tests.miniatures import wnids
 from utils.errors import UserError
 
@@ -76,6 +76,12 @@ def test_a_list_maps_some_of_imagenets_classes_to_folders(published: bool) -> No
         "ImageNet's wnids, sorted; list.txt maps 3 of the 1,000 to cat, tench; the others keep their names; "
         "1,000 classes become 999: the probabilities of those with one folder add up"
     )
+
+
+def test_the_printed_list_of_imagenets_names_is_a_class_list(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(LIST_IMAGENET.split('"')[1], {})  # noqa: S102 (what a message tells the user to type)
+    lines = capsys.readouterr().out.splitlines()
+    assert order(network(1000), lines).names == class_labels(wnids())
 
 
 def test_a_list_maps_the_names_in_a_file() -> None:
