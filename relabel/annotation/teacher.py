@@ -110,11 +110,11 @@ def _check_known(weights: Weights, order: ClassOrder, data_classes: Sequence[str
     unknown = sorted({*data_classes}.difference(order.names or ()))
     if not unknown:
         return
-    images = f"images of {len(data_classes):,} classes"
+    classes, images = f"{weights.num_classes:,} classes", f"images of {len(data_classes):,} classes"
     if order.names is None:
         note = f" ({weights.note})" if weights.note else ""
         raise UserError(
-            f"{weights.title}: found a teacher of {weights.num_classes:,} classes that it does not name{note}, and {images}; "
+            f"{weights.title}: found a teacher of {classes} that it does not name{note}, and {images}; "
             f"expected a list of its classes. Give {CLASSES_FLAG} FILE, with a line NAME or NAME<TAB>FOLDER for each, "
             "in order; or give another teacher"
         )
