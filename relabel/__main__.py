@@ -21,6 +21,7 @@ if __name__ == "__main__" or Path(sys.argv[0]).name == "relabel":
         doctor()
 
 import relabel
+from relabel.cli.images import pack_images, unpack_images
 from relabel.cli.label_maps import annotate, check, export_labels, pack, show, unpack
 from relabel.cli.networks import compare, export_model, predict
 from relabel.cli.runs import curves
@@ -30,6 +31,7 @@ from utils.doctor import doctor
 
 COMMANDS = (
     *(annotate, check, show, pack, unpack, export_labels),
+    *(pack_images, unpack_images),
     *(curves, predict, compare, export_model),
     *(reproduce, digits, scenes, digits_annotator),
     doctor,

@@ -146,6 +146,25 @@ class ImageFile:
         resized_size = _resized_size(self.width, self.height, size, crop_ratio)
         return CropBox.from_pixels(*_middle(*resized_size, size), *resized_size)
 
+    @property
+    def data(self) -> bytes:
+        """The whole file."""
+        return self._data
+
+    def checked_format(self) -> str:
+        """Return Pillow's name of the file's format, once the rest of the file shows no damage either.
+
+        Raises:
+            UnreadableImage: the file is damaged. (UserError as above.)
+        """
+        with _naming(self.path):
+            kind = self._opened.format or ""
+            if kind in ("JPEG", "MPO", "PNG"):
+                self._check_whole(kind)
+            else:
+                self._opened.load()
+            return kind
+
     def _check_whole(self, kind: str | None) -> None:
         """Raise ValueError for damage that Pillow ignores: it would return black or grey rows."""
         if kind == "PNG":

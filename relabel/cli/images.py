@@ -1,0 +1,97 @@
+"""The commands for images: pack them into tar shards, and unpack them into class folders."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from relabel.cli.arguments import keep_apart
+from utils.config.value_types import Count, ExistingFile, NewFolder
+from utils.errors import UserError
+from utils.progress import print_lines
+
+if TYPE_CHECKING:
+    from relabel.data.images import ImageList
+
+# Each command imports what it needs itself: a wrong command line is reported before torch is loaded.
+
+Source = Annotated[
+    str, Field(min_length=1, title="SOURCE", description="a folder, a file, or a pattern such as 'shards/*.tar'")
+]
+
+
+def pack_images(
+    source: Source,
+    out: NewFolder,
+    *,
+    table: ExistingFile | None = None,
+    shorter: Annotated[int, Field(ge=16)] | None = None,
+    quality: Annotated[int, Field(ge=1, le=100)] | None = None,
+    num_workers: Count = 4,
+    on_error: Literal["stop", "skip"] = "stop",
+) -> None:
+    """Pack images into tar shards, which this project, webdataset and timm read; shrink them on the way if asked to.
+
+    Keys stay CLASS/STEM, so label maps are found as before, and they stay valid for shrunk images. A shard ends after
+    10,000 images or 1 GB. The same command continues an interrupted one; OUT appears when it is complete.
+
+    Args:
+        source: images of one split: a folder of class folders, or with a table; tar files; parquet files.
+        out: folder to write the shards to.
+        table: CSV or TSV file with an image and its class on each line. none: the class folders, or the table that
+            ImageNet comes with.
+        shorter: shrink images whose shorter side has more pixels to this, as JPEG. none: keep all bytes.
+        quality: of these JPEG files. none: 90.
+        num_workers: processes that read and shrink images, at most one per core; 0: this process does it.
+        on_error: stop: fail at an image that is damaged; skip: leave such images out and list them.
+    """
+    if quality and not shorter:
+        raise UserError(
+            f"--quality {quality} is for images that are shrunk; give --shorter too, such as --shorter 320, or leave "
+            "it out"
+        )
+    from relabel.data.shards import pack_images as pack
+    from relabel.data.sources import is_of
+    from utils.processes.distributed import available_cores
+
+    images = _open(source, out, table)
+    split = "val" if is_of(out.name, "val") or is_of(Path(source).name, "val") else "train"
+    pack(
+        images,
+        out,
+        split=split,
+        shorter=shorter,
+        quality=quality or 90,
+        skip_unreadable=on_error == "skip",
+        num_workers=min(num_workers, available_cores()),
+    )
+
+
+def unpack_images(source: Source, out: NewFolder, *, table: ExistingFile | None = None) -> None:
+    """Write the images of tar shards, or of any other form, into class folders: OUT/CLASS/FILE, byte for byte.
+
+    The same command continues an interrupted one; OUT appears when it is complete.
+
+    Args:
+        source: as in `pack-images`.
+        out: folder to write the class folders to.
+        table: as in `pack-images`.
+    """
+    from relabel.data.unpack import unpack_images as unpack
+
+    unpack(_open(source, out, table), out)
+
+
+def _open(source: str, out: Path, table: Path | None) -> "ImageList":
+    """List the images of a source and print what was found."""
+    from relabel.data.parquet import list_parquet, parquet_files
+    from relabel.data.sources import open_images
+
+    keep_apart(out, "OUT", {"SOURCE": Path(source)})
+    files = parquet_files(source)
+    if files and table:
+        raise UserError(f"--table {table}: the classes of parquet files are in their column label. Leave --table out")
+    images = list_parquet(source, files) if files else open_images(source, table or "")
+    of_classes = f" of {len(images.class_names):,} classes" if images.class_names else " without classes"
+    print_lines(f"{len(images):,} images{of_classes} from {images.census}")
+    return images
