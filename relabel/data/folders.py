@@ -1,6 +1,7 @@
 """Images as files: in class folders, with folders inside them or not, or in one flat folder without labels."""
 
 import os
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ EXTENSIONS = (
     *(".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".jp2"),
 )
 SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
+DATA_FOLDERS = ("", "CLS-LOC", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC")  # in which these may be: Kaggle's ImageNet
 EXPECTED_LAYOUT = "expected ROOT/CLASS/IMAGE"
 LOOSE = "loose image"
 _LEFTOVERS = ("__MACOSX", "@eaDir")  # of macOS archives and of Synology disks: previews, not images
@@ -57,7 +59,7 @@ def list_images(root: str | Path) -> ImageList:
     if empty := [name for name, found in paths.items() if not found]:
         raise UserError(
             f"{root}: found no image in {len(empty)} of {len(class_names)} class folders ({', '.join(empty[:3])}), "
-            f"but {census.others()}; {EXPECTED_LAYOUT} with images ending in {' '.join(EXTENSIONS)}. Remove the empty "
+            f"only {census.others()}; {EXPECTED_LAYOUT} with images ending in {' '.join(EXTENSIONS)}. Remove the empty "
             "folders or put their images back."
         )
     every = [path for found in paths.values() for path in found]
@@ -91,19 +93,21 @@ def check_level(root: Path, class_names: list[str]) -> None:
     A class may be called train: CIFAR-100 and COCO have it. A folder of a split contains folders, but no image.
     """
     if not class_names:
-        raise UserError(f"{root}: found no class folder, but {_others(root)}; {EXPECTED_LAYOUT}.")
-    for split in SPLIT_FOLDERS:
-        folder = split_folder(root, split)
-        if folder and folder_names(folder) and not any(is_image(entry.name) for entry in _entries(folder)):
+        census = Census("")
+        for path in walk(root, census):
+            census.pass_over("image", path)
+        raise UserError(
+            f"{root}: found no class folder, only {census.others()}; {EXPECTED_LAYOUT}. Give the folder that contains "
+            "the class folders."
+        )
+    for inside, split in product(DATA_FOLDERS, SPLIT_FOLDERS):
+        folder = split_folder(root / inside, split)
+        if folder and (
+            inside or (folder_names(folder) and not any(is_image(entry.name) for entry in _entries(folder)))
+        ):
             raise UserError(
                 f"{root}: found the folder {folder.name}/, not class folders; {EXPECTED_LAYOUT}. Did you mean {folder}?"
             )
-
-
-def _others(root: Path) -> str:
-    census = Census("")
-    walk(root, census)
-    return census.others()
 
 
 def split_folder(root: Path, split: str) -> Path | None:
@@ -117,7 +121,7 @@ def find_images(folder: Path) -> Found:
     paths = walk(folder, census)
     if not paths:
         raise UserError(
-            f"{folder}: found neither class folders nor images, but {census.others()}; {EXPECTED_LAYOUT}, or "
+            f"{folder}: found neither class folders nor images, only {census.others()}; {EXPECTED_LAYOUT}, or "
             f"ROOT/IMAGE. {_remedy(census)}"
         )
     return Found(folder, paths, FolderFiles(folder, as_bytes(paths)), census)

@@ -81,7 +81,7 @@ class Census:
         """Return what is not used, with the first of each kind."""
         kinds = [f"{counted(n, kind)} ({shortened(first)})" for kind, (n, first) in self.passed_over.items()]
         more = f" and {counted(len(kinds) - MOST_KINDS, 'other kind')}" if len(kinds) > MOST_KINDS else ""
-        return ", ".join(kinds[:MOST_KINDS]) + more or "nothing else"
+        return ", ".join(kinds[:MOST_KINDS]) + more or "empty folders"
 
     def __str__(self) -> str:
         """Return the source, then what is not used."""
@@ -142,6 +142,12 @@ class ImageList:
     def __len__(self) -> int:
         """Return N, the number of images."""
         return len(self.names)
+
+    def described(self, what: str = "") -> str:
+        """Return a line: how many images there are of `what`, where they come from, and what is not used."""
+        number = len(self.class_names)
+        of_classes = f" of {number:,} class{'es' * (number != 1)}" if number else ""
+        return f"{what}{': ' * bool(what)}{counted(len(self), 'image')}{of_classes} from {self.census}"
 
     def name(self, index: int) -> str:
         """Return CLASS/FILE of an image."""

@@ -9,27 +9,34 @@ Each becomes an ImageList with the same names in the same order, so nothing afte
 """
 
 import re
+from collections.abc import Sequence
 from glob import glob, has_magic
 from itertools import product
+from os.path import commonprefix
 from pathlib import Path
 from zlib import crc32
 
 import numpy as np
 
 from relabel.data.folders import (
+    DATA_FOLDERS,
     SPLIT_FOLDERS,
     find_images,
     folder_names,
+    is_image,
     list_images,
     split_folder,
-    without_classes,
+    walk,
 )
-from relabel.data.images import Found, ImageList
-from relabel.data.tables import TINY, read_table, table_beside, with_labels
+from relabel.data.images import Census, Found, ImageList, shortened
+from relabel.data.tables import TINY, read_table, with_labels, with_table_beside
 from relabel.data.tar_index import list_tars
 from utils.errors import UserError
 
-KAGGLE_TREE = Path("ILSVRC", "Data", "CLS-LOC")
+EXPECTED_SOURCE = (
+    "expected a folder of images; or a tar file, a pattern such as 'shards/*.tar' or shards/{000..127}.tar, or several "
+    "joined by ':'"
+)
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -47,16 +54,29 @@ def open_images(source: str | Path, table: str | Path = "", split: str | None = 
     """
     root = Path(source)
     if tars := tar_files(str(source)):
-        images = list_tars(root, tars, split)
-        table = table or (not images.class_names and table_beside(tars[0].parent)) or ""
-        names = [images.name(row) for row in range(len(images))] if table else []
-        return (
-            with_labels(Found(root, names, images.files, images.census), read_table(Path(table))) if table else images
-        )
-    if not table and folder_names(root) and not (root / TINY).is_file():
+        return _open_tars(root, tars, table, split)
+    if root.is_file():
+        raise UserError(f"{root} is a file; {EXPECTED_SOURCE}.")
+    if not table and not (root / TINY).is_file() and _has_class_folders(root):
         return list_images(root)
-    table = table or table_beside(root) or ""
-    return with_labels(find_images(root), read_table(Path(table))) if table else without_classes(find_images(root))
+    found = find_images(root)
+    return with_labels(found, read_table(Path(table))) if table else with_table_beside(found, root)
+
+
+def _open_tars(root: Path, tars: list[Path], table: str | Path, split: str | None) -> ImageList:
+    """List images in tar files, whose classes may be in a table."""
+    images = list_tars(root, tars, split)
+    if images.class_names and not table:
+        return images
+    found = Found(root, [images.name(row) for row in range(len(images))], images.files, images.census)
+    return with_labels(found, read_table(Path(table))) if table else with_table_beside(found, tars[0].parent)
+
+
+def _has_class_folders(root: Path) -> bool:
+    """Whether a folder has folders with images; a flat folder of images may have others."""
+    if not any(is_image(entry.name) for entry in root.iterdir()):
+        return bool(folder_names(root))
+    return any(walk(root / name, Census("")) for name in folder_names(root))
 
 
 def open_split(data_path: str, split: str, source: str = "", table: str = "") -> ImageList:
@@ -71,7 +91,10 @@ def open_split(data_path: str, split: str, source: str = "", table: str = "") ->
     Raises:
         UserError: there are no such images, or they have no classes.
     """
-    images = open_images(source or _find_split(data_path, split, table), table, split)
+    if source or (tar_files(data_path) and not Path(data_path).is_dir()):
+        images = open_images(source or data_path, table, split)
+    else:
+        images = _open_in(Path(data_path), split, table)
     if not images.class_names:
         raise UserError(
             f"{images.root}: found {len(images):,} images of {split} without classes; expected class folders, or a "
@@ -80,18 +103,28 @@ def open_split(data_path: str, split: str, source: str = "", table: str = "") ->
     return images
 
 
-def _find_split(data_path: str, split: str, table: str) -> str:
-    """Return where in data_path the images of a split are. UserError if they are not there."""
-    root = Path(data_path)
-    if not root.is_dir() and tar_files(data_path):
-        return data_path
-    if folder := split_folder(root, split) or split_folder(root / KAGGLE_TREE, split):
-        return str(folder)
-    if tars := _tars_of(root, split):
-        return ":".join(map(str, tars))
+def _open_in(root: Path, split: str, table: str) -> ImageList:
+    """List the images of a split in a data folder. UserError if they are not there."""
+    folders = (split_folder(root / inside, split) for inside in DATA_FOLDERS)
+    if folder := next(filter(None, folders), None):
+        return open_images(folder, table, split)
+    tars = _tars_in(root)
+    own = [tar for tar in tars if is_of(tar.stem, split)]
+    if own or (tars and not table and not any(is_of(tar.stem, name) for tar in tars for name in SPLIT_FOLDERS)):
+        return _open_tars(_as_source(own or tars), own or tars, table, split)
     if table:
-        return data_path
+        return open_images(root, table, split)
     raise UserError(_no_split(root, split))
+
+
+def _as_source(tars: Sequence[Path]) -> Path:
+    """Return what stands for these tar files where a command asks for IMAGES."""
+    if len(tars) == 1:
+        return tars[0]
+    names = [str(tar) for tar in tars]
+    prefix, suffix = (commonprefix([name[::step] for name in names])[::step] for step in (1, -1))  # noqa: RUF071
+    pattern = f"{prefix}*{suffix}"
+    return Path(pattern if sorted(glob(pattern)) == names else ":".join(names))  # noqa: PTH207
 
 
 def tar_files(source: str) -> list[Path]:
@@ -108,10 +141,7 @@ def tar_files(source: str) -> list[Path]:
     for path in (path for text in source.split(":") for path in _expanded(text)):
         matches = sorted(glob(path)) if has_magic(path) and not Path(path).exists() else [path]  # noqa: PTH207
         if not matches or not Path(matches[0]).is_file():
-            raise UserError(
-                f"{source}: found no tar file {path}; expected one, a pattern with * or {{000..127}}, or several "
-                "joined by ':'."
-            )
+            raise UserError(f"{shortened(source)}: found no tar file {path}; {EXPECTED_SOURCE}.")
         found += map(Path, matches)
     return found
 
@@ -128,22 +158,17 @@ def _tars_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("[!.]*.tar") if path.is_file())
 
 
-def _is_of(name: str, split: str) -> bool:
+def is_of(name: str, split: str) -> bool:
     """Whether a file name has the word train, or val or validation."""
     return any(re.search(rf"(?<![a-z]){word}(?![a-z])", name.lower()) for word in SPLIT_FOLDERS[split])
-
-
-def _tars_of(root: Path, split: str) -> list[Path]:
-    """Return the tar files of a split in a data folder: by their names, or all where no name says anything."""
-    tars = _tars_in(root)
-    own = [tar for tar in tars if _is_of(tar.stem, split)]
-    return own or ([] if any(_is_of(tar.stem, name) for tar in tars for name in SPLIT_FOLDERS) else tars)
 
 
 def _no_split(root: Path, split: str) -> str:
     """Say what was found where the images of a split were expected, and what to do."""
     inside = folder_names(root)
-    found = f"the folders {', '.join(inside[:3])}{', ...' if len(inside) > 3 else ''}" if inside else "no folder"
+    files = sorted(path.name for path in root.iterdir() if path.is_file() and not path.name.startswith("."))
+    kinds = {"folders": inside, "files": files}
+    found = [f"the {kind} {', '.join(names[:3])}{', ...' * (len(names) > 3)}" for kind, names in kinds.items() if names]
     expected = f"{split}/CLASS/IMAGE, tar files with {split} in their names, or --data.{split} SOURCE"
     above = root.resolve().parent
     level = next((root / name for name in inside if split_folder(root / name, "train")), None)
@@ -153,7 +178,17 @@ def _no_split(root: Path, split: str) -> str:
         hint = f" Did you mean --data.data_path {level}?"
     elif split == "val" and split_folder(root, "train"):
         hint = " Without validation images, --data.val_share 0.1 sets a tenth of the training images aside."
-    return f"{root}: found {found}, but no {split}/; expected {expected}.{hint}"
+    elif compressed := [name for name in files if name.endswith((".tar.gz", ".tgz", ".tar.xz", ".tar.bz2"))]:
+        hint = f" Decompress {compressed[0]} once, to a plain tar file or a folder."
+    elif any(name.endswith(".parquet") for name in files):
+        hint = " Make tar files of parquet once: python -m relabel pack-images --help"
+    elif len(inside) > 1 and split == "train" and _has_class_folders(root):
+        hint = (
+            f" If these are the classes, --data.train {root} --data.val_share 0.1 uses them."
+            if split == "train"
+            else ""
+        )
+    return f"{root}: found {' and '.join(found) or 'nothing'}, but no {split}/; expected {expected}.{hint}"
 
 
 def divide(images: ImageList, share: float, split: str) -> ImageList:

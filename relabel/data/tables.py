@@ -10,8 +10,10 @@ and the development kit of ILSVRC 2012: ILSVRC2012_validation_ground_truth.txt w
 
 import csv
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,11 @@ class LabelTable:
     path: Path
     class_of: dict[str, str]
 
+    @property
+    def stems(self) -> set[str]:
+        """The file names without their extensions."""
+        return {_stem(image.rpartition("/")[2]) for image in self.class_of}
+
 
 def read_table(path: Path) -> LabelTable:
     """Read a table in any of the forms at the top of this file.
@@ -51,9 +58,11 @@ def read_table(path: Path) -> LabelTable:
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); {EXPECTED}. Correct its path.") from error
-    delimiter = "\t" if "\t" in text.partition("\n")[0] else ","
+    if "\0" in text:
+        raise UserError(f"{path} is not a text file in UTF-8; {EXPECTED}. Save it as CSV in UTF-8.")
+    delimiter = next((character for character in "\t,;" if character in text.partition("\n")[0]), ",")
     class_of: dict[str, str] = {}
-    for number, row in enumerate(csv.reader(text.splitlines(), delimiter=delimiter), start=1):
+    for number, row in enumerate(csv.reader(StringIO(text, newline=""), delimiter=delimiter), start=1):
         if not any(row):
             continue
         image, label = row[0].strip(), _class_in(row)
@@ -95,63 +104,96 @@ def _ground_truth(path: Path) -> dict[str, str]:
         ) from error
 
 
-def table_beside(folder: Path) -> Path | None:
-    """Return the table that ImageNet's or Tiny ImageNet's validation images come with: in the folder or above it."""
+def with_table_beside(found: Found, folder: Path) -> ImageList:
+    """Return images with the classes of the table that ImageNet comes with, or without classes.
+
+    Args:
+        found: the images.
+        folder: theirs. The table is in it or above it.
+    """
     kit = Path("ILSVRC2012_devkit_t12", "data", GROUND_TRUTH)
     above = [folder, *folder.resolve().parents[:4]]
-    found = [parent / name for parent in above[:2] for name in (TINY,)]
-    found += [parent / name for parent in above for name in (KAGGLE, GROUND_TRUTH, kit)]
-    return next((path for path in found if path.is_file()), None)
+    tables = [parent / TINY for parent in above[:2]] + [p / name for p in above for name in (KAGGLE, GROUND_TRUTH, kit)]
+    for path in filter(Path.is_file, tables):
+        table = read_table(path)
+        if any(_stem(name.rpartition("/")[2]) in table.stems for name in found.paths[:1]):
+            return with_labels(found, table, may_lack=True)
+    return image_list(found, [], np.full(len(found.paths), -1, np.int32))
 
 
-def with_labels(found: Found, table: LabelTable) -> ImageList:
+def with_labels(found: Found, table: LabelTable, may_lack: bool = False) -> ImageList:
     """Return the images that a table lists, with its classes, sorted as text; the census counts the others.
 
     A table may give paths below its own folder or below that of the images, or file names, with or without extension.
 
+    Args:
+        found: the images.
+        table: their classes.
+        may_lack: the table may list images that do not exist.
+
     Raises:
         UserError: the table lists an image that does not exist, or is ambiguous.
     """
-    row_of = _rows_by_name(found, Path(os.path.relpath(found.root, table.path.parent)).as_posix())
-    class_of = {os.path.normpath(image): label for image, label in table.class_of.items()}
-    first, of_first = next(iter(class_of.items()))
-    if first not in row_of and [*class_of.values()].count(of_first) == 1:  # the header
-        del class_of[first]
-    missing = [image for image in class_of if image not in row_of]
-    if missing:
+    class_of = dict(table.class_of)
+    found.census.source += f", classes from {table.path}"
+    rows = _rows(found, table)
+    first = next(iter(class_of))
+    if first not in rows and Counter(class_of.values())[class_of[first]] == 1:
+        found.census.source += f" (header: {first}, {class_of.pop(first)})"
+    missing = [image for image in class_of if image not in rows]
+    if missing and (not may_lack or len(missing) == len(class_of)):
         raise UserError(
             f"{table.path}: {len(missing):,} of the {len(class_of):,} images that it lists are not in {found.root}; "
             f"the first: {missing[0]}. Expected paths such as {found.paths[0]}, with or without folders and extension. "
             "Correct the table, or remove these lines."
         )
-    class_names = sorted({*class_of.values()})
+    if missing:
+        found.census.pass_over("line without an image", missing[0], len(missing))
+    class_names = sorted({class_of[image] for image in rows if image in class_of})
     position = {name: label for label, name in enumerate(class_names)}
     labels = np.full(len(found.paths), -1, np.int32)
-    for image, label in class_of.items():
-        row = row_of[image]
+    for image, row in rows.items():
         if row < 0 or labels[row] >= 0:
             raise UserError(
-                f"{table.path}: {image} may be two images in {found.root}, or is listed twice; expected a path."
+                f"{table.path}: {image} may be two images in {found.root}, or is listed twice; expected a path "
+                f"such as {found.paths[0]}, once. Correct this line."
             )
-        labels[row] = position[label]
+        labels[row] = position[class_of[image]]
     for row in np.flatnonzero(labels < 0).tolist():
-        found.census.pass_over("not in the table", found.paths[row])
-    found.census.source += f", classes from {table.path}"
+        found.census.pass_over("unlisted image", found.paths[row])
     return image_list(found, class_names, labels, labels >= 0)
 
 
-def _rows_by_name(found: Found, folder: str) -> dict[str, int]:
-    """Return the row of each image by every name that a table may give it; -1 for a name of two images."""
-    full = [f"{folder}/{path}" for path in found.paths]
-    files = [path.rpartition("/")[2] for path in found.paths]
-    ways = [names for whole in (full, found.paths, files) for names in (whole, [_stem(name) for name in whole])]
+def _rows(found: Found, table: LabelTable) -> dict[str, int]:
+    """Return the row of each image that a table lists and that exists; -1 if it may be two. The exact names win."""
+    folder = os.path.relpath(found.root, table.path.parent)
+    wanted = {_inside(image, table.path.parent): image for image in table.class_of}
     rows: dict[str, int] = {}
-    for names in ways:
-        same: dict[str, int] = {}
+    for names in _ways(found.paths, Path(folder).as_posix()):
+        if not wanted:
+            break
+        of_way: dict[str, int] = {}
         for row, name in enumerate(names):
-            same[name] = row if same.setdefault(name, row) == row else -1
-        rows = same | rows  # the earlier, more exact names win
+            if name in wanted:
+                of_way[name] = row if of_way.setdefault(name, row) == row else -1
+        rows |= {wanted.pop(name): row for name, row in of_way.items()}
     return rows
+
+
+def _inside(image: str, folder: Path) -> str:
+    """Return the normal form of a path; an absolute one below a folder."""
+    return os.path.relpath(image, folder.resolve()) if Path(image).is_absolute() else os.path.normpath(image)
+
+
+def _ways(paths: Sequence[str], folder: str) -> Iterator[list[str]]:
+    """Yield the names that a table may give the images at these paths in a folder: the more exact ones first."""
+    for names in (
+        [os.path.normpath(f"{folder}/{path}") for path in paths],
+        paths,
+        [p.rpartition("/")[2] for p in paths],
+    ):
+        yield list(names)
+        yield [_stem(name) for name in names]
 
 
 def _stem(path: str) -> str:

@@ -17,7 +17,7 @@ from utils.errors import UserError
 
 BLOCK = 512
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
-_FILE, _LINKS, _PAX, _LONG_NAME, _IGNORED = b"0\0", b"12", b"x", b"L", b"gK"
+_FILE, _LINKS, _PAX, _LONG_NAME, _IGNORED, _SPARSE = b"0\0" + b"7", b"12", b"xX", b"L", b"gK", b"S"
 LINK = -1  # as a size: a link to another member
 _MOST_HEADER = 1 << 20  # bytes of an extended header; a name is at most 4,096
 OPEN_FILES = 128  # tar files open at a time in each process
@@ -89,9 +89,12 @@ def walk_tar(path: Path) -> Iterator[Member]:
     """Yield name, offset and size of every file in a tar file, those in tar files inside it as STEM/NAME.
 
     Raises:
-        UserError: it is compressed, truncated, or not a tar file.
+        UserError: it cannot be read, is compressed, truncated or not a tar file, or has sparse files.
     """
-    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); expected a tar file.") from error
     try:
         _check_form(path, os.pread(descriptor, BLOCK, 0))
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # the images in between need not be read
@@ -125,18 +128,20 @@ def _members(path: Path, descriptor: int, start: int, end: int) -> Iterator[Memb
             raise _truncated(path, end)
         if kind == _LONG_NAME:
             long_name = os.fsdecode(os.pread(descriptor, min(size, _MOST_HEADER), data).rstrip(b"\0"))
-        elif kind == _PAX:
-            long_name, long_size = _pax(os.pread(descriptor, min(size, _MOST_HEADER), data))
+        elif kind in _PAX:
+            long_name, long_size = _pax(path, os.pread(descriptor, min(size, _MOST_HEADER), data), data)
+        elif kind == _SPARSE:
+            raise _sparse(path, _name(header))
         elif kind not in _IGNORED:
-            name = long_name or _name(header)
+            name = (long_name or _name(header)).removeprefix("./").lstrip("/")
             long_name, long_size = "", None
             if kind in _FILE and name.endswith(".tar"):
                 stem = name.rpartition("/")[2].removesuffix(".tar")
                 yield from ((f"{stem}/{inner}", o, n) for inner, o, n in _members(path, descriptor, data, data + size))
             elif kind in _FILE and not name.endswith("/"):
-                yield name.removeprefix("./"), data, size
+                yield name, data, size
             elif kind in _LINKS:
-                yield name.removeprefix("./"), data, LINK
+                yield name, data, LINK
 
 
 def _name(header: bytes) -> str:
@@ -155,10 +160,7 @@ def _number(path: Path, header: bytes, position: int) -> int:
             raise ValueError
         return int.from_bytes(field[1:]) if field[0] & 0x80 else int(field.strip(b" \0") or b"0", 8)
     except ValueError:
-        raise UserError(
-            f"{path}: found no header of a tar file at byte {position:,}; expected a whole tar file. Copy or download "
-            "it again."
-        ) from None
+        raise _damaged(path, position) from None
 
 
 def _checksum(header: bytes) -> int:
@@ -166,18 +168,39 @@ def _checksum(header: bytes) -> int:
     return sum(header) - sum(header[148:156]) + 8 * ord(" ")
 
 
-def _pax(data: bytes) -> tuple[str, int | None]:
+def _pax(path: Path, data: bytes, position: int) -> tuple[str, int | None]:
     """Return the name ('' if it is not given) and the size of the next file, from an extended header."""
     name, size = "", None
     while data[:1].isdigit():
-        length = int(data.partition(b" ")[0])
-        key, _, value = data[:length].partition(b" ")[2].rstrip(b"\n").partition(b"=")
-        if key == b"path":
-            name = os.fsdecode(value)
-        elif key == b"size":
-            size = int(value)
+        try:
+            length = int(data.partition(b" ")[0])
+            key, equals, value = data[:length].partition(b" ")[2].removesuffix(b"\n").partition(b"=")
+            if not equals:
+                raise ValueError
+            if key == b"path":
+                name = os.fsdecode(value)
+            elif key == b"size":
+                size = int(value)
+        except ValueError:
+            raise _damaged(path, position) from None
+        if key.startswith(b"GNU.sparse"):
+            raise _sparse(path, name)
         data = data[length:]
     return name, size
+
+
+def _damaged(path: Path, position: int) -> UserError:
+    return UserError(
+        f"{path}: found no header of a tar file at byte {position:,}; expected a whole tar file. Copy or download it "
+        "again."
+    )
+
+
+def _sparse(path: Path, name: str) -> UserError:
+    return UserError(
+        f"{path}: found {name or 'a file'} without its zeros (a sparse file); expected whole files, which can be read "
+        "by their position. Make the tar file again without --sparse."
+    )
 
 
 def _truncated(path: Path, end: int) -> UserError:

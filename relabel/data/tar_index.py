@@ -18,26 +18,31 @@ import shutil
 from array import array
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from relabel.data.class_names import WNID
-from relabel.data.folders import EXPECTED_LAYOUT, SPLIT_FOLDERS, by_class_folder, is_image, kind_of
+from relabel.data.folders import EXPECTED_LAYOUT, LOOSE, SPLIT_FOLDERS, by_class_folder, is_image, kind_of
 from relabel.data.images import Census, Found, ImageList, image_list
 from relabel.data.tar_files import LINK, Member, TarFiles, walk_tar
 from utils.errors import UserError
 from utils.files import new_folder, read_json, write_json
 from utils.progress import JobProgress, counted
 
-VERSION = 1
+VERSION = 2
 FOLDER, MANIFEST = ".relabel-index", "index.json"
 INFO = "_info.json"  # beside shards: their number of samples, which timm reads, and the class names
 NAMES_LOST = "the images are only numbered, so label maps made from another form of them cannot be found"
 _ARRAYS = ("names", "labels", "tar", "offset", "size")
 _KEY = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")  # of a WebDataset member: up to the first dot of its file name
 _CLASS, _FACTS = "cls", "json"
+_ADVICE = {
+    "train": ". Give the training images: --data.train SOURCE",
+    "val": ". Give validation images, --data.val SOURCE, or set a tenth of the others aside: --data.val_share 0.1",
+}
 
 
 def list_tars(root: Path, tars: Sequence[Path], split: str | None = None) -> ImageList:
@@ -51,7 +56,9 @@ def list_tars(root: Path, tars: Sequence[Path], split: str | None = None) -> Ima
     Raises:
         UserError: a tar file cannot be read, is compressed or truncated, or has no image.
     """
-    state = [[str(tar.resolve()), tar.stat().st_size, tar.stat().st_mtime_ns] for tar in tars]
+    info = tars[0].parent / INFO
+    files = [*tars, info] if info.is_file() else tars
+    state = [[str(file.resolve()), (about := file.stat()).st_size, about.st_mtime_ns] for file in files]
     key = hashlib.sha256(json.dumps([[name for name, *_ in state], split]).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folders = [tars[0].resolve().parent / FOLDER / key, cache / "relabel" / key]
@@ -69,20 +76,24 @@ def list_tars(root: Path, tars: Sequence[Path], split: str | None = None) -> Ima
 
 
 def _source(root: Path, tars: Sequence[Path]) -> str:
-    return f"{counted(len(tars), 'tar file')}, {root}"
+    """Return how many tar files there are, and the first and the last: there may be thousands."""
+    names = [tar.name for tar in (tars[0], *tars[1:][-1:])]
+    return str(tars[0]) if len(tars) == 1 else f"{len(tars):,} tar files, {tars[0].parent}/{' ... '.join(names)}"
 
 
 def _opened(folder: Path, root: Path, tars: Sequence[Path], state: list[list[Any]]) -> ImageList | None:
-    """Open an index; None if there is none for the tar files as they are now."""
-    if not (folder / MANIFEST).is_file():
+    """Open an index; None if there is none for the tar files as they are now, or it is damaged."""
+    try:
+        made = read_json(folder / MANIFEST, "expected an index")
+        if made["version"] != VERSION or made["tars"] != state:
+            return None
+        names, labels, *where = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS)
+        passed_over = {kind: (count, first) for kind, (count, first) in made["not_used"].items()}
+        census = Census(_source(root, tars) + made["about"], passed_over)
+        files = TarFiles(list(tars), *where)
+        return ImageList(root, made["class_names"], names, labels, files, census, made["numbered"])
+    except (UserError, OSError, ValueError, TypeError, LookupError):
         return None
-    made = read_json(folder / MANIFEST, f"expected the index of {root}. Remove {folder}")
-    if made["version"] != VERSION or made["tars"] != state:
-        return None
-    names, labels, *where = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS)
-    passed_over = {kind: (count, first) for kind, (count, first) in made["not_used"].items()}
-    census = Census(_source(root, tars) + made["about"], passed_over)
-    return ImageList(root, made["class_names"], names, labels, TarFiles(list(tars), *where), census)
 
 
 def _write(folder: Path, images: ImageList, state: list[list[Any]]) -> None:
@@ -94,6 +105,7 @@ def _write(folder: Path, images: ImageList, state: list[list[Any]]) -> None:
         "version": VERSION,
         "tars": state,
         "class_names": images.class_names,
+        "numbered": images.numbered,
         "not_used": images.census.passed_over,
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -176,7 +188,7 @@ class _Members:
             for key, parts in samples.items():
                 images = [part for part in parts if is_image(f".{part}") and "." not in part]
                 if len(images) != 1:
-                    self.census.pass_over("sample without one image", key)
+                    self.census.pass_over(f"{'multi-image' if images else 'imageless'} sample", key)
                     continue
                 text = {
                     part: os.pread(descriptor, parts[part][2], parts[part][1])
@@ -184,8 +196,10 @@ class _Members:
                     if part in parts
                 }
                 facts = _facts(tar, key, text.get(_FACTS, b"{}"))
-                path = facts["filename"] if isinstance(facts.get("filename"), str) else f"{key}.{images[0]}"
-                label = text[_CLASS].decode().strip() if _CLASS in text else str(facts.get("label", ""))
+                path = f"{key}.{images[0]}"
+                if isinstance(named := facts.get("filename"), str) and is_image(named):
+                    path = named
+                label = os.fsdecode(text[_CLASS]).strip() if _CLASS in text else str(facts.get("label", ""))
                 self._append(path, label, number, *parts[images[0]][1:])
         finally:
             os.close(descriptor)
@@ -212,7 +226,7 @@ def _find(root: Path, tars: Sequence[Path], split: str | None) -> ImageList:
     if not found.paths:
         raise UserError(
             f"{root}: found no image in {counted(len(tars), 'tar file')}; {EXPECTED_LAYOUT} inside, or WebDataset "
-            f"shards with KEY.jpg and KEY.cls. {found.census}"
+            f"shards with KEY.jpg and KEY.cls; found only {found.census.others()}."
         )
     where = (
         np.frombuffer(found.tar, np.int32),
@@ -240,15 +254,20 @@ def _shard_list(images: Found, classes: list[str], info: Path) -> ImageList:
     own, else they are the numbers.
     """
     if not all(map(str.isdecimal, classes)):
-        names = sorted({*classes})
+        names, numbered = sorted({*classes}), False
         position = {name: label for label, name in enumerate(names)}
     else:
         numbers = sorted({*map(int, classes)})
-        names = _stated_names(info, numbers[-1]) or _names_of(numbers, images.paths, classes)
+        stated = _stated_names(info, numbers[-1])
+        names = stated or _names_of(numbers, images.paths, classes)
+        numbered = not stated and names == [*map(str, numbers)]
         numbers = numbers if len(names) == len(numbers) else list(range(len(names)))
         position = {str(number): label for label, number in enumerate(numbers)}
         classes = [str(int(text)) for text in classes]
-    return image_list(images, names, np.array([position[text] for text in classes], np.int32))
+    listed = image_list(images, names, np.array([position[text] for text in classes], np.int32))
+    if numbered:
+        images.census.source += "; its classes have numbers, not names"
+    return replace(listed, numbered=numbered)
 
 
 def _stated_names(info: Path, largest: int) -> list[str]:
@@ -277,19 +296,32 @@ def _names_of(numbers: Iterable[int], paths: Sequence[str], classes: Sequence[st
 
 
 def _below_split(found: Found, split: str | None) -> Found:
-    """Keep the images below train/ or val/, if there are such folders, and remove what is above the class folders."""
+    """Keep the images below train/ or val/, if there are such folders, and remove what is above the class folders.
+
+    A class may be called train: a folder of a split contains folders, or nothing lies beside it.
+
+    Raises:
+        UserError: only the other split is there.
+    """
     which = {folder: name for name, folders in SPLIT_FOLDERS.items() for folder in folders}
     parts = [path.split("/") for path in found.paths]
     depths = [next((i for i, part in enumerate(names[:-1]) if part.lower() in which), None) for names in parts]
-    splits = {which[names[depth].lower()] for names, depth in zip(parts, depths, strict=True) if depth is not None}
-    if splits:
-        chosen = split or ("train" if "train" in splits else "val")
-        found.census.source += f", {chosen}/"
-        rows = [
-            row for row, depth in enumerate(depths) if depth is not None and which[parts[row][depth].lower()] == chosen
-        ]
-        paths = ["/".join(parts[row][(depths[row] or 0) + 1 :]) for row in rows]
-        return Found(found.root, paths, found.files.take(np.array(rows, np.int64)), found.census)
-    above = os.path.commonpath({f"/{'/'.join(names[:-2])}" for names in parts})[1:]
-    found.paths = [path[len(above) :].lstrip("/") for path in found.paths]
-    return found
+    has_classes = any(depth is not None and depth < len(names) - 2 for names, depth in zip(parts, depths, strict=True))
+    if not has_classes and None in depths:
+        above = os.path.commonpath({f"/{'/'.join(names[:-2])}" for names in parts})[1:]
+        found.paths = [path[len(above) :].lstrip("/") for path in found.paths]
+        return found
+    splits = [None if depth is None else which[parts[row][depth].lower()] for row, depth in enumerate(depths)]
+    chosen = split or ("train" if "train" in splits else "val")
+    if chosen not in splits:
+        raise UserError(
+            f"{found.root}: found no folder {chosen}/ in it, only {', '.join(sorted({*filter(None, splits)}))}/; "
+            f"expected {chosen}/{_ADVICE[chosen]}"
+        )
+    found.census.source += f", {chosen}/ in it"
+    rows = [row for row, name in enumerate(splits) if name == chosen]
+    for row, name in enumerate(splits):
+        if name is None:
+            found.census.pass_over(LOOSE, found.paths[row])
+    paths = ["/".join(parts[row][(depths[row] or 0) + 1 :]) for row in rows]
+    return Found(found.root, paths, found.files.take(np.array(rows, np.int64)), found.census)

@@ -13,6 +13,7 @@ from relabel.config.rules import joined_folders
 from relabel.data.dataset import CenterCrop, ImageDataset, RandomResizedCrop
 from relabel.data.decode import resolve_decoder
 from relabel.data.extra_images import ExtraBatches, ExtraRoot, MixedDataset, open_extra_root
+from relabel.data.folders import folder_names
 from relabel.data.images import ImageList, keep_listed
 from relabel.data.loader import Batch, Loader, TrainBatches, eval_batches, steps_per_epoch
 from relabel.data.skipped_images import SkippedImages, SkippingDataset
@@ -81,7 +82,7 @@ def list_split(config: FrozenMunch, split: str) -> ImageList:
             images = divide(images, keys.val_share, split)
         if split == "train" and keys.keep_list:
             images = keep_listed(images, keys.keep_list)
-        print_lines(f"{split}: {len(images):,} images of {len(images.class_names):,} classes from {images.census}")
+        print_lines(images.described(split))
         return images
 
     return from_main(listed)
@@ -94,11 +95,7 @@ def open_training_data(config: FrozenMunch) -> TrainingData:
         UserError: there is one class; or images or label maps are missing, damaged or of other classes.
     """
     images, val = list_split(config, "train"), list_split(config, "val")
-    if len(images.class_names) == 1:
-        raise UserError(
-            f"{images.root}: found one class folder, {images.class_names[0]}; expected at least two, because with one "
-            f"there is nothing to learn. Put the images of each class into a folder of their own.\n  {_DATA_ADVICE}"
-        )
+    _check_two_classes(images)
     with with_advice(_DATA_ADVICE):
         val = val.with_classes_of(images.class_names, "the training folders")
     if not config.data.relabel.use:
@@ -113,6 +110,20 @@ def open_training_data(config: FrozenMunch) -> TrainingData:
     shape = store.read(0).shape
     roots = [open_extra_root(path, labels, images.class_names, shape) for path, labels in folders]
     return TrainingData(images, val, store, roots)
+
+
+def _check_two_classes(images: ImageList) -> None:
+    """Raise UserError if there is one class; tell if its folder seems to contain the class folders."""
+    if len(images.class_names) != 1:
+        return
+    name = images.class_names[0]
+    below = Path(images.root, name)
+    inside = folder_names(below) if below.is_dir() else []
+    hint = f" Or did you mean --data.train {below}, with {inside[0]}/, {inside[1]}/?" if len(inside) > 1 else ""
+    raise UserError(
+        f"{images.root}: found one class, {name}; expected at least two, because with one there is nothing to learn. "
+        f"Put the images of each class into a folder of their own.{hint}\n  {_DATA_ADVICE}"
+    )
 
 
 def make_trainer(
