@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from relabel.crop_box import MIN_AREA, CropBox, random_crop_box
-from relabel.figures import panels
+from relabel.figures import map_panel, panels
 from relabel.figures.colours import CORRECT, INK, MUTED, WARNING, class_colours
 from relabel.figures.panels import MARGIN, WIDER_GAP
 
@@ -79,8 +79,8 @@ def draw_axes_figure(
             crop.set_anchor("W")
             panels.draw_crop(crop, image, box)
         else:
-            panels.draw_map(panel, image, cells, colours)
-            panels.name_regions(panel, cells, names, colours)
+            map_panel.draw_map(panel, image, cells, colours)
+            map_panel.name_regions(panel, cells, names, colours)
             panels.draw_bars(panels.text_area(figure, below), targets[number - 1], names, colours)
         _mark(panel, image, box.transposed() if number == 2 else box, colour)
     panel.plot((0, 1), (0, 1), color=INK, linewidth=1.0, linestyle=(0, (2, 3)), zorder=2)  # the diagonal

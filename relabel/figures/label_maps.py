@@ -1,7 +1,5 @@
 """Figures of label maps: images with their maps, random crops and targets, in rows or as a sheet."""
 
-import difflib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,31 +7,31 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.gridspec import GridSpec
+from matplotlib.gridspec import SubplotSpec
 from scipy.special import softmax
 
-from relabel.annotation.label_set import LabelSet, open_label_set
+from relabel.annotation.label_set import open_label_set
 from relabel.crop_box import MIN_AREA, WHOLE_IMAGE, CropBox, random_crop_box
 from relabel.data.class_names import class_labels
 from relabel.data.decode import ImageFile
-from relabel.data.images import ImageList
-from relabel.figures import panels
+from relabel.figures import map_panel, panels
 from relabel.figures.axes import draw_axes_figure
 from relabel.figures.colours import INK, MUTED, OTHER_COLOUR, WARNING, class_colours
 from relabel.figures.panels import GAP, LINE, MARGIN, SMALL, TEXT, WIDER_GAP
+from relabel.figures.selection import how_drawn, is_disputed, mixed_rows, named_rows, random_rows, whole_target
 from relabel.label_map import LabelMap
 from relabel.targets import relabel_target
-from utils.errors import UserError
 from utils.random import SAMPLE, keyed_rng
 
 LONGEST_SIDE = 900  # pixels of an image in a figure
-ROW_INCHES = 1.65  # height of a row with a 4:3 image
+ROW_INCHES = 1.65  # height of a row
 BARS_WIDTH = 1.1  # width of the bars beside a crop, in units of the crop's width
-ASPECTS = (0.4, 2.6)  # width / height of a panel; images with other ratios leave margins in it
 HEADING, CAPTION = 0.34, 0.36  # inches; above the first row, below each row
-TILE_INCHES, COLUMNS = 1.65, 4  # of the sheet: width of an image and of its map, tiles side by side
-TILE_NAMES = 3  # classes listed below a tile
-TILE_SHARE = 0.05  # smallest share of a second or third class that is listed
+SEARCHED = 200  # images among which rows look for targets that disagree with the label
+TILE_INCHES, COLUMNS, SHEET_DPI = 1.25, 6, 100  # of the sheet: width of an image and of its map, tiles side by side
+SHEET_HEADING = 0.5  # inches
+TILE_NAMES = 2  # classes listed below a tile
+TILE_SHARE = 0.05  # smallest share of a second class that is listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +44,7 @@ class Example:
         cells: float [K, h, w]; the class probabilities of each cell.
         crops: n boxes; in rows, the same number for every example.
         targets: float [n, K]; the target of each crop.
+        whole: float [K]; the target of the whole image.
         name: CLASS/FILE of the image.
     """
 
@@ -54,7 +53,18 @@ class Example:
     cells: np.ndarray
     crops: Sequence[CropBox]
     targets: np.ndarray
+    whole: np.ndarray
     name: str = ""
+
+    @property
+    def disagreement(self) -> float:
+        """How much more probable than the label the largest class of the target is; 0 without a label."""
+        return 0.0 if self.label is None else float(self.whole.max() - self.whole[self.label])
+
+    @property
+    def is_disputed(self) -> bool:
+        """Whether the image has a label that is not the largest class of its target."""
+        return self.label is not None and is_disputed(self.whole, self.label)
 
     def label_text(self, names: Sequence[str]) -> str:
         """Return the name of the folder's class."""
@@ -81,7 +91,8 @@ def make_example(
     cells = softmax(label_map.to_dense(num_classes, fill) / temperature, axis=0)
     maps = LabelMap.stack([label_map] * len(crops))
     targets = relabel_target(*maps, CropBox.stack(crops), num_classes, fill=fill, temperature=temperature)
-    return Example(image, label, cells, crops, targets.numpy(), name)
+    whole = whole_target(label_map, num_classes, fill, temperature)
+    return Example(image, label, cells, crops, targets.numpy(), whole, name)
 
 
 def draw_figure(
@@ -100,7 +111,8 @@ def draw_figure(
     """Draw label maps of a data set.
 
     Args:
-        words: the images to show, see `named_rows`; if there are none, random ones.
+        words: the images to show, see `named_rows`; if there are none, random ones, spread over the classes; in rows,
+            the first half of them disagree with their label, if there are any among SEARCHED.
         labels, images: as in `open_label_set`.
         out: the PNG to write.
         figure: rows (a row per image), sheet (many images) or axes (the first image).
@@ -115,7 +127,16 @@ def draw_figure(
     found = open_label_set(labels, images)
     assert found.images is not None
     names = class_labels(found.class_names)
-    rows = named_rows(found.images, words) if words else random_rows(found, count, seed)
+    note = ""
+    if words:
+        rows = named_rows(found.images, words)
+    elif figure == "rows" and found.labels is not None:
+        searched = random_rows(found, max(count, SEARCHED), seed)
+        rows, disputed = mixed_rows(found, searched, count, fill, temperature)
+        note = f"targets that disagree with the label (≠): {disputed} of {len(searched)} images searched"
+        note += "; the largest disagreements are shown first" * (disputed > 0)
+    else:
+        rows, note = random_rows(found, count, seed), how_drawn(found, seed)
     shown = []
     for row in rows[:1] if figure == "axes" else rows:
         file, label_map = ImageFile(found.images.path(row)), found.store.read(row)
@@ -127,7 +148,7 @@ def draw_figure(
         draw_axes_figure(out, shown[0].image, shown[0].cells, boxes[0], shown[0].targets, names, shown[0].name)
     else:
         draw = draw_rows if figure == "rows" else draw_sheet
-        draw(out, shown, names)
+        draw(out, shown, names, note)
 
 
 def _boxes(figure: str, file: ImageFile, row: int, crops: int, seed: int) -> list[CropBox]:
@@ -139,43 +160,6 @@ def _boxes(figure: str, file: ImageFile, row: int, crops: int, seed: int) -> lis
     return drawn if figure == "rows" else [drawn[0], drawn[0].transposed()]
 
 
-def named_rows(images: ImageList, words: Sequence[str]) -> list[int]:
-    """Return the rows of images given by path, CLASS/FILE or CLASS/STEM.
-
-    Raises:
-        UserError: an image does not exist.
-    """
-    rows = {name: row for row, name in enumerate(map(os.fsdecode, images.names.tolist()))}
-    rows |= {name.rpartition(".")[0]: row for name, row in rows.items()}
-    found = []
-    for word in words:
-        path = Path(word).parent.resolve() / Path(word).name  # without following a link in the last part
-        name = word if word in rows else os.path.relpath(path, images.root.resolve())
-        if name not in rows:
-            near = difflib.get_close_matches(word, rows, n=1)
-            raise UserError(
-                f"found no image {word!r} in {images.root}; expected the path of one, or its CLASS/FILE or CLASS/STEM"
-                f"{f'; did you mean {near[0]}?' if near else '.'}"
-            )
-        found.append(rows[name])
-    return found
-
-
-def random_rows(labels: LabelSet, count: int, seed: int) -> list[int]:
-    """Draw rows of random images that have a label map, in ascending order.
-
-    Raises:
-        UserError: no image has one.
-    """
-    present = np.setdiff1d(np.arange(len(labels)), labels.store.missing())
-    if not len(present):
-        raise UserError(
-            f"{labels.path} has a label map for none of the {len(labels):,} images; expected maps with their "
-            f"names. Compare: the maps have {os.fsdecode(labels.store_keys[0])!r}, the images {labels.key(0)!r}"
-        )
-    return np.sort(keyed_rng(seed, SAMPLE, 0).permutation(present)[:count]).tolist()
-
-
 def shown_pixels(file: ImageFile) -> np.ndarray:
     """Return the image as uint8 [H, W, 3], reduced if it is large."""
     scale = min(1.0, LONGEST_SIDE / max(file.width, file.height))
@@ -184,56 +168,52 @@ def shown_pixels(file: ImageFile) -> np.ndarray:
 
 
 @panels.styled
-def draw_rows(out: Path, examples: Sequence[Example], names: Sequence[str]) -> None:
+def draw_rows(out: Path, examples: Sequence[Example], names: Sequence[str], note: str = "") -> None:
     """Draw a row per example: the image with its crops' boxes, the label map, each crop and its target.
 
-    A cell of the map has the colour of its most likely class, stronger for a higher probability. All rows have the same
-    width, so a row with a portrait image is a little higher than one with a landscape image.
+    A cell of the map has the colour of its most likely class, stronger for a higher probability. All panels of a column
+    have the same size; an image of another shape stands on a grey mat. A label has a red "≠" if it is not the largest
+    class of the target of the whole image.
 
     Args:
         out: the PNG to write; its folder must exist.
         examples: at least one.
         names: display names of the K classes.
+        note: below the rows.
     """
-    num_crops = len(examples[0].crops)
-    gaps = GAP + num_crops * (WIDER_GAP + GAP)
-    width = ROW_INCHES * _units(4 / 3, num_crops) + gaps
-    aspects = [float(np.clip(e.image.shape[1] / e.image.shape[0], *ASPECTS)) for e in examples]
-    heights = [(width - gaps) / _units(aspect, num_crops) for aspect in aspects]
-    down = HEADING + sum(heights) + CAPTION * len(examples)
-    figure, sides = panels.page(width + 2 * MARGIN, down)
-    top = HEADING
-    for example, height, aspect in zip(examples, heights, aspects, strict=True):
-        widths = [aspect * height, GAP, aspect * height, *[WIDER_GAP, height, GAP, BARS_WIDTH * height] * num_crops]
-        grid = figure.add_gridspec(
-            2, len(widths), **sides, top=1 - top / down, bottom=1 - (top + height + CAPTION) / down,
-            width_ratios=widths, height_ratios=[height, CAPTION], wspace=0, hspace=0,
-        )  # fmt: skip
-        _draw_row(figure, grid, example, names)
-        _write_caption(panels.text_area(figure, grid[1, :]), sum(widths[:3]), example, names)
-        top += height + CAPTION
+    num_crops, across = len(examples[0].crops), ROW_INCHES * panels.common_aspect([e.image for e in examples])
+    bars = [WIDER_GAP, ROW_INCHES, GAP, BARS_WIDTH * ROW_INCHES]
+    widths, heights = [across, GAP, across, *bars * num_crops], [ROW_INCHES, CAPTION] * len(examples)
+    bottom = LINE if note else 0.0
+    down = HEADING + sum(heights) + bottom
+    figure, sides = panels.page(sum(widths) + 2 * MARGIN, down)
+    grid = figure.add_gridspec(
+        len(heights), len(widths), **sides, top=1 - HEADING / down, bottom=bottom / down, width_ratios=widths,
+        height_ratios=heights, wspace=0, hspace=0,
+    )  # fmt: skip
+    for number, example in enumerate(examples):
+        _draw_row(figure, [grid[2 * number, column] for column in range(0, len(widths), 2)], example, names)
+        _write_caption(panels.text_area(figure, grid[2 * number + 1, :]), 2 * across + GAP, example, names)
     headings = ["image", "label map", *(text for n in range(num_crops) for text in (f"crop {n + 1}", "target"))]
-    for axes, heading in zip(figure.axes, headings, strict=False):
-        axes.set_title(heading)
+    for column, heading in enumerate(headings):
+        x = sides["left"] + (sum(widths[: 2 * column]) + widths[2 * column] / 2) / figure.get_figwidth()
+        figure.text(x, 1 - 0.23 / down, heading, size=11, ha="center")
+    figure.text(sides["left"], 0.1 / down, note, color=MUTED)
     panels.save(figure, out)
 
 
-def _units(aspect: float, num_crops: int) -> float:
-    """Return the width of a row's panels in units of its height."""
-    return 2 * aspect + num_crops * (1 + BARS_WIDTH)
-
-
-def _draw_row(figure: Figure, grid: GridSpec, example: Example, names: Sequence[str]) -> None:
-    """Draw an example from left to right, in every second column of a grid."""
+def _draw_row(figure: Figure, cells: Sequence[SubplotSpec], example: Example, names: Sequence[str]) -> None:
+    """Draw an example into the cells of a row: image, label map, and two for each crop."""
     colours = example.colours()
-    image, label_map = panels.image_panel(figure, grid[0, 0]), panels.image_panel(figure, grid[0, 2])
+    image, label_map = (panels.matted_panel(figure, cell) for cell in cells[:2])
     panels.draw_image(image, example.image)
     panels.draw_boxes(image, example.crops)
-    panels.draw_map(label_map, example.image, example.cells, colours)
-    panels.name_regions(label_map, example.cells, names, colours)
+    map_panel.draw_map(label_map, example.image, example.cells, colours)
+    map_panel.name_regions(label_map, example.cells, names, colours)
     for number, (box, target) in enumerate(zip(example.crops, example.targets, strict=True)):
-        panels.draw_crop(panels.image_panel(figure, grid[0, 4 + 4 * number]), example.image, box, number + 1)
-        panels.draw_bars(panels.text_area(figure, grid[0, 6 + 4 * number]), target, names, colours, example.label)
+        crop, bars = cells[2 + 2 * number : 4 + 2 * number]
+        panels.draw_crop(panels.image_panel(figure, crop), example.image, box, number + 1)
+        panels.draw_bars(panels.text_area(figure, bars), target, names, colours, example.label)
 
 
 def _write_caption(area: Axes, inches: float, example: Example, names: Sequence[str]) -> None:
@@ -243,49 +223,54 @@ def _write_caption(area: Axes, inches: float, example: Example, names: Sequence[
     across, start = area.get_xlim()[1], panels.text_width("label: ")
     file = panels.fitted_name(example.name, across / 2)
     room = across - start - panels.text_width(facts) - panels.text_width(file, SMALL) - 0.4
-    label = panels.fitted(example.label_text(names), room, TEXT, "bold")
+    label = panels.fitted("≠ " * example.is_disputed + example.label_text(names), room, TEXT, "bold")
     # Below narrow images, these texts extend below the crops, where there is space.
     end = max(start + panels.text_width(label, TEXT, "bold") + 0.2, inches - panels.text_width(facts))
     area.text(0, 0.17, "label: ", color=MUTED)
-    area.text(start, 0.17, label, weight="bold")
+    area.text(start, 0.17, label, weight="bold", color=WARNING if example.is_disputed else INK)
     area.text(end, 0.17, facts, color=MUTED)
     area.text(across, 0.17, file, size=SMALL, color=MUTED, ha="right")
 
 
 @panels.styled
-def draw_sheet(out: Path, examples: Sequence[Example], names: Sequence[str]) -> None:
-    """Draw many images, each beside its label map, with the folder's label and the largest classes of its first target.
+def draw_sheet(out: Path, examples: Sequence[Example], names: Sequence[str], note: str = "") -> None:
+    """Draw many images, each beside its label map, with the largest classes of the target of the whole image.
 
-    If the target's largest class is not the label, the map has a red frame and the label a red "≠".
+    Those come first whose label is not the target's largest class: the map has a red frame, the label a red "≠".
 
     Args:
         out: the PNG to write; its folder must exist.
-        examples: at least one; the first crop of each is the whole image.
+        examples: at least one.
         names: display names of the K classes.
+        note: below the number of disagreements.
     """
-    shown = [_strongest(example.targets[0]) for example in examples]
-    wrong = [example.label not in (None, best[0]) for example, best in zip(examples, shown, strict=True)]
-    figure, heading, tiles = panels.tiles(
-        [example.image for example in examples], COLUMNS, TILE_INCHES, 2 + max(map(len, shown)), HEADING, panels=2
-    )
-    is_labelled = examples[0].label is not None
-    disagree = f"targets that disagree with the label (≠): {sum(wrong)} of {len(examples)}"
-    panels.write_line(heading, 0.22, disagree if is_labelled else f"{len(examples)} images", size=11)
-    for ((image, label_map), area), example, best, is_wrong in zip(tiles, examples, shown, wrong, strict=True):
+    examples = sorted(examples, key=lambda example: -example.disagreement)
+    disputed = sum(example.is_disputed for example in examples)
+    shown = [_strongest(example.whole) for example in examples]
+    lines = 1 + max(example.is_disputed + len(best) for example, best in zip(examples, shown, strict=True))
+    images = [example.image for example in examples]
+    figure, heading, tiles = panels.tiles(images, COLUMNS, TILE_INCHES, lines, SHEET_HEADING, panels=2)
+    disagree = f"targets that disagree with the label (≠): {disputed} of {len(examples)}"
+    panels.write_line(heading, 0.2, f"{len(examples)} images" if examples[0].label is None else disagree, size=11)
+    panels.write_line(heading, 0.2 + LINE, note, color=MUTED)
+    for ((image, label_map), area), example, best in zip(tiles, examples, shown, strict=True):
         colours = example.colours()
         panels.draw_image(image, example.image)
-        panels.draw_map(label_map, example.image, example.cells, colours)
-        if is_wrong:
+        map_panel.draw_map(label_map, example.image, example.cells, colours)
+        line = LINE
+        if example.is_disputed:
             label_map.spines[:].set(edgecolor=WARNING, linewidth=2.5)
-        label = "≠ " * is_wrong + example.label_text(names)
-        panels.write_line(area, LINE, label, weight="bold", color=WARNING if is_wrong else INK)
-        for line, index in enumerate(best, 2):
-            share = panels.percent(float(example.targets[0][index]))
-            panels.write_line(area, line * LINE, names[index], share, 0.16, SMALL)
-            area.plot(0.05, line * LINE - 0.05, "s", markersize=7.2, color=colours.get(index, OTHER_COLOUR), mew=0)
-        file = panels.fitted_name(example.name, area.get_xlim()[1])
-        area.text(0, (2 + len(best)) * LINE, file, size=SMALL, color=MUTED)
-    panels.save(figure, out)
+            panels.write_line(area, line, f"≠ {example.label_text(names)}", weight="bold", color=WARNING)
+            line += LINE
+        for index in best:
+            weight = "bold" if index == example.label else "normal"
+            panels.write_line(
+                area, line, names[index], panels.percent(float(example.whole[index])), 0.16, weight=weight
+            )
+            area.plot(0.05, line - 0.05, "s", markersize=7.2, color=colours.get(index, OTHER_COLOUR), mew=0)
+            line += LINE
+        area.text(0, line, panels.fitted_name(example.name, 0.96 * area.get_xlim()[1]), size=SMALL, color=MUTED)
+    panels.save(figure, out, SHEET_DPI)
 
 
 def _strongest(target: np.ndarray) -> list[int]:

@@ -10,12 +10,13 @@ from matplotlib.figure import Figure
 from relabel.crop_box import WHOLE_IMAGE
 from relabel.data.class_names import class_labels
 from relabel.data.decode import ImageFile
-from relabel.figures import panels
-from relabel.figures.label_maps import ASPECTS, BARS_WIDTH, make_example, shown_pixels
+from relabel.figures import map_panel, panels
+from relabel.figures.label_maps import BARS_WIDTH, make_example, shown_pixels
 from relabel.label_map import LabelMap
 
 HEIGHT = 2.6  # inches, of the image
 HEADING = 0.3  # inches
+ASPECTS = (0.4, 2.6)  # width / height of a panel; images with other ratios leave margins in it
 
 
 class NotebookFigure(Figure):
@@ -58,8 +59,8 @@ def plot_label_map(
     grid = figure.add_gridspec(1, 5, **sides, **down, width_ratios=widths, wspace=0)
     panels.draw_image(panels.image_panel(figure, grid[0, 0]), pixels)
     cells = panels.image_panel(figure, grid[0, 2])
-    panels.draw_map(cells, pixels, example.cells, example.colours())
-    panels.name_regions(cells, example.cells, names, example.colours())
+    map_panel.draw_map(cells, pixels, example.cells, example.colours())
+    map_panel.name_regions(cells, example.cells, names, example.colours())
     panels.draw_bars(panels.text_area(figure, grid[0, 4]), example.targets[0], names, example.colours())
     for axes, heading in zip(figure.axes, ("image", "label map", "target of the whole image"), strict=True):
         axes.set_title(heading)

@@ -22,8 +22,10 @@ from relabel.crop_box import WHOLE_IMAGE
 from relabel.data.class_names import class_labels
 from relabel.data.decode import ImageFile
 from relabel.figures import colours
-from relabel.figures.label_maps import make_example, named_rows, random_rows
-from relabel.figures.panels import BARS, OPACITY, SATURATION, largest
+from relabel.figures.label_maps import make_example
+from relabel.figures.map_panel import OPACITY, SATURATION
+from relabel.figures.panels import BARS, largest
+from relabel.figures.selection import how_drawn, named_rows, random_rows
 from utils.files import write_text
 from utils.progress import JobProgress
 
@@ -59,7 +61,7 @@ def draw_page(
     """
     found = open_label_set(labels, images)
     assert found.images is not None
-    rows = named_rows(found.images, words) if words else random_rows(found, count, seed)
+    rows = named_rows(found.images, words) if words else sorted(random_rows(found, count, seed))
     entries = []
     with JobProgress("show", len(rows), "images") as progress:
         for row in rows:
@@ -71,6 +73,8 @@ def draw_page(
         "rows": height, "columns": width, "opacity": OPACITY, "levels": LEVELS, "images": entries,
     }  # fmt: skip
     shown = _choice(found, rows, seed, bool(words))
+    if found.labels is not None:
+        shown += f"; the label is not the top class of {sum(entry['wrong'] for entry in entries):,}"
     facts = f"{images}: {shown}; {height}x{width} cells; fill {fill:g}, temperature {temperature:g}"
     parts = {
         "title": _as_html(f"Label maps: {labels}"),
@@ -88,7 +92,7 @@ def _choice(found: LabelSet, rows: Sequence[int], seed: int, named: bool) -> str
     """Describe which images are shown."""
     missing = len(found.store.missing())
     without = f", {missing:,} of them without a label map" if missing else ""
-    how = "" if named or len(rows) == len(found) - missing else f", drawn at random with seed {seed}"
+    how = "" if named or len(rows) == len(found) - missing else f", {how_drawn(found, seed)}"
     return f"{len(rows):,} of {len(found):,} images{without}{how}"
 
 
@@ -107,6 +111,7 @@ def _entry(found: LabelSet, row: int, fill: float, temperature: float) -> dict[s
     return {
         "name": found.images.name(row),
         "label": label,
+        "wrong": example.is_disputed,
         "top": [(index, round(share, 4), _place(own_colours, index)) for index, share in top],
         "others": num_classes - len(top) + 1,
         "of_label": round(of_label, 5),

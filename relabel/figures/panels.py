@@ -1,10 +1,9 @@
-"""Parts of figures: images with crop boxes, label maps over images, bars of targets, text that fits.
+"""Parts of figures: images with crop boxes, bars of targets, text that fits.
 
 Coordinates in an image panel are fractions of the image, as in a CropBox, with y downwards; in a text area they are
 inches from its upper left corner.
 """
 
-import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,6 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import RendererAgg
-from matplotlib.colors import to_rgb, to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.gridspec import SubplotSpec
@@ -25,14 +23,9 @@ from relabel.crop_box import CropBox
 from relabel.figures.colours import INK, MAT, MUTED, OTHER_COLOUR, TRACK, VISIBLE
 from utils.files import replacing
 
-SURE = 0.3  # smallest probability for which a cell counts when regions are named
-OPACITY = 0.6  # of a cell with probability 1
-SATURATION = 0.25  # of an image below a label map
-NAMES = 5  # most classes named on one map
-NAMED = 0.01  # smallest share of the image for which a class is named: one cell of 15 x 15 is noise
 BARS = 4  # bars of a target
 TEXT, SMALL = 9.5, 8.5  # points
-DPI = 150  # of every figure
+DPI = 150  # of every figure; one of many small images is written with less
 RULER = RendererAgg(1, 1, DPI)  # glyphs are fitted to whole pixels: text is measured by the renderer that draws it
 CROP_SIDE = 224  # pixels; a crop is shown squashed to a square, as the network sees it
 BADGE = 0.17  # inches; side of the square with a crop's number
@@ -54,10 +47,10 @@ styled = rc_context(
 )
 
 
-def save(figure: Figure, out: Path) -> None:
+def save(figure: Figure, out: Path, dpi: int = DPI) -> None:
     """Write a figure as PNG, atomically. UserError if it cannot be written."""
     with replacing(out) as temporary:
-        figure.savefig(temporary, format="png", facecolor="white")
+        figure.savefig(temporary, format="png", facecolor="white", dpi=dpi)
 
 
 def plain_axes(axes: Axes, grid: Literal["x", "y"]) -> None:
@@ -83,9 +76,14 @@ def text_area(figure: Figure, cell: SubplotSpec) -> Axes:
     """Add axes without a frame, with coordinates in inches from the upper left corner."""
     axes = figure.add_subplot(cell)
     axes.axis("off")
-    width, height = _inches(axes)
+    width, height = panel_inches(axes)
     axes.set(xlim=(0, width), ylim=(height, 0))
     return axes
+
+
+def common_aspect(images: Sequence[np.ndarray]) -> float:
+    """Return width / height of a panel for all of these images [H, W, 3]: their median, within limits."""
+    return float(np.clip(np.median([image.shape[1] / image.shape[0] for image in images]), 0.8, 1.6))
 
 
 def tiles(
@@ -106,8 +104,7 @@ def tiles(
     """
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    aspect = float(np.median([image.shape[1] / image.shape[0] for image in images]))
-    heights = [heading, *[width / float(np.clip(aspect, 0.8, 1.6)), lines * LINE + 0.25] * rows]
+    heights = [heading, *[width / common_aspect(images), lines * LINE + 0.25] * rows]
     across = panels * (width + GAP) - GAP
     figure, sides = page(columns * (across + WIDER_GAP) - WIDER_GAP + 2 * MARGIN, sum(heights))
     grid = figure.add_gridspec(
@@ -119,14 +116,15 @@ def tiles(
         tile = grid[row, column].subgridspec(1, panels, wspace=GAP / width)
         made.append(
             (
-                [_matted_panel(figure, tile[0, number]) for number in range(panels)],
+                [matted_panel(figure, tile[0, number]) for number in range(panels)],
                 text_area(figure, grid[row + 1, column]),
             )
         )
     return figure, text_area(figure, grid[0, :]), made
 
 
-def _matted_panel(figure: Figure, cell: SubplotSpec) -> Axes:
+def matted_panel(figure: Figure, cell: SubplotSpec) -> Axes:
+    """Add axes without ticks in the middle of a grey mat, which shows beside an image of another shape."""
     mat = figure.add_subplot(cell, xticks=[], yticks=[], facecolor=MAT)
     mat.spines[:].set_visible(False)
     return image_panel(figure, cell)
@@ -188,13 +186,13 @@ def draw_crop(axes: Axes, image: np.ndarray, box: CropBox, number: int | None = 
     crop = Image.fromarray(image).crop(box.pixels(width, height))  # resize(box=...) would blend in its surroundings
     draw_image(axes, np.asarray(crop.resize((CROP_SIDE, CROP_SIDE), Image.Resampling.BILINEAR)))
     if number is not None:
-        across, down = BADGE / np.array(_inches(axes))
+        across, down = BADGE / np.array(panel_inches(axes))
         _draw_badge(axes, across / 2, down / 2, number)
 
 
 def draw_boxes(axes: Axes, boxes: Sequence[CropBox]) -> None:
     """Draw the outline of each box, and its number, counted from 1, in a corner where it hides no other number."""
-    dx, dy = BADGE / 2 / np.array(_inches(axes))
+    dx, dy = BADGE / 2 / np.array(panel_inches(axes))
     taken: list[tuple[float, float]] = []
     for number, box in enumerate(boxes, 1):
         outline(axes, box, "black", 3.2)
@@ -210,56 +208,6 @@ def outline(axes: Axes, box: CropBox, colour: str, points: float, style: str = "
     size = box.right - box.left, box.bottom - box.top
     patch = Rectangle((box.left, box.top), *size, fill=False, edgecolor=colour, linewidth=points, linestyle=style)
     axes.add_patch(patch).set(clip_on=False, zorder=3)
-
-
-def draw_map(axes: Axes, image: np.ndarray, cells: np.ndarray, colours: Mapping[int, str]) -> None:
-    """Draw the image, and over each cell the colour of its most likely class; its opacity grows with the probability.
-
-    The image keeps its contrast, but little of its colour, which is left to the classes.
-
-    Args:
-        axes: the panel.
-        image: uint8 [H, W, 3].
-        cells: float [K, h, w]; the probabilities of each cell.
-        colours: class -> colour.
-    """
-    grey = np.asarray(Image.fromarray(image).convert("L"), dtype=np.float32)[:, :, None]
-    draw_image(axes, ((1 - SATURATION) * grey + SATURATION * image).astype(np.uint8))
-    overlay = to_rgba_array([colours.get(index, OTHER_COLOUR) for index in range(len(cells))])[cells.argmax(0), :3]
-    draw_over(axes, overlay, OPACITY * cells.max(0))
-
-
-def name_regions(axes: Axes, cells: np.ndarray, class_labels: Sequence[str], colours: Mapping[int, str]) -> None:
-    """Write class names on a map, each in the middle of its cells; only where probabilities and space allow.
-
-    Args:
-        axes: the panel.
-        cells: float [K, h, w]; the probabilities of each cell.
-        class_labels: display names of the K classes.
-        colours: class -> colour.
-    """
-    size = np.array(_inches(axes))
-    best, strength = cells.argmax(0), cells.max(0)
-    sure = strength > SURE
-    shares = np.bincount(best[sure], strength[sure], len(cells)) / best.size
-    taken: list[tuple[np.ndarray, np.ndarray]] = []
-    for index in np.argsort(-shares, kind="stable")[:NAMES].tolist():
-        if shares[index] < NAMED:
-            break
-        text = _two_lines(class_labels[index], size[0] - 0.16)
-        lines = text.split("\n")
-        width = max(text_width(line, SMALL) for line in lines) + 0.1
-        half = np.array([width, len(lines) * 1.2 * SMALL / 72 + 0.06]) / size / 2
-        point = _free_point(sure & (best == index), half, taken)
-        if point is None:
-            continue
-        taken.append((point, half))
-        dark = tuple(0.62 * part for part in to_rgb(colours.get(index, OTHER_COLOUR)))  # dark enough for white letters
-        frame = {"facecolor": dark, "linewidth": 0, "boxstyle": "round,pad=0.22,rounding_size=0.25"}
-        axes.text(
-            point[0], point[1], text, fontsize=SMALL, color="white", linespacing=1.05, zorder=4, bbox=frame,
-            ha="center", va="center_baseline" if len(lines) == 1 else "center",
-        )  # fmt: skip
 
 
 def draw_bars(
@@ -300,7 +248,7 @@ def largest(target: np.ndarray, lines: int) -> list[tuple[int | None, float]]:
     return [*((index, float(target[index])) for index in shown), (None, float(1 - target[shown].sum()))]
 
 
-def _inches(axes: Axes) -> tuple[float, float]:
+def panel_inches(axes: Axes) -> tuple[float, float]:
     """Return width and height of a panel in inches."""
     axes.apply_aspect()
     return axes.bbox.width / DPI, axes.bbox.height / DPI
@@ -311,23 +259,3 @@ def _draw_badge(axes: Axes, x: float, y: float, number: int) -> None:
     side = 72 * BADGE
     axes.plot(x, y, "s", markersize=side, color="white", markeredgecolor="black", mew=0.8, clip_on=False, zorder=4)
     axes.text(x, y, str(number), ha="center", va="center_baseline", color="black", zorder=5)
-
-
-def _two_lines(text: str, inches: float) -> str:
-    """Break a name into at most two lines; what does not fit is replaced by an ellipsis."""
-    if text_width(text, SMALL) <= inches:
-        return text
-    lines = textwrap.wrap(text, max(1, int(inches / 0.075)), max_lines=2, placeholder="…")
-    return "\n".join(fitted(line, inches, SMALL) for line in lines)
-
-
-def _free_point(
-    cells: np.ndarray, half: np.ndarray, taken: Sequence[tuple[np.ndarray, np.ndarray]]
-) -> np.ndarray | None:
-    """Return the (x, y) nearest to the middle of cells, bool [h, w], where a box of these half sides overlaps none."""
-    middles = (np.argwhere(cells)[:, ::-1] + 0.5) / cells.shape[::-1]
-    nearest = middles[np.argsort(((middles - middles.mean(0)) ** 2).sum(1), kind="stable")]
-    if half.max() >= 0.48:
-        return None
-    inside = np.clip(nearest, half + 0.02, 0.98 - half)
-    return next((point for point in inside if all((abs(point - p) >= half + h).any() for p, h in taken)), None)

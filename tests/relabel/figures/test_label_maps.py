@@ -22,9 +22,8 @@ from relabel.figures.label_maps import (
     draw_rows,
     draw_sheet,
     make_example,
-    named_rows,
-    random_rows,
 )
+from relabel.figures.selection import mixed_rows, named_rows, random_rows
 from relabel.label_map import LabelMap
 from relabel.stores.manifest import Manifest
 from relabel.stores.pt_folder import write_label_map
@@ -39,6 +38,7 @@ LONG_NAMES = [
 ]
 CROPS = (CropBox(0, 0, 0.5, 0.5), CropBox(0, 0.5, 1, 1))
 SIZES = ((40, 60), (60, 40), (20, 90), (90, 25))  # rows and columns
+ANT = np.stack([np.full((3, 5), 9.0), np.zeros((3, 5))]).astype(np.float32)  # cells of class 0
 OPTIONS = {"count": 2, "crops": 2, "seed": 0, "fill": 0.0, "temperature": 1.0}
 
 
@@ -99,13 +99,15 @@ def pixels_of(path: Path, colour: str) -> np.ndarray:
 def test_figures_of_mixed_shapes_have_room_for_every_text(
     tmp_path: Path, drawn: list[Figure], num_classes: int, names: list[str]
 ) -> None:
-    draw_rows(tmp_path / "rows.png", mixed(num_classes, 4), names)
+    draw_rows(tmp_path / "rows.png", mixed(num_classes, 4), names, "a note")
     draw_sheet(tmp_path / "sheet.png", mixed(num_classes, 8), names)
     for figure in drawn:
         check_texts_have_room(figure)
     assert any(text.endswith("…") for text in texts(drawn[-1])) == (names is LONG_NAMES)
     with Image.open(tmp_path / "rows.png") as image:
         assert 1000 < image.width < 4000 and 900 < image.height < 4000
+    columns = {round(axes.get_position(original=True).x0, 4) for axes in drawn[0].axes}
+    assert len(columns) == 2 + 2 * 3  # image, map, and two for each crop: whatever the shape of an image
 
 
 def test_a_row_names_label_map_and_targets(tmp_path: Path, drawn: list[Figure]) -> None:
@@ -128,7 +130,7 @@ def test_a_sheet_marks_where_target_and_label_disagree(tmp_path: Path, drawn: li
     assert not len(pixels_of(tmp_path / "agree.png", WARNING))
     red = pixels_of(tmp_path / "both.png", WARNING)
     with Image.open(tmp_path / "both.png") as sheet:
-        assert len(red) > 1000 and red[:, 1].min() > sheet.width / 2 - 10  # about the second tile only
+        assert len(red) > 1000 and red[:, 1].max() < sheet.width / 2 + 10  # about the first tile only
     shown = texts(drawn[1])
     assert (
         "2.jpg" in shown
@@ -137,6 +139,7 @@ def test_a_sheet_marks_where_target_and_label_disagree(tmp_path: Path, drawn: li
         and "class_2" in shown
         and any(text.endswith("(≠): 1 of 2") for text in shown)
     )
+    assert shown.index("5.jpg") < shown.index("2.jpg")  # the disagreement comes first
     target = examples[0].targets[0]
     assert shown.count(f"{100 * target[2]:.0f} %") == shown.count(f"{100 * target[5]:.0f} %") == 2
 
@@ -172,9 +175,27 @@ def test_images_are_found_by_path_name_and_key(
             named_rows(images, [word])
 
 
+def test_images_are_drawn_evenly_over_classes_and_disagreements_come_first(tmp_path: Path) -> None:
+    """Of 10 ants and 2 bees all maps say ant."""
+    for name, number in (("ant", 10), ("bee", 2)):
+        for index in range(number):
+            (tmp_path / "train" / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (60, 40)).save(tmp_path / "train" / name / f"{index}.png")
+            write_label_map(tmp_path / "labels", f"{name}/{index}", LabelMap.from_dense(ANT, k=2))
+    labels = open_label_set(tmp_path / "labels", tmp_path / "train")
+    for seed in range(3):
+        drawn = random_rows(labels, 12, seed)
+        assert sorted(row >= 10 for row in drawn[:4]) == [False, False, True, True] and len({*drawn}) == 12
+        assert drawn == random_rows(labels, 12, seed)
+    rows, disputed = mixed_rows(labels, drawn, 5, 0.0, 1.0)
+    assert disputed == 2 and {*rows[:2]} == {10, 11} and rows[2:] == [row for row in drawn if row < 10][:3]
+    assert sorted(mixed_rows(labels, drawn, 20, 0.0, 1.0)[0]) == [*range(12)]
+    assert len({*mixed_rows(labels, drawn, 2, 0.0, 1.0)[0]} & {10, 11}) == 1  # half of them
+
+
 @pytest.mark.parametrize("figure", ["rows", "sheet", "axes"])
 def test_every_figure_is_drawn_of_images_that_have_a_map(labels: LabelSet, tmp_path: Path, figure: str) -> None:
-    assert random_rows(labels, 9, seed=3) == [0, 2]
+    assert sorted(random_rows(labels, 9, seed=3)) == [0, 2]
     for words in ([], ["bee/d"]):
         with Image.open(draw(tmp_path, words, figure)) as image:
             assert image.format == "PNG" and min(image.size) > 200

@@ -14,6 +14,9 @@ import pytest
 from PIL import Image
 
 from relabel import __main__ as tools
+from relabel.annotation.export import export_cleaning
+from relabel.annotation.label_set import open_label_set
+from relabel.checks.report import make_report
 from relabel.figures.colours import PALETTE
 from relabel.figures.page import draw_page
 from relabel.label_map import LabelMap
@@ -72,6 +75,20 @@ def test_the_numbers_of_an_image(photos: Path) -> None:
     assert np.asarray(thumbnail)[32, 64].tolist() == pytest.approx([200, 90, 30], abs=6)
 
 
+def test_check_page_and_export_count_the_same_images(photos: Path, tmp_path: Path) -> None:
+    """Two classes share the first image: neither is its top class."""
+    labels = open_label_set(photos / "maps", photos / "images")
+    calibration = make_report(labels).calibration
+    assert calibration and calibration.top1_agreement_percent
+    page = page_of(photos)
+    assert [image["wrong"] for image in data_of(page)["images"]] == [True, False, True, False]
+    assert "the label is not the top class of 2" in page
+    assert (calibration.agreement.correct, calibration.top1_agreement_percent.value) == (2, 50)
+    options = {"threshold": 0.1, "fill": 0.0, "temperature": 1.0}
+    found = export_cleaning(labels, tmp_path / "keep.txt", agreeing=True, **options)
+    assert found == (3, 4, 2)  # the half of the first is above the threshold
+
+
 def test_many_classes_share_four_bits_of_a_cell(tmp_path: Path) -> None:
     """24 cells of 24 classes out of 1,000, the first in two more cells: 15 have a place, the others are grey."""
     classes = np.arange(24, dtype=np.int16).reshape(1, 4, 6)
@@ -120,7 +137,7 @@ def test_the_line_says_what_is_shown_and_wrong_endings_are_refused(
         remedy = re.search(r"(--figure page )?--out \S+\.html$", err.strip())
         assert remedy, err
         tools.main([*show, *flags, *remedy[0].split()])
-        assert f"{photos / 'maps.html'}, {shown}, 0.0 MB; open it in a browser" in capsys.readouterr().out
+        assert f"{photos / 'maps.html'}, 0.0 MB; open it in a browser\n{shown}" in capsys.readouterr().out
 
 
 PROBE = """<script>
@@ -180,4 +197,4 @@ def test_a_browser_sorts_searches_and_shows_maps(photos: Path) -> None:
     for pixel, colour in zip(found["pixels"], PALETTE, strict=False):
         assert pixel[:3] == pytest.approx([int(colour[i : i + 2], 16) for i in (1, 3, 5)], abs=3)
         assert pixel[3] == pytest.approx(0.6 * 255, abs=2)
-    assert found["label"] == "<" and not found["injected"] and found["overflow"] <= 0
+    assert found["label"] == "≠ <" and not found["injected"] and found["overflow"] <= 0

@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 from scipy.special import softmax
 
 from relabel.crop_box import CropBox
-from relabel.figures import panels
+from relabel.figures import map_panel, panels
 from relabel.figures.colours import OTHER_COLOUR, PALETTE
 from relabel.figures.panels import BADGE, BARS, DPI
 
@@ -46,8 +46,8 @@ def corner_map(logit: float = 12.0) -> np.ndarray:
 
 def test_a_class_is_coloured_where_it_is_and_paler_where_it_is_unsure() -> None:
     sure, unsure = panel(), panel()
-    panels.draw_map(sure, GREY, corner_map(), COLOURS)
-    panels.draw_map(unsure, GREY, corner_map(0.5), COLOURS)
+    map_panel.draw_map(sure, GREY, corner_map(), COLOURS)
+    map_panel.draw_map(unsure, GREY, corner_map(0.5), COLOURS)
     shown = pixels(sure).astype(float)
     nearest = np.abs(shown[:, :, None] / 255 - [to_rgb(PALETTE[0]), to_rgb(PALETTE[1])]).sum(-1).argmin(-1)
     assert (nearest[5:95, 155:295] == 1).all()
@@ -61,14 +61,14 @@ def test_a_map_does_not_wash_the_image_out() -> None:
     image[:, ::2], image[:, 1::2] = 0, 255
     for logit, least in ((0.0, 180), (12.0, 95)):
         axes = panel()
-        panels.draw_map(axes, image, corner_map(logit), COLOURS)
+        map_panel.draw_map(axes, image, corner_map(logit), COLOURS)
         assert np.ptp(pixels(axes)[150, 20:130].astype(float), axis=0).min() > least
 
 
 def test_names_stand_on_their_cells_where_the_map_is_sure() -> None:
     axes, unsure = panel(), panel()
-    panels.name_regions(axes, corner_map(), NAMES, COLOURS)
-    panels.name_regions(unsure, corner_map(0.5), NAMES, COLOURS)
+    map_panel.name_regions(axes, corner_map(), NAMES, COLOURS)
+    map_panel.name_regions(unsure, corner_map(0.5), NAMES, COLOURS)
     places = {text.get_text(): text.get_position() for text in axes.texts}
     assert places.keys() == {"class_0", "class_1"} and not unsure.texts
     (x, y), (u, v) = places["class_1"], places["class_0"]
@@ -78,7 +78,7 @@ def test_names_stand_on_their_cells_where_the_map_is_sure() -> None:
 def test_names_on_a_map_keep_inside_and_apart() -> None:
     axes = panel(1, 2)
     noisy = softmax(8 * np.random.default_rng(0).standard_normal((7, 3, 4)), axis=0)
-    panels.name_regions(axes, noisy, [f"{LONG} {index}" for index in range(7)], COLOURS)
+    map_panel.name_regions(axes, noisy, [f"{LONG} {index}" for index in range(7)], COLOURS)
     renderer = FigureCanvasAgg(axes.figure).get_renderer()  # type: ignore[arg-type]
     boxes = [text.get_window_extent(renderer) for text in axes.texts]
     assert len(boxes) > 1
