@@ -172,7 +172,7 @@ _NO_ARGUMENTS = ("num_classes", "in_chans", "img_size", "bn_eps", "checkpoint_pa
 
 def timm_arguments(*places: Any) -> dict[str, Any]:
     """Return the arguments of timm.create_model, from dicts of them, that make another network than the usual one."""
-    arguments = {key: value for place in places if isinstance(place, dict) for key, value in place.items()}
+    arguments = {str(key): value for place in places if isinstance(place, dict) for key, value in place.items()}
     return {
         key: value
         for key, value in arguments.items()
@@ -194,7 +194,7 @@ def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _not_used(settings: Mapping[str, Any], used: Collection[str]) -> str:
     """Name the settings that may describe the input or the network, and whose values were not used."""
     found = []
-    for key, value in flatten({str(key): value for key, value in settings.items() if key not in used}).items():
+    for key, value in flatten({key: value for key, value in settings.items() if key not in used}).items():
         words = set(re.split(r"[\W_]+", key.lower()))
         is_plain = isinstance(value, str | int | float | list | tuple) and bool(value)
         if is_plain and words & set(_FACTS.split()) and not words & set(_OTHERS.split()):

@@ -260,7 +260,10 @@ def test_settings_of_other_trainers_are_read(args: dict[str, Any], expected: dic
         ({"hyper_parameters": {"image_size": 64, "crop_pct": 1.1, "resize": 72}}, "crop_pct 1.1, resize 72"),
         ({"args": {"val_resize_size": 96, "val_crop_size": 128}}, "val_resize_size 96"),
         ({"args": {"img_size": 96, "input_size": [3, 64, 64]}}, "img_size 96"),
-        ({"hyper_parameters": {"data": {"normalize": "x"}}, "bgr": True}, "data.normalize 'x', bgr True"),
+        (
+            {"hyper_parameters": {"data": {"normalize": "x"}, "loss": {1: 2.0}}, "bgr": True},
+            "data.normalize 'x', bgr True",
+        ),
         ({"datamodule_hyper_parameters": {"mean": [0.5] * 4}}, "mean [0.5, 0.5, 0.5, 0.5]"),
     ],
 )
