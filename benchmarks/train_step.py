@@ -204,6 +204,7 @@ def augment_batch(batch: Batch) -> Tensor:
     return augment(
             batch.images, batch.flips, batch.jitter_orders, batch.jitter_factors, batch.lighting,
             mean=IMAGENET_MEAN, std=IMAGENET_STD,
+            dtype=torch.float16 if batch.images.is_cuda else torch.float32,
         )  # fmt: skip
 
 

@@ -21,6 +21,8 @@ JITTER_ORDERS = tuple(permutations((BRIGHTNESS, CONTRAST, SATURATION)))
 # Principal components of ImageNet's RGB values in [0, 1]: Krizhevsky et al. 2012, with the digits in common use.
 EIGENVALUES = (0.2175, 0.0188, 0.0045)
 EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+# [3 channels, 3 weights]
+COMPONENTS = tuple(tuple(x * y for x, y in zip(row, EIGENVALUES, strict=True)) for row in EIGENVECTORS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ def augment(
     *,
     mean: Rgb,
     std: Rgb,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Flip, jitter, add lighting and normalise, each sample with its own numbers. None switches an operation off.
 
@@ -80,12 +83,19 @@ def augment(
         jitter_factors: float32 [B, 3]; brightness, contrast, saturation. None if and only if the orders are None.
         lighting: float32 [B, 3]; weights of the principal components.
         mean, std: of the normalisation, per channel, for pixels in [0, 1].
+        dtype: of the result.
 
     Returns:
-        float32 [B, 3, H, W]; normalised, on the device of the images.
+        [B, 3, H, W]; normalised, on the device of the images. On a GPU one kernel does all of it, and the result is
+        channels last in memory.
     """
     assert images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == 3, (images.dtype, images.shape)
     assert (jitter_orders is None) == (jitter_factors is None)
+    if images.is_cuda:
+        from relabel.augment_kernel import augment_fused
+
+        tables = (_constant(values, images.device) for values in (JITTER_ORDERS, COMPONENTS, (mean, std)))
+        return augment_fused(images, (flips, jitter_orders, jitter_factors, lighting), tuple(tables), dtype)
     images = images.contiguous()  # channels first in memory: the operations below work on whole channels
     if flips is not None:
         images = torch.where(_per_image(flips), images.flip(-1), images)
@@ -95,12 +105,12 @@ def augment(
         factors = jitter_factors.gather(1, operations)
         for stage in range(operations.shape[1]):
             _blend(pixels, operations[:, stage], factors[:, stage])
-    return _normalise(pixels, mean, std, lighting)
+    return _normalise(pixels, mean, std, lighting).to(dtype)
 
 
-def normalise(images: Tensor, *, mean: Rgb, std: Rgb) -> Tensor:
-    """Normalise uint8 [B, 3, H, W] to float32: (x / 255 - mean) / std."""
-    return augment(images, mean=mean, std=std)
+def normalise(images: Tensor, *, mean: Rgb, std: Rgb, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Normalise uint8 [B, 3, H, W]: (x / 255 - mean) / std."""
+    return augment(images, mean=mean, std=std, dtype=dtype)
 
 
 def _blend(pixels: Tensor, operations: Tensor, factors: Tensor) -> None:
@@ -127,8 +137,8 @@ def _normalise(pixels: Tensor, mean: Rgb, std: Rgb, lighting: Tensor | None) -> 
     scale = _constant(std, device)
     shift = -_constant(mean, device)
     if lighting is not None:
-        components = _constant(EIGENVECTORS, device) * _constant(EIGENVALUES, device)  # [3 channels, 3 weights]
-        shift = shift + (lighting[:, None, :] * components).sum(2)  # no matrix product: TF32 would round it
+        # No matrix product: TF32 would round it.
+        shift = shift + (lighting[:, None, :] * _constant(COMPONENTS, device)).sum(2)
     return torch.addcmul((shift / scale).view(-1, 3, 1, 1), pixels, (1 / (255 * scale)).view(1, 3, 1, 1))
 
 

@@ -12,6 +12,7 @@ from tests.promises import PROMISES
 
 LAYERS = ["utils", "models", "relabel", "main"]
 PAPER = ["crop_box", "label_map", "label_pooling", "targets", "augment", "cutmix"]
+KERNELS = ["augment_kernel"]  # of the paper's files, for a GPU
 ROOMS = ["config", "stores", "data", "training", "evaluation", "annotation", "checks", "figures", "demo", "cli"]
 OF_OURS = r"(?i)label.?map|relabel|teacher|annotator|\bannotate\b|crop"
 SOURCES = [ROOT / "main.py", *(path for layer in LAYERS[:3] for path in sorted((ROOT / layer).rglob("*.py")))]
@@ -43,7 +44,7 @@ def ours(path: Path) -> str:
 
 
 def test_the_rooms_are_those_of_the_architecture() -> None:
-    assert {path.stem for path in (ROOT / "relabel").glob("*.py")} == {*PAPER, "__init__", "__main__"}
+    assert {path.stem for path in (ROOT / "relabel").glob("*.py")} == {*PAPER, *KERNELS, "__init__", "__main__"}
     assert {path.parent.name for path in (ROOT / "relabel").glob("*/*.py")} == set(ROOMS)
 
 
@@ -53,13 +54,13 @@ def test_imports_point_one_way(path: Path) -> None:
     assert [name for name in modules if floor(name) > floor(ours(path))] == []
 
 
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("name", [*PAPER, *KERNELS])
 def test_the_papers_files_need_only_torch_and_numpy(name: str) -> None:
     allowed = {"torch", "numpy", "triton", "__future__", "collections", "dataclasses", "functools", "itertools", "math"}
     allowed |= {"typing", "enum"}
     modules = imported(ROOT / "relabel" / f"{name}.py")
     assert {m.partition(".")[0] for m in modules} <= allowed | {"relabel"}
-    assert {m for m in modules if m.startswith("relabel")} <= {f"relabel.{other}" for other in PAPER}
+    assert {m for m in modules if m.startswith("relabel")} <= {f"relabel.{other}" for other in [*PAPER, *KERNELS]}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "utils").rglob("*.py")), ids=ours)

@@ -37,6 +37,11 @@ class Precision:
         """Return the autocast context of a forward pass."""
         return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
 
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """Format in which images are handed to a network: on a GPU, what its first layer would convert them to."""
+        return self.dtype if self.dtype and self.device.type == "cuda" else torch.float32
+
     @contextmanager
     def evaluation(self, *models: nn.Module) -> Iterator[None]:
         """Enter autocast for forward passes whose logits are compared: the last linear layer runs in float32.

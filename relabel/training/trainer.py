@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models.data_config import DataConfig
 from models.recorded import DATA_CONFIG
@@ -44,6 +43,7 @@ from utils.processes.guard import StepGuard, Verdict, assert_finite
 from utils.progress import JobProgress
 from utils.random import STEP, keyed_rng
 from utils.run_log import METRICS, MetricsLog, read_metrics, write_status
+from utils.weight_average import WeightAverage
 
 NON_FINITE_ADVICE = (
     "Set a lower --optim.lr.init, --optim.clip_grad_norm 1 or --compute.opt_level bf16, and start with another "
@@ -115,6 +115,7 @@ class Trainer:
         tensorboard: also write TensorBoard events.
         wandb: also send the metrics to Weights & Biases.
         figures: draw the figures of the run; None: there are none.
+        image_name: name of an image by its index, for these.
         network, batches, progress, log: the model, in DDP if there are several processes; the rest of train_batches;
             the progress bar; the metrics (main process only). Set by `begin`, because they depend on the step.
     """
@@ -134,6 +135,7 @@ class Trainer:
     tensorboard: bool = False
     wandb: bool = False
     figures: RunFigures | None = None
+    image_name: Callable[[int], str] = str
     network: nn.Module = field(init=False)
     batches: Iterator[Batch] = field(init=False)
     progress: JobProgress = field(init=False)
@@ -141,8 +143,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         """Set the state of a run at step 0."""
-        average = get_ema_multi_avg_fn(self.recipe.ema_decay) if self.recipe.ema_decay else None
-        self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True) if average else None
+        self.ema = WeightAverage(self.model, self.recipe.ema_decay) if self.recipe.ema_decay else None
         self.guard = StepGuard(self.process.device, self.precision.scaler)
         self.step, self.validated = 0, True  # validated: no validation is pending at this step
         self.accuracy, self.best_accuracy, self.best_epoch = 0.0, -1.0, 0
@@ -198,10 +199,10 @@ class Trainer:
         return verdict
 
     def network_input(self, batch: Batch, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Return a batch as the network gets it: float [B, 3, S, S], and its targets [B, K]."""
+        """Return a batch as the network gets it: [B, 3, S, S] in its input format, and its targets float32 [B, K]."""
         images = augment(
             batch.images, batch.flips, batch.jitter_orders, batch.jitter_factors, batch.lighting,
-            mean=self.data_config.mean, std=self.data_config.std,
+            mean=self.data_config.mean, std=self.data_config.std, dtype=self.precision.input_dtype,
         )  # fmt: skip
         targets = self.target_maker(batch.labels, batch.boxes, batch.scores, batch.classes)
         if self._cutmix_is_on and rng.random() < self.recipe.cutmix_prob:
@@ -259,7 +260,7 @@ class Trainer:
         scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
-            self.ema.update_parameters(self.model)
+            self.ema.update(self.model, first=self.step == 0)
         self.step += 1
         self.validated = self.step % self.recipe.steps_per_epoch != 0
 
@@ -403,7 +404,9 @@ class Trainer:
         share = self.recipe.cutmix_prob * self._cutmix_is_on
         mixing = f"; CutMix in {100 * share:.0f} % of the batches" if share else ""
         heading = f"first batch, as the network gets it{mixing}"
-        shown = pixels(images, self.data_config), targets.cpu().numpy(), self.identity["class_names"], heading
+        labels, names = batch.labels[:SHOWN].tolist(), [self.image_name(i) for i in batch.indices[:SHOWN].tolist()]
+        about = labels, names, self.identity["class_names"], heading
+        shown = pixels(images.float(), self.data_config), targets.cpu().numpy(), *about
         path = self.folder / BATCH_FIGURE
         if drawn(path, self.figures.batch, *shown):
             self._print(f"first batch with its targets: {path}")
@@ -476,8 +479,6 @@ class Trainer:
             part.load_state_dict(state[key])
         for name in _COUNTERS:
             setattr(self, name, state[name])
-        if self.ema:
-            self.ema.n_averaged.fill_(self.step)
         counts = state["skipped_updates"], state["skipped_in_a_row"]
         self.guard = StepGuard(self.process.device, self.precision.scaler, *counts)
         self.skipped_images.found = state["skipped_images"]

@@ -149,9 +149,9 @@ def predict_classes(
     progress = JobProgress(title, len(images), "images", enabled=process.is_main and title != "")
     with progress, precision.evaluation(*models.values()):
         for batch in batches:
-            pixels = normalise(batch.images, mean=data_config.mean, std=data_config.std).contiguous(
-                memory_format=torch.channels_last
-            )
+            statistics = {"mean": data_config.mean, "std": data_config.std}
+            pixels = normalise(batch.images, **statistics, dtype=precision.input_dtype)
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
             for name, model in models.items():
                 tables[name].fill(batch.indices, model(pixels).float()[:, columns], batch.labels)
             progress.advance(min(len(batch) * process.world_size, progress.total - progress.done))

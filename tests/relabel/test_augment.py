@@ -12,9 +12,18 @@ from torchvision import transforms
 from torchvision.transforms import functional
 
 from models.data_config import IMAGENET_MEAN, IMAGENET_STD
-from relabel.augment import BRIGHTNESS, CONTRAST, JITTER_ORDERS, SATURATION, Augmentation, draw_augmentation
+from relabel.augment import (
+    BRIGHTNESS,
+    COMPONENTS,
+    CONTRAST,
+    JITTER_ORDERS,
+    SATURATION,
+    Augmentation,
+    draw_augmentation,
+)
 from relabel.augment import augment as augment_as
 from relabel.augment import normalise as normalise_as
+from relabel.augment_kernel import augment_fused
 from tests.conftest import ROOT
 
 SAMPLES = ROOT.parent / "shared" / "data" / "imagenet_sample"
@@ -127,6 +136,39 @@ def test_what_changes_nothing_may_as_well_be_none() -> None:
     images = torch.randint(0, 256, (3, 3, 7, 10), dtype=torch.uint8)
     neutral = torch.zeros(3, dtype=torch.bool), torch.tensor([0, 3, 5]), torch.ones(3, 3), torch.zeros(3, 3)
     assert torch.equal(augment(images, *neutral), normalise(images))
+
+
+@pytest.mark.parametrize(
+    ("off", "size", "channels_last"),
+    [
+        ((), (33, 40), True),
+        ((), (1, 3), False),
+        ((0,), (23, 17), True),
+        ((1, 2), (23, 17), False),
+        ((3,), (23, 17), True),
+        ((0, 1, 2, 3), (33, 40), False),
+    ],
+)
+def test_a_gpus_kernel_computes_the_same(off: tuple[int, ...], size: tuple[int, int], channels_last: bool) -> None:
+    """Sizes below, at no multiple of, and above a block; all six orders; without a GPU the kernel is interpreted."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rng = np.random.default_rng(6)
+    draws = [draw_augmentation(rng, 0.5, 0.4, 0.1) for _ in range(6)]
+    images = torch.from_numpy(rng.integers(0, 256, (6, *size, 3), dtype=np.uint8)).permute(0, 3, 1, 2)
+    images = images if channels_last else images.contiguous()
+    numbers = (
+        torch.tensor([True, False, False, True, True, False]),
+        torch.arange(6),
+        torch.tensor([d.jitter_factors for d in draws]),
+        torch.tensor([d.lighting for d in draws]),
+    )
+    given = [None if number in off else values for number, values in enumerate(numbers)]
+    tables = [torch.tensor(values, device=device) for values in (JITTER_ORDERS, COMPONENTS, (MEAN, STD))]
+    on_device = [None if values is None else values.to(device) for values in given]
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float16, 2e-3)):
+        found = augment_fused(images.to(device), on_device, tables, dtype)
+        assert found.dtype == dtype and found.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(found.cpu().float(), augment(images, *given), atol=tolerance, rtol=1e-3)
 
 
 def test_it_serves_inference_and_training_in_turn() -> None:
