@@ -106,7 +106,7 @@ def _timm_twin(model: nn.Module, arch: str, use: Use) -> tuple[Any, dict[str, An
     if not timm.is_model(name):
         raise UserError(f"timm has no network {arch}, so it cannot be exported for timm. {OTHER_FORM}")
     config, arguments = use.data_config, dict(use.data_config.model_args)
-    twin = timm.create_model(name, num_classes=use.num_classes, **arguments)
+    twin: Any = timm.create_model(name, num_classes=use.num_classes, **arguments)
     stated = twin.pretrained_cfg
     if stated.get("fixed_input_size") and tuple(stated["input_size"][1:]) != config.size:
         arguments["img_size"] = config.size

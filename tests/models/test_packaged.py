@@ -74,6 +74,16 @@ def test_logits_are_those_of_timm(data: Path) -> None:
     assert [wnids()[index] for index in ours.argmax(dim=1).tolist()] == list(FOLDERS)
 
 
+@torch.inference_mode()
+def test_packaged_weights_exported_for_timm_are_reloaded_with_imagenets_class_names(tmp_path: Path) -> None:
+    tools.main(["export-model", "packaged", str(tmp_path / "out"), "--form", "timm", "--arch", LITE0])
+    reloaded: Any = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    weights, images = open_weights(LITE0, "packaged"), torch.randn(1, 3, 224, 224)
+    assert torch.equal(reloaded(images), weights.build("model", weights.data_config({}, ""), "", "").eval()(images))
+    back = open_weights(None, str(tmp_path / "out" / "model.safetensors"))
+    assert back.class_names == wnids() and "config.json" in back.classes_from
+
+
 # The commands
 
 
