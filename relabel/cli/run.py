@@ -33,10 +33,10 @@ def run(config: FrozenMunch) -> None:
 # Matplotlib is imported when a figure is drawn, by the process that draws it.
 
 
-def _draw_batch(out: Path, images: np.ndarray, targets: np.ndarray, class_names: Sequence[str], heading: str) -> None:
+def _draw_batch(out: Path, images: np.ndarray, targets: np.ndarray, *texts: Any) -> None:
     from relabel.figures.batch import draw_batch
 
-    draw_batch(out, images, targets, class_names, heading)
+    draw_batch(out, images, targets, *texts)
 
 
 def _draw_run(out: Path, records: Sequence[Mapping[str, Any]]) -> None:

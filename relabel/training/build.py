@@ -59,6 +59,14 @@ class TrainingData:
         """Number of extra images."""
         return sum(map(len, self.extra))
 
+    def image_name(self, index: int) -> str:
+        """Return the name of an image; extra images are counted after those of train/."""
+        for images in (self.images, *(root.images for root in self.extra)):
+            if index < len(images):
+                return images.name(index)
+            index -= len(images)
+        raise IndexError(index)
+
 
 def set_up_device(device: torch.device) -> None:
     """On a GPU, use TF32 for what stays in float32, and choose convolution algorithms by timing."""

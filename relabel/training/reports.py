@@ -25,12 +25,12 @@ class RunFigures:
     """Functions that draw the figures of a run; picklable, because every process of a run has them.
 
     Fields:
-        batch: draws images uint8 [n, S, S, 3] with their targets float [n, K]; the last two arguments are the names of
-            the K classes and a heading.
+        batch: draws images uint8 [n, S, S, 3] with their targets float [n, K], labels (-1: none) and names; the last
+            two arguments are the names of the K classes and a heading.
         curves: draws the records of a run, the lines of metrics.jsonl.
     """
 
-    batch: Callable[[Path, np.ndarray, np.ndarray, Sequence[str], str], None]
+    batch: Callable[[Path, np.ndarray, np.ndarray, Sequence[int], Sequence[str], Sequence[str], str], None]
     curves: Callable[[Path, Sequence[Mapping[str, Any]]], None]
 
 

@@ -72,7 +72,7 @@ def train(process: Process, config: FrozenMunch, figures: RunFigures | None = No
         with out_of_memory_reported(memory_advice(config)):
             trainer = make_trainer(config, data, precision, process, identity, start)
         start = replace(start, state=None)  # the trainer has its own copy
-        trainer.figures = figures
+        trainer.figures, trainer.image_name = figures, data.image_name
         if from_main(lambda: read_status(folder)) == "done" and trainer.step == trainer.recipe.total_steps:
             if process.is_main:
                 print_lines(f"{folder} is finished: {closing(config, data, trainer)}\n{onwards(folder, config)}")

@@ -186,8 +186,9 @@ def test_the_figure_of_the_first_batch_shows_what_the_network_gets(
     start({**flags, "optim.warmup.epochs": 0})
     (first_images, first_targets), (images, targets) = got[:2]
     assert torch.equal(first_images, images) and torch.equal(first_targets, targets)
-    pixels, drawn_targets, names, heading = shown
+    pixels, drawn_targets, labels, files, names, heading = shown
     assert pixels.shape == (6, 16, 16, 3) and pixels.dtype == np.uint8 and names == ["ant", "bee", "cow"]
+    assert [file.partition("/")[0] for file in files] == [names[label] for label in labels] and len({*files}) == 6
     again = normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2), mean=AS_IN_2021.mean, std=AS_IN_2021.std)
     torch.testing.assert_close(again, images, rtol=0, atol=0.01)
     assert np.array_equal(drawn_targets, targets.numpy()) and "CutMix in 100 % of the batches" in heading
