@@ -271,7 +271,7 @@ def write_checkpoints(folder: Path) -> None:
 def read_checkpoint(path: Path) -> None:
     """Weights that fit the network, the classes, and what is recorded of the input."""
     file = read_weights_file(path)
-    assert file.class_names is None or all(isinstance(name, str) for name in file.class_names)
+    assert all(isinstance(name, str) for name in file.classes.names or ())
     DataConfig(**OF_2021 | file.recorded)
     for state_dict in file.state_dicts.values():
         load_weights(small_network(), state_dict)
