@@ -18,7 +18,7 @@ from relabel.data.extra_images import ExtraBatches, spread
 from relabel.data.skipped_images import SkippedImage
 from relabel.label_map import LabelMap
 from utils.errors import UserError
-from utils.processes.workers import BatchMemory, read_batches
+from utils.processes.workers import READ_AHEAD, BatchMemory, read_batches
 from utils.random import ORDER, keyed_rng
 
 _NO_PIXELS = np.empty((3, 0, 0), np.uint8)
@@ -262,7 +262,15 @@ class Loader:
         batches = read_batches(_Batches(self.dataset), itemgetter(0), keys, self.num_workers, on_cuda, flag)
         if on_cuda:  # pinning has copied them from the workers' memory
             return _copy_ahead(batches, self.device)
-        return (replace(batch, images=batch.images.clone()).to(self.device) for batch in batches)
+        return _copied(batches, self.device, (READ_AHEAD + 1) * self.num_workers)
+
+
+def _copied(batches: Iterator[Batch], device: torch.device, memories: int) -> Iterator[Batch]:
+    """Copy each batch from its worker's memory. All memories stay mapped: mapping one takes as long as a copy."""
+    mapped: deque[Tensor] = deque(maxlen=memories)
+    for batch in batches:
+        mapped.append(batch.images)
+        yield replace(batch, images=batch.images.clone()).to(device)
 
 
 def _copy_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:

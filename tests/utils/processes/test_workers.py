@@ -6,15 +6,17 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from multiprocessing import resource_sharer
+from operator import itemgetter
 
 import pytest
 import torch
 
 from tests.conftest import ROOT
 from utils.errors import UserError
-from utils.processes.workers import read_batches
+from utils.processes.workers import BatchMemory, read_batches
 
 KEYS = [[1, 2], [3, 4], [5]]
 
@@ -51,6 +53,24 @@ def test_a_user_error_arrives_as_it_was_raised(num_workers: int) -> None:
     with pytest.raises(UserError) as refusal:
         next(batches)
     assert str(refusal.value) == "a.jpg: found a cat; expected a dog. Swap them."
+
+
+class Written:
+    """A data set of batches, each the key in every byte, in memory that the worker reuses."""
+
+    def __init__(self) -> None:
+        self.memory = BatchMemory()
+
+    def __getitem__(self, key: int) -> torch.Tensor:
+        return self.memory.take(300 - key, 7).fill_(key)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_memory_of_a_batch_is_not_written_again_before_the_next_is_asked_for(num_workers: int) -> None:
+    batches = read_batches(Written(), itemgetter(0), [[key] for key in range(12)], num_workers, False)
+    for key, batch in enumerate(batches):
+        time.sleep(0.02)  # the worker has by now read as far ahead as it may
+        assert batch.shape == (300 - key, 7) and (batch == key).all()
 
 
 def test_a_killed_worker_ends_the_loop_with_a_message() -> None:
