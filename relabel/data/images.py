@@ -20,7 +20,7 @@ from utils.look_alikes import look_alike
 from utils.progress import counted
 
 COMMENT, HERE = "#", "./"
-MOST_KINDS, LONGEST_NAME = 6, 60  # in messages
+MOST_KINDS, LONGEST_NAME = 8, 60  # in messages
 SEARCHED = 50  # class names for which one that looks alike is looked for
 
 
@@ -78,8 +78,9 @@ class Census:
         self.passed_over[kind] = (count + number, first)
 
     def others(self) -> str:
-        """Return what is not used, with the first of each kind."""
-        kinds = [f"{counted(n, kind)} ({shortened(first)})" for kind, (n, first) in self.passed_over.items()]
+        """Return what is not used, with the first of each kind: images first, hidden files last."""
+        found = sorted(self.passed_over.items(), key=lambda item: ("image" not in item[0], "hidden" in item[0]))
+        kinds = [f"{counted(n, kind)} ({shortened(first)})" for kind, (n, first) in found]
         more = f" and {counted(len(kinds) - MOST_KINDS, 'other kind')}" if len(kinds) > MOST_KINDS else ""
         return ", ".join(kinds[:MOST_KINDS]) + more or "empty folders"
 

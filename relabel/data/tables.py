@@ -62,7 +62,11 @@ def read_table(path: Path) -> LabelTable:
         raise UserError(f"{path} is not a text file in UTF-8; {EXPECTED}. Save it as CSV in UTF-8.")
     delimiter = next((character for character in "\t,;" if character in text.partition("\n")[0]), ",")
     class_of: dict[str, str] = {}
-    for number, row in enumerate(csv.reader(StringIO(text, newline=""), delimiter=delimiter), start=1):
+    try:
+        rows = list(csv.reader(StringIO(text, newline=""), delimiter=delimiter))
+    except csv.Error as error:
+        raise UserError(f"{path} cannot be read ({error}); {EXPECTED}. Correct the file.") from error
+    for number, row in enumerate(rows, start=1):
         if not any(row):
             continue
         image, label = row[0].strip(), _class_in(row)
@@ -148,7 +152,7 @@ def with_labels(found: Found, table: LabelTable, may_lack: bool = False) -> Imag
             "Correct the table, or remove these lines."
         )
     if missing:
-        found.census.pass_over("line without an image", missing[0], len(missing))
+        found.census.pass_over("unmatched table line", missing[0], len(missing))
     class_names = sorted({class_of[image] for image in rows if image in class_of})
     position = {name: label for label, name in enumerate(class_names)}
     labels = np.full(len(found.paths), -1, np.int32)

@@ -75,7 +75,7 @@ def list_tars(root: Path, tars: Sequence[Path], split: str | None = None) -> Ima
     return images
 
 
-def _source(root: Path, tars: Sequence[Path]) -> str:
+def _source(tars: Sequence[Path]) -> str:
     """Return how many tar files there are, and the first and the last: there may be thousands."""
     names = [tar.name for tar in (tars[0], *tars[1:][-1:])]
     return str(tars[0]) if len(tars) == 1 else f"{len(tars):,} tar files, {tars[0].parent}/{' ... '.join(names)}"
@@ -89,7 +89,7 @@ def _opened(folder: Path, root: Path, tars: Sequence[Path], state: list[list[Any
             return None
         names, labels, *where = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS)
         passed_over = {kind: (count, first) for kind, (count, first) in made["not_used"].items()}
-        census = Census(_source(root, tars) + made["about"], passed_over)
+        census = Census(_source(tars) + made["about"], passed_over)
         files = TarFiles(list(tars), *where)
         return ImageList(root, made["class_names"], names, labels, files, census, made["numbered"])
     except (UserError, OSError, ValueError, TypeError, LookupError):
@@ -115,7 +115,7 @@ def _write(folder: Path, images: ImageList, state: list[list[Any]]) -> None:
             np.save(temporary / f"{name}.npy", values)
         write_json(
             temporary / MANIFEST,
-            content | {"about": images.census.source.removeprefix(_source(images.root, files.tars))},
+            content | {"about": images.census.source.removeprefix(_source(files.tars))},
         )
 
 
@@ -217,7 +217,7 @@ def _facts(tar: Path, key: str, text: bytes) -> dict[str, Any]:
 
 def _find(root: Path, tars: Sequence[Path], split: str | None) -> ImageList:
     """Build the list of images from the headers of tar files."""
-    found = _Members(Census(_source(root, tars)))
+    found = _Members(Census(_source(tars)))
     sizes = [tar.stat().st_size for tar in tars]
     with JobProgress("index of tar files", sum(sizes) >> 20, "MiB") as progress:
         for number, (tar, size) in enumerate(zip(tars, sizes, strict=True)):

@@ -64,8 +64,9 @@ def test_images_may_lie_in_class_folders_or_in_none(tmp_path: Path) -> None:
     flat = open_images(touch(tmp_path / "flat", "b.png", "a.png"))
     assert names(flat) == ["a.png", "b.png"] and flat.class_names == [] and flat.labels.tolist() == [-1, -1]
     assert names(open_images(touch(tmp_path / "folders", "ant/a.png"))) == ["ant/a.png"]
-    with pytest.raises(UserError, match=r"found images, such as c\.png, beside folders, such as ant;"):
-        open_images(touch(tmp_path / "folders", "c.png"))
+    both = open_images(touch(tmp_path / "folders", "c.png"))
+    assert names(both) == ["ant/a.png"] and both.described().endswith("not used: 1 loose image (c.png)")
+    assert names(open_images(touch(tmp_path / "flat", "notes/1.txt"))) == ["a.png", "b.png"]
     with pytest.raises(UserError, match="found neither class folders nor images"):
         open_images(touch(tmp_path / "none", "notes.txt"))
 
@@ -87,9 +88,12 @@ def test_a_key_is_the_name_up_to_the_last_dot(keys: list[str], extensions: list[
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (["loose.png"], r"train: found no class folder; expected ROOT/CLASS/IMAGE"),
+        (["loose.png"], r"no class folder, only 1 image \(loose.png\); expected ROOT/CLASS/IMAGE"),
         (["ant/a.png", "cat/readme.txt", "dog/.a.png"], r"found no image in 2 of 3 class folders \(cat, dog\)"),
-        (["val/ant/a.png", "train/ant/a.png"], r"2 of 2 class folders \(train, val\); .* you mean .*/train/train\?$"),
+        (
+            ["val/ant/a.png", "train/ant/a.png"],
+            r"found the folder train/, not class folders; .* you mean .*/train/train\?$",
+        ),
         ([], r"train: cannot be listed \(No such file.*expected ROOT/CLASS/IMAGE"),
     ],
 )

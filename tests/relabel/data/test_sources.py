@@ -1,0 +1,174 @@
+"""Image sources: every form of ImageNet gives the same list; where the images of a split are looked for."""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from relabel.data.images import ImageList
+from relabel.data.sources import divide, open_images, open_split
+from tests.conftest import Flags
+from tests.image_forms import FORMS, WNIDS, Form, copy_flat, files, kaggle, make_tar, plain_folders, timms_shards
+from utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return plain_folders(tmp_path_factory.mktemp("plain"))
+
+
+def opened(flags: Flags, split: str) -> ImageList:
+    keys = ("data.data_path", f"data.{split}", f"data.{split}_labels")
+    path, source, table = (str(flags.get(key, "")) for key in keys)
+    return open_split(path, split, source, table).with_classes_of(WNIDS, "the training folders")
+
+
+def content(images: ImageList) -> list[tuple[str, int, bytes]]:
+    """Name without extension (shards rename it), label and bytes of every image."""
+    rows = range(len(images))
+    return [(images.name(i).rpartition(".")[0], int(images.labels[i]), images.path(i).read_bytes()) for i in rows]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+def test_every_form_gives_the_list_of_plain_folders(plain: Path, tmp_path: Path, form: Form) -> None:
+    """Also when the index of tar files is read a second time."""
+    flags = form(plain, tmp_path / "form")
+    for split in ("train", "val"):
+        expected = open_split(str(plain), split)
+        for found in (opened(flags, split), opened(flags, split)):
+            assert content(found) == content(expected)
+            assert found.keys().tolist() == expected.keys().tolist()
+            assert f"{len(expected)} images of 3 classes from" in found.described()
+
+
+def test_a_part_of_the_training_images_is_set_aside(plain: Path, tmp_path: Path) -> None:
+    """By key, from each class: the same images in every form."""
+    flags = timms_shards(plain, tmp_path / "form")
+    kept = {}
+    for which, images in (("folders", open_split(str(plain), "train")), ("shards", opened(flags, "train"))):
+        train, val = divide(images, 0.25, "train"), divide(images, 0.25, "val")
+        assert np.bincount(val.labels).tolist() == [1, 1, 1] and np.bincount(train.labels).tolist() == [3, 3, 3]
+        kept[which] = train.keys().tolist(), val.keys().tolist()
+        assert sorted([*kept[which][0], *kept[which][1]]) == sorted(images.keys().tolist())
+    assert kept["folders"] == kept["shards"]
+
+
+def test_the_test_folder_of_kaggle_has_no_classes(plain: Path, tmp_path: Path) -> None:
+    """Though a table lies above it: that of the validation images."""
+    kaggle(plain, tmp_path / "form")
+    test = tmp_path / "form" / "ILSVRC" / "Data" / "CLS-LOC" / "test"
+    (only,) = test.iterdir()
+    only.rename(test / "ILSVRC2012_test_00000001.JPEG")
+    assert open_images(test).class_names == []
+
+
+def test_the_validation_images_of_a_part_of_imagenet(plain: Path, tmp_path: Path) -> None:
+    """The table that comes with ImageNet may list images that are not there; one that was given may not."""
+    kaggle(plain, tmp_path / "form")
+    val, table = tmp_path / "form" / "ILSVRC" / "Data" / "CLS-LOC" / "val", tmp_path / "form" / "LOC_val_solution.csv"
+    for path in sorted(val.iterdir())[2:]:
+        path.unlink()
+    assert "not used: 4 unmatched table lines (ILSVRC2012_val_000000" in open_images(val).described()
+    with pytest.raises(UserError, match="4 of the 6 images that it lists are not in"):
+        open_images(val, table)
+
+
+def test_shards_of_one_data_set_and_of_another(plain: Path, tmp_path: Path) -> None:
+    """Class numbers without names are positions among the classes of the training images, if these are so many."""
+    flags = timms_shards(plain, tmp_path / "form")
+    val = open_split(str(flags["data.data_path"]), "val")
+    assert val.class_names == ["0", "1", "2"] and "its classes have numbers, not names" in val.described()
+    with pytest.raises(UserError, match="none of the 2 classes"):
+        val.with_classes_of(WNIDS[:2], "the training folders")
+
+
+def test_thousands_of_tar_files_are_said_in_a_line(plain: Path, tmp_path: Path) -> None:
+    image = files(plain, "train")[0].read_bytes()
+    for i in range(30):
+        make_tar(tmp_path / f"train-{i:04d}.tar", {f"{WNIDS[i % 3]}/{i}.jpg": image})
+    images = open_split(str(tmp_path), "train")
+    assert (
+        images.described() == f"30 images of 3 classes from 30 tar files, {tmp_path}/train-0000.tar ... train-0029.tar"
+    )
+    assert open_images(images.root).names.tolist() == images.names.tolist()
+
+
+# ---- where the images of a split are; the remedy in each message is typed
+
+
+LEVELS: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "too low": (lambda root: root / "train", r"Did you mean --data.data_path (\S+)\?"),
+    "too high": (lambda root: root.parent, r"Did you mean --data.data_path (\S+)\?"),
+}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_data_folder_one_level_off(plain: Path, tmp_path: Path, level: str) -> None:
+    root = Path(shutil.copytree(plain, tmp_path / "above" / "data"))
+    off, pattern = LEVELS[level]
+    with pytest.raises(UserError, match=r"but no train/; expected train/CLASS/IMAGE") as raised:
+        open_split(str(off(root)), "train")
+    (remedy,) = re.findall(pattern, str(raised.value))
+    assert len(open_split(remedy, "train")) == 12
+
+
+def test_images_asked_for_one_level_too_high(plain: Path, tmp_path: Path) -> None:
+    for form, inside in ((lambda: plain, "train"), (lambda: kaggle(plain, tmp_path / "k")["data.data_path"], "train")):
+        with pytest.raises(UserError, match="not class folders") as raised:
+            open_images(form())
+        (remedy,) = re.findall(r"Did you mean (\S+)\?", str(raised.value))
+        assert remedy.endswith(inside) and len(open_images(remedy)) == 12
+
+
+def test_a_class_may_be_called_train(plain: Path, tmp_path: Path) -> None:
+    """CIFAR-100 and COCO have one."""
+    root = tmp_path / "vehicles"
+    for name in ("bus", "train"):
+        copy_flat(files(plain, "train")[:2], root / "train" / name)
+    assert open_split(str(root), "train").class_names == ["bus", "train"]
+    inside = {f"{name}/{i}.png": b"" for name in ("bus", "train") for i in range(2)}
+    assert open_images(make_tar(tmp_path / "a.tar", inside)).class_names == ["bus", "train"]
+
+
+def test_a_class_folder_is_no_data_folder(plain: Path) -> None:
+    with pytest.raises(UserError, match=r"but no train/") as raised:
+        open_split(str(plain / "train" / WNIDS[0]), "train")
+    assert "--data.val_share" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("files_there", "split", "message"),
+    [
+        (["train/a/1.png"], "val", "Without validation images, --data.val_share 0.1"),
+        (["train.tar.gz"], "train", "Decompress train.tar.gz once"),
+        (["data/train-0.parquet", "train-00000.parquet"], "train", "python -m relabel pack-images"),
+        (["train/1.png", "train/2.png"], "train", "2 images of train without classes; .* --data.train_labels FILE"),
+        (["train/shard.0.mds"], "train", r"only 1 .mds file \(shard.0.mds\).*lack the names of images"),
+        (["a/1.png", "b/1.png"], "train", r"--data.train \S+ --data.val_share 0.1 uses them"),
+        ([], "train", "found nothing, but no train/"),
+    ],
+)
+def test_what_is_there_instead_of_a_split(tmp_path: Path, files_there: list[str], split: str, message: str) -> None:
+    for name in files_there:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=message):
+        open_split(str(tmp_path), split)
+
+
+@pytest.mark.parametrize("source", ["gone.tar", "gone-*.tar", "gone-{0..3}.tar", "here.tar:gone.tar", "a.zip"])
+def test_a_source_that_does_not_exist(tmp_path: Path, source: str) -> None:
+    make_tar(tmp_path / "here.tar", {"a/1.png": b""})
+    (tmp_path / "a.zip").touch()
+    source = ":".join(f"{tmp_path}/{part}" for part in source.split(":"))
+    with pytest.raises(UserError, match="expected a folder of images; or a tar file"):
+        open_images(source)
+
+
+def test_one_split_in_a_tar_file_is_not_the_other(tmp_path: Path) -> None:
+    tar = make_tar(tmp_path / "mine.tar", {"train/a/1.png": b"", "train/b/1.png": b""})
+    with pytest.raises(UserError, match=r"found no folder val/ in it, only train/.*--data.val_share 0.1"):
+        open_split(str(tar), "val")
