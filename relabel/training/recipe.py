@@ -154,7 +154,7 @@ def recipe_notes(config: FrozenMunch, num_images: int, recipe: Recipe, process: 
         )
     if warmup_epochs(config) != optim.warmup.epochs:
         lines.append(
-            f"warm-up in the first half of the run: its {counted(optim.epochs, 'epoch')} are fewer than the "
-            f"{optim.warmup.epochs} of optim.warmup.epochs"
+            f"warm-up in the first half of the run: optim.warmup.epochs is {optim.warmup.epochs}, more than its "
+            f"{counted(optim.epochs, 'epoch')}"
         )
     return lines

@@ -23,7 +23,7 @@ def test_batch_rate_and_warmup_follow_the_data(flags: Flags, capsys: CaptureFixt
     assert "\n2 epochs of 1 step, batch size 30;" in out and "leaves out" not in out
     assert "\ntrain/ has 30 images: batches of 30, not 100\n" in out
     assert "\nlearning rate 0.00586: 0.05 per 256 images, scaled to batches of 30\n" in out
-    assert "warm-up in the first half of the run: its 2 epochs are fewer than the 5 of optim.warmup.epochs" in out
+    assert "warm-up in the first half of the run: optim.warmup.epochs is 5, more than its 2 epochs" in out
     rates = [e["learning_rate"] for e in metrics(flags["util.run_dir"]) if e["event"] == "train"]
     assert rates == pytest.approx([0, 0.05 * 30 / 256])
 
