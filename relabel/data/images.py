@@ -206,6 +206,8 @@ class ImageList:
                 f"{self.root}: found {found}, the first: {unknown[0]}; expected those {len(class_names)} classes or "
                 f"some of them.{hint}"
             )
+        if [*class_names] == self.class_names:
+            return self  # with labels that may be mapped into memory
         position = {name: i for i, name in enumerate(class_names)}
         new_labels = np.array([position[name] for name in self.class_names], dtype=np.int32)
         return replace(self, class_names=list(class_names), labels=new_labels[self.labels])
