@@ -324,6 +324,7 @@ RESUME = ResumeRules(
     free=frozenset(
         {
             "data.on_error",  # a run that stopped at a damaged image may continue without it
+            "data.max_megapixels",  # likewise, at one that is too large
             "data.val",
             "data.val_labels",
             "data.relabel.insist",  # checked once, before a run begins

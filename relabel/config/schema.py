@@ -63,6 +63,7 @@ _TYPES: dict[str, Any] = {
     "data.keep_list": Text,
     "data.decoder": Literal["auto", "pillow"],
     "data.on_error": Literal["stop", "skip"],
+    "data.max_megapixels": Annotated[float, Field(gt=0)],
     "data.image_size": Positive | None,
     "data.rrc_minimum": Annotated[float, Field(gt=0, le=1)],
     "data.crop_ratio": CropRatio | None,

@@ -7,7 +7,7 @@ import numpy as np
 
 from relabel.augment import Augmentation, draw_augmentation
 from relabel.crop_box import CropBox, random_crop_box
-from relabel.data.decode import ImageFile
+from relabel.data.decode import MOST_MEGAPIXELS, ImageFile
 from relabel.data.images import ImageList
 from relabel.label_map import LabelMap
 from relabel.stores.store import LabelStore
@@ -111,6 +111,7 @@ class ImageDataset:
         label_store: row i is the map of image i (opened with `images.keys()`); None without label maps.
         decoder: one of relabel.data.decode.DECODERS.
         first: index of the first image, where several data sets share one index space.
+        max_megapixels: larger images are refused.
     """
 
     images: ImageList
@@ -118,6 +119,7 @@ class ImageDataset:
     label_store: LabelStore | None = None
     decoder: str = "pillow"
     first: int = 0
+    max_megapixels: float = MOST_MEGAPIXELS
 
     def __len__(self) -> int:
         """Return N, the number of images."""
@@ -127,6 +129,7 @@ class ImageDataset:
         """Read the sample of (epoch, index). UserError, with the file, if image or label map is missing or damaged."""
         epoch, index = key
         row = index - self.first
-        crop = self.transform(ImageFile(self.images.path(row), self.decoder), epoch, index)
+        file = ImageFile(self.images.path(row), self.decoder, self.max_megapixels)
+        crop = self.transform(file, epoch, index)
         label_map = None if self.label_store is None else self.label_store.read(row)
         return Sample(crop.image, int(self.images.labels[row]), crop.box, label_map, crop.augmentation, index)

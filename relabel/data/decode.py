@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -27,7 +28,14 @@ from utils.errors import UserError
 
 DECODERS = ("simplejpeg", "pillow")
 # Pillow reads more formats, PostScript among them: a program, which it would have Ghostscript execute.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "PPM", "TIFF", "GIF", "JPEG2000")
+FORMATS = [
+    *("JPEG", "PNG", "WEBP", "BMP", "DIB", "PPM", "TIFF", "GIF", "JPEG2000"),
+    *(["AVIF"] if find_spec("PIL.AvifImagePlugin") else []),  # from Pillow 11.3 on
+]
+
+MOST_MEGAPIXELS = 179  # the size from which Pillow refuses an image by default
+# Its own limit is lifted: it names no size, and cannot be raised by a setting.
+Image.MAX_IMAGE_PIXELS = None
 
 # All antialiased: the filter widens with the reduction.
 RESAMPLING = {name: Image.Resampling[name.upper()] for name in ("bilinear", "bicubic", "lanczos")}
@@ -46,11 +54,13 @@ class UnreadableImage(UserError):
         reason: what is wrong with it.
     """
 
-    def __init__(self, path: ImagePath, reason: str) -> None:
+    def __init__(
+        self, path: ImagePath, reason: str, expected: str = "a whole JPEG, PNG or other image file. Replace the file"
+    ) -> None:
+        """Compose the message; `expected` ends with what else to do than removing the file."""
         self.path, self.reason = path, reason
         super().__init__(
-            f"{path}: cannot be read as an image ({reason}); expected a whole JPEG, PNG or other image file. "
-            "Replace the file or remove it from the folder."
+            f"{path}: cannot be read as an image ({reason}); expected {expected} or remove it from the folder."
         )
 
 
@@ -70,16 +80,18 @@ class ImageFile:
         width, height: pixels.
     """
 
-    def __init__(self, path: ImagePath, decoder: str = "pillow") -> None:
+    def __init__(self, path: ImagePath, decoder: str = "pillow", max_megapixels: float = MOST_MEGAPIXELS) -> None:
         """Read the file and parse its header.
 
         Args:
             path: of the file, or of a member of a tar file.
             decoder: pillow, or simplejpeg (the default of training and evaluation) for the files that it accepts. Label
                 maps are always made and checked with pillow, so that they do not depend on this choice.
+            max_megapixels: larger images are refused, because the pixels promised by a damaged or hostile file could
+                fill the memory.
 
         Raises:
-            UnreadableImage: missing, not readable, or not an image.
+            UnreadableImage: missing, not readable, not an image, or too large.
             UserError: the machine has run out of memory or open files.
         """
         assert decoder in DECODERS, decoder
@@ -89,6 +101,8 @@ class ImageFile:
             self._frame = read_frame(self._data) if decoder == "simplejpeg" else None
             header = self._frame or self._opened
         self.width, self.height = header.width, header.height
+        if self.width * self.height > max_megapixels * 1e6:
+            raise _too_large(path, self.width, self.height, max_megapixels)
 
     def resized_crop(
         self, box: CropBox, height: int, width: int, interpolation: str = "bilinear", whole: bool = False
@@ -176,6 +190,16 @@ class ImageFile:
     def _opened(self) -> Image.Image:
         """The file as a Pillow image, opened from memory so that no file stays open."""
         return Image.open(io.BytesIO(self._data), formats=FORMATS)
+
+
+def _too_large(path: ImagePath, width: int, height: int, limit: float) -> UnreadableImage:
+    found = math.ceil(width * height / 1e6)
+    return UnreadableImage(
+        path,
+        f"it has {width:,} x {height:,} pixels, {found:,} megapixels",
+        f"at most {limit:,g}, so that no file can fill the memory. If it is meant to be so large, raise the limit "
+        f"(--data.max_megapixels {found}; annotate: --max_megapixels {found}); otherwise replace it",
+    )
 
 
 def _resized_size(width: int, height: int, size: int, crop_ratio: float) -> tuple[int, int]:

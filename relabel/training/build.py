@@ -226,7 +226,8 @@ def train_loader(
         data_config.train_size, keys.rrc_minimum, keys.flip_prob, keys.color_jitter, keys.lighting, seed,
         data_config.interpolation,
     )  # fmt: skip
-    main = ImageDataset(data.images, transform, data.store, resolve_decoder(keys.decoder))
+    decoder, most = resolve_decoder(keys.decoder), keys.max_megapixels
+    main = ImageDataset(data.images, transform, data.store, decoder, max_megapixels=most)
     mixed = MixedDataset(main, data.extra) if data.extra else main
     dataset = SkippingDataset(mixed, skip=keys.on_error == "skip")
     extra = ExtraBatches(len(main), data.extra_images, from_extra, seed) if data.extra else None
@@ -253,7 +254,8 @@ def eval_loader(
     config: FrozenMunch, images: ImageList, process: Process, transform: CenterCrop
 ) -> Callable[[], Iterable[Batch]]:
     """Return a function that gives this process's share of an evaluation set."""
-    dataset = ImageDataset(images, transform, decoder=resolve_decoder(config.data.decoder))
+    decoder, most = resolve_decoder(config.data.decoder), config.data.max_megapixels
+    dataset = ImageDataset(images, transform, decoder=decoder, max_megapixels=most)
     batch_size = process.share(config.util.val_batch_size, "util.val_batch_size")
 
     def batches() -> Iterable[Batch]:

@@ -166,6 +166,11 @@ def test_interpolation_goes_by_name(tmp_path: Path, interpolation: str) -> None:
         ("RGBA", "alpha.png"),
         ("P", "palette.png"),
         ("RGB", "photo.webp"),
+        ("RGB", "photo.avif"),
+        ("RGB", "photo.jfif"),
+        ("RGB", "photo.jp2"),
+        ("P", "palette.gif"),
+        ("L", "grey.pgm"),
         ("RGB", "n02105855_2933.JPEG"),
     ],
 )
