@@ -63,6 +63,7 @@ def create_pretrained_model(arch: str) -> tuple[nn.Module, str]:
 def _no_retries_offline() -> Iterator[None]:
     """Use the Hugging Face Hub's cache only if the Hub cannot be reached: its library would retry for a minute."""
     from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError
     from huggingface_hub.utils import get_session
 
     was_offline, unreachable = constants.HF_HUB_OFFLINE, None
@@ -72,7 +73,7 @@ def _no_retries_offline() -> Iterator[None]:
         constants.HF_HUB_OFFLINE, unreachable = True, error
     try:
         yield
-    except Exception as error:
+    except LocalEntryNotFoundError as error:
         raise (unreachable or error) from error
     finally:
         constants.HF_HUB_OFFLINE = was_offline
