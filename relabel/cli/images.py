@@ -92,6 +92,5 @@ def _open(source: str, out: Path, table: Path | None) -> "ImageList":
     if files and table:
         raise UserError(f"--table {table}: the classes of parquet files are in their column label. Leave --table out")
     images = list_parquet(source, files) if files else open_images(source, table or "")
-    of_classes = f" of {len(images.class_names):,} classes" if images.class_names else " without classes"
-    print_lines(f"{len(images):,} images{of_classes} from {images.census}")
+    print_lines(images.described())
     return images

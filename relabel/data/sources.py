@@ -55,8 +55,8 @@ def open_images(source: str | Path, table: str | Path = "", split: str | None = 
     root = Path(source)
     if tars := tar_files(str(source)):
         return _open_tars(root, tars, table, split)
-    if root.is_file():
-        raise UserError(f"{root} is a file; {EXPECTED_SOURCE}.")
+    if not root.is_dir():
+        raise UserError(f"{root} {'is a file' if root.exists() else 'does not exist'}; {EXPECTED_SOURCE}.")
     if not table and not (root / TINY).is_file() and _has_class_folders(root):
         return list_images(root)
     found = find_images(root)
