@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from relabel.cli.arguments import Name, keep_apart
+from relabel.cli.arguments import Images, Name, keep_apart
 from relabel.config.schema import Deviations, Means
 from utils.config.value_types import (
     Count,
+    ExistingFile,
     ExistingFolder,
     ExistingPath,
     NewFile,
@@ -35,9 +36,10 @@ Temperature = Annotated[float, Field(ge=1e-3, le=1000)]
 
 
 def annotate(
-    images: ExistingFolder,
+    images: Images,
     labels: NewFolder,
     *,
+    table: ExistingFile | None = None,
     arch: Name | None = None,
     weights: Weights = "pretrained",
     classes: Classes | None = None,
@@ -53,6 +55,7 @@ def annotate(
     num_workers: Count = 4,
     unlabelled: bool = False,
     on_error: Literal["stop", "skip"] = "stop",
+    max_megapixels: Annotated[float, Field(gt=0)] = 179,
 ) -> None:
     """Make the label map of every image: the scores that a strong classifier, the teacher, gives each of its cells.
 
@@ -60,7 +63,10 @@ def annotate(
     torchrun, several processes share the work. Either way ends with the same bytes as one undisturbed process.
 
     Args:
-        images: folder with a folder of images per class, such as DATA/train, or with images only.
+        images: a folder with a folder of images per class, such as DATA/train, or with images only; a tar file, a
+            pattern such as 'shards/*.tar', or several joined by ":".
+        table: CSV or TSV file with an image and its class on each line. none: the class folders, or the table that
+            ImageNet comes with.
         labels: folder to write the label maps to.
         arch: the teacher: a torchvision or timm classifier ("timm/NAME" forces timm), or digit_net. none: the one that
             the checkpoint names.
@@ -83,6 +89,7 @@ def annotate(
         unlabelled: the teacher need not know the folders of IMAGES as classes: for data.extra.path.
         on_error: stop: fail if an image cannot be read, after annotating all others; skip: leave such images out and
             list them.
+        max_megapixels: larger images cannot be read, so that a damaged file cannot fill the memory.
     """
     refuse_broken_torchrun()
     from relabel.annotation import annotator
@@ -93,18 +100,19 @@ def annotate(
 
     with shared_job() as process:
         keep_apart(labels, "LABELS", {"IMAGES": images})
-        found = open_images(images)
+        found = open_images(images, table or "")
         folders = None if unlabelled else found.class_names or None
         wanted = {"size": size, "mean": mean, "std": std, "interpolation": interpolation}
         given = {name: value for name, value in wanted.items() if value is not None}
         teacher = load_teacher(arch, weights, folders, class_list=classes, given=given)
         if process.is_main:
             print_lines(_about(found, teacher, process.device.type))
+        k = top_k or min(annotator.TOP_K, teacher.num_classes)
         annotator.annotate(
             found,
             labels,
             teacher,
-            annotator.Settings(top_k or min(annotator.TOP_K, teacher.num_classes), flip, opt_level, batch_size),
+            annotator.Settings(k, flip, opt_level, batch_size, max_megapixels),
             form=format,
             skip_unreadable=on_error == "skip",
             num_workers=min(num_workers, cores_of(process)),
@@ -117,9 +125,9 @@ def annotate(
 def _about(images: "ImageList", teacher: "Teacher", device: str) -> str:
     """Describe images, teacher, classes and input, in lines."""
     about, (rows, columns) = teacher.description, teacher.data_config.size
-    of_classes = f" of {len(images.class_names):,} classes" if images.class_names else ""
     lines = [
-        f"{len(images):,} images{of_classes}, squashed to {rows} x {columns} pixels",
+        images.described(),
+        f"each is squashed to {rows} x {columns} pixels",
         f"teacher: {about['arch']} ({about['weights']}{teacher.note}), {teacher.num_classes:,} classes, on {device}; "
         f"head: {about['head']}",
         f"classes: {teacher.class_source}",
@@ -133,7 +141,8 @@ def _about(images: "ImageList", teacher: "Teacher", device: str) -> str:
 def check(
     labels: ExistingFolder,
     *,
-    images: ExistingFolder | None = None,
+    images: Images | None = None,
+    table: ExistingFile | None = None,
     boxes: ExistingPath | None = None,
     teacher_accuracy: Annotated[float, Field(gt=1, le=100)] | None = None,
     classifier: Name | None = None,
@@ -151,9 +160,10 @@ def check(
 
     Args:
         labels: a packed store or a folder of .pt files.
-        images: folder of the images that the maps are for. none: only the maps themselves are checked.
-        boxes: boxes of objects, to measure crops and test the axes: a folder of Pascal-VOC XML
-            files, CLASS/STEM.xml, or the JSON file that `digits` writes.
+        images: the images that the maps are for, as in `annotate`. none: only the maps themselves are checked.
+        table: as in `annotate`.
+        boxes: boxes of objects, to measure crops and test the axes: a folder of Pascal-VOC XML files, CLASS/STEM.xml;
+            Kaggle's LOC_train_solution.csv or LOC_val_solution.csv; or the JSON file that `digits` writes.
         teacher_accuracy: known top-1 accuracy of the maps' teacher, percent; maps far below it are wrong.
         classifier: a torchvision or timm classifier for crops, to test the axes without boxes. none: the one that
             the checkpoint names, if one is given.
@@ -177,7 +187,9 @@ def check(
     for flag, value in {**flags, "--teacher_accuracy": teacher_accuracy}.items():
         if value is not None and images is None:
             raise UserError(f"{flag} needs the images of the maps; give --images too, or leave it out")
-    found = open_label_set(labels, images)
+    found = open_label_set(labels, images, table)
+    if found.images:
+        print_lines(found.images.described())
     of_crops = (classifier, classifier_weights or "pretrained", found.class_names, classes)
     report = make_report(
         found,
@@ -185,7 +197,7 @@ def check(
         temperature=temperature,
         box_axes=box_axes,
         maps=maps,
-        boxes=open_object_boxes(boxes, found.class_names) if boxes else None,
+        boxes=open_object_boxes(boxes, found) if boxes else None,
         classifier=classifier_named(*of_crops) if any(flags.values()) else None,
         teacher_top1_percent=teacher_accuracy,
     )
@@ -199,8 +211,9 @@ def check(
 def show(
     *image: str,
     labels: ExistingFolder,
-    images: ExistingFolder,
+    images: Images,
     out: NewPngOrHtml,
+    table: ExistingFile | None = None,
     figure: Literal["rows", "sheet", "axes", "page"] = "rows",
     count: Annotated[int, Field(ge=1, le=5000)] | None = None,
     crops: Annotated[int, Field(ge=1, le=20)] = 3,
@@ -211,13 +224,14 @@ def show(
     """Draw label maps over their images, with random crops and their targets; or make a page to look through them.
 
     Args:
-        image: path, CLASS/FILE or CLASS/STEM of an image; none: random images.
+        image: path, CLASS/FILE or CLASS/STEM of an image; none: random images, evenly over the classes.
         labels: a packed store or a folder of .pt files.
-        images: folder of the images.
+        images: the images, as in `annotate`.
         out: the PNG file to write; an HTML file for a page.
-        figure: rows: image, map, crops and targets of each; sheet: many images with their most likely classes; page:
-            thousands, to sort and search in a browser; axes: why the order of a crop's sides matters, on the first
-            image.
+        table: as in `annotate`.
+        figure: rows: image, map, crops and targets of each, half of them disagreeing with their label if any do; sheet:
+            many images with their most likely classes, those that disagree first; page: thousands, to sort and search
+            in a browser; axes: why the order of a crop's sides matters, on the first image.
         count: number of random images, up to 200, in a page 5,000. none: 4, in a page 1,000.
         crops: random crops per image in `rows`.
         fill: as data.relabel.fill in training.
@@ -240,12 +254,14 @@ def show(
     if figure == "page":
         from relabel.figures.page import draw_page
 
-        shown = draw_page(image, labels, images, out, count=count or 1000, seed=seed, **options)
+        shown = draw_page(image, labels, images, out, table=table, count=count or 1000, seed=seed, **options)
         print_lines(f"page: {out}, {out.stat().st_size / 1e6:.1f} MB; open it in a browser\n{shown}")
     else:
         from relabel.figures.label_maps import draw_figure
 
-        draw_figure(image, labels, images, out, figure, count=count or 4, crops=crops, seed=seed, **options)
+        draw_figure(
+            image, labels, images, out, figure, table=table, count=count or 4, crops=crops, seed=seed, **options
+        )
         print_lines(f"figure: {out}")
 
 
@@ -253,7 +269,8 @@ def pack(
     files: ExistingFolder,
     labels: NewFolder,
     *,
-    images: ExistingFolder | None = None,
+    images: Images | None = None,
+    table: ExistingFile | None = None,
     classes: Classes | None = None,
     on_error: Literal["stop", "skip"] = "stop",
 ) -> None:
@@ -265,7 +282,8 @@ def pack(
     Args:
         files: folder of CLASS/STEM.pt files, such as those released in 2021.
         labels: folder to write the store to.
-        images: folder of the images of the maps, to list those without a map.
+        images: the images of the maps, as in `annotate`, to list those without a map.
+        table: as in `annotate`.
         classes: the classes of the ids in the files: imagenet, or a text file with one class folder's name per line.
             none: the class folders of --images, else those of FILES, sorted.
         on_error: stop: fail if a map cannot be read, after converting all others; skip: leave such maps out and list
@@ -274,7 +292,7 @@ def pack(
     from relabel.annotation import convert
 
     keep_apart(labels, "LABELS", {"FILES": files, "--images": images})
-    convert.pack(files, labels, images, classes, skip_damaged=on_error == "skip")
+    convert.pack(files, labels, images, classes, skip_damaged=on_error == "skip", table=table)
 
 
 def unpack(labels: ExistingFolder, files: NewFolder) -> None:
@@ -294,7 +312,8 @@ def export_labels(
     labels: ExistingFolder,
     out: NewFile,
     *,
-    images: ExistingFolder,
+    images: Images,
+    table: ExistingFile | None = None,
     form: Literal["multi-hot", "soft", "agreeing", "disagreeing"] = "multi-hot",
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.1,
     fill: Fill = 0.0,
@@ -305,7 +324,8 @@ def export_labels(
     Args:
         labels: a packed store or a folder of .pt files.
         out: the file to write; labels are JSON if it ends in .json, else TSV.
-        images: folder of the images.
+        images: the images, as in `annotate`.
+        table: as in `annotate`.
         form: multi-hot: the classes of each image; soft: with their probabilities; agreeing: the images whose labels
             include the folder's class, for training with --data.keep_list OUT; disagreeing: the others.
         threshold: smallest probability of a label; the most likely class is always one.
@@ -316,7 +336,7 @@ def export_labels(
     from relabel.annotation.label_set import open_label_set
 
     keep_apart(out, "OUT", {"LABELS": labels, "--images": images})
-    found = open_label_set(labels, images)
+    found = open_label_set(labels, images, table)
     options = {"threshold": threshold, "fill": fill, "temperature": temperature}
     if form in ("agreeing", "disagreeing"):
         cleaned = export.export_cleaning(found, out, agreeing=form == "agreeing", **options)

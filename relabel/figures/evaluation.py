@@ -108,7 +108,7 @@ def draw_reliability(out: Path, confidence: np.ndarray, correct: np.ndarray, tit
             upper.bar(middles[own], accuracy[own], width, color=colour, alpha=0.75, label=label)
     seen = images > 0
     ends = middles[seen] - width / 2, middles[seen] + width / 2
-    upper.hlines(mean[seen], *ends, color=WARNING, linewidth=2.5, label="mean confidence")
+    upper.hlines(mean[seen], *ends, color=INK, linewidth=2.5, label="mean confidence")
     upper.plot([0, 1], [0, 1], color=MUTED, linewidth=1.2, linestyle="--", label="perfectly calibrated")
     error = expected_calibration_error(confidence, correct)
     lines = [panels.fitted_name(line, 4.9, 10) for line in title.split("\n")]

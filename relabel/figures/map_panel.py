@@ -72,7 +72,7 @@ def _two_lines(text: str, inches: float) -> str:
     """Break a name into at most two lines; what does not fit is replaced by an ellipsis."""
     if text_width(text, SMALL) <= inches:
         return text
-    lines = textwrap.wrap(text, max(1, int(inches / 0.075)), max_lines=2, placeholder="…")
+    lines = textwrap.wrap(text, max(1, int(inches / 0.075)), max_lines=2, placeholder="…", break_long_words=False)
     return "\n".join(fitted(line, inches, SMALL) for line in lines)
 
 
