@@ -104,6 +104,8 @@ class JobProgress:
 def print_lines(text: str, stream: TextIO | None = None) -> None:
     """Print lines; on a terminal, one that is too long continues on the next line, indented, at a space.
 
+    A command is left as it is: pasted in two lines, it would run as two.
+
     Args:
         text: the lines.
         stream: None: stdout.
@@ -111,7 +113,7 @@ def print_lines(text: str, stream: TextIO | None = None) -> None:
     stream = stream or sys.stdout
     columns = shutil.get_terminal_size().columns if stream.isatty() else 0
     for line in text.splitlines():
-        if columns and len(line) > columns:
+        if columns and len(line) > columns and not line.lstrip().startswith("python "):
             indent = " " * (len(line) - len(line.lstrip(" ")) + 2)
             line = textwrap.fill(line, columns, subsequent_indent=indent, **_AT_SPACES)
         print(line, file=stream, flush=True)

@@ -29,7 +29,7 @@ from utils.files import locked, make_writable
 from utils.precision import Precision
 from utils.processes.distributed import Process, from_main
 from utils.processes.workers import end_workers, raise_worker_death
-from utils.progress import counted, print_lines
+from utils.progress import command_lines, counted, print_lines
 from utils.run_folder import Start, find_start, open_run_folder, share_start
 from utils.run_log import read_status, record_environment, write_status
 
@@ -153,10 +153,10 @@ def check_agreement(config: FrozenMunch, data: TrainingData) -> None:
                 "--fill",
                 f"{relabel.fill:g}",
             ]
-            command = shlex.join(map(str, [*words, "--temperature", f"{relabel.temperature:g}"]))
+            command = command_lines([*map(str, words), "--temperature", f"{relabel.temperature:g}"])
             raise UserError(
-                f"{message}\n  This command shows more: {command}\n  To train on them all the same: "
-                "--data.relabel.insist True"
+                f"{message}\n  This command shows more:\n{command}\n"
+                "  To train on them all the same: --data.relabel.insist True"
             )
         print_lines(f"warning: {message}\n  data.relabel.insist is True: training on them", sys.stderr)
     print_lines(str(found))

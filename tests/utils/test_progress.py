@@ -53,8 +53,10 @@ def test_on_a_terminal_lines_fold_at_spaces(
     assert in_a_file == line and folded == [line[:49], "  a/long-path"]
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     with pytest.raises(SystemExit), exit_on_user_error():
-        raise UserError(f"of\n  {line}")
-    assert capsys.readouterr().err.splitlines() == ["error: of", f"  {line[:46]}", "    in a/long-path"]
+        raise UserError(f"of\n  {line}\n  python {line}")
+    of, *folded, command = capsys.readouterr().err.splitlines()
+    assert (of, folded) == ("error: of", [f"  {line[:46]}", "    in a/long-path"])
+    assert command == f"  python {line}"  # could not be pasted in two lines
 
 
 def test_a_long_command_can_be_pasted() -> None:

@@ -127,7 +127,7 @@ def refused(flags: Flags) -> str:
 
 def typed(message: str, program: str) -> list[str]:
     """The words after `python -m relabel` of the command in a message."""
-    found = re.search(rf"{program} (.*)", message)
+    found = re.search(rf"{program} (.*)", message.replace("\\\n", ""))
     assert found
     return shlex.split(found[1])
 
