@@ -21,7 +21,7 @@ from torch import Tensor
 
 from relabel.annotation.teacher import Teacher
 from relabel.crop_box import WHOLE_IMAGE
-from relabel.data.decode import ImageFile
+from relabel.data.decode import MOST_MEGAPIXELS, ImageFile
 from relabel.data.images import ImageList
 from relabel.label_map import LabelMap, class_dtype
 from relabel.stores.manifest import Form, Manifest
@@ -47,12 +47,14 @@ class Settings:
         flip: average each map with that of the flipped image, flipped back.
         opt_level: O0, O1 or bf16, as in utils/precision.py.
         batch_size: images per forward pass.
+        max_megapixels: larger images are refused.
     """
 
     k: int
     flip: bool
     opt_level: str
     batch_size: int
+    max_megapixels: float = MOST_MEGAPIXELS
 
 
 @dataclass(slots=True)
@@ -127,7 +129,7 @@ def annotate(
             return writer.begin()
 
         done = from_main(begin)
-        share = _annotate_share(images, annotator, writer, done, settings.batch_size, num_workers, process)
+        share = _annotate_share(images, annotator, writer, done, settings, num_workers, process)
         summary = Summary.over_all(gather_objects(share))
         if summary.skipped and not (skip_unreadable and summary.written + summary.kept):
             raise SharedError(_unreadable_message(summary.skipped, len(images)))
@@ -140,13 +142,13 @@ def annotate(
 class _SquashedImages:
     """Row -> (row, whole image squashed to the teacher's input size, reason if it cannot be read). Cheap to pickle."""
 
-    def __init__(self, images: ImageList, teacher: Teacher) -> None:
-        self._images = images
+    def __init__(self, images: ImageList, teacher: Teacher, max_megapixels: float) -> None:
+        self._images, self._max_megapixels = images, max_megapixels
         self._size, self._interpolation = teacher.data_config.size, teacher.data_config.interpolation
 
     def __getitem__(self, row: int) -> tuple[int, np.ndarray, str]:
         try:
-            file = ImageFile(self._images.path(row))
+            file = ImageFile(self._images.path(row), max_megapixels=self._max_megapixels)
             return row, file.resized_crop(WHOLE_IMAGE, *self._size, self._interpolation), ""
         except UserError as error:  # one bad file must neither stop the job nor change the size of its batch
             return row, np.zeros((3, *self._size), np.uint8), str(error)
@@ -248,7 +250,7 @@ def _annotate_share(
     annotator: _Annotator,
     writer: Writer,
     done: np.ndarray,
-    batch_size: int,
+    settings: Settings,
     num_workers: int,
     process: Process,
 ) -> Summary:
@@ -258,15 +260,15 @@ def _annotate_share(
         images: in the order of the writer's keys.
         annotator, writer: compute and write the maps.
         done: bool [N]; whether a map exists already.
-        batch_size, num_workers, process: as in `annotate`.
+        settings, num_workers, process: as in `annotate`.
     """
-    batches = np.split(np.arange(len(done)), range(batch_size, len(done), batch_size))
+    batches = np.split(np.arange(len(done)), range(settings.batch_size, len(done), settings.batch_size))
     own = batches[process.rank :: process.world_size]
     todo = [rows.tolist() for rows in own if not done[rows].all()]
     share = Summary(kept=int(sum(done[rows].sum() for rows in own)))
     title = "annotate" if process.world_size == 1 else f"annotate (1 of {process.world_size} processes)"
     with JobProgress(title, sum(map(len, own)), "images", share.kept, enabled=process.is_main) as progress:
-        squashed = _SquashedImages(images, annotator.teacher)
+        squashed = _SquashedImages(images, annotator.teacher, settings.max_megapixels)
         read = read_batches(squashed, _collate, todo, num_workers, annotator.device.type == "cuda")
         # In pairs, so that the device computes the next batch while the maps of this one are written.
         for maps, _ in pairwise(chain(map(annotator.queue, read), [None])):

@@ -197,7 +197,7 @@ def check(
         temperature=temperature,
         box_axes=box_axes,
         maps=maps,
-        boxes=open_object_boxes(boxes, found) if boxes else None,
+        boxes=open_object_boxes(boxes, found.class_names, found) if boxes else None,
         classifier=classifier_named(*of_crops) if any(flags.values()) else None,
         teacher_top1_percent=teacher_accuracy,
     )

@@ -193,12 +193,13 @@ class ImageFile:
 
 
 def _too_large(path: ImagePath, width: int, height: int, limit: float) -> UnreadableImage:
-    found = math.ceil(width * height / 1e6)
+    found = width * height / 1e6
+    enough = math.ceil(found)
     return UnreadableImage(
         path,
-        f"it has {width:,} x {height:,} pixels, {found:,} megapixels",
+        f"it has {width:,} x {height:,} pixels, {found:,.1f} megapixels",
         f"at most {limit:,g}, so that no file can fill the memory. If it is meant to be so large, raise the limit "
-        f"(--data.max_megapixels {found}; annotate: --max_megapixels {found}); otherwise replace it",
+        f"(--data.max_megapixels {enough}; annotate: --max_megapixels {enough}); otherwise replace it",
     )
 
 
