@@ -29,7 +29,9 @@ CROPS_PER_MAP = 4
 SIDE = 1000  # of the square image that crops are drawn from; any size will do, because boxes are fractions
 
 
-def pack(files: Path, out: Path, images: Path | None, classes: str | None, skip_damaged: bool) -> None:
+def pack(
+    files: Path, out: Path, images: Path | None, classes: str | None, skip_damaged: bool, table: Path | None = None
+) -> None:
     """Convert a folder of .pt files to a packed store; print what is missing and what rounding the scores changed.
 
     The same call continues an interrupted one. Scores become float16, which changes nothing for half-precision files.
@@ -37,7 +39,7 @@ def pack(files: Path, out: Path, images: Path | None, classes: str | None, skip_
     Args:
         files: folder of CLASS/STEM.pt.
         out: folder of the store; created if it does not exist.
-        images: folder of the images that the maps are for; None: not available.
+        images, table: of the images that the maps are for, as in `open_images`; None: not available, no table.
         classes: the classes of the ids, see `_class_names`.
         skip_damaged: leave out maps that cannot be read; otherwise they are an error, raised when all others are done.
 
@@ -50,7 +52,7 @@ def pack(files: Path, out: Path, images: Path | None, classes: str | None, skip_
     keys = keys_of(files)
     if not len(keys):
         raise UserError(f"{files}: found no label map; expected CLASS/STEM{SUFFIX} files. Give their folder.")
-    found = open_images(images) if images else None
+    found = open_images(images, table or "") if images else None
     if found:
         _print_missing(found, files, keys)
     names = _class_names(files, keys, found, classes, source)

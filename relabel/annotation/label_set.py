@@ -54,19 +54,19 @@ class LabelSet:
         return os.fsdecode(self.keys[row])
 
 
-def open_label_set(labels: Path, images: Path | None) -> LabelSet:
-    """Open label maps of either form, with or without a folder of their images.
+def open_label_set(labels: Path, images: Path | None, table: Path | None = None) -> LabelSet:
+    """Open label maps of either form, with or without their images.
 
     The classes are those of the images' folders, else those of the maps' manifest, else the class folders of the maps.
 
     Args:
         labels: a packed store, or a folder of .pt files.
-        images: folder with IMAGES/CLASS/IMAGE or IMAGES/IMAGE; None: only the maps are available.
+        images, table: as in `open_images`; None: only the maps are available, no table.
 
     Raises:
         UserError: the folder does not exist or has no maps, or their classes are unknown or do not include the data's.
     """
-    found = open_images(images) if images else None
+    found = open_images(images, table or "") if images else None
     store_keys = keys_of(labels)
     if not len(store_keys):
         raise UserError(

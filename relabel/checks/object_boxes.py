@@ -1,6 +1,7 @@
 """Object boxes in ImageNet's localisation format (Pascal-VOC XML), or of the embedded digit scenes.
 
     FOLDER/n01440764/n01440764_10040.xml   of the image n01440764/n01440764_10040.JPEG; FOLDER/n01440764_10040.xml too
+    LOC_train_solution.csv                 Kaggle's: ImageId, then "WNID left top right bottom" of each object
     train.json                             of all images, as `python -m relabel digits` writes it
 
 Annotation files are untrusted: no document type is accepted, hence no entities, and no name in them is used as a path.
@@ -17,8 +18,11 @@ from xml.etree.ElementTree import XML, Element, ParseError, TreeBuilder, XMLPars
 
 import numpy as np
 
+from relabel.annotation.label_set import LabelSet
 from relabel.crop_box import CropBox
 from relabel.data.class_names import WNID
+from relabel.data.decode import ImageFile
+from relabel.data.tables import read_rows
 from utils.errors import UserError
 from utils.files import read_json
 
@@ -40,24 +44,25 @@ Truth = list[tuple[int, CropBox]]
 BoxReader = Callable[[str], list[ObjectBox]]
 
 
-def open_object_boxes(source: Path, class_names: Sequence[str]) -> BoxReader:
-    """Open a folder of XML files or a JSON file of digit scenes.
+def open_object_boxes(source: Path, class_names: Sequence[str], labels: LabelSet | None = None) -> BoxReader:
+    """Open a folder of XML files, Kaggle's CSV file or a JSON file of digit scenes.
 
     Args:
         source: see the top of this file.
         class_names: the data's class folders, sorted; digit scenes refer to classes by index.
+        labels: with the images, whose sizes Kaggle's boxes need.
 
     Raises:
         UserError: the source does not exist, or is something else.
     """
     if source.is_file():
-        return open_scene_boxes(source, class_names)
+        return _open_kaggle(source, labels) if source.suffix == ".csv" else open_scene_boxes(source, class_names)
     if next(source.glob("*.xml"), None) is None and next(source.glob("*/*.xml"), None) is None:
         found = "no .xml file in its folder or the folders below" if source.is_dir() else "nothing there"
         raise UserError(
             f"object boxes {source}: found {found}; expected a folder of Pascal-VOC files, FOLDER/CLASS/STEM.xml or "
-            "FOLDER/STEM.xml for the image CLASS/STEM.JPEG, or the train.json that `python -m relabel digits` writes. "
-            "Give another --boxes."
+            "FOLDER/STEM.xml for the image CLASS/STEM.JPEG, Kaggle's LOC_val_solution.csv, or the train.json that "
+            "`python -m relabel digits` writes. Give another --boxes."
         )
     return partial(_read_xml_boxes, source)
 
@@ -107,6 +112,31 @@ def _read_xml_boxes(root: Path, key: str) -> list[ObjectBox]:
         if path.is_file():
             return read_voc_file(path, folder)
     return []
+
+
+def _open_kaggle(path: Path, labels: LabelSet | None) -> BoxReader:
+    """Open Kaggle's boxes, in pixels; a box is read with the size of its image."""
+    images = labels.images if labels else None
+    if labels is None or images is None:
+        raise UserError(f"object boxes {path} are in pixels; expected --images too, to read the images' sizes")
+    texts = {image: text for _, image, text in read_rows(path)}
+    row_of = {key: row for row, key in enumerate(labels.keys.tolist())}
+
+    def read(key: str) -> list[ObjectBox]:
+        words = texts.get(key.rpartition("/")[2], "").split()
+        if not words:
+            return []
+        file = ImageFile(images.path(row_of[os.fsencode(key)]))
+        try:
+            groups = [(words[i], [float(word) for word in words[i + 1 : i + 5]]) for i in range(0, len(words), 5)]
+            return [ObjectBox(name, _box(sides, file.width, file.height)) for name, sides in groups]
+        except ValueError as error:
+            raise UserError(
+                f"{path}: the boxes of {key} cannot be read ({error}); expected WNID left top right bottom of each "
+                "object, inside the image. Correct this line or remove it."
+            ) from error
+
+    return read
 
 
 def open_scene_boxes(path: Path, class_names: Sequence[str]) -> BoxReader:
@@ -190,12 +220,21 @@ def _object(element: Element, width: float, height: float, class_folder: str) ->
     if WNID.fullmatch(class_folder) and not WNID.fullmatch(name):
         name = class_folder
     sides = [_number(element, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
-    # The first pixel is number 1 in VOC and 0 in some of ImageNet's files; one pixel is less than a map can resolve.
+    return ObjectBox(name, _box(sides, width, height))
+
+
+def _box(sides: Sequence[float], width: float, height: float) -> CropBox:
+    """Convert left, top, right, bottom in pixels. ValueError for an empty box.
+
+    The first pixel is number 1 in VOC and 0 in some of ImageNet's files; one pixel is less than a map can resolve.
+    """
+    if len(sides) != 4:
+        raise ValueError(f"found {len(sides)} sides")
     left, top, right, bottom = np.clip((np.array(sides) - (1, 1, 0, 0)) / (width, height, width, height), 0, 1).tolist()
     if not (sides[0] < sides[2] and sides[1] < sides[3] and left < right and top < bottom):
         numbers = ", ".join(f"{side:g}" for side in sides)
-        raise ValueError(f"the box {numbers} is empty or outside the {width:g} x {height:g} pixels of <size>")
-    return ObjectBox(name, CropBox(left, top, right, bottom))
+        raise ValueError(f"the box {numbers} is empty or outside the {width:g} x {height:g} pixels of the image")
+    return CropBox(left, top, right, bottom)
 
 
 def _number(element: Element, path: str) -> float:

@@ -4,11 +4,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from utils.errors import UserError
 
 Name = Annotated[str, Field(min_length=1, title="NAME", description="the name of a network")]
+
+
+def _may_have_images(path: Path) -> Path:
+    """Return a path that exists, or that stands for tar files. ValueError if it does neither."""
+    if not (".tar" in str(path) or path.exists()):
+        raise ValueError("not such a path")
+    return path
+
+
+Images = Annotated[
+    Path,
+    AfterValidator(_may_have_images),
+    Field(title="IMAGES", description="a folder, a tar file or a pattern such as 'shards/*.tar', which exists"),
+]
 ImageCount = Annotated[int, Field(ge=1, le=200)]
 
 

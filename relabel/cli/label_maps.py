@@ -127,7 +127,7 @@ def _about(images: "ImageList", teacher: "Teacher", device: str) -> str:
     about, (rows, columns) = teacher.description, teacher.data_config.size
     lines = [
         images.described(),
-        f"each is squashed to {rows} x {columns} pixels",
+        f"each image is squashed to {rows} x {columns} pixels",
         f"teacher: {about['arch']} ({about['weights']}{teacher.note}), {teacher.num_classes:,} classes, on {device}; "
         f"head: {about['head']}",
         f"classes: {teacher.class_source}",

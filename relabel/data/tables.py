@@ -54,26 +54,10 @@ def read_table(path: Path) -> LabelTable:
     """
     if path.name == GROUND_TRUTH:
         return LabelTable(path, _ground_truth(path))
-    try:
-        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); {EXPECTED}. Correct its path.") from error
-    if "\0" in text:
-        raise UserError(f"{path} is not a text file in UTF-8; {EXPECTED}. Save it as CSV in UTF-8.")
-    delimiter = next((character for character in "\t,;" if character in text.partition("\n")[0]), ",")
     class_of: dict[str, str] = {}
-    try:
-        rows = list(csv.reader(StringIO(text, newline=""), delimiter=delimiter))
-    except csv.Error as error:
-        raise UserError(f"{path} cannot be read ({error}); {EXPECTED}. Correct the file.") from error
-    for number, row in enumerate(rows, start=1):
-        if not any(row):
-            continue
-        image, label = row[0].strip(), _class_in(row)
-        if not image or not label:
-            raise UserError(
-                f"{path}, line {number}: found {delimiter.join(row)[:99]!r}; {EXPECTED}. Correct this line."
-            )
+    for number, image, text in read_rows(path):
+        first = text.split(" ", 1)[0]  # Kaggle's table has boxes behind the class
+        label = first if WNID.fullmatch(first) else text
         if class_of.setdefault(image, label) != label:
             raise UserError(
                 f"{path}, line {number}: found a second class, {label!r}, of {image}, which was {class_of[image]!r}; "
@@ -84,11 +68,29 @@ def read_table(path: Path) -> LabelTable:
     return LabelTable(path, class_of)
 
 
-def _class_in(row: Sequence[str]) -> str:
-    """Return the class on a line: its second column, of which Kaggle's has boxes behind the class."""
-    label = row[1].strip() if len(row) > 1 else ""
-    first = label.split(" ", 1)[0]
-    return first if WNID.fullmatch(first) else label
+def read_rows(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Yield line number and first two columns of a CSV or TSV file, also of its header.
+
+    Raises:
+        UserError: it cannot be read, or one of them is empty.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        if "\0" in text:
+            raise UserError(f"{path} is not a text file in UTF-8; {EXPECTED}. Save it as CSV in UTF-8.")
+        delimiter = next((character for character in "\t,;" if character in text.partition("\n")[0]), ",")
+        rows = list(csv.reader(StringIO(text, newline=""), delimiter=delimiter))
+    except (OSError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read ({reason}); {EXPECTED}. Correct it or its path.") from error
+    for number, row in enumerate(rows, start=1):
+        image, label = [*(cell.strip() for cell in row), "", ""][:2]
+        if any(row) and not (image and label):
+            raise UserError(
+                f"{path}, line {number}: found {delimiter.join(row)[:99]!r}; {EXPECTED}. Correct this line."
+            )
+        if any(row):
+            yield number, image, label
 
 
 def _ground_truth(path: Path) -> dict[str, str]:

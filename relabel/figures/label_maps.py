@@ -102,6 +102,7 @@ def draw_figure(
     out: Path,
     figure: str,
     *,
+    table: Path | None = None,
     count: int,
     crops: int,
     seed: int,
@@ -113,7 +114,7 @@ def draw_figure(
     Args:
         words: the images to show, see `named_rows`; if there are none, random ones, spread over the classes; in rows,
             the first half of them disagree with their label, if there are any among SEARCHED.
-        labels, images: as in `open_label_set`.
+        labels, images, table: as in `open_label_set`.
         out: the PNG to write.
         figure: rows (a row per image), sheet (many images) or axes (the first image).
         count: number of random images.
@@ -124,7 +125,7 @@ def draw_figure(
     Raises:
         UserError: an image does not exist, or it or its map cannot be read.
     """
-    found = open_label_set(labels, images)
+    found = open_label_set(labels, images, table)
     assert found.images is not None
     names = class_labels(found.class_names)
     note = ""

@@ -41,6 +41,7 @@ def draw_page(
     images: Path,
     out: Path,
     *,
+    table: Path | None = None,
     count: int,
     seed: int,
     fill: float,
@@ -49,7 +50,7 @@ def draw_page(
     """Write a page of images with their label maps and the targets of whole images.
 
     Args:
-        words, labels, images, seed, fill, temperature: as in `draw_figure`.
+        words, labels, images, table, seed, fill, temperature: as in `draw_figure`.
         out: the HTML file to write.
         count: number of random images.
 
@@ -59,7 +60,7 @@ def draw_page(
     Raises:
         UserError: an image does not exist, it or its map cannot be read, or the file cannot be written.
     """
-    found = open_label_set(labels, images)
+    found = open_label_set(labels, images, table)
     assert found.images is not None
     rows = named_rows(found.images, words) if words else sorted(random_rows(found, count, seed))
     entries = []

@@ -89,7 +89,8 @@ def test_annotate_warns_about_random_weights_and_continues(
     tools.main(argv)
     out, err = capsys.readouterr()
     assert re.search("warning: digit_net has RANDOM WEIGHTS and its label maps are MEANINGLESS", err)
-    assert "20 images of 10 classes, squashed to 56 x 72 pixels\nteacher: digit_net (random), 10 classes, on " in out
+    assert f"20 images of 10 classes from class folders in {scenes / 'train'}\neach image is squashed to 56 x" in out
+    assert "\nteacher: digit_net (random), 10 classes, on " in out
     assert f"label maps: {tmp_path / 'maps'}\n" in out
     images = list_images(scenes / "train")
     store = open_label_store(tmp_path / "maps", images.keys(), images.class_names)
