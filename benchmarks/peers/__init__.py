@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 SIZE = 224  # side of the crops, pixels
 RATIOS = (3 / 4, 4 / 3)  # of their sides
+SHORTER, QUALITY = 320, 90  # of shrunk images
 
 # Starts to read and yields, for each batch, the number of its images once they are decoded in this process's memory.
 Reader = Callable[[], Iterator[int]]
@@ -31,6 +32,8 @@ class Job:
         batch: images in a batch.
         workers: processes, or threads where the contender uses those.
         scratch: folder for a contender's own files.
+        shards: the same in tar shards; None if they are not measured.
+        shrunk: the same with a shorter side of at most SHORTER pixels, in tar shards; None likewise.
     """
 
     photos: ImageList
@@ -38,6 +41,8 @@ class Job:
     batch: int
     workers: int
     scratch: Path
+    shards: ImageList | None = None
+    shrunk: ImageList | None = None
 
 
 def installed(makers: Mapping[str, tuple[str, Callable[[], T]]]) -> tuple[dict[str, T], list[str]]:

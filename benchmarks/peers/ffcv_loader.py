@@ -21,16 +21,22 @@ from ffcv.transforms import ToTensor
 from ffcv.writer import DatasetWriter
 from PIL import Image
 
-from benchmarks.peers import RATIOS, SIZE, Job, Reader
+from benchmarks.peers import RATIOS, SHORTER, SIZE, Job, Reader
 from relabel.crop_box import MIN_AREA
 from relabel.data.images import ImageList
 
 
 def readers(job: Job) -> dict[str, Reader]:
+    """Return readers of the original and of the shrunk JPEG files."""
+    forms = {"original JPEGs": job.photos, f"shrunk to {SHORTER} px": job.shrunk}
+    return {f"FFCV, {name}": _reader(job, photos, name) for name, photos in forms.items() if photos}
+
+
+def _reader(job: Job, photos: ImageList, name: str) -> Reader:
     """Write FFCV's file and return a reader; all measurements share one loader, because making it compiles code."""
-    file = str(job.scratch / "photos.beton")
+    file = str(job.scratch / f"{name}.beton")
     fields = {"image": OriginalJpeg(), "label": IntField()}
-    DatasetWriter(file, fields, num_workers=job.workers).from_indexed_dataset(JpegBytes(job.photos))
+    DatasetWriter(file, fields, num_workers=job.workers).from_indexed_dataset(JpegBytes(photos))
     loader = Loader(
         file,
         batch_size=job.batch,
@@ -40,7 +46,7 @@ def readers(job: Job) -> dict[str, Reader]:
         pipelines={"image": [RandomResizedCropRGBImageDecoder((SIZE, SIZE), (MIN_AREA, 1.0), RATIOS), ToTensor()]},
         custom_fields={"image": RGBImageField},
     )
-    return {"FFCV, original JPEGs": partial(_read, loader)}
+    return partial(_read, loader)
 
 
 def _read(loader: Loader) -> Iterator[int]:
