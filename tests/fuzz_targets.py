@@ -23,7 +23,8 @@ from relabel.config.schema import SCHEMA
 from relabel.crop_box import WHOLE_IMAGE, CropBox
 from relabel.data.class_names import read_class_list
 from relabel.data.decode import DECODERS, ImageFile
-from relabel.data.images import ImageList, keep_listed
+from relabel.data.images import ImageList
+from relabel.data.keep_list import keep_listed
 from relabel.evaluation.imagenet_labels import image_numbers, read_multi_labels, read_real
 from relabel.evaluation.predictions import read_predictions
 from relabel.evaluation.true_labels import read_true_labels

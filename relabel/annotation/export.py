@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from relabel.annotation.label_set import LabelSet
-from relabel.data.images import write_keep_list
+from relabel.data.keep_list import write_keep_list
 from relabel.label_map import LabelMap
 from relabel.targets import relabel_target
 from relabel.training.agreement import top_class

@@ -5,9 +5,7 @@ that training, label maps, keep lists and predictions do not depend on the form.
 """
 
 import os
-from codecs import BOM_UTF8
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -15,11 +13,9 @@ from typing import Protocol
 import numpy as np
 
 from utils.errors import UserError
-from utils.files import replacing
 from utils.look_alikes import look_alike
 from utils.progress import counted
 
-COMMENT, HERE = "#", "./"
 MOST_KINDS, LONGEST_NAME = 8, 60  # in messages
 SEARCHED = 50  # class names for which one that looks alike is looked for
 
@@ -67,10 +63,12 @@ class Census:
     Fields:
         source: where images and labels come from, such as "class folders in data/train".
         passed_over: kind of what is not used, a noun -> number, and the first of them.
+        table: the file that has the labels, if any.
     """
 
     source: str
     passed_over: dict[str, tuple[int, str]] = field(default_factory=dict)
+    table: Path | None = None
 
     def pass_over(self, kind: str, name: str, number: int = 1) -> None:
         """Count something that is not used."""
@@ -149,6 +147,18 @@ class ImageList:
         number = len(self.class_names)
         of_classes = f" of {number:,} class{'es' * (number != 1)}" if number else ""
         return f"{what}{': ' * bool(what)}{counted(len(self), 'image')}{of_classes} from {self.census}"
+
+    def words(self) -> list[str]:
+        """Return what stands for these images on a command line, after --images."""
+        return [str(self.root), *(["--table", str(self.census.table)] if self.census.table else [])]
+
+    def index_at(self, path: Path) -> int | None:
+        """Return the index of the image at a path in a file system; None if there is none of these."""
+        if not isinstance(self.files, FolderFiles):
+            return None
+        below = os.fsencode(os.path.relpath(path, self.files.root.resolve()))
+        rows = np.flatnonzero(self.files.below == below)
+        return int(rows[0]) if len(rows) else None
 
     def name(self, index: int) -> str:
         """Return CLASS/FILE of an image."""
@@ -257,58 +267,3 @@ def image_list(found: Found, class_names: list[str], labels: np.ndarray, kept: n
 def as_bytes(names: Sequence[str]) -> np.ndarray:
     """Return names as bytes [N], as they are in the file system."""
     return np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
-
-
-def keep_listed(images: ImageList, path: str | Path) -> ImageList:
-    """Return the images listed in a file, in the order of `images` and with the same classes.
-
-    Args:
-        images: of the training folder.
-        path: of the file, one CLASS/FILE per line; empty lines and lines that begin with # are ignored.
-
-    Raises:
-        UserError: the file cannot be read, or lists no image, an unknown one, or one twice.
-    """
-    path = Path(path)
-    try:
-        lines = path.read_bytes().removeprefix(BOM_UTF8).splitlines()
-    except OSError as error:
-        raise UserError(
-            f"the list of images to train on, {path}, cannot be read ({error.strerror}); expected a text file with one "
-            "CLASS/FILE per line. Correct --data.keep_list, or leave it out to train on all images."
-        ) from error
-    written = [line for line in lines if line.strip() and not line.startswith(COMMENT.encode())]
-    names = Counter(line.removeprefix(HERE.encode()) for line in written)
-    kept = np.fromiter((name in names for name in images.names), bool, len(images))
-    found = set(images.names[kept].tolist())
-    unknown = [os.fsdecode(name) for name in names if name not in found]
-    repeated = [os.fsdecode(name) for name, count in names.items() if count > 1]
-    if unknown or repeated or not names:
-        wrong = "no names"
-        if unknown:
-            wrong = f"names that are not images in {images.root}: {len(unknown):,}, the first {unknown[0][:99]!r}"
-        elif repeated:
-            wrong = f"{repeated[0]!r} twice"
-        raise UserError(
-            f"{path}: found {wrong}; expected names such as {images.name(0)!r}, one per line, each once.\n"
-            "  Correct the file, or --data.keep_list."
-        )
-    return images.take(kept)
-
-
-def write_keep_list(path: Path, names: Iterable[str], comment: str) -> None:
-    """Write a list for `keep_listed` atomically.
-
-    Args:
-        path: of the file.
-        names: CLASS/FILE of each image.
-        comment: its first lines.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    lines = [f"{COMMENT} {line}" for line in comment.splitlines()]
-    # A name that looks like a comment is written as a relative path, which means the same.
-    lines += [HERE + name if name.startswith((COMMENT, HERE)) else name for name in names]
-    with replacing(path) as temporary:
-        temporary.write_bytes(b"".join(os.fsencode(line) + b"\n" for line in lines))

@@ -142,6 +142,7 @@ def with_labels(found: Found, table: LabelTable, may_lack: bool = False) -> Imag
     """
     class_of = dict(table.class_of)
     found.census.source += f", classes from {table.path}"
+    found.census.table = table.path
     rows = _rows(found, table)
     first = next(iter(class_of))
     if first not in rows and Counter(class_of.values())[class_of[first]] == 1:

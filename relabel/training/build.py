@@ -14,7 +14,8 @@ from relabel.data.dataset import CenterCrop, ImageDataset, RandomResizedCrop
 from relabel.data.decode import resolve_decoder
 from relabel.data.extra_images import ExtraBatches, ExtraRoot, MixedDataset, open_extra_root
 from relabel.data.folders import folder_names
-from relabel.data.images import ImageList, keep_listed
+from relabel.data.images import ImageList
+from relabel.data.keep_list import keep_listed
 from relabel.data.loader import Batch, Loader, TrainBatches, eval_batches, steps_per_epoch
 from relabel.data.skipped_images import SkippedImages, SkippingDataset
 from relabel.data.sources import divide, open_split

@@ -10,7 +10,8 @@ import pytest
 
 from relabel.annotation.export import export_cleaning, export_labels
 from relabel.annotation.label_set import LabelSet
-from relabel.data.images import ImageList, keep_listed
+from relabel.data.images import ImageList
+from relabel.data.keep_list import keep_listed
 from relabel.label_map import LabelMap
 from tests.memory_store import MemoryStore
 from utils.errors import UserError

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relabel.data.folders import list_images
-from relabel.data.images import ImageList, keep_listed, write_keep_list
+from relabel.data.images import ImageList
+from relabel.data.keep_list import keep_listed, write_keep_list
 from relabel.data.sources import open_images
 from tests.conftest import Flags
 from tests.forked_runs import fork_run
