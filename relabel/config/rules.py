@@ -188,8 +188,11 @@ def _has_no_images(c: Any, split: str) -> bool:
 
 
 DISK_RULES = (
-    Rule("data.data_path", lambda c: _trains(c) and _has_no_images(c, "train"), _DATA_LAYOUT),
-    Rule("data.data_path", lambda c: _needs_val(c) and _has_no_images(c, "val"), _DATA_LAYOUT),
+    Rule(
+        "data.data_path",
+        lambda c: (_trains(c) and _has_no_images(c, "train")) or (_needs_val(c) and _has_no_images(c, "val")),
+        _DATA_LAYOUT,
+    ),
     Rule(
         "data.data_path",
         lambda c: ".tar" not in c.data.data_path and _is_wrong(c.data.data_path, "folder"),
