@@ -42,10 +42,11 @@ def job_folder(out: Path, job: dict[str, Any]) -> Iterator[Path]:
     """
     out = out.resolve()
     work = out.with_name(out.name + UNFINISHED)
-    if out.exists() and (out.is_mount() or not out.is_dir() or any(out.iterdir())):
+    if out.is_mount():  # nothing can be renamed to it
+        raise UserError(f"{out} is a mount point; expected a new folder. Give one inside it: {out / 'images'}")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(
-            f"{out} already exists; expected no such folder, or an empty one that is no mount point. Choose another "
-            "folder, or remove this one."
+            f"{out} already exists; expected no such folder, or an empty one. Choose another, or remove this one."
         )
     make_writable(work, "the folder", "Choose another folder, or allow writing.")
     with locked(work, "the folder", "writing images", "choose another folder."):

@@ -59,7 +59,7 @@ class _Stores:
             extension, data = shrunk(file, self._shorter, self._quality)
             return _Stored(row, extension, data, len(file.data), "")
         except UnreadableImage as error:
-            return _Stored(row, "", b"", 0, str(error))
+            return _Stored(row, "", b"", 0, f"{error.path}: {error.reason}")
 
 
 def shrunk(file: ImageFile, shorter: int | None, quality: int) -> tuple[str, bytes]:
@@ -81,7 +81,7 @@ def shrunk(file: ImageFile, shorter: int | None, quality: int) -> tuple[str, byt
         width, height = (round(length * shorter / side) for length in (file.width, file.height))
         pixels = file.resized_crop(WHOLE_IMAGE, height, width, "lanczos")
         jpeg = io.BytesIO()
-        Image.fromarray(pixels.transpose(1, 2, 0)).save(jpeg, "JPEG", quality=quality)
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(jpeg, "JPEG", quality=quality, optimize=True)
         if jpeg.tell() < len(file.data):
             return "jpg", jpeg.getvalue()
     kind = file.checked_format()
@@ -198,8 +198,8 @@ def _write_shard(
                 if image.reason:
                     if not skip_unreadable:
                         raise UserError(
-                            f"{image.reason}\n  Or leave such images out with --on_error skip. The same command then "
-                            "continues."
+                            f"{image.reason}; expected a whole image. Replace the file, or leave such images out with "
+                            "--on_error skip; the same command continues."
                         )
                     skipped[images.name(image.row)] = image.reason
                     continue
