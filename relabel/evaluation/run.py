@@ -57,7 +57,7 @@ def test(process: Process, config: FrozenMunch, figures: Figures) -> None:
     """
     set_up_device(process.device)
     path, folder = Path(config.util.test_weight_file), Path(config.util.run_dir)
-    images = list_split(config, "val") if config.data.data_path else None
+    images = list_split(config, "val") if config.data.data_path or config.data.val else None
     with with_advice("Correct --model.arch or --util.test_weight_file."):
         weights = open_weights(config.model.arch, str(path))
     order = class_order(weights, config.eval.classes or None, images.class_names if images else None, CLASSES_FLAG)

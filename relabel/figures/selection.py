@@ -28,14 +28,14 @@ def named_rows(images: ImageList, words: Sequence[str]) -> list[int]:
     found = []
     for word in words:
         path = Path(word).parent.resolve() / Path(word).name  # without following a link in the last part
-        name = word if word in rows else os.path.relpath(path, images.root.resolve())
-        if name not in rows:
+        row = rows.get(word, images.index_at(path))
+        if row is None:
             near = difflib.get_close_matches(word, rows, n=1)
             raise UserError(
                 f"found no image {word!r} in {images.root}; expected the path of one, or its CLASS/FILE or CLASS/STEM"
                 f"{f'; did you mean {near[0]}?' if near else '.'}"
             )
-        found.append(rows[name])
+        found.append(row)
     return found
 
 

@@ -92,13 +92,14 @@ def closing_lines(
     )
 
 
-def next_commands(folder: Path, weights: Path, images: Path | None, image: str) -> str:
+def next_commands(folder: Path, weights: Path, images: Sequence[str] | None, image: str) -> str:
     """Format the two commands that most people type after a run.
 
     Args:
         folder: of the run.
         weights: the checkpoint to use.
-        images: training images that the network could label as a teacher; None: it was trained with label maps itself.
+        images: words for the training images that the network could label as a teacher; None: it was trained with
+            label maps itself.
         image: path of a validation image.
     """
     tool = ["python", "-m", "relabel"]
@@ -107,7 +108,7 @@ def next_commands(folder: Path, weights: Path, images: Path | None, image: str) 
     if images:
         title, then = (
             "label maps for these images, by this network",
-            [*tool, "annotate", str(images), str(folder / "labels"), "--weights", str(weights)],
+            [*tool, "annotate", images[0], str(folder / "labels"), *images[1:], "--weights", str(weights)],
         )
     else:
         title, then = "classify an image", [*tool, "predict", str(weights), image]

@@ -149,7 +149,7 @@ def check_agreement(config: FrozenMunch, data: TrainingData) -> None:
                 "check",
                 relabel.path,
                 "--images",
-                images.root,
+                *images.words(),
                 "--fill",
                 f"{relabel.fill:g}",
             ]
@@ -232,8 +232,10 @@ def introduce(config: FrozenMunch, data: TrainingData, trainer: Trainer, start: 
 def closing(config: FrozenMunch, data: TrainingData, trainer: Trainer) -> str:
     """Describe a finished run, and what to type next."""
     is_teacher = not config.data.relabel.use and _can_make_maps(config, trainer)
-    images = data.images.root if is_teacher else None
-    return f"{trainer.result}\n{next_commands(trainer.folder, trainer.folder / BEST, images, str(data.val.path(0)))}"
+    images = data.images.words() if is_teacher else None
+    first = data.val.path(0)
+    image = str(first) if isinstance(first, Path) else "IMAGE.jpg"  # in a tar file there is no path
+    return f"{trainer.result}\n{next_commands(trainer.folder, trainer.folder / BEST, images, image)}"
 
 
 def _can_make_maps(config: FrozenMunch, trainer: Trainer) -> bool:

@@ -364,7 +364,7 @@ def test_a_val_that_lacks_classes_is_reported_and_other_classes_are_refused(
         start(flags)
     for name in ("ant", "cow"):
         shutil.rmtree(data / "train" / name)
-    with pytest.raises(UserError, match=r"train: found one class folder, bee; expected at least two"):
+    with pytest.raises(UserError, match=r"train: found one class, bee; expected at least two"):
         start(flags)
     assert not flags["util.run_dir"].exists()
 
