@@ -173,11 +173,15 @@ def _must_exist(key: str, kind: str, expected: str, needed: Callable[[Any], bool
     return Rule(key, lambda c: needed(c) and _is_wrong(value(c), kind), text)
 
 
-def _folders_must_exist(key: str, expected: str) -> Rule:
+def _folders_must_exist(key: str, expected: str, or_tars: bool = False) -> Rule:
     value = attrgetter(key)
+
+    def is_wrong(path: str) -> bool:
+        return _is_wrong(path, "folder") and not (or_tars and ".tar" in path)
+
     return Rule(
         key,
-        lambda c: _trains_on_extra_images(c) and any(_is_wrong(path, "folder") for path in joined_folders(value(c))),
+        lambda c: _trains_on_extra_images(c) and any(map(is_wrong, joined_folders(value(c)))),
         f"one of the folders does not exist; expected {expected}, joined by ':'; correct --{key}",
     )
 
@@ -204,7 +208,7 @@ DISK_RULES = (
         lambda c: _trains_on_maps(c) and _is_wrong(c.data.relabel.path, "folder"),
         f"no such folder; {_LABEL_MAPS}",
     ),
-    _folders_must_exist("data.extra.path", "folders of images"),
+    _folders_must_exist("data.extra.path", "folders of images, tar files or patterns of them", or_tars=True),
     _folders_must_exist("data.extra.labels", "a folder of label maps for each"),
     Rule(
         "util.test_weight_file",
