@@ -23,7 +23,8 @@ from utils.config.tool_commands import Command
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {path.name: path.read_text(encoding="utf-8") for path in PAGES}
-FOLDERS = "IMAGENET SHARDS PHOTOS MORE_PHOTOS IMAGES LABELS FILES MORE MORE_LABELS DATA PICTURES ANNOTATIONS CIFAR10 V2 A R C"
+FOLDERS = "IMAGENET SHARDS PHOTOS MORE_PHOTOS IMAGES LABELS FILES MORE MORE_LABELS DATA PICTURES ANNOTATIONS CIFAR10 "
+FOLDERS += "V2 A R C"
 FILES = "W.pth runs/plain/checkpoint-last.pth runs/relabel/checkpoint-last.pth "
 FILES += "FIRST.csv SECOND.csv agreeing.txt classes.tsv real.json human_accuracy_v3.0.0.json "
 FILES += "runs/teacher/checkpoint-best.pth"
