@@ -211,9 +211,9 @@ class ImageList:
             if len(unknown) == len(self.class_names):
                 found = f"none of the {len(class_names)} classes that {owner} have ({class_names[0]}, ...), but others"
             pairs = [text for name in unknown[:SEARCHED] if (text := look_alike(name, class_names))]
-            hint = f" {pairs[0]}: rename one of them." if pairs else ""
+            hint = f" {'; '.join(pairs[:3])}: rename one of them." if pairs else ""
             raise UserError(
-                f"{self.root}: found {found}, the first: {unknown[0]}; expected those {len(class_names)} classes or "
+                f"{self.root}: found {found}, the first: {unknown[0]!r}; expected those {len(class_names)} classes or "
                 f"some of them.{hint}"
             )
         if [*class_names] == self.class_names:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from relabel.data.images import Census, Found, ImageList, image_list
-from relabel.data.tar_index import NAMES_LOST
+from relabel.data.tar_contents import NAMES_LOST
 from utils.errors import UserError
 from utils.progress import counted
 

@@ -26,7 +26,7 @@ from relabel.data.decode import ImageFile, UnreadableImage
 from relabel.data.images import ImageList
 from relabel.data.job_folder import HOW_TO_CONTINUE, RECORDS, identity, job_folder, size_text
 from relabel.data.parquet import ParquetFiles
-from relabel.data.tar_index import INFO
+from relabel.data.tar_contents import INFO
 from utils.errors import UserError, listed
 from utils.files import read_json, replacing, sync, write_json
 from utils.processes.workers import read_batches
