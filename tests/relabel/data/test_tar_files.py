@@ -3,11 +3,13 @@
 import gzip
 import io
 import os
+import pickle
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -150,6 +152,24 @@ def test_the_index_of_a_read_only_folder(tmp_path: Path, cache: Path) -> None:
     assert len([*cache.rglob("index.json")]) == 1
 
 
+@pytest.mark.parametrize("beside", [True, False])
+def test_other_processes_map_the_index_of_the_first(tmp_path: Path, beside: bool) -> None:
+    """Also one in the cache folder; parts of a list are sent by value, and a machine without the index is told."""
+    tar = make_tar(tmp_path / "train.tar", {f"train/ant/{i:03d}.png": bytes([i]) for i in range(200)})
+    if not beside:
+        (tmp_path / FOLDER).touch()
+    images = open_images(tar)
+    sent = pickle.dumps(images)
+    assert len(sent) < 1500 < images.names.nbytes
+    there = pickle.loads(sent)
+    assert isinstance(there.names, np.memmap) and there.path(7).read_bytes() == b"\7"
+    some = pickle.loads(pickle.dumps(images.take(np.array([7, 9]))))
+    assert some.names.tolist() == images.names[[7, 9]].tolist() and some.path(1).read_bytes() == b"\x09"
+    Path(str(there.names.filename)).unlink()
+    with pytest.raises(UserError, match="XDG_CACHE_HOME"):
+        pickle.loads(sent)
+
+
 def test_what_a_tar_file_holds_besides_images(tmp_path: Path) -> None:
     tar = make_tar(
         tmp_path / "x.tar", {f"d/{n}": b"" for n in ("a/1.png", "b/2.png", "a/._1.png", "a/n.txt", ".c/3.png")}
@@ -161,7 +181,7 @@ def test_what_a_tar_file_holds_besides_images(tmp_path: Path) -> None:
     found = open_images(tar)
     assert found.names.tolist() == [b"a/1.png", b"b/2.png"]
     assert found.described().endswith(
-        "not used: 2 hidden files (d/a/._1.png), 1 .txt file (d/a/n.txt), 1 link (d/b/link.png)"
+        "not used: 1 .txt file (d/a/n.txt), 1 link (d/b/link.png), 2 hidden files (d/a/._1.png)"
     )
 
 
