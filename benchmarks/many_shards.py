@@ -51,14 +51,14 @@ UNITS = {
 def main() -> None:
     """Continue the simulated run several times: with all images or few, workers forked or started anew."""
     options = arguments(__doc__ or "")
-    count, shards, repeats = (20_000, 30, 1) if options.tiny else (IMAGES, SHARDS, 5)
+    count, shards = (20_000, 30) if options.tiny else (IMAGES, SHARDS)
     sizes = (count,) if options.tiny else (count, 10 * shards)
-    methods = ("fork",) if options.tiny else ("fork", "forkserver")
+    repeats_of = {"fork": 1} if options.tiny else {"fork": 3, "forkserver": 1}
     figures = []
     with tempfile.TemporaryDirectory() as folder:
         for images in sizes:
             _run(write_shards, folder, images, shards)
-            for method in methods:
+            for method, repeats in repeats_of.items():
                 rounds = with_progress(range(repeats), f"continuing, {images:,} images, {method}")
                 values = np.array([node(folder, method) for _ in rounds])
                 figures += [
