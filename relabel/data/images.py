@@ -213,7 +213,7 @@ class ImageList:
             pairs = [text for name in unknown[:SEARCHED] if (text := look_alike(name, class_names))]
             hint = f" {'; '.join(pairs[:3])}: rename one of them." if pairs else ""
             raise UserError(
-                f"{self.root}: found {found}, the first: {unknown[0]!r}; expected those {len(class_names)} classes or "
+                f"{self.root}: found {found}, the first: {unknown[0]}; expected those {len(class_names)} classes or "
                 f"some of them.{hint}"
             )
         if [*class_names] == self.class_names:

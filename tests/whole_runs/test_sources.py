@@ -135,12 +135,12 @@ def test_boxes_of_kaggle(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     check = ["check", str(tmp_path / "maps"), "--boxes", str(boxes), "--json", str(report)]
     with pytest.raises(SystemExit, match="1"):  # random maps have problems
         relabel([*check, "--images", str(val)])
-    assert json.loads(report.read_text())["boxes"] == {"images_asked": 6, "images_with_boxes": 6, "refused": []}
+    assert json.loads(report.read_text())["object_boxes"] == {"images_asked": 6, "images_with_boxes": 6, "refused": []}
     first, *lines = boxes.read_text().splitlines()
     boxes.write_text("\n".join([first, f"{lines[0]} n01440764 9 9", *lines[1:]]))
     with pytest.raises(SystemExit, match="1"):
         relabel([*check, "--images", str(val)])
-    (refused,) = json.loads(report.read_text())["boxes"]["refused"]
+    (refused,) = json.loads(report.read_text())["object_boxes"]["refused"]
     assert "expected WNID left top right bottom of each object" in refused
     with pytest.raises(SystemExit, match="2"):
         relabel(check)
