@@ -69,6 +69,7 @@ def find_in_tars(root: Path, tars: Sequence[Path], split: str | None) -> ImageLi
         )
     if all(path.rpartition("/")[2].partition(".")[0].isdigit() for path in found.paths[:1000]):
         found.census.source += f"; {NAMES_LOST}"
+    found.census.source += _absent_shards(tars)
     return _shard_list(images, found.classes, tars[0].parent / INFO)
 
 
@@ -180,6 +181,18 @@ def _stated_names(info: Path, largest: int) -> list[str]:
             "Give the shards that this file was made with."
         )
     return list(names)
+
+
+def _absent_shards(tars: Sequence[Path]) -> str:
+    """Return a remark if the info file lists more shards of a split than are given, as after a partial download."""
+    info = tars[0].parent / INFO
+    splits = read_json(info, "expected the info file of the shards").get("splits", {}) if info.is_file() else {}
+    given = {tar.name for tar in tars}
+    for name, split in splits.items():
+        absent = [file for file in split["filenames"] if Path(file).name not in given]
+        if 0 < len(absent) < len(split["filenames"]):
+            return f"; without {len(absent):,} of the {len(split['filenames']):,} shards of {name} ({absent[0]})"
+    return ""
 
 
 def _names_of(numbers: Iterable[int], paths: Sequence[str], classes: Sequence[str]) -> list[str]:

@@ -76,6 +76,8 @@ def test_what_is_packed_comes_out_again(folder: Path, tmp_path: Path) -> None:
     names = [os.fsdecode(name) for name in plain.names]
     assert filecmp.cmpfiles(folder, tmp_path / "back", names, shallow=False) == (names, [], [])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "images", "out"]
+    (tmp_path / "out" / "train-00002.tar").unlink()
+    assert "without 1 of the 5 shards of train" in open_images(tmp_path / "out").described()
 
 
 def test_webdataset_and_timm_read_the_shards(folder: Path, tmp_path: Path) -> None:
