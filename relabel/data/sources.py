@@ -30,6 +30,7 @@ from relabel.data.folders import (
 )
 from relabel.data.images import Census, Found, ImageList, shortened
 from relabel.data.tables import TINY, read_table, with_labels, with_table_beside
+from relabel.data.tar_contents import below
 from relabel.data.tar_index import list_tars
 from utils.errors import UserError
 
@@ -74,7 +75,7 @@ def _open_tars(root: Path, tars: list[Path], table: str | Path, split: str | Non
 
 def _has_class_folders(root: Path) -> bool:
     """Whether a folder has folders with images; a flat folder of images may have others."""
-    if not any(is_image(entry.name) for entry in root.iterdir()):
+    if not any(is_image(entry.name) or entry.suffix == ".tar" for entry in root.iterdir()):
         return bool(folder_names(root))
     return any(walk(root / name, Census("")) for name in folder_names(root))
 
@@ -91,10 +92,11 @@ def open_split(data_path: str, split: str, source: str = "", table: str = "") ->
     Raises:
         UserError: there are no such images, or they have no classes.
     """
-    if source or (tar_files(data_path) and not Path(data_path).is_dir()):
-        images = open_images(source or data_path, table, split)
+    tars = [] if source or Path(data_path).is_dir() else tar_files(data_path)
+    if source:
+        images = open_images(source, table, split)
     else:
-        images = _open_in(Path(data_path), split, table)
+        images = _open_tars_of(tars, split, table) if tars else _open_in(Path(data_path), split, table)
     if not images.class_names:
         raise UserError(
             f"{images.root}: found {len(images):,} images of {split} without classes; expected class folders, or a "
@@ -109,12 +111,29 @@ def _open_in(root: Path, split: str, table: str) -> ImageList:
     if folder := next(filter(None, folders), None):
         return open_images(folder, table, split)
     tars = _tars_in(root)
-    own = [tar for tar in tars if is_of(tar.stem, split)]
-    if own or (tars and not table and not any(is_of(tar.stem, name) for tar in tars for name in SPLIT_FOLDERS)):
-        return _open_tars(_as_source(own or tars), own or tars, table, split)
+    if any(is_of(tar.stem, split) for tar in tars) or (tars and not table):
+        return _open_tars_of(tars, split, table)
     if table:
         return open_images(root, table, split)
     raise UserError(_no_split(root, split))
+
+
+def _open_tars_of(tars: list[Path], split: str, table: str) -> ImageList:
+    """List the images of a split in tar files: those with its name, or those that contain its folder.
+
+    Raises:
+        UserError: there are none.
+    """
+    own = [tar for tar in tars if is_of(tar.stem, split)]
+    named = [tar for tar in tars if any(is_of(tar.stem, name) for name in SPLIT_FOLDERS)]
+    images = None if named and not own else _open_tars(_as_source(own or tars), own or tars, table, split)
+    if images is None or (split == "val" and not own and below(split) not in images.census.source):
+        raise UserError(
+            f"{_as_source(tars)}: found {tars[0].name}{', ...' * (len(tars) > 1)}, but nothing of {split}; expected "
+            f"{split} in the name of a tar file or a folder {split}/ in it. Give --data.{split} SOURCE"
+            f"{', or set a tenth of the training images aside: --data.val_share 0.1' * (split == 'val')}"
+        )
+    return images
 
 
 def _as_source(tars: Sequence[Path]) -> Path:
@@ -134,11 +153,13 @@ def tar_files(source: str) -> list[Path]:
         UserError: one of them does not exist.
     """
     if Path(source).is_dir():
-        return [] if folder_names(Path(source)) else _tars_in(Path(source))
+        tars = _tars_in(Path(source))
+        return [] if tars and _has_class_folders(Path(source)) else tars
     if ".tar" not in source and ".tgz" not in source:
         return []
     found: list[Path] = []
-    for path in (path for text in source.split(":") for path in _expanded(text)):
+    parts = [source] if Path(source).exists() else source.split(":")
+    for path in (path for text in parts for path in _expanded(text)):
         matches = sorted(glob(path)) if has_magic(path) and not Path(path).exists() else [path]  # noqa: PTH207
         if not matches or not Path(matches[0]).is_file():
             raise UserError(f"{shortened(source)}: found no tar file {path}; {EXPECTED_SOURCE}.")
@@ -180,8 +201,9 @@ def _no_split(root: Path, split: str) -> str:
         hint = " Without validation images, --data.val_share 0.1 sets a tenth of the training images aside."
     elif compressed := [name for name in files if name.endswith((".tar.gz", ".tgz", ".tar.xz", ".tar.bz2"))]:
         hint = f" Decompress {compressed[0]} once, to a plain tar file or a folder."
-    elif any(name.endswith(".parquet") for name in files):
-        hint = " Make tar files of parquet once: python -m relabel pack-images --help"
+    elif parquet := next((file for where in ("", "data/") for file in root.glob(f"{where}*.parquet")), None):
+        pattern = f"'{parquet.parent}/{split}*.parquet'"
+        hint = f" Make tar files of parquet once: python -m relabel pack-images {pattern} SHARDS/{split}"
     elif len(inside) > 1 and split == "train" and _has_class_folders(root):
         hint = (
             f" If these are the classes, --data.train {root} --data.val_share 0.1 uses them."
