@@ -54,8 +54,8 @@ def list_images(root: str | Path) -> ImageList:
     census = Census(f"class folders in {root}")
     paths = {name: walk(root / name, census, f"{name}/") for name in class_names}
     for entry in _entries(root):
-        if _is_hidden(entry.name) or not entry.is_dir():
-            census.pass_over(kind_of(entry.name) or LOOSE, entry.name)
+        if entry.name not in paths:
+            census.pass_over(_kind(entry) or LOOSE, entry.name)
     if empty := [name for name, found in paths.items() if not found]:
         raise UserError(
             f"{root}: found no image in {len(empty)} of {len(class_names)} class folders ({', '.join(empty[:3])}), "
@@ -141,12 +141,13 @@ def walk(folder: Path, census: Census, below: str = "") -> list[str]:
     found, folders = [], []
     for entry in _entries(folder):
         name = below + entry.name
-        if not entry.is_dir():
-            kind = kind_of(entry.name) or ("" if is_file(entry) else "special file")
-        elif entry.is_symlink() and Path(entry).resolve() in (folder.resolve(), *folder.resolve().parents):
+        kind = _kind(entry)
+        if (
+            entry.is_symlink()
+            and entry.is_dir()
+            and Path(entry).resolve() in (folder.resolve(), *folder.resolve().parents)
+        ):
             kind = "circular link"
-        else:
-            kind = "hidden folder" if _is_hidden(entry.name) else ""
         if kind:
             census.pass_over(kind, name)
         elif entry.is_dir():
@@ -156,6 +157,13 @@ def walk(folder: Path, census: Census, below: str = "") -> list[str]:
     for name in folders:
         found += walk(folder / name, census, f"{below}{name}/")
     return found
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """Return the kind of a file or folder that is not used; '' for an image or a folder to look into."""
+    if entry.is_dir():
+        return "hidden folder" if _is_hidden(entry.name) else ""
+    return kind_of(entry.name) or ("" if is_file(entry) else "special file")
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

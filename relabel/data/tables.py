@@ -21,6 +21,7 @@ import numpy as np
 from relabel.data.class_names import WNID
 from relabel.data.images import Found, ImageList, image_list
 from utils.errors import UserError
+from utils.look_alikes import look_alike
 
 KAGGLE = "LOC_val_solution.csv"
 TINY = "val_annotations.txt"
@@ -149,10 +150,11 @@ def with_labels(found: Found, table: LabelTable, may_lack: bool = False) -> Imag
         found.census.source += f" (header: {first}, {class_of.pop(first)})"
     missing = [image for image in class_of if image not in rows]
     if missing and (not may_lack or len(missing) == len(class_of)):
+        like = look_alike(missing[0], found.paths)
         raise UserError(
             f"{table.path}: {len(missing):,} of the {len(class_of):,} images that it lists are not in {found.root}; "
-            f"the first: {missing[0]}. Expected paths such as {found.paths[0]}, with or without folders and extension. "
-            "Correct the table, or remove these lines."
+            f"the first: {missing[0]}{like and f', where {like}'}. Expected paths such as {found.paths[0]}, "
+            "with or without folders and extension. Correct the table, or remove these lines."
         )
     if missing:
         found.census.pass_over("unmatched table line", missing[0], len(missing))

@@ -207,6 +207,11 @@ def _names_of(numbers: Iterable[int], paths: Sequence[str], classes: Sequence[st
     return names if unique else [str(number) for number in numbers]
 
 
+def below(split: str) -> str:
+    """Return the remark that only what is below the folder of a split is used."""
+    return f", {split}/ in it"
+
+
 def _below_split(found: Found, split: str | None) -> Found:
     """Keep the images below train/ or val/, if there are such folders, and remove what is above the class folders.
 
@@ -230,7 +235,7 @@ def _below_split(found: Found, split: str | None) -> Found:
             f"{found.root}: found no folder {chosen}/ in it, only {', '.join(sorted({*filter(None, splits)}))}/; "
             f"expected {chosen}/{_ADVICE[chosen]}"
         )
-    found.census.source += f", {chosen}/ in it"
+    found.census.source += below(chosen)
     rows = [row for row, name in enumerate(splits) if name == chosen]
     for row, name in enumerate(splits):
         if name is None:

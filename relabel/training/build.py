@@ -13,7 +13,7 @@ from relabel.config.rules import joined_folders
 from relabel.data.dataset import CenterCrop, ImageDataset, RandomResizedCrop
 from relabel.data.decode import resolve_decoder
 from relabel.data.extra_images import ExtraBatches, ExtraRoot, MixedDataset, open_extra_root
-from relabel.data.folders import folder_names
+from relabel.data.folders import folder_names, split_folder
 from relabel.data.images import ImageList
 from relabel.data.keep_list import keep_listed
 from relabel.data.loader import Batch, Loader, TrainBatches, eval_batches, steps_per_epoch
@@ -88,6 +88,7 @@ def list_split(config: FrozenMunch, split: str) -> ImageList:
         with with_advice(_DATA_ADVICE):
             images = open_split(keys.data_path, part, keys[part], keys[f"{part}_labels"])
         if keys.val_share:
+            _check_no_val(keys)
             images = divide(images, keys.val_share, split)
         if split == "train" and keys.keep_list:
             images = keep_listed(images, keys.keep_list)
@@ -95,6 +96,17 @@ def list_split(config: FrozenMunch, split: str) -> ImageList:
         return images
 
     return from_main(listed)
+
+
+def _check_no_val(keys: FrozenMunch) -> None:
+    """Raise UserError if there are validation images although some of the training images are to be set aside."""
+    folder = split_folder(Path(keys.data_path), "val") if keys.data_path else None
+    found = keys.val or keys.val_labels or (not keys.train and folder)
+    if found:
+        raise UserError(
+            f"data.val_share is {keys.val_share:g}, but there are validation images: {found}; expected one of the two. "
+            "Leave out --data.val_share, or give the training images alone: --data.data_path '' --data.train SOURCE"
+        )
 
 
 def open_training_data(config: FrozenMunch) -> TrainingData:

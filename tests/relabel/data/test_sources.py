@@ -172,3 +172,30 @@ def test_one_split_in_a_tar_file_is_not_the_other(tmp_path: Path) -> None:
     tar = make_tar(tmp_path / "mine.tar", {"train/a/1.png": b"", "train/b/1.png": b""})
     with pytest.raises(UserError, match=r"found no folder val/ in it, only train/.*--data.val_share 0.1"):
         open_split(str(tar), "val")
+
+
+@pytest.mark.parametrize("names", [["train-0.tar", "train-1.tar", "val-0.tar"], ["a_training.tar", "my-valid.tar"]])
+def test_tar_files_are_told_apart_by_their_names(plain: Path, tmp_path: Path, names: list[str]) -> None:
+    """In a folder, by a pattern and in a list."""
+    for i, name in enumerate(names):
+        make_tar(tmp_path / name, {f"{wnid}/{i}{j}.png": b"" for j, wnid in enumerate(WNIDS)})
+    for data_path in (tmp_path, f"{tmp_path}/*.tar", ":".join(f"{tmp_path}/{name}" for name in names)):
+        found = [open_split(str(data_path), split).names.tolist() for split in ("train", "val")]
+        assert len(found[1]) == 3 and len(found[0]) == 3 * len(names) - 3 and not {*found[0]} & {*found[1]}
+
+
+def test_the_same_tar_files_are_not_training_and_validation_images(tmp_path: Path) -> None:
+    tar = make_tar(tmp_path / "mine.tar", {"a/1.png": b"", "b/1.png": b""})
+    for data_path in (tmp_path, tar, f"{tmp_path}/*.tar"):
+        assert len(open_split(str(data_path), "train")) == 2
+        with pytest.raises(UserError, match=r"nothing of val; .*--data.val SOURCE, or .* --data.val_share 0.1"):
+            open_split(str(data_path), "val")
+
+
+def test_odd_places_of_tar_files(tmp_path: Path) -> None:
+    """A colon in a path; a folder of shards with another folder in it; a folder of tar files that are unpacked."""
+    tar = make_tar(tmp_path / "12:30" / "train.tar", {"a/1.png": b"", "b/1.png": b""})
+    (tar.parent / "logs").mkdir()
+    assert len(open_images(tar)) == len(open_images(tar.parent)) == 2
+    (tar.parent / "logs" / "1.png").touch()
+    assert open_images(tar.parent).described().endswith("1 .tar file (train.tar), 1 hidden folder (.relabel-index)")
