@@ -107,8 +107,7 @@ def open_split(data_path: str, split: str, source: str = "", table: str = "") ->
 
 def _open_in(root: Path, split: str, table: str) -> ImageList:
     """List the images of a split in a data folder. UserError if they are not there."""
-    folders = (split_folder(root / inside, split) for inside in DATA_FOLDERS)
-    if folder := next(filter(None, folders), None):
+    if folder := _folder_of(root, split):
         return open_images(folder, table, split)
     tars = _tars_in(root)
     if any(is_of(tar.stem, split) for tar in tars) or (tars and not table):
@@ -116,6 +115,18 @@ def _open_in(root: Path, split: str, table: str) -> ImageList:
     if table:
         return open_images(root, table, split)
     raise UserError(_no_split(root, split))
+
+
+def _folder_of(root: Path, split: str) -> Path | None:
+    """Return the folder of a split in a data folder; None if there is none."""
+    return next(filter(None, (split_folder(root / inside, split) for inside in DATA_FOLDERS)), None)
+
+
+def named_after(data_path: str, split: str) -> Path | None:
+    """Return the folder of a split, or the first tar file with its name; None if there is neither."""
+    folder = Path(data_path)
+    tars = _tars_in(folder) if folder.is_dir() else tar_files(data_path)
+    return _folder_of(folder, split) or next((tar for tar in tars if is_of(tar.stem, split)), None)
 
 
 def _open_tars_of(tars: list[Path], split: str, table: str) -> ImageList:

@@ -13,12 +13,12 @@ from relabel.config.rules import joined_folders
 from relabel.data.dataset import CenterCrop, ImageDataset, RandomResizedCrop
 from relabel.data.decode import resolve_decoder
 from relabel.data.extra_images import ExtraBatches, ExtraRoot, MixedDataset, open_extra_root
-from relabel.data.folders import folder_names, split_folder
+from relabel.data.folders import folder_names
 from relabel.data.images import ImageList
 from relabel.data.keep_list import keep_listed
 from relabel.data.loader import Batch, Loader, TrainBatches, eval_batches, steps_per_epoch
 from relabel.data.skipped_images import SkippedImages, SkippingDataset
-from relabel.data.sources import divide, open_split
+from relabel.data.sources import divide, named_after, open_split
 from relabel.stores.store import LabelStore, check_one_per_class, check_present, open_label_store
 from relabel.targets import TargetMaker
 from relabel.training.network import build_model, center_crop, open_start, start_from, training_input
@@ -100,12 +100,14 @@ def list_split(config: FrozenMunch, split: str) -> ImageList:
 
 def _check_no_val(keys: FrozenMunch) -> None:
     """Raise UserError if there are validation images although some of the training images are to be set aside."""
-    folder = split_folder(Path(keys.data_path), "val") if keys.data_path else None
-    found = keys.val or keys.val_labels or (not keys.train and folder)
-    if found:
+    if (
+        found := keys.val
+        or keys.val_labels
+        or (keys.data_path and not keys.train and named_after(keys.data_path, "val"))
+    ):
         raise UserError(
             f"data.val_share is {keys.val_share:g}, but there are validation images: {found}; expected one of the two. "
-            "Leave out --data.val_share, or give the training images alone: --data.data_path '' --data.train SOURCE"
+            "Leave out --data.val_share, or give the training images with --data.train SOURCE"
         )
 
 

@@ -64,11 +64,13 @@ def test_training_from_any_form_is_training_from_folders(
 
 def test_a_run_goes_on_from_another_form(short: Flags, plain: Path, tmp_path: Path) -> None:
     """A share of the training images validates; the checkpoint does not depend on the form, so a run may change it."""
-    share = {"data.val_share": 0.25, "optim.epochs": 2}
+    share = {"data.val_share": 0.25, "optim.epochs": 2, "data.train": plain / "train"}
     expected = from_folders(short, plain, tmp_path / "folders", **share)
-    more = timms_shards(plain, tmp_path / "form")
-    start(short | share | more | {"optim.epochs": 1})
-    start(short | share | one_tar(plain, tmp_path / "other"))
+    shards = timms_shards(plain, tmp_path / "form") | {"data.val_share": 0.25}
+    with pytest.raises(UserError, match="but there are validation images: .*imagenet1k-validation-0000.tar"):
+        start(short | shards)
+    start(short | shards | {"data.train": f"{tmp_path}/form/*train*.tar"})
+    start(short | share | {"data.train": one_tar(plain, tmp_path / "other")["data.data_path"]})
     assert_same_weights(weights(short["util.run_dir"]), expected)
 
 

@@ -33,7 +33,7 @@ def test_images_and_files_as_they_lie_in_own_folders(tmp_path: Path) -> None:
         "1 extensionless file",
     ):
         assert kind in about
-    assert "2 hidden folders (a/.ipynb_checkpoints)" in about
+    assert "3 hidden folders (a/.ipynb_checkpoints)" in about
 
 
 def test_the_line_stays_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
