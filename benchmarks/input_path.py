@@ -40,6 +40,7 @@ from relabel.stores.store import LabelStore, open_label_store
 from relabel.targets import relabel_target
 from utils.errors import exit_on_user_error
 from utils.processes.distributed import available_cores
+from utils.processes.workers import READ_AHEAD
 
 WORKERS = 2
 GROWTH = (1, 2, 4, 8, 16)
@@ -85,8 +86,8 @@ class Amount:
     rounds: int
 
     def dropped(self, workers: int) -> int:
-        """Batches before the clock starts: the first of each worker pays for its start."""
-        return workers
+        """Batches before the clock starts: the first ones of each worker pay for its start and for new memory."""
+        return (READ_AHEAD + 1) * workers
 
     def timed(self, workers: int) -> int:
         """Batches, rounded up to whole turns of the workers."""

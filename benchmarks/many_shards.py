@@ -23,7 +23,7 @@ import torch.distributed as dist
 from benchmarks.result import Figure, arguments, report, with_progress
 from relabel.crop_box import CropBox
 from relabel.data.dataset import Key, Sample
-from relabel.data.images import Census, ImageList
+from relabel.data.images import Census, ImageList, ImagePath
 from relabel.data.loader import Loader, TrainBatches, epoch_order
 from relabel.data.sources import open_split
 from relabel.data.tar_files import TarFiles
@@ -110,6 +110,10 @@ class StoredImages:
 
     def __init__(self, images: ImageList) -> None:
         self.images = images
+
+    def path(self, key: Key) -> ImagePath:
+        """Return where the image of a key lies."""
+        return self.images.path(key[1])
 
     def __getitem__(self, key: Key) -> Sample:
         """Read the sample of (epoch, index)."""

@@ -1,14 +1,18 @@
 """Samples of a list of images: every random choice depends only on (seed, epoch, image index)."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from relabel.augment import Augmentation, draw_augmentation
 from relabel.crop_box import CropBox, random_crop_box
 from relabel.data.decode import MOST_MEGAPIXELS, ImageFile
-from relabel.data.images import ImageList
+from relabel.data.images import ImageList, ImagePath
+from relabel.data.tar_files import TarMember
 from relabel.label_map import LabelMap
 from relabel.stores.store import LabelStore
 from utils.random import SAMPLE, keyed_rng
@@ -125,11 +129,45 @@ class ImageDataset:
         """Return N, the number of images."""
         return len(self.images)
 
+    def path(self, key: Key) -> ImagePath:
+        """Return where the image of a key lies."""
+        return self.images.path(key[1] - self.first)
+
     def __getitem__(self, key: Key) -> Sample:
         """Read the sample of (epoch, index). UserError, with the file, if image or label map is missing or damaged."""
         epoch, index = key
         row = index - self.first
-        file = ImageFile(self.images.path(row), self.decoder, self.max_megapixels)
+        file = ImageFile(self.path(key), self.decoder, self.max_megapixels)
         crop = self.transform(file, epoch, index)
         label_map = None if self.label_store is None else self.label_store.read(row)
         return Sample(crop.image, int(self.images.labels[row]), crop.box, label_map, crop.augmentation, index)
+
+
+class Samples(Sequence[Any]):
+    """The samples of some keys, each read when it is asked for. The kernel starts to read all their files at once."""
+
+    def __init__(self, dataset: Any, keys: Sequence[Key]) -> None:
+        """Take a data set that also has `path(key)`."""
+        self._dataset, self._keys = dataset, keys
+        for key in keys if hasattr(os, "posix_fadvise") else ():  # macOS has none
+            with suppress(OSError):  # reported when the sample is read
+                _read_ahead(dataset.path(key))
+
+    def __len__(self) -> int:
+        """Return the number of keys."""
+        return len(self._keys)
+
+    def __getitem__(self, position: Any) -> Any:
+        """Read the sample of the key at a position."""
+        return self._dataset[self._keys[position]]
+
+
+def _read_ahead(path: ImagePath) -> None:
+    if isinstance(path, TarMember):
+        path.read_ahead()
+        return
+    file = os.open(str(path), os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would block
+    try:
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
+    finally:
+        os.close(file)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from relabel.data.dataset import ImageDataset, Key, Sample
-from relabel.data.images import ImageList
+from relabel.data.images import ImageList, ImagePath
 from relabel.data.sources import open_images
 from relabel.stores.store import LabelStore, check_one_per_class, check_present, open_label_store
 from utils.errors import UserError, with_advice
@@ -78,10 +78,16 @@ class MixedDataset:
         """Return N + M, the number of all images."""
         return sum(map(len, self._parts))
 
+    def path(self, key: Key) -> ImagePath:
+        """Return where the image of a key lies."""
+        return self._part(key).path(key)
+
     def __getitem__(self, key: Key) -> Sample:
         """Read the sample of a key. UserError, naming the file, if image or label map is missing or damaged."""
-        part = next(part for part in reversed(self._parts) if key[1] >= part.first)
-        return part[key]
+        return self._part(key)[key]
+
+    def _part(self, key: Key) -> ImageDataset:
+        return next(part for part in reversed(self._parts) if key[1] >= part.first)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from relabel.augment import Augmentation
 from relabel.crop_box import CropBox
-from relabel.data.dataset import Key, Sample
+from relabel.data.dataset import Key, Sample, Samples
 from relabel.data.extra_images import ExtraBatches, spread
 from relabel.data.skipped_images import SkippedImage
 from relabel.label_map import LabelMap
@@ -215,19 +215,6 @@ def eval_batches(num_images: int, batch_size: int, rank: int, world_size: int) -
     return [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
 
 
-class _Samples(Sequence[Sample | SkippedImage]):
-    """The samples of some keys, each read when it is asked for."""
-
-    def __init__(self, dataset: Any, keys: Sequence[Key]) -> None:
-        self._dataset, self._keys = dataset, keys
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def __getitem__(self, position: Any) -> Any:
-        return self._dataset[self._keys[position]]
-
-
 class _Batches:
     """A data set of whole batches: the key of each is the list of its samples' keys."""
 
@@ -235,7 +222,7 @@ class _Batches:
         self._dataset, self._memory = dataset, BatchMemory()
 
     def __getitem__(self, keys: list[Key]) -> Batch:
-        return collate(_Samples(self._dataset, keys), self._memory)
+        return collate(Samples(self._dataset, keys), self._memory)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

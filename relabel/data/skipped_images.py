@@ -12,6 +12,7 @@ from pathlib import Path
 from relabel.data.dataset import ImageDataset, Key, Sample
 from relabel.data.decode import UnreadableImage
 from relabel.data.extra_images import MixedDataset
+from relabel.data.images import ImagePath
 from utils.errors import SharedError, UserError, listed
 from utils.files import write_json
 from utils.processes.distributed import from_main, gather_objects
@@ -38,6 +39,10 @@ class SkippingDataset:
 
     def __init__(self, dataset: ImageDataset | MixedDataset, skip: bool) -> None:
         self._dataset, self._skip = dataset, skip
+
+    def path(self, key: Key) -> ImagePath:
+        """Return where the image of a key lies."""
+        return self._dataset.path(key)
 
     def __getitem__(self, key: Key) -> Sample | SkippedImage:
         """Return the sample of a key, or a SkippedImage. UserError if it cannot be read and is not to be skipped."""

@@ -39,6 +39,10 @@ class TarMember:
             raise OSError(errno.EIO, "the tar file has become shorter")
         return data
 
+    def read_ahead(self) -> None:
+        """Ask the kernel to read the file, and do not wait. OSError if it cannot be opened."""
+        os.posix_fadvise(_opened(self.tar).descriptor, self.offset, self.size, os.POSIX_FADV_WILLNEED)
+
     def __str__(self) -> str:
         """Return both names."""
         return f"{self.tar}:{self.name}"

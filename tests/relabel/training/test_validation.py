@@ -98,6 +98,9 @@ def test_scores_and_probabilities_are_those_of_the_slow_way(images: ImageList) -
 class Noise:
     """Images of 2 x 2 pixels with labels of 7 classes, from nowhere."""
 
+    def path(self, key: Key) -> Path:
+        return Path("none")
+
     def __getitem__(self, key: Key) -> Sample:
         rng = np.random.default_rng(key[1])
         image = rng.integers(256, size=(3, 2, 2), dtype=np.uint8)
