@@ -89,6 +89,7 @@ class Census:
 
 def shortened(text: str) -> str:
     """Return a name for a message: its end, if it is long."""
+    text = text.replace("\n", "\\n")
     return text if len(text) <= LONGEST_NAME else f"...{text[3 - LONGEST_NAME :]}"
 
 

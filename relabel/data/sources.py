@@ -20,6 +20,7 @@ import numpy as np
 
 from relabel.data.folders import (
     DATA_FOLDERS,
+    LOOSE,
     SPLIT_FOLDERS,
     find_images,
     folder_names,
@@ -58,10 +59,19 @@ def open_images(source: str | Path, table: str | Path = "", split: str | None = 
         return _open_tars(root, tars, table, split)
     if not root.is_dir():
         raise UserError(f"{root} {'is a file' if root.exists() else 'does not exist'}; {EXPECTED_SOURCE}.")
-    if not table and not (root / TINY).is_file() and _has_class_folders(root):
-        return list_images(root)
-    found = find_images(root)
-    return with_labels(found, read_table(Path(table))) if table else with_table_beside(found, root)
+    if table:
+        return with_labels(find_images(root), read_table(Path(table)))
+    if (root / TINY).is_file() or not _has_class_folders(root):
+        return with_table_beside(find_images(root), root)
+    images = list_images(root)
+    loose, first = images.census.passed_over.get(LOOSE, (0, ""))
+    if loose > len(images):
+        raise UserError(
+            f"{root}: found {loose:,} images beside the folders, such as {first}, and only {len(images):,} in them; "
+            "expected class folders, or a folder with images only. Move the images or the folders elsewhere, or give a "
+            "table of the images' classes."
+        )
+    return images
 
 
 def _open_tars(root: Path, tars: list[Path], table: str | Path, split: str | None) -> ImageList:

@@ -19,6 +19,7 @@ from relabel.stores.manifest import MANIFEST, Manifest
 from utils.checkpoint import damaged_part, is_plain, refuse_inflated
 from utils.errors import UserError, naming
 from utils.files import is_file, remove_temporaries, replacing
+from utils.look_alikes import look_alike
 
 SUFFIX = ".pt"
 HOW_TO_MAKE_MAPS = "Make label maps of all images with `python -m relabel annotate`"
@@ -146,8 +147,12 @@ class LabelFolder:
     def location(self, row: int) -> str:
         """See LabelStore."""
         path = self.path(row)
-        is_there = "the folder exists, the file does not" if path.parent.is_dir() else "the whole folder is missing"
-        return f"{path} ({is_there})"
+        if path.parent.is_dir():
+            return f"{path} (the folder exists, the file does not)"
+        root = Path(self._root)
+        others = [folder.name for folder in root.iterdir()] if root.is_dir() else []
+        like = look_alike(path.parent.name, others)
+        return f"{path} (the whole folder is missing{like and f'; {like}'})"
 
     def check(self, row: int) -> None:
         """See LabelStore. Also verifies the checksums in files of the zip format, which torch.load ignores."""

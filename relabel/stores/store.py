@@ -19,6 +19,7 @@ from relabel.stores.packed import MAPS, UNFINISHED, PackedStore, load_keys
 from relabel.stores.pt_folder import HOW_TO_CONTINUE, HOW_TO_MAKE_MAPS, SUFFIX, LabelFolder, list_label_files
 from utils.errors import UserError
 from utils.files import locked, make_writable
+from utils.look_alikes import look_alike
 
 
 class LabelStore(Protocol):
@@ -106,9 +107,21 @@ def open_label_store(path: str | Path, keys: np.ndarray, class_names: Sequence[s
     """
     root = Path(path)
     manifest = manifest_of(root)
-    if manifest is not None and manifest.form == "packed":
-        return PackedStore(root, manifest, keys, class_names)
-    return LabelFolder(root, keys, class_names, manifest)
+    try:
+        if manifest is not None and manifest.form == "packed":
+            return PackedStore(root, manifest, keys, class_names)
+        return LabelFolder(root, keys, class_names, manifest)
+    except UserError as error:
+        if like := _look_alike(class_names, manifest.class_names if manifest else []):
+            raise UserError(f"{error} {like}.") from error
+        raise
+
+
+def _look_alike(class_names: Sequence[str], of_maps: Sequence[str]) -> str:
+    """Return what tells the data's first class that the maps lack from one of theirs that looks like it."""
+    known = {*of_maps}
+    unknown = next((name for name in class_names if name not in known), None)
+    return look_alike(unknown, of_maps) if unknown else ""
 
 
 def keys_of(path: str | Path) -> np.ndarray:

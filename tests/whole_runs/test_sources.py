@@ -67,7 +67,7 @@ def test_a_run_goes_on_from_another_form(short: Flags, plain: Path, tmp_path: Pa
     share = {"data.val_share": 0.25, "optim.epochs": 2, "data.train": plain / "train"}
     expected = from_folders(short, plain, tmp_path / "folders", **share)
     shards = timms_shards(plain, tmp_path / "form") | {"data.val_share": 0.25}
-    with pytest.raises(UserError, match="but there are validation images: .*imagenet1k-validation-0000.tar"):
+    with pytest.raises(UserError, match=r"but there are validation images: .*imagenet1k-validation-0000\.tar"):
         start(short | shards)
     start(short | shards | {"data.train": f"{tmp_path}/form/*train*.tar"})
     start(short | share | {"data.train": one_tar(plain, tmp_path / "other")["data.data_path"]})

@@ -3,11 +3,16 @@
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from relabel.__main__ import main as relabel
 from relabel.data.folders import list_images
 from relabel.data.images import MOST_KINDS, Census
 from relabel.data.sources import open_images
+from relabel.label_map import LabelMap
+from relabel.stores.pt_folder import write_label_map
+from relabel.stores.store import check_present, open_label_store
 from tests.relabel.data.test_images import names, touch
 from utils.errors import UserError
 from utils.progress import print_lines
@@ -101,3 +106,25 @@ def test_a_folder_that_may_not_be_listed(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(folders.os, "scandir", scandir)
     with pytest.raises(UserError, match=r"a/closed: cannot be listed \(Permission denied\).*the permissions"):
         list_images(tmp_path)
+
+
+def test_class_folders_of_images_and_of_label_maps_look_alike(tmp_path: Path) -> None:
+    """Of either form of label maps."""
+    images = list_images(touch(tmp_path / "images", "cat/1.png"))
+    label_map = LabelMap.from_dense(np.eye(2, dtype=np.float32)[:, :, None], 2)
+    write_label_map(tmp_path / "files", "Cat/1", label_map)
+    store = open_label_store(tmp_path / "files", images.keys(), images.class_names)
+    with pytest.raises(UserError, match="'cat' looks like 'Cat', but they differ in upper and lower case"):
+        check_present(store, images.path)
+    relabel(["pack", str(tmp_path / "files"), str(tmp_path / "packed")])
+    with pytest.raises(UserError, match="'cat' looks like 'Cat', but they differ in upper and lower case"):
+        open_label_store(tmp_path / "packed", images.keys(), images.class_names)
+
+
+def test_more_loose_images_than_images_in_folders(tmp_path: Path) -> None:
+    """A flat folder with a few images in another folder is no data set of one class."""
+    images = touch(tmp_path, "1.png", "2.png", "chosen/2.png")
+    with pytest.raises(UserError, match=r"2 images beside the folders, such as 1.png, and only 1 in them"):
+        open_images(images)
+    (tmp_path / "t.csv").write_text("1,ant\nchosen/2,bee\n")
+    assert names(open_images(images, tmp_path / "t.csv")) == ["ant/1.png", "bee/2.png"]
