@@ -110,9 +110,10 @@ def test_a_folder_that_may_not_be_listed(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_class_folders_of_images_and_of_label_maps_look_alike(tmp_path: Path) -> None:
     """Of either form of label maps."""
-    images = list_images(touch(tmp_path / "images", "cat/1.png"))
+    images = list_images(touch(tmp_path / "images", "cat/1.png", "dog/1.png"))
     label_map = LabelMap.from_dense(np.eye(2, dtype=np.float32)[:, :, None], 2)
-    write_label_map(tmp_path / "files", "Cat/1", label_map)
+    for key in ("Cat/1", "dog/1"):
+        write_label_map(tmp_path / "files", key, label_map)
     store = open_label_store(tmp_path / "files", images.keys(), images.class_names)
     with pytest.raises(UserError, match="'cat' looks like 'Cat', but they differ in upper and lower case"):
         check_present(store, images.path)
