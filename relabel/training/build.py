@@ -85,7 +85,8 @@ def list_split(config: FrozenMunch, split: str) -> ImageList:
 
     def listed() -> ImageList:
         part = "train" if split == "val" and keys.val_share else split
-        with with_advice(_DATA_ADVICE):
+        given = [key for key in (part if keys[part] else "data_path", f"{part}_labels") if keys[key]]
+        with with_advice(f"Check {' and '.join(f'--data.{key}' for key in given)}."):
             images = open_split(keys.data_path, part, keys[part], keys[f"{part}_labels"])
         if keys.val_share:
             _check_no_val(keys)
