@@ -118,7 +118,7 @@ class StoredImages:
     def __getitem__(self, key: Key) -> Sample:
         """Read the sample of (epoch, index)."""
         row = key[1]
-        assert len(self.images.path(row).read_bytes()) == IMAGE_BYTES
+        assert len(self.path(key).read_bytes()) == IMAGE_BYTES
         pixels = np.zeros((3, 1, 1), np.uint8)
         return Sample(pixels, int(self.images.labels[row]), CropBox(0, 0, 1, 1), None, None, row)
 

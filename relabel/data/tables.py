@@ -177,9 +177,11 @@ def _rows(found: Found, table: LabelTable) -> dict[str, int]:
     """Return the row of each image that a table lists and that exists; -1 if it may be two. The exact names win."""
     folder = os.path.relpath(found.root, table.path.parent)
     wanted = {_inside(image, table.path.parent): image for image in table.class_of}
+    labels = [*table.class_of.values()]
+    header = {next(iter(wanted))} if labels.count(labels[0]) == 1 < len(labels) else set()
     rows: dict[str, int] = {}
     for names in _ways(found.paths, Path(folder).as_posix()):
-        if not wanted:
+        if wanted.keys() <= header:  # every other line is found
             break
         of_way: dict[str, int] = {}
         for row, name in enumerate(names):
@@ -191,13 +193,13 @@ def _rows(found: Found, table: LabelTable) -> dict[str, int]:
 
 def _inside(image: str, folder: Path) -> str:
     """Return the normal form of a path; an absolute one below a folder."""
-    return os.path.relpath(image, folder.resolve()) if Path(image).is_absolute() else os.path.normpath(image)
+    return os.path.relpath(image, folder.resolve()) if image.startswith("/") else os.path.normpath(image)
 
 
 def _ways(paths: Sequence[str], folder: str) -> Iterator[list[str]]:
     """Yield the names that a table may give the images at these paths in a folder: the more exact ones first."""
     for names in (
-        [os.path.normpath(f"{folder}/{path}") for path in paths],
+        paths if folder == "." else [f"{folder}/{path}" for path in paths],
         paths,
         [p.rpartition("/")[2] for p in paths],
     ):

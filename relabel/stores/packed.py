@@ -64,7 +64,7 @@ class PackedStore:
         if manifest.sha256.get(CRCS) not in (None, sha256_of(folder / CRCS)):
             raise UserError(f"{folder}: {CRCS} is not the one that {MANIFEST} was written with. {_FETCH_AGAIN}")
         skipped = _skipped(manifest)
-        if manifest.maps != len(store_keys) - np.isin(skipped, store_keys).sum():
+        if manifest.maps != len(store_keys) - (find_rows(store_keys, skipped, skipped[:0]) >= 0).sum():
             raise UserError(f"{folder}: {MANIFEST} counts {manifest.maps:,} maps, unlike {KEYS}. {_FETCH_AGAIN}")
         self._records = find_rows(store_keys, keys, skipped)
         self._crcs = crcs[self._records]
