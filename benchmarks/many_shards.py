@@ -101,7 +101,7 @@ def write_shards(folder: str, count: int, shards: int) -> None:
         tars, (place // per_tar).astype(np.int32), place % per_tar * STEP_BYTES, np.full(count, IMAGE_BYTES)
     )
     images = ImageList(root, class_names, names, labels, where, Census(str(root)))
-    with patch("relabel.data.tar_index._find", return_value=images):
+    with patch("relabel.data.tar_index.find_in_tars", return_value=images):
         list_tars(root, tars, "train")
 
 
