@@ -8,10 +8,12 @@ interrupted job and one shared by several processes produce the same bytes.
 """
 
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import chain, pairwise
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor
 
 from relabel.annotation.teacher import Teacher
+from relabel.augment import normalise
 from relabel.crop_box import WHOLE_IMAGE
 from relabel.data.decode import MOST_MEGAPIXELS, ImageFile
 from relabel.data.images import ImageList
@@ -31,10 +34,11 @@ from relabel.stores.store import exclusive_folder
 from utils.errors import SharedError, UserError, listed, out_of_memory_reported
 from utils.precision import Precision
 from utils.processes.distributed import Process, from_main, gather_objects
-from utils.processes.workers import read_batches
+from utils.processes.workers import BatchMemory, read_batches
 from utils.progress import JobProgress, duration, print_lines
 
 TOP_K = 5  # as in the paper
+IN_FLIGHT = 3  # batches at most whose maps are computed or written while the next one is read
 Writer = PackedWriter | FolderWriter
 
 
@@ -47,6 +51,7 @@ class Settings:
         flip: average each map with that of the flipped image, flipped back.
         opt_level: O0, O1 or bf16, as in utils/precision.py.
         batch_size: images per forward pass.
+        decoder: pillow or simplejpeg, as in relabel/data/decode.py.
         max_megapixels: larger images are refused.
     """
 
@@ -54,7 +59,19 @@ class Settings:
     flip: bool
     opt_level: str
     batch_size: int
+    decoder: str = "pillow"
     max_megapixels: float = MOST_MEGAPIXELS
+
+
+def decoder_for(choice: str, device: torch.device) -> str:
+    """Return the decoder's name for "auto" or a name.
+
+    By default it is Pillow without a GPU, where the teacher takes most of the time. On a GPU, Pillow would take longer
+    than the teacher.
+    """
+    if choice != "auto":
+        return choice
+    return "simplejpeg" if device.type == "cuda" else "pillow"
 
 
 @dataclass(slots=True)
@@ -142,29 +159,46 @@ def annotate(
 class _SquashedImages:
     """Row -> (row, whole image squashed to the teacher's input size, reason if it cannot be read). Cheap to pickle."""
 
-    def __init__(self, images: ImageList, teacher: Teacher, max_megapixels: float) -> None:
-        self._images, self._max_megapixels = images, max_megapixels
+    def __init__(self, images: ImageList, teacher: Teacher, settings: Settings) -> None:
+        self._images, self._decoder, self._max_megapixels = images, settings.decoder, settings.max_megapixels
         self._size, self._interpolation = teacher.data_config.size, teacher.data_config.interpolation
 
     def __getitem__(self, row: int) -> tuple[int, np.ndarray, str]:
         try:
-            file = ImageFile(self._images.path(row), max_megapixels=self._max_megapixels)
+            file = ImageFile(self._images.path(row), self._decoder, self._max_megapixels)
             return row, file.resized_crop(WHOLE_IMAGE, *self._size, self._interpolation), ""
         except UserError as error:  # one bad file must neither stop the job nor change the size of its batch
             return row, np.zeros((3, *self._size), np.uint8), str(error)
 
 
 class _ImageBatch(NamedTuple):
-    """Whole images, squashed: uint8 [B, 3, rows, columns]; black if one cannot be read, with a reason, else ""."""
+    """Whole images, squashed: uint8 [B, 3, rows, columns]; black if one cannot be read, with a reason, else "".
+
+    Channels last in memory, as the decoders write them.
+    """
 
     rows: list[int]
     images: Tensor
     reasons: list[str]
 
 
-def _collate(read: Sequence[tuple[int, np.ndarray, str]]) -> _ImageBatch:
+def _collate(memory: BatchMemory, read: Sequence[tuple[int, np.ndarray, str]]) -> _ImageBatch:
     rows, images, reasons = zip(*read, strict=True)
-    return _ImageBatch(list(rows), torch.from_numpy(np.stack(images)), list(reasons))
+    _, height, width = images[0].shape
+    pixels = memory.take(len(read), height, width, 3)
+    np.stack([image.transpose(1, 2, 0) for image in images], out=pixels.numpy())
+    return _ImageBatch(list(rows), pixels.permute(0, 3, 1, 2), list(reasons))
+
+
+def read_squashed(
+    images: ImageList, teacher: Teacher, settings: Settings, batches: list[list[int]], num_workers: int, pinned: bool
+) -> Iterable[_ImageBatch]:
+    """Read whole images in batches, given by their rows, ahead in worker processes.
+
+    A batch's memory is written over once the next batch has been asked for; not if it is pinned, which is a copy.
+    """
+    collate = partial(_collate, BatchMemory())
+    return read_batches(_SquashedImages(images, teacher, settings), collate, batches, num_workers, pinned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,14 +206,15 @@ class _QueuedMaps:
     """Maps being copied to the host.
 
     Fields:
-        batch: their images.
+        rows, reasons: as in _ImageBatch.
         scores, classes: [B, k, h, w].
         finite: bool [B]; all logits of the image are finite.
         absent: float [B]; probability of the classes that are not stored, mean over the cells.
         copied: event recorded after the copy; None: the tensors are complete.
     """
 
-    batch: _ImageBatch
+    rows: list[int]
+    reasons: list[str]
     scores: Tensor
     classes: Tensor
     finite: Tensor
@@ -200,15 +235,14 @@ class _Annotator:
         self.precision = Precision(settings.opt_level, device)
         self.shape = (settings.k, *_map_size(teacher))
         self._network = teacher.network.to(device).to(memory_format=torch.channels_last)
-        self._mean = torch.tensor(teacher.data_config.mean, device=device).view(3, 1, 1) * 255
-        self._std = torch.tensor(teacher.data_config.std, device=device).view(3, 1, 1) * 255
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._flip = settings.flip
         self._id_dtype = torch.from_numpy(np.empty(0, class_dtype(teacher.num_classes))).dtype
 
     @torch.inference_mode()
     def queue(self, batch: _ImageBatch) -> _QueuedMaps:
         """Start computing the maps of a batch; on CUDA this returns before they are done."""
-        logits = self._logits(batch.images.to(self.device, non_blocking=True))
+        logits = self._logits(self._on_device(batch.images))
         scores, classes = logits.topk(self.shape[0], dim=1)
         # The n absent classes as one more entry: n classes at logit 0 have as much probability as one at log n.
         absent_logit = torch.full_like(scores[:, :1], logits.shape[1] - self.shape[0]).log()
@@ -216,12 +250,34 @@ class _Annotator:
         finite = logits.isfinite().flatten(1).all(1)
         results = (scores, classes.to(self._id_dtype), finite, absent)
         scores, classes, finite, absent = (tensor.to("cpu", non_blocking=True) for tensor in results)
-        copied = torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None
-        return _QueuedMaps(batch, scores, classes, finite, absent, copied)
+        copied = torch.cuda.Event(blocking=True) if self._copies else None  # waiting for it takes no core from workers
+        if copied:
+            copied.record(torch.cuda.current_stream(self.device))
+        return _QueuedMaps(batch.rows, batch.reasons, scores, classes, finite, absent, copied)
+
+    def _on_device(self, images: Tensor) -> Tensor:
+        """Copy images to the device; to a GPU while it still computes the batch before."""
+        if self._copies is None:
+            return images
+        current = torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(self._copies):
+            arrived = images.to(self.device, non_blocking=True)
+        current.wait_stream(self._copies)
+        arrived.record_stream(current)
+        return arrived
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        """Normalise images uint8 [B, 3, rows, columns], channels last."""
+        config = self.teacher.data_config
+        if images.is_cuda:
+            return normalise(images, mean=config.mean, std=config.std, dtype=self.precision.input_dtype)
+        # `normalise` multiplies by reciprocals, which rounds differently: maps would not have the bytes they had.
+        mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (config.mean, config.std))
+        return ((images.float() - mean) / std).contiguous(memory_format=torch.channels_last)
 
     def _logits(self, images: Tensor) -> Tensor:
         """Convert images uint8 [B, 3, rows, columns] to logits float32 [B, K, h, w]."""
-        inputs = ((images.float() - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
+        inputs = self._normalised(images)
         with self.precision.autocast():
             logits: Tensor = self._network(inputs)
             if not self._flip:
@@ -268,33 +324,38 @@ def _annotate_share(
     share = Summary(kept=int(sum(done[rows].sum() for rows in own)))
     title = "annotate" if process.world_size == 1 else f"annotate (1 of {process.world_size} processes)"
     with JobProgress(title, sum(map(len, own)), "images", share.kept, enabled=process.is_main) as progress:
-        squashed = _SquashedImages(images, annotator.teacher, settings.max_megapixels)
-        read = read_batches(squashed, _collate, todo, num_workers, annotator.device.type == "cuda")
-        # In pairs, so that the device computes the next batch while the maps of this one are written.
-        for maps, _ in pairwise(chain(map(annotator.queue, read), [None])):
-            assert maps is not None
-            _write(maps, images, writer, done, share)
-            progress.advance(int((~done[maps.batch.rows]).sum()))
+        read = read_squashed(images, annotator.teacher, settings, todo, num_workers, annotator.device.type == "cuda")
+        with ThreadPoolExecutor(1) as writing:  # beside this thread, so that the device never waits for a disk
+            waiting: deque[Future[int]] = deque()
+            for batch in read:
+                waiting.append(writing.submit(_write, annotator.queue(batch), images, writer, done, share))
+                if len(waiting) == IN_FLIGHT:
+                    progress.advance(waiting.popleft().result())
+            for last in waiting:
+                progress.advance(last.result())
     writer.close()
     return share
 
 
-def _write(maps: _QueuedMaps, images: ImageList, writer: Writer, done: np.ndarray, share: Summary) -> None:
-    """Write the maps of a batch that do not exist yet."""
+def _write(maps: _QueuedMaps, images: ImageList, writer: Writer, done: np.ndarray, share: Summary) -> int:
+    """Write the maps of a batch that do not exist yet; return the number of its images that had none."""
     if maps.copied is not None:
         maps.copied.synchronize()
-    for i, (row, reason) in enumerate(zip(maps.batch.rows, maps.batch.reasons, strict=True)):
+    scores, classes = maps.scores.numpy(), maps.classes.numpy()
+    finite, absent = maps.finite.tolist(), maps.absent.tolist()
+    for i, (row, reason) in enumerate(zip(maps.rows, maps.reasons, strict=True)):
         if reason:
             share.skipped[images.name(row)] = reason
         elif not done[row]:
-            if not maps.finite[i]:
+            if not finite[i]:
                 raise UserError(
                     f"the teacher's logits for {images.name(row)} are not finite; expected numbers. Its weights are "
                     "damaged, or float16 overflows: try --opt_level bf16 or O0"
                 )
-            writer.write(row, LabelMap(maps.scores[i].numpy(), maps.classes[i].numpy()))
-            share.absent_sum += float(maps.absent[i])
+            writer.write(row, LabelMap(scores[i], classes[i]))
+            share.absent_sum += absent[i]
             share.written += 1
+    return int((~done[maps.rows]).sum())
 
 
 def _manifest(annotator: _Annotator, settings: Settings, form: Form, maps: int) -> Manifest:
@@ -306,6 +367,7 @@ def _manifest(annotator: _Annotator, settings: Settings, form: Form, maps: int) 
         "mean": list(config.mean),
         "std": list(config.std),
         "interpolation": config.interpolation,
+        "decoder": settings.decoder,
         "flip": settings.flip,
         "precision": annotator.precision.name,
         "batch_size": settings.batch_size,

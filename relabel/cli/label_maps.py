@@ -53,6 +53,7 @@ def annotate(
     opt_level: Literal["O0", "O1", "bf16"] = "O1",
     batch_size: Positive = 32,
     num_workers: Count = 4,
+    decoder: Literal["auto", "simplejpeg", "pillow"] = "auto",
     unlabelled: bool = False,
     on_error: Literal["stop", "skip"] = "stop",
     max_megapixels: Annotated[float, Field(gt=0)] = 179,
@@ -86,6 +87,8 @@ def annotate(
         opt_level: O1: float16 on a GPU, float32 without one; O0: float32; bf16: bfloat16.
         batch_size: images per forward pass; lower it if memory runs out.
         num_workers: processes that prefetch images, at most one per core; 0: read between forward passes.
+        decoder: pillow; or simplejpeg, which reads JPEG files faster, with a few values 1 of 255 higher or lower. auto:
+            simplejpeg on a GPU, which pillow would keep waiting; otherwise pillow.
         unlabelled: the teacher need not know the folders of IMAGES as classes: for data.extra.path.
         on_error: stop: fail if an image cannot be read, after annotating all others; skip: leave such images out and
             list them.
@@ -105,14 +108,15 @@ def annotate(
         wanted = {"size": size, "mean": mean, "std": std, "interpolation": interpolation}
         given = {name: value for name, value in wanted.items() if value is not None}
         teacher = load_teacher(arch, weights, folders, class_list=classes, given=given)
+        chosen = annotator.decoder_for(decoder, process.device)
         if process.is_main:
-            print_lines(_about(found, teacher, process.device.type))
+            print_lines(_about(found, teacher, process.device.type, chosen))
         k = top_k or min(annotator.TOP_K, teacher.num_classes)
         annotator.annotate(
             found,
             labels,
             teacher,
-            annotator.Settings(k, flip, opt_level, batch_size, max_megapixels),
+            annotator.Settings(k, flip, opt_level, batch_size, chosen, max_megapixels),
             form=format,
             skip_unreadable=on_error == "skip",
             num_workers=min(num_workers, cores_of(process)),
@@ -122,12 +126,12 @@ def annotate(
             print_lines(f"label maps: {labels}")
 
 
-def _about(images: "ImageList", teacher: "Teacher", device: str) -> str:
+def _about(images: "ImageList", teacher: "Teacher", device: str, decoder: str) -> str:
     """Describe images, teacher, classes and input, in lines."""
     about, (rows, columns) = teacher.description, teacher.data_config.size
     lines = [
         images.described(),
-        f"each image is squashed to {rows} x {columns} pixels",
+        f"each image is squashed to {rows} x {columns} pixels; decoder: {decoder}",
         f"teacher: {about['arch']} ({about['weights']}{teacher.note}), {teacher.num_classes:,} classes, on {device}; "
         f"head: {about['head']}",
         f"classes: {teacher.class_source}",

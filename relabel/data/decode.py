@@ -86,7 +86,7 @@ class ImageFile:
         Args:
             path: of the file, or of a member of a tar file.
             decoder: pillow, or simplejpeg (the default of training and evaluation) for the files that it accepts. Label
-                maps are always made and checked with pillow, so that they do not depend on this choice.
+                maps record which one they were made with.
             max_megapixels: larger images are refused, because the pixels promised by a damaged or hostile file could
                 fill the memory.
 

@@ -19,6 +19,8 @@ COVERS = "the whole image, squashed; EXIF rotation ignored"
 
 Form = Literal["packed", "pt"]
 LARGEST_MAP = 2**28
+# Settings of which earlier versions had one, without saying so.
+_UNSAID = {"made_by.decoder": "pillow"}
 _EXPECTED = (
     "expected the manifest of label maps that `python -m relabel annotate` or `pack` writes. "
     "Copy or download it again, or delete the folder and make its label maps again"
@@ -111,7 +113,9 @@ class Manifest(BaseModel):
         remove_temporaries(folder)
 
     def _check_same_settings(self, wanted: "Manifest", folder: Path) -> None:
-        found, expected = (flatten(m.model_dump(exclude={"sha256", "skipped", "maps"})) for m in (self, wanted))
+        found, expected = (
+            _UNSAID | flatten(m.model_dump(exclude={"sha256", "skipped", "maps"})) for m in (self, wanted)
+        )
         names = [name for name in {**found, **expected} if found.get(name) != expected.get(name)]
         if names:
             differences = "".join(f"\n  {n}: {shorten(found.get(n))}, not {shorten(expected.get(n))}" for n in names)

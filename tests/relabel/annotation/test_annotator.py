@@ -93,7 +93,7 @@ def run(root: Path, out: Path, network: nn.Module | None = None, **changes: Any)
     view: dict[str, Any] = {"size": (24, 48), "mean": MEAN, "std": STD, "interpolation": "bilinear"}
     view |= {name: changes.pop(name) for name in view if name in changes}
     settings: dict[str, Any] = {"k": 2, "flip": False, "opt_level": "O0", "batch_size": 3}
-    settings |= {name: changes.pop(name) for name in settings if name in changes}
+    settings |= {name: changes.pop(name) for name in (*settings, "decoder") if name in changes}
     names = changes.pop("class_names", CLASSES)
     config = DataConfig(**OF_2021 | view)
     teacher = Teacher(network or ColourTeacher(), names, len(names), config, "named", {"arch": "colours"})
@@ -128,6 +128,7 @@ def test_maps_show_what_is_where_and_the_manifest_how_they_were_made(
     manifest = json.loads((tmp_path / "maps" / "manifest.json").read_text())
     assert (manifest["form"], manifest["maps"], manifest["class_names"]) == (form, 8, CLASSES)
     view = {"input_size": [24, 48], "mean": list(MEAN), "std": list(STD), "interpolation": "bilinear", "flip": False}
+    view |= {"decoder": "pillow"}
     settings = {"precision": "float32", "batch_size": 3, "device": "cpu"}
     assert manifest["made_by"] == {"teacher": {"arch": "colours"}, **view, **settings}
 
@@ -190,6 +191,7 @@ def test_maps_of_two_teachers_are_not_mixed(root: Path, tmp_path: Path, state: s
         ({"size": (48, 24)}, "h: 3, not 6"),
         ({"mean": (0.5, 0.5, 0.5)}, r"made_by\.mean: \[0\.5, 0\.25, 0\.125\], not \[0\.5, 0\.5, 0\.5\]"),
         ({"flip": True}, r"made_by\.flip: False, not True"),
+        ({"decoder": "simplejpeg"}, r"made_by\.decoder: 'pillow', not 'simplejpeg'"),
         ({"class_names": ["class1", "class0", *CLASSES[2:]]}, r"class_names: \['class0', .*, not \['class1'"),
     ]
     for changed, problem in changes:
@@ -226,6 +228,38 @@ def test_unreadable_images_are_listed_when_all_others_are_done_or_left_out(
     write_images(root)  # repaired
     assert run(root, out, **options).written == 2
     assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_maps_do_not_show_which_decoder_read_the_files(tmp_path: Path) -> None:
+    """Photos of two sizes; a file that breaks off is no image for either."""
+    rng, root = np.random.default_rng(0), tmp_path / "train"
+    for number, (height, width) in enumerate([(60, 90), (150, 100)]):
+        (root / "class0").mkdir(parents=True, exist_ok=True)
+        smooth = Image.fromarray(rng.integers(0, 256, (6, 9, 3), dtype=np.uint8)).resize((width, height))
+        smooth.save(root / "class0" / f"{number}.jpg", quality=95)
+    whole = (root / "class0" / "1.jpg").read_bytes()
+    (root / "class0" / "2.jpg").write_bytes(whole[: len(whole) // 2] + whole[-2:])
+    found = []
+    for decoder in ("pillow", "simplejpeg"):
+        out = tmp_path / decoder
+        done = run(root, out, decoder=decoder, form="pt", interpolation="bicubic", skip_unreadable=True, num_workers=1)
+        assert (done.written, list(done.skipped)) == (2, ["class0/2.jpg"])
+        assert json.loads((out / "manifest.json").read_text())["made_by"]["decoder"] == decoder
+        found.append(np.stack([maps_of(out, root).read(row).scores for row in range(2)]))
+    np.testing.assert_allclose(found[0], found[1], atol=4 / 0.25 / 255)  # the value of a colour, of 255, in a logit
+
+
+def test_maps_begun_before_the_decoder_was_recorded_continue(root: Path, tmp_path: Path) -> None:
+    (root / "class0" / "photo.0.png").rename(tmp_path / "away.png")
+    (root / "class0" / "photo.0.png").write_text("no image")
+    run(root, tmp_path / "maps", form="pt", skip_unreadable=True)
+    (tmp_path / "away.png").rename(root / "class0" / "photo.0.png")
+    earlier = json.loads((tmp_path / "maps" / "manifest.json").read_text())
+    del earlier["made_by"]["decoder"], earlier["sha256"]
+    (tmp_path / "maps" / "manifest.json").write_text(json.dumps(earlier))
+    with pytest.raises(UserError, match=r"made_by\.decoder: 'pillow', not 'simplejpeg'"):
+        run(root, tmp_path / "maps", form="pt", decoder="simplejpeg")
+    assert run(root, tmp_path / "maps", form="pt").written == 1
 
 
 def test_images_none_of_which_can_be_read(tmp_path: Path) -> None:
