@@ -56,6 +56,19 @@ class Precision:
             stack.enter_context(self.autocast())
             yield
 
+    def logits(self, model: nn.Module, inputs: Tensor) -> Tensor:
+        """Return a network's logits, float32 [B, K], within `evaluation`; rows that overflow float16 again in float32.
+
+        In training batch norm keeps activations small. In evaluation it divides by averages, which lag behind weights
+        that change fast, so that activations grow from layer to layer.
+        """
+        logits: Tensor = model(inputs).float()
+        finite = logits.isfinite().all(dim=1, keepdim=True)
+        if self.dtype is torch.float16 and not bool(finite.all()):
+            with torch.autocast(self.device.type, enabled=False):
+                logits = logits.where(finite, model(inputs.float()).float())
+        return logits
+
     @property
     def name(self) -> str:
         """Name of the number format: float32, float16 or bfloat16."""

@@ -159,7 +159,7 @@ def classify(
     rows = [list(range(start, min(start + batch_size, len(images)))) for start in range(0, len(images), batch_size)]
     workers = min(num_workers, available_cores(), len(rows) - 1)
     config, precision = predictor.data_config, predictor.precision
-    crops = _Crops(images, CenterCrop(config.side, config.crop_ratio, config.interpolation))
+    crops = _Crops(images, CenterCrop(config.side, config.crop_ratio, config.interpolation, config.squash))
     batches = read_batches(crops, _collate, rows, workers, precision.device.type == "cuda")
     made: list[Prediction] = []
     failed: dict[Path, str] = {}
@@ -168,7 +168,7 @@ def classify(
     with progress, advice, torch.inference_mode(), precision.evaluation(predictor.network):
         for batch in batches:
             pixels = normalise(batch.images.to(precision.device), mean=config.mean, std=config.std)
-            logits = predictor.network(pixels.contiguous(memory_format=torch.channels_last)).float()
+            logits = precision.logits(predictor.network, pixels.contiguous(memory_format=torch.channels_last))
             top = top_classes(logits, k)
             shares = logits.softmax(dim=1).gather(1, top).cpu().numpy()
             finite, classes = logits.isfinite().all(dim=1).tolist(), top.cpu().numpy()

@@ -153,7 +153,7 @@ def predict_classes(
             pixels = normalise(batch.images, **statistics, dtype=precision.input_dtype)
             pixels = pixels.contiguous(memory_format=torch.channels_last)
             for name, model in models.items():
-                tables[name].fill(batch.indices, model(pixels).float()[:, columns], batch.labels)
+                tables[name].fill(batch.indices, precision.logits(model, pixels)[:, columns], batch.labels)
             progress.advance(min(len(batch) * process.world_size, progress.total - progress.done))
     return {name: table.gathered(images) for name, table in tables.items()}
 

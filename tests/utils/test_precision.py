@@ -30,6 +30,20 @@ def test_a_level_that_changes_says_so() -> None:
     assert not Precision("O0", CPU).note and not Precision("bf16", CPU).note
 
 
+def test_logits_that_overflow_float16_are_those_of_float32() -> None:
+    """The hidden value of the second image is 90,000; the first keeps float16's rounding, whatever its neighbour."""
+    network = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 2, bias=False)).requires_grad_(False)
+    network[0].weight.fill_(300)
+    network[1].weight.copy_(torch.tensor([[1.0], [-1.0]]))
+    inputs, precision = torch.tensor([[1.2345], [300.0]]), Precision("O1", CPU)
+    precision.dtype = torch.float16  # as on a GPU
+    with torch.inference_mode(), precision.evaluation(network):
+        alone, both = precision.logits(network, inputs[:1]), precision.logits(network, inputs)
+        assert not network(inputs).isfinite().all()
+    assert both.tolist() == [alone[0].tolist(), [90000, -90000]] and both.dtype == torch.float32
+    assert alone[0, 0] != network(inputs)[0, 0]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("level", ["O1", "O2"])
 def test_float16_scales_its_loss(level: str) -> None:
