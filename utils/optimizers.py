@@ -1,5 +1,6 @@
 """The optimizers: SGD, AdamP, AdamW; and which parameters decay."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,14 +11,41 @@ from torch import Tensor, nn
 SECOND_BETA = 0.999
 
 
-class ChannelsLastAdamP(AdamP):
-    """AdamP that also accepts weights in channels-last memory format, for which the adamp package's views fail."""
+class DeviceAdamP(AdamP):
+    """The adamp package's AdamP for weights on a GPU: channels last, for which its views fail; and without its waiting.
+
+    It decides on the host, for each weight, whether to project: 108 times in a step of ResNet-50 the host would wait
+    for the GPU.
+    """
 
     def _channel_view(self, x: Tensor) -> Tensor:
         return x.reshape(len(x), -1)
 
     def _layer_view(self, x: Tensor) -> Tensor:
         return x.reshape(1, -1)
+
+    def _projection(
+        self, p: Tensor, grad: Tensor, perturb: Tensor, delta: float, wd_ratio: float, eps: float
+    ) -> tuple[Tensor, Any]:
+        if p.is_cuda:
+            return self._selected_projection(p, grad, perturb, delta, wd_ratio, eps)
+        projected: tuple[Tensor, Any] = super()._projection(p, grad, perturb, delta, wd_ratio, eps)
+        return projected
+
+    def _selected_projection(
+        self, p: Tensor, grad: Tensor, perturb: Tensor, delta: float, wd_ratio: float, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return the same as the package's method; both projections are made, and one or none is selected."""
+        weight, selected = p.detach(), perturb
+        is_projected = torch.zeros((), dtype=torch.bool, device=p.device)
+        per_row = [-1] + [1] * (p.ndim - 1)
+        for view in (self._layer_view, self._channel_view):  # of both, the second is selected
+            rows = view(weight)
+            is_wanted = self._cosine_similarity(grad, weight, eps, view).max() < delta / math.sqrt(rows.size(1))
+            direction = weight / rows.norm(dim=1).view(per_row).add_(eps)
+            projected = perturb - direction * view(direction * perturb).sum(dim=1).view(per_row)
+            selected, is_projected = torch.where(is_wanted, projected, selected), is_projected | is_wanted
+        return selected, torch.where(is_projected, wd_ratio, 1.0).double()
 
 
 def without_decay_of_norms_and_biases(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -60,7 +88,7 @@ def create_optimizer(
     """
     betas = (momentum, SECOND_BETA)
     if name == "adamp":
-        return ChannelsLastAdamP(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
+        return DeviceAdamP(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
     if name == "adamw":
         return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=fused)
     if name != "sgd":

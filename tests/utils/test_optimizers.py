@@ -1,6 +1,7 @@
 """SGD, AdamP, AdamW: their update rules against slow ones, decay on every parameter, what cannot be combined."""
 
 import math
+from typing import Any
 
 import pytest
 import timm
@@ -59,6 +60,26 @@ def test_adam_with_decoupled_decay(name: str) -> None:
         bias.grad = grad.clone()
         optimizer.step()
     torch.testing.assert_close(bias.detach(), weight)
+
+
+def test_adamp_of_a_gpu_projects_as_that_of_a_cpu() -> None:
+    """Gradients at right angles to each row of a weight, to the whole weight only, and to neither."""
+    weight, other = torch.randn(2, 4, 3, 3, 3, generator=torch.Generator().manual_seed(3))
+    norms, along = (values.sum((1, 2, 3)).view(4, 1, 1, 1) for values in (weight.square(), other * weight))
+    to_rows, to_whole = other - weight * along / norms, weight / norms * torch.tensor([1, -1, 1, -1]).view(4, 1, 1, 1)
+    for grad, decay in ((to_rows, 0.1), (to_whole, 0.1), (weight, 1.0)):
+        found = []
+        for on_gpu in (False, True):
+            optimizer: Any = create_optimizer([nn.Parameter(weight.clone())], "adamp", 0.01, 0.9, False, 0.1, False)
+            project = optimizer._selected_projection if on_gpu else optimizer._projection
+            assert float(project(weight, grad, other.clone(), 0.1, 0.1, 1e-8)[1]) == pytest.approx(decay)
+            optimizer._projection = project
+            parameter = optimizer.param_groups[0]["params"][0]
+            for _ in range(2):
+                parameter.grad = grad.clone()
+                optimizer.step()
+            found.append(parameter.detach())
+        assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamp", "adamw"])

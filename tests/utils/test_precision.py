@@ -32,9 +32,8 @@ def test_a_level_that_changes_says_so() -> None:
 
 def test_logits_that_overflow_float16_are_those_of_float32() -> None:
     """The hidden value of the second image is 90,000; the first keeps float16's rounding, whatever its neighbour."""
-    network = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 2, bias=False)).requires_grad_(False)
-    network[0].weight.fill_(300)
-    network[1].weight.copy_(torch.tensor([[1.0], [-1.0]]))
+    network = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 2, bias=False))
+    network.load_state_dict({"0.weight": torch.tensor([[300.0]]), "1.weight": torch.tensor([[1.0], [-1.0]])})
     inputs, precision = torch.tensor([[1.2345], [300.0]]), Precision("O1", CPU)
     precision.dtype = torch.float16  # as on a GPU
     with torch.inference_mode(), precision.evaluation(network):
