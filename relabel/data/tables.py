@@ -175,8 +175,9 @@ def with_labels(found: Found, table: LabelTable, may_lack: bool = False) -> Imag
 
 def _rows(found: Found, table: LabelTable) -> dict[str, int]:
     """Return the row of each image that a table lists and that exists; -1 if it may be two. The exact names win."""
-    folder = os.path.relpath(found.root, table.path.parent)
-    wanted = {_inside(image, table.path.parent): image for image in table.class_of}
+    beside = table.path.parent
+    folder = os.path.relpath(found.root, beside)
+    wanted = {_inside(image, beside): image for image in table.class_of}
     labels = [*table.class_of.values()]
     header = {next(iter(wanted))} if labels.count(labels[0]) == 1 < len(labels) else set()
     rows: dict[str, int] = {}
