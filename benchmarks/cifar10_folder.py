@@ -1,7 +1,7 @@
 """Write CIFAR-10's images from one .npz file into class folders, for scenes: train/CLASS/IMAGE, val/CLASS/IMAGE.
 
     python -m benchmarks.cifar10_folder cifar10.npz runs/cifar10
-    python -m relabel reproduce --pictures runs/cifar10 --out runs/photos --seeds 2
+    python -m relabel reproduce --on photos --images runs/cifar10
 
 The file holds bytes (uint8, all JPEG files one after the other), offsets (int64 [N + 1], where each begins), labels
 (int [N]), test (bool [N]) and classes (texts [10]).

@@ -1,10 +1,11 @@
-"""The commands for scenes of small images: write them, train their teacher, run the paper's comparison."""
+"""The paper's comparison, and the scenes of small images that it can run on."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from relabel.cli.arguments import Images
 from utils.config.value_types import Count, ExistingFolder, NewFile, NewFolder, Positive
 
 # Each command has its own imports, so that a wrong command line is reported before torch is loaded.
@@ -14,29 +15,36 @@ Scenes = Annotated[int, Field(ge=10)]
 
 def reproduce(
     *,
+    on: Literal["digits", "photos", "imagewoof", "imagewoof-small"] = "digits",
+    images: Images | None = None,
     out: NewFolder | None = None,
-    pictures: ExistingFolder | None = None,
     rows: Positive | None = None,
-    seeds: Positive = 5,
-    train: Scenes = 6000,
-    val: Scenes = 1500,
+    seeds: Positive | None = None,
+    epochs: Positive | None = None,
+    train: Scenes | None = None,
+    val: Scenes | None = None,
 ) -> None:
-    """Run the paper's comparison on scenes: annotate, train with each kind of supervision, compare.
+    """Run the paper's comparison in small: annotate, train with each kind of supervision, compare.
 
-    Ends with a table and figures and prints where they are. The same command continues an interrupted one; more rows or
+    Ends with tables and figures and prints where they are. The same command continues an interrupted one; more rows or
     seeds are added to existing results.
 
     Args:
-        out: folder for data, label maps, runs and figures. none: runs/digits, or runs/photos with --pictures.
-        pictures: folder with train/CLASS/IMAGE and val/CLASS/IMAGE to make scenes of. none: scikit-learn's digits.
+        on: digits: scenes of handwritten digits, which need no data; photos: the same of small photos; imagewoof: ten
+            dog breeds of ImageNet; imagewoof-small: three rows with a small network, for two CPU cores.
+        images: for photos: folder with train/CLASS/IMAGE and val/CLASS/IMAGE to make scenes of; for imagewoof: its
+            folder with train/ and val/, or with tar files named after them.
+        out: folder for data, label maps, runs and figures. none: runs/ and the name of the experiment.
         rows: kinds of supervision, from the first: original labels, ReLabel, ... none: all.
-        seeds: training runs of each kind; the table shows their mean.
-        train: training scenes; fewer than the default are only good for a trial run.
-        val: validation scenes.
+        seeds: training runs of each kind; the table shows their mean. none: 5 for digits, 3 for photos and imagewoof,
+            2 in small.
+        epochs: of each training run. none: those of the recipes.
+        train: training scenes; fewer than the default are only good for a trial run. none: 6,000.
+        val: validation scenes. none: 1,500.
     """
     from relabel.demo.reproduce import reproduce as run_reproduction
 
-    run_reproduction(out, pictures, rows, seeds, train, val)
+    run_reproduction(on, images, out, rows, seeds, epochs, train, val)
 
 
 def digits(*, out: NewFolder, seed: Count = 0, train: Scenes = 6000, val: Scenes = 1500) -> None:

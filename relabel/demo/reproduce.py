@@ -1,8 +1,10 @@
-"""The paper's comparison on scenes: every row is a recipe, and every step a command that you could type.
+"""The paper's comparison in small: every row is a recipe, and every step a command that you could type.
 
-OUT/scenes          the images
-OUT/labels          their label maps, by a strong teacher
-OUT/labels-weak     the same by a weak teacher: the first student of original labels
+OUT/scenes          the images, where they are scenes
+OUT/annotator       the teacher, where it is trained
+OUT/labels          label maps by a strong teacher
+OUT/labels-weak     the same by a weak teacher
+OUT/labels*.json    what `check` found in them
 OUT/agreeing.txt    the list of images for label cleaning
 OUT/RECIPE-seedN    one training run each
 OUT/results.json    the results
@@ -13,10 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from models.recorded import DATA_CONFIG
 from relabel.config.load import read_config
+from relabel.data.sources import open_split
 from relabel.demo.results import measure, show_results
 from utils.checkpoint import LAST, load_checkpoint, save_checkpoint
 from utils.errors import UserError
@@ -27,8 +31,11 @@ from utils.run_log import METRICS
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED_TEACHER = ROOT / "configs" / "digits" / "annotator.pth"
 TEACHER_SEED = 1  # of the teacher's scenes; the students' scenes have seed 0
+TRAIN_SCENES, VAL_SCENES = 6000, 1500
 MOST_AT_ONCE = 16  # training runs; each takes half a gigabyte
+GPU_CORES, GPU_BYTES = 3, 6 << 30  # of each training run, where several share a GPU
 LABELS, WEAK_LABELS, AGREEING = "labels", "labels-weak", "agreeing.txt"
+SHOWN = 4  # images with their label maps, in a figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,61 +62,140 @@ CLEANING = Row("label cleaning", "label_cleaning", {"data.keep_list": AGREEING})
 GLOBAL = Row("global multi-labels", "global_multi", ON_LABELS)
 SINGLE = Row("localized single labels", "localized_single", ON_LABELS)
 CUTMIX = Row("ReLabel + CutMix", "relabel_cutmix", ON_LABELS)
+ORIGINAL_CUTMIX = Row("original labels + CutMix", "original_cutmix")
 WEAK = Row("ReLabel, weak annotator", "relabel_weak_annotator", {"data.relabel.path": WEAK_LABELS})
 
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """A comparison on one kind of scenes.
+    """A comparison on one kind of images.
 
     Fields:
         name: folder of its recipes in configs/.
         rows: kinds of supervision; all are compared with the first.
-        teacher_size: ROWSxCOLUMNS that a scene is squashed to, for maps of 4 x 5 cells, each about as wide as an image.
+        seeds: training runs of each row, unless told otherwise.
+        teacher, weak_teacher: flags of `annotate`, with {out} for the folder of the reproduction.
+        of_scenes: the images are scenes, made of small ones.
+        trains_teacher: the teacher is trained on scenes of its own.
+        overrides: config key -> value that replaces the recipes' own, for a comparison in small.
     """
 
     name: str
     rows: tuple[Row, ...]
-    teacher_size: str
+    seeds: int
+    teacher: tuple[str, ...]
+    weak_teacher: tuple[str, ...] = ()
+    of_scenes: bool = True
+    trains_teacher: bool = False
+    overrides: Mapping[str, str] = field(default_factory=dict)
 
 
-DIGITS = Experiment("digits", (ORIGINAL, RELABEL, SMOOTHING, CLEANING, GLOBAL, SINGLE, CUTMIX, AXES, WEAK), "64x80")
-PHOTOS = Experiment("photos", (ORIGINAL, RELABEL, SMOOTHING, AXES), "128x160")
+def _packaged(arch: str, size: str) -> tuple[str, ...]:
+    return ("--arch", f"timm/{arch}", "--weights", "packaged", "--size", size)
 
 
-def reproduce(out: Path | None, images: Path | None, num_rows: int | None, seeds: int, train: int, val: int) -> None:
-    """Make scenes and label maps, train one student per row and seed, then print a table and draw figures.
+# Scenes are squashed to sizes that give maps of 4 x 5 cells, each about as wide as a small image.
+_DIGIT_MAPS = ("--size", "64x80", "--top_k", "5")
+_FIRST_STUDENT = ("--weights", f"{{out}}/{ORIGINAL.recipe}-seed0/{LAST}")
+IMAGEWOOF = Experiment(
+    "imagewoof",
+    (ORIGINAL, RELABEL, SMOOTHING, GLOBAL, SINGLE, CUTMIX, ORIGINAL_CUTMIX, CLEANING, AXES, WEAK),
+    seeds=3,
+    teacher=_packaged("tf_efficientnet_lite2", "260x260"),
+    weak_teacher=_packaged("tf_efficientnet_lite0", "224x224"),
+    of_scenes=False,
+)
+IN_SMALL = {"model.arch": "timm/resnet10t", "data.image_size": "96", "data.test_size": "128", "optim.epochs": "8"}
+EXPERIMENTS = {
+    "digits": Experiment(
+        "digits",
+        (ORIGINAL, RELABEL, SMOOTHING, CLEANING, GLOBAL, SINGLE, CUTMIX, AXES, WEAK),
+        seeds=5,
+        teacher=("--weights", str(SHIPPED_TEACHER), *_DIGIT_MAPS),
+        weak_teacher=(*_FIRST_STUDENT, *_DIGIT_MAPS),
+    ),
+    "photos": Experiment(
+        "photos",
+        (ORIGINAL, RELABEL, SMOOTHING, AXES),
+        seeds=3,
+        teacher=("--weights", f"{{out}}/annotator/{LAST}", "--size", "128x160", "--top_k", "5"),
+        trains_teacher=True,
+    ),
+    "imagewoof": IMAGEWOOF,
+    # The same with a smaller network and fewer epochs, for two CPU cores.
+    "imagewoof-small": Experiment(
+        "imagewoof",
+        IMAGEWOOF.rows[:3],
+        seeds=2,
+        teacher=IMAGEWOOF.teacher,
+        of_scenes=False,
+        overrides=IN_SMALL,
+    ),
+}
+
+
+def reproduce(
+    on: str,
+    images: Path | None = None,
+    out: Path | None = None,
+    num_rows: int | None = None,
+    seeds: int | None = None,
+    epochs: int | None = None,
+    train: int | None = None,
+    val: int | None = None,
+) -> None:
+    """Make label maps, train one student per row and seed, then print tables and draw figures.
 
     Finished steps are not repeated: the same command, or one with more rows or seeds, continues.
 
     Args:
+        on: key of EXPERIMENTS.
+        images: small images for photo scenes, as in `FolderImages`; or Imagewoof, as for data.data_path.
         out: folder of all outputs; None: runs/ and the experiment's name.
-        images: folder of small images for the scenes; None: scikit-learn's digits and the teacher shipped for them.
         num_rows: number of rows, from the first; None: all.
-        seeds: students per row, with seeds 0, 1, ...
+        seeds: students per row, with seeds 0, 1, ...; None: the experiment's.
+        epochs: of each student; None: the recipes'.
         train, val: scenes per split; a teacher that is not shipped is trained on 8 / 3 times as many.
+
+    Raises:
+        UserError: the arguments do not fit the experiment.
     """
-    experiment = PHOTOS if images else DIGITS
-    rows = experiment.rows[:num_rows]
-    if num_rows and num_rows > len(rows):
-        raise UserError(f"found --rows {num_rows}; expected at most {len(rows)}. Leave it out for all of them")
+    experiment = EXPERIMENTS[on]
+    _check_arguments(on, images, num_rows, [train, val])
     stop_once()  # so that no training run is left behind
-    out = (out or ROOT / "runs" / experiment.name).resolve()
-    steps = _Steps(experiment, out, images and images.resolve())
-    steps.scenes("scenes", 0, train, val)
-    steps.annotate(LABELS, steps.teacher(train * 8 // 3, val) if images else SHIPPED_TEACHER)
-    scenes = out / "scenes" / "train"
+    rows, out = experiment.rows[:num_rows], (out or ROOT / "runs" / on).resolve()
+    steps = Steps(experiment, out, images and images.absolute(), {"optim.epochs": str(epochs)} if epochs else {})
+    steps.make_images(train or TRAIN_SCENES, val or VAL_SCENES)
+    steps.annotate(LABELS, experiment.teacher)
     if CLEANING in rows:
-        _relabel("export-labels", out / LABELS, out / AGREEING, "--images", scenes, "--form", "agreeing")
-    students = [(row, seed) for seed in range(seeds) for row in rows]
+        flags = ("--images", steps.train_images(), "--form", "agreeing")
+        _relabel("export-labels", out / LABELS, out / AGREEING, *flags)
+    students = [(row, seed) for seed in range(seeds or experiment.seeds) for row in rows]
     steps.train([(row, seed) for row, seed in students if row is not WEAK])
     if WEAK in rows:
-        steps.annotate(WEAK_LABELS, steps.folder(ORIGINAL, 0) / LAST)
+        steps.annotate(WEAK_LABELS, experiment.weak_teacher)
         steps.train([(row, seed) for row, seed in students if row is WEAK])
-    measured = [measure(steps.folder(row, seed), out / "scenes", row.title, seed) for row, seed in students]
-    shown = [min(folder.iterdir()).relative_to(scenes) for folder in sorted(scenes.iterdir())[:4]]
-    _relabel("show", *shown, "--labels", out / LABELS, "--images", scenes, "--out", out / "scenes.png")
-    show_results(measured, out, ROOT)
+    truth = out / "scenes" / "val.json" if experiment.of_scenes else None
+    measured = [measure(steps.folder(row, seed), truth, row.title, seed) for row, seed in students]
+    steps.show()
+    show_results(measured, out, ROOT, on, steps.settings)
+
+
+def _check_arguments(on: str, images: Path | None, num_rows: int | None, scenes: list[int | None]) -> None:
+    """Check what the command line alone cannot. UserError if something does not fit the experiment."""
+    experiment = EXPERIMENTS[on]
+    if num_rows and num_rows > len(experiment.rows):
+        expected = f"expected at most {len(experiment.rows)}. Leave it out for all of them"
+        raise UserError(f"found --rows {num_rows}; {expected}")
+    if on == "digits" and images:
+        raise UserError(f"--images {images}: the digits are scikit-learn's. Leave it out, or give --on photos too")
+    if on != "digits" and not images:
+        wanted = "Imagewoof: its tar files, or train/CLASS and val/CLASS"
+        if experiment.of_scenes:
+            wanted = "small photos, in train/CLASS and val/CLASS"
+        raise UserError(f"--on {on} needs images; expected a folder of {wanted}. Give --images FOLDER")
+    if any(scenes) and not experiment.of_scenes:
+        raise UserError(f"--train and --val are numbers of scenes, and --on {on} has none. Leave them out")
 
 
 def make_digits_teacher(file: Path, work: Path, train: int, val: int) -> None:
@@ -120,7 +206,7 @@ def make_digits_teacher(file: Path, work: Path, train: int, val: int) -> None:
         work: folder for its scenes and training run.
         train, val: scenes per split.
     """
-    state = load_checkpoint(_Steps(DIGITS, work.resolve(), None).teacher(train, val))
+    state = load_checkpoint(Steps(EXPERIMENTS["digits"], work.resolve()).train_teacher(train, val))
     save_checkpoint(
         {key: state[key] for key in ("arch", "class_names", "accuracy", "epoch", "state_dict", DATA_CONFIG)}, file
     )
@@ -128,46 +214,86 @@ def make_digits_teacher(file: Path, work: Path, train: int, val: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Steps:
-    """The commands of a reproduction; `out` and `images` are absolute, because commands run in the project's folder."""
+class Steps:
+    """The commands of a reproduction; `out` and `images` are absolute, because commands run in the project's folder.
+
+    Fields:
+        experiment, out, images: as in `reproduce`.
+        more: config key -> value, for all students, in addition to the experiment's own.
+    """
 
     experiment: Experiment
     out: Path
-    images: Path | None
+    images: Path | None = None
+    more: Mapping[str, str] = field(default_factory=dict)
 
-    def scenes(self, name: str, seed: int, train: int, val: int) -> None:
-        source = ("scenes", self.images) if self.images else ("digits",)
-        _relabel(*source, "--out", self.out / name, "--seed", seed, "--train", train, "--val", val)
+    @property
+    def settings(self) -> dict[str, str]:
+        """Config keys that all students have instead of those of their recipes."""
+        return {**self.experiment.overrides, **self.more}
 
-    def teacher(self, train: int, val: int) -> Path:
+    @property
+    def data(self) -> Path:
+        """The data of the students, as for data.data_path."""
+        return self.out / "scenes" if self.experiment.of_scenes else self.images or self.out
+
+    def train_images(self) -> str:
+        """Return the training images as the tools take them."""
+        return str(open_split(str(self.data), "train").root)
+
+    def make_images(self, train: int, val: int) -> None:
+        """Make scenes, and train a teacher on others, where the experiment has them."""
+        if self.experiment.of_scenes:
+            self._scenes("scenes", 0, train, val)
+        if self.experiment.trains_teacher:
+            self.train_teacher(train * 8 // 3, val)
+
+    def train_teacher(self, train: int, val: int, folder: str = "annotator", **settings: object) -> Path:
         """Train a teacher on scenes that the students never see; return its last checkpoint."""
-        scenes, folder = self.out / "annotator-scenes", self.out / "annotator"
-        self.scenes(scenes.name, TEACHER_SEED, train, val)
-        run_command(self._training("annotator", {"data.data_path": scenes, "util.run_dir": folder}), ROOT)
-        return folder / LAST
+        scenes = self.out / "annotator-scenes"
+        self._scenes(scenes.name, TEACHER_SEED, train, val)
+        flags = {"data.data_path": scenes, "util.run_dir": self.out / folder, **settings}
+        run_command(self._training("annotator", flags), ROOT)
+        return self.out / folder / LAST
 
-    def annotate(self, labels: str, weights: Path) -> None:
-        size = ("--size", self.experiment.teacher_size, "--top_k", 5)
-        _relabel("annotate", self.out / "scenes" / "train", self.out / labels, "--weights", weights, *size)
+    def annotate(self, labels: str, teacher: tuple[str, ...]) -> None:
+        """Make label maps, check them, and keep the report; checked once."""
+        images, report = self.train_images(), self.out / f"{labels}.json"
+        flags = [flag.format(out=self.out) for flag in teacher]
+        _relabel("annotate", images, self.out / labels, *flags, "--num_workers", available_cores())
+        if not report.exists():
+            _relabel("check", self.out / labels, "--images", images, "--json", report)
 
     def folder(self, row: Row, seed: int) -> Path:
+        """Return the folder of a training run."""
         return self.out / f"{row.recipe}-seed{seed}"
 
     def train(self, students: list[tuple[Row, int]]) -> None:
-        """Train all students; on a CPU, as many at once as there are cores, with one thread each, which is fastest."""
-        jobs = [self._job(row, seed) for row, seed in students]
-        on_gpu = torch.cuda.is_available()
-        at_once = 1 if on_gpu else min(available_cores(), MOST_AT_ONCE)
-        print(f"\n{len(jobs)} training runs, {at_once} at once", flush=True)
-        run_side_by_side(jobs, ROOT, at_once, None if on_gpu else 1, "epochs")
+        """Train all students, as many at once as is fastest: see `at_once`."""
+        runs, workers = at_once()
+        jobs = [self._job(row, seed, workers) for row, seed in students]
+        with_workers = f", each with {workers} workers" if workers else ""
+        print(f"\n{len(jobs)} training runs, {min(runs, len(jobs))} at once{with_workers}", flush=True)
+        run_side_by_side(jobs, ROOT, runs, None if torch.cuda.is_available() else 1, "epochs")
 
-    def _job(self, row: Row, seed: int) -> Job:
+    def show(self) -> None:
+        """Draw the label maps of an image of each of the first classes."""
+        images = open_split(str(self.data), "train")
+        first = np.unique(images.labels, return_index=True)[1][:SHOWN]
+        shown = [images.name(row) for row in first.tolist()]
+        flags = ("--labels", self.out / LABELS, "--images", images.root, "--out", self.out / "maps.png")
+        _relabel("show", *shown, *flags)
+
+    def _scenes(self, name: str, seed: int, train: int, val: int) -> None:
+        source = ("scenes", self.images) if self.images else ("digits",)
+        _relabel(*source, "--out", self.out / name, "--seed", seed, "--train", train, "--val", val)
+
+    def _job(self, row: Row, seed: int, workers: int) -> Job:
         folder = self.folder(row, seed)
-        flags = {"data.data_path": self.out / "scenes"} | {key: self.out / name for key, name in row.inputs.items()}
-        words = self._training(row.recipe, flags | {"compute.seed": seed, "util.run_dir": folder})
-        if not torch.cuda.is_available():
-            words += ["--compute.num_workers", "0"]  # the core is busy with training
-        epochs = read_config(self._config(row.recipe), {}).optim.epochs
+        inputs = {key: self.out / name for key, name in row.inputs.items()}
+        run = {"compute.seed": seed, "compute.num_workers": workers, "util.run_dir": folder}
+        words = self._training(row.recipe, {"data.data_path": self.data, **inputs, **self.settings, **run})
+        epochs = read_config(self._config(row.recipe), self.settings).optim.epochs
         return Job(f"{row.title}, seed {seed}", words, folder.with_suffix(".log"), lambda: _epochs(folder), epochs)
 
     def _config(self, recipe: str) -> str:
@@ -176,6 +302,19 @@ class _Steps:
     def _training(self, recipe: str, flags: Mapping[str, object]) -> list[str]:
         words = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
         return [sys.executable, "main.py", "--config-file-path", self._config(recipe), *words]
+
+
+def at_once() -> tuple[int, int]:
+    """Return how many trainings run at a time, and the workers that load images for each.
+
+    On a CPU, one for each core, which trains and loads. Networks and images are so small that one training leaves a
+    large GPU idle: there, as many as the cores can feed and its memory holds.
+    """
+    cores = available_cores()
+    if not torch.cuda.is_available():
+        return min(cores, MOST_AT_ONCE), 0
+    runs = max(1, min(cores // GPU_CORES, torch.cuda.mem_get_info()[0] // GPU_BYTES))
+    return runs, cores // runs
 
 
 def _relabel(*words: object) -> None:

@@ -1,6 +1,6 @@
-"""Results of a reproduction: the evaluation of each student, and a table, JSON and figures of all."""
+"""Results of a reproduction: the evaluation of each student, and tables, JSON and figures of all."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,25 +26,43 @@ from utils.precision import Precision
 from utils.processes.distributed import Process
 from utils.run_log import CONFIG, environment, read_metrics
 
-METRICS = {"top-1 %": "top1_percent", "multi-label %": "top1_in_set_percent", "mAP %": "map_percent"}
+TOP1 = "top1_percent"
+METRICS = {"top-1 %": TOP1, "multi-label %": "top1_in_set_percent", "mAP %": "map_percent"}
 CURVES = 2  # number of rows with curves; more would hide each other
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Student:
-    """A trained student: its values on the validation scenes in percent, seconds of training, and run folder."""
+    """A trained student.
+
+    Fields:
+        row, seed: of the comparison.
+        values: metric -> value on the validation images, in percent.
+        correct: bool [N]; which of these images it classifies correctly.
+        seconds: of training.
+        run: name of its folder.
+    """
 
     row: str
     seed: int
-    top1_percent: float
-    top1_in_set_percent: float
-    map_percent: float
+    values: Mapping[str, float]
+    correct: np.ndarray
     seconds: float
     run: str
 
+    def as_record(self) -> dict[str, Any]:
+        """Return plain values for JSON, without those of each image."""
+        return {"row": self.row, "seed": self.seed, **self.values, "seconds": self.seconds, "run": self.run}
 
-def measure(folder: Path, scenes: Path, row: str, seed: int) -> Student:
-    """Evaluate the last weights of a run on the validation scenes, with the true labels of all objects in them."""
+
+def measure(folder: Path, truth_file: Path | None, row: str, seed: int) -> Student:
+    """Evaluate the last weights of a run on its validation images.
+
+    Args:
+        folder: of the run.
+        truth_file: true labels of all objects in the images, for the metrics of several labels; None: not known.
+        row, seed: of the comparison.
+    """
     config = load_config(str(folder / CONFIG), {})
     process = Process(0, 1, 0, 1, torch.device("cpu"))
     images = list_split(config, "val")
@@ -56,11 +74,12 @@ def measure(folder: Path, scenes: Path, row: str, seed: int) -> Student:
     title = f"{row}, seed {seed}"
     found = predict_classes(
         {title: model}, images, batches, precision, process, data_config, title=title, keep_probabilities=True
-    )
-    truth, _ = read_true_labels(scenes / "val.json", images)
-    results = [*accuracy_results(VAL, found[title], ""), *truth.results(found[title])]
+    )[title]
+    results = accuracy_results(VAL, found, "")
+    if truth_file:
+        results += read_true_labels(truth_file, images)[0].results(found)
     values = {result.metric: result.value for result in results if result.metric in METRICS.values()}
-    return Student(row, seed, **values, seconds=read_metrics(folder)[-1]["elapsed_s"], run=folder.name)
+    return Student(row, seed, values, found.correct, read_metrics(folder)[-1]["elapsed_s"], folder.name)
 
 
 def by_row(students: Sequence[Student]) -> dict[str, list[Student]]:
@@ -69,63 +88,92 @@ def by_row(students: Sequence[Student]) -> dict[str, list[Student]]:
 
 
 def gains(students: Sequence[Student]) -> dict[str, np.ndarray]:
-    """Return, for each row, float [seeds]: top-1 minus that of the first row with the same seed, percentage points."""
+    """Return, for each row, float [seeds, N]: 100 x (correct - correct in the first row with the same seed).
+
+    The mean over the images is the gain of top-1 in percentage points.
+    """
     rows = by_row(students)
-    first = {student.seed: student.top1_percent for student in next(iter(rows.values()))}
-    return {row: np.array([s.top1_percent - first[s.seed] for s in members]) for row, members in rows.items()}
+    first = {student.seed: student.correct for student in next(iter(rows.values()))}
+    return {
+        row: np.stack([100.0 * s.correct - 100.0 * first[s.seed] for s in members]) for row, members in rows.items()
+    }
 
 
-def show_results(students: Sequence[Student], out: Path, root: Path) -> None:
-    """Write results.json, rows.png and curves.png; print the table and the paths.
+def show_results(
+    students: Sequence[Student], out: Path, root: Path, experiment: str, settings: Mapping[str, str]
+) -> None:
+    """Write results.json, rows.png and curves.png; print the tables and the paths.
 
     Args:
         students: the same seeds for every row; the others are compared with the first row.
         out: folder of the reproduction.
         root: paths below it are printed relative to it.
+        experiment: its name.
+        settings: config keys in which all students differ from their recipes.
     """
-    rows, summary = by_row(students), _summary(students)
+    rows, summary = by_row(students), summarise(students)
     threads = None if torch.cuda.is_available() else 1
-    content = {"runs": [asdict(student) for student in students], "rows": summary}
+    content = {"experiment": experiment, "settings": settings, "validation_images": len(students[0].correct)}
+    content |= {"runs": [student.as_record() for student in students], "rows": summary}
     write_json(out / "results.json", content | {"environment": environment(), "threads_per_training": threads})
-    draw_results(out / "rows.png", {row: [student.top1_percent for student in rows[row]] for row in rows})
+    draw_results(out / "rows.png", {row: [s.values[TOP1] for s in rows[row]] for row in rows})
     draw_curves(out / "curves.png", {row: read_metrics(out / rows[row][0].run) for row in list(rows)[:CURVES]})
-    _print_table(summary)
-    kinds = {"scenes.png": "figures", "curves.png": "", "rows.png": "", "results.json": "numbers", "*-seed*": "runs"}
+    _print_tables(summary, len(students[0].correct), settings)
+    kinds = {"maps.png": "figures", "curves.png": "", "rows.png": "", "results.json": "numbers", "*-seed*": "runs"}
     for name, kind in kinds.items():
         print(f"{kind:<9}{str(out / name).removeprefix(f'{root}/')}")
 
 
-def _summary(students: Sequence[Student]) -> list[dict[str, Any]]:
-    """Return, for each row, mean and standard deviation of each metric, and the gain over the first row."""
+def summarise(students: Sequence[Student]) -> list[dict[str, Any]]:
+    """Return, for each row, mean and standard deviation of each metric, and the gain in top-1 over the first row.
+
+    The gain has two 95 % intervals: over the seeds, as other training runs would differ; and over the images, paired
+    and averaged over the seeds, as the same networks would differ on other images.
+    """
     summary = []
     for row, gain in gains(students).items():
-        entry: dict[str, Any] = {"row": row, "seeds": len(gain)}
-        for name in METRICS.values():
-            values = [getattr(student, name) for student in by_row(students)[row]]
+        members = by_row(students)[row]
+        entry: dict[str, Any] = {"row": row, "seeds": len(members)}
+        for name in members[0].values:
+            values = [student.values[name] for student in members]
             deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
             entry[name] = {"mean": float(np.mean(values)), "sd": deviation}
-        interval = Estimate.mean(gain)
-        entry["top1_gain_points"] = asdict(interval) if interval else {"value": float(gain.mean())}
+        over_seeds, over_images = Estimate.mean(gain.mean(axis=1)), Estimate.mean(gain.mean(axis=0))
+        entry["top1_gain_points"] = asdict(over_seeds) if over_seeds else {"value": float(gain.mean())}
+        entry["top1_gain_points_over_images"] = asdict(over_images) if over_images else None
         summary.append(entry)
     return summary
 
 
-def _print_table(summary: Sequence[dict[str, Any]]) -> None:
+def _print_tables(summary: Sequence[dict[str, Any]], images: int, settings: Mapping[str, str]) -> None:
     seeds, first = summary[0]["seeds"], summary[0]["row"]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, title_justify="left", caption_justify="left")
+    metrics = {title: name for title, name in METRICS.items() if name in summary[0]}
     of_seeds = "1 seed" if seeds == 1 else f"{seeds} seeds, mean ± standard deviation"
-    table.title = f"\nlast weights on the validation scenes, {of_seeds}"
-    interval = "" if seeds == 1 else "; mean ± half of its 95 % interval"
-    table.caption = f"gain: of top-1 over {first} with the same seed, in points{interval}"
-    for title in ("supervision", *METRICS, "gain"):
-        table.add_column(title, justify="left" if title == "supervision" else "right", no_wrap=True)
+    in_small = f"; in small: {', '.join(f'{key} {value}' for key, value in settings.items())}" if settings else ""
+    table = _table(f"last weights on {images:,} validation images, {of_seeds}{in_small}", metrics)
     for entry in summary:
-        cells = [_cell(entry[name]["mean"], entry[name]["sd"]) for name in METRICS.values()]
-        gain = entry["top1_gain_points"]
-        half = gain["high95"] - gain["value"] if seeds > 1 else None
-        table.add_row(entry["row"], *cells, "" if entry is summary[0] else _cell(gain["value"], half, "+"))
+        table.add_row(entry["row"], *(_cell(**entry[name]) for name in metrics.values()))
     Console().print(table)
+    if len(summary) > 1:
+        title = f"gain of top-1 over {first} with the same seed, percentage points"
+        table = _table(title, ("mean", "95 % over seeds", "95 % over images"))
+        for entry in summary[1:]:
+            gain, of_images = entry["top1_gain_points"], entry["top1_gain_points_over_images"]
+            table.add_row(entry["row"], f"{gain['value']:+.1f}", _interval(gain), _interval(of_images))
+        Console().print(table)
 
 
-def _cell(value: float, spread: float | None, sign: str = "") -> str:
-    return f"{value:{sign}.1f}" if spread is None else f"{value:{sign}.1f} ± {spread:.1f}"
+def _table(title: str, headings: Sequence[str] | Mapping[str, str]) -> Table:
+    table = Table(title=f"\n{title}", box=SIMPLE_HEAD, pad_edge=False, show_edge=False, title_justify="left")
+    table.add_column("supervision", no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _cell(mean: float, sd: float | None) -> str:
+    return f"{mean:.1f}" if sd is None else f"{mean:.1f} ± {sd:.1f}"
+
+
+def _interval(gain: Mapping[str, float] | None) -> str:
+    return f"{gain['low95']:+.1f} to {gain['high95']:+.1f}" if gain and "low95" in gain else "one seed"

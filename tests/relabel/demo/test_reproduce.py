@@ -3,9 +3,14 @@
 import json
 import subprocess
 import sys
+import tarfile
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,16 +22,17 @@ from relabel.config.load import load_config
 from relabel.data.dataset import CenterCrop, ImageDataset
 from relabel.data.folders import list_images
 from relabel.data.loader import Loader, eval_batches
-from relabel.demo.reproduce import DIGITS, PHOTOS, SHIPPED_TEACHER, make_digits_teacher, reproduce
-from relabel.demo.results import Student, gains
+from relabel.demo.reproduce import EXPERIMENTS, IMAGEWOOF, SHIPPED_TEACHER, make_digits_teacher, reproduce
+from relabel.demo.results import Student, summarise
 from relabel.demo.scenes import write_scenes
 from relabel.demo.small_images import DigitImages
 from relabel.training.validation import evaluate
-from tests.conftest import ROOT, environment
+from tests.conftest import CLASSES, ROOT, environment, make_photos
 from tests.miniatures import AS_IN_2021
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 from utils.precision import Precision
+from utils.processes.commands import Job
 from utils.processes.distributed import Process
 
 CPU = torch.device("cpu")
@@ -34,7 +40,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def steps_in_this_process(monkeypatch: pytest.MonkeyPatch, own_handlers: None) -> None:
-    """Run the steps of a reproduction without starting a process for each; the teacher learns for an epoch only."""
+    """Run the steps of a reproduction without starting a process for each; every network learns for an epoch only."""
 
     def run_here(words: Sequence[str], folder: Path) -> None:
         if words[1] == "main.py":
@@ -42,9 +48,17 @@ def steps_in_this_process(monkeypatch: pytest.MonkeyPatch, own_handlers: None) -
             once = {"optim.epochs": "1", "optim.warmup.epochs": "0", "compute.num_workers": "0"}
             run(load_config(words[3], flags | once))
         else:
-            tools.main(list(words[3:]))
+            with suppress(SystemExit):  # `check` finds that the maps of an untrained teacher teach nothing
+                tools.main(list(words[3:]))
+
+    def run_all(jobs: Sequence[Job], folder: Path, at_once: int, threads: int | None, unit: str) -> None:
+        for job in jobs:
+            run_here(job.words, folder)
 
     monkeypatch.setattr("relabel.demo.reproduce.run_command", run_here)
+    monkeypatch.setattr("relabel.demo.reproduce.run_side_by_side", run_all)
+    monkeypatch.setattr("relabel.cli.run.FIGURES", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
 @pytest.mark.slow
@@ -58,34 +72,84 @@ def test_the_demo_in_small_ends_with_a_table_figures_and_their_paths(
     assert first.returncode == 0, first.stderr
     out = tmp_path / "demo"
     assert "-m relabel annotate" in first.stdout and "configs/digits/relabel.yaml" in first.stdout
-    kinds = {"scenes.png": "figures", "curves.png": "", "rows.png": "", "results.json": "numbers", "*-seed*": "runs"}
+    kinds = {"maps.png": "figures", "curves.png": "", "rows.png": "", "results.json": "numbers", "*-seed*": "runs"}
     assert "".join(f"{kind:<9}{out / name}\n" for name, kind in kinds.items()) in first.stdout
-    assert min(Image.open(out / "scenes.png").size) > 500
+    assert min(Image.open(out / "maps.png").size) > 500
     results = json.loads((out / "results.json").read_text())
     assert [run["row"] for run in results["runs"]] == ["original labels", "ReLabel"]
     assert all(run["row"] in first.stdout.partition("supervision")[2] for run in results["runs"])
     assert all(0 <= run[name] <= 100 for run in results["runs"] for name in ("top1_percent", "map_percent"))
     assert all(run["top1_in_set_percent"] >= run["top1_percent"] for run in results["runs"])
-    reproduce(out, None, 2, 1, 128, 10)  # nothing is trained twice, and nothing changes
+    reproduce(
+        "digits", out=out, num_rows=2, seeds=1, train=128, val=10
+    )  # nothing is trained twice, and nothing changes
     assert (out / "original-seed0.log").read_text().count("is finished") == 1
     assert json.loads((out / "results.json").read_text())["runs"] == results["runs"]
 
 
-def test_every_row_is_a_recipe_and_there_are_no_more(tmp_path: Path) -> None:
-    for experiment in (DIGITS, PHOTOS):
+def test_imagewoof_in_tar_files_ends_with_the_same(
+    tmp_path: Path, steps_in_this_process: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A miniature: noise, an untrained teacher, a small network, an epoch."""
+    for split, name in (("train", "train-1"), ("train", "train-2"), ("val", "val")):
+        part = tmp_path / name / split
+        make_photos(part, dict.fromkeys(CLASSES, 6), np.random.default_rng(len(name)))
+        for image in part.glob("*/*"):
+            image.rename(image.with_stem(f"{name}-{image.stem}"))
+        (tmp_path / "woof").mkdir(exist_ok=True)
+        with tarfile.open(tmp_path / "woof" / f"{name}.tar", "w") as tar:
+            tar.add(part, split)
+    tiny = {"model.arch": "digit_net", "data.image_size": "16", "optim.batch_size": "12", "data.relabel.insist": "True"}
+    random = ("--arch", "timm/resnet10t", "--weights", "random", "--size", "64x64")
+    rows = [row for row in IMAGEWOOF.rows if row.recipe in ("original", "label_cleaning", "relabel_weak_annotator")]
+    miniature = replace(IMAGEWOOF, rows=tuple(rows), seeds=1, teacher=random, weak_teacher=random, overrides=tiny)
+    monkeypatch.setitem(EXPERIMENTS, "imagewoof", miniature)
+    out = tmp_path / "out"
+    reproduce("imagewoof", tmp_path / "woof", out)
+    assert {"labels.json", "labels-weak.json", "maps.png", "rows.png", "curves.png"} <= {p.name for p in out.iterdir()}
+    results = json.loads((out / "results.json").read_text())
+    assert results["settings"] == tiny and results["validation_images"] == 18
+    assert [run["row"] for run in results["runs"]] == [row.title for row in rows]
+    assert json.loads((out / "labels.json").read_text())["integrity"]["images"] == 36
+    assert "95 % over images" in capsys.readouterr().out
+
+
+def test_every_row_is_a_recipe_and_there_are_no_more() -> None:
+    for experiment in (EXPERIMENTS[name] for name in ("digits", "photos", "imagewoof")):
         recipes = {path.stem for path in (ROOT / "configs" / experiment.name).glob("*.yaml")}
         assert {row.recipe for row in experiment.rows} == recipes - {"annotator", "fine_tune"}
         assert [row.recipe for row in experiment.rows[:2]] == ["original", "relabel"]  # the demo's
-    with pytest.raises(UserError, match="found --rows 10; expected at most 9"):
-        reproduce(tmp_path / "out", None, 10, 1, 10, 10)
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        ({"on": "digits", "num_rows": 10}, "found --rows 10; expected at most 9"),
+        ({"on": "digits", "images": ROOT}, "--on photos"),
+        ({"on": "photos"}, "--images FOLDER"),
+        ({"on": "imagewoof-small"}, "--images FOLDER"),
+        ({"on": "imagewoof", "images": ROOT, "train": 100}, "Leave them out"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused(flags: dict[str, Any], match: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=match):
+        reproduce(**flags, out=tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_gain_is_over_the_first_row_with_the_same_seed() -> None:
-    top1 = {"original": (70.0, 60.0), "ReLabel": (75.0, 72.0)}
-    results = [Student(row, seed, top1[row][seed], 0, 0, 0, "") for seed in (0, 1) for row in top1]
-    found = gains(results)
-    assert found["original"].tolist() == [0, 0] and found["ReLabel"].tolist() == [5, 12]
+def test_gains_are_paired_by_seed_and_by_image() -> None:
+    """Of four images; with seed 0 ReLabel gains one, with seed 1 two."""
+    correct = {("original", 0): "1100", ("original", 1): "1000", ("ReLabel", 0): "1110", ("ReLabel", 1): "1110"}
+    students = [
+        Student(row, seed, {"top1_percent": 25.0 * bits.count("1")}, np.array([*bits]) == "1", 0, "")
+        for (row, seed), bits in correct.items()
+    ]
+    first, second = summarise(students)
+    assert first["top1_gain_points"]["value"] == 0 and second["top1_percent"]["mean"] == 75
+    assert second["top1_gain_points"]["value"] == second["top1_gain_points_over_images"]["value"] == 37.5
+    assert second["top1_gain_points"]["standard_error"] == pytest.approx(12.5)  # of 25 and 50
+    images = np.array([0, 50, 100, 0])
+    assert second["top1_gain_points_over_images"]["standard_error"] == pytest.approx(images.std(ddof=1) / 2)
 
 
 def test_the_teacher_can_be_made_from_scratch(tmp_path: Path, steps_in_this_process: None) -> None:
