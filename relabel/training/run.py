@@ -201,7 +201,7 @@ def introduce(config: FrozenMunch, data: TrainingData, trainer: Trainer, start: 
     lacking = [name for label, name in enumerate(names) if label not in found]
     parameters = sum(p.numel() for p in trainer.model.parameters())
     processes = "1 process" if process.world_size == 1 else f"{process.world_size} processes"
-    labels = f"label maps {config.data.relabel.path}" if config.data.relabel.use else "the labels of the class folders"
+    labels = f"label maps {config.data.relabel.path}" if config.data.relabel.use else "their labels"
     lines = [
         f"compute.{trainer.precision.note}" if trainer.precision.note else "",
         f"{config.model.arch}, {parameters / 1e6:.2f} million parameters, {trainer.precision.name}, {processes} on "
