@@ -425,8 +425,20 @@ def test_a_killed_job_continues_in_several_processes_and_reports_a_bad_image_onc
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_maps_of_the_gpu_are_those_of_the_cpu(root: Path, tmp_path: Path) -> None:
+    """The files that are there when the job is interrupted, and those that it makes when it continues."""
+    options: dict[str, Any] = {"form": "pt", "process": Process(0, 1, 0, 1, torch.device("cuda")), "num_workers": 2}
+    calls = itertools.count()
+
+    def interrupt(images: Tensor) -> None:
+        if next(calls) > 2:
+            raise KeyboardInterrupt
+
     run(root, tmp_path / "cpu", form="pt")
-    run(root, tmp_path / "gpu", form="pt", process=Process(0, 1, 0, 1, torch.device("cuda")), num_workers=2)
+    run(root, tmp_path / "gpu", **options)
+    with pytest.raises(KeyboardInterrupt):
+        run(root, tmp_path / "cut", Hooked(interrupt), **options)
+    assert run(root, tmp_path / "cut", **options).kept in (3, 6)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "gpu")
     for row in range(8):
         cpu, gpu = (maps_of(tmp_path / name, root).read(row) for name in ("cpu", "gpu"))
         np.testing.assert_allclose(cpu.scores, gpu.scores, atol=1e-4)
