@@ -53,6 +53,7 @@ def load_teacher(
     data_classes: Sequence[str] | None,
     *,
     class_list: str | None = None,
+    only_data_classes: bool = False,
     given: Mapping[str, Any] | None = None,
     per_cell: bool = True,
     advice: str = "Correct --arch or --weights.",
@@ -65,6 +66,7 @@ def load_teacher(
         data_classes: class folders of the images to annotate, in order; None: there are none. The teacher may know
             more classes, in any order.
         class_list: as in relabel.data.class_names.class_order.
+        only_data_classes: leave out the teacher's other classes; needs data_classes.
         given: field of DataConfig -> value that replaces the teacher's own.
         per_cell: False: keep the classifier unchanged; its network returns logits [B, K] of whole images.
         advice: for messages, names the flags that select the network and its weights.
@@ -79,6 +81,7 @@ def load_teacher(
     order = class_order(found, class_list, data_classes, CLASSES_FLAG)
     if data_classes is not None:
         _check_known(found, order, data_classes)
+        order = order.only(data_classes) if only_data_classes else order
     data_config = found.data_config(given or {}, input_flags)
     model = found.build(found.preferred, data_config, "--arch", "--size").eval()
     library = library_of(found.arch)
@@ -89,10 +92,10 @@ def load_teacher(
         "weights": found.title,
         "weights_sha256": _sha256(model.state_dict()),  # before fully_convolutional runs the model
     }
-    network = model
+    network, is_merged = model, any(len(logits) > 1 for logits in order.groups or ())
     if per_cell:
         network = fully_convolutional(model)
-        description |= {"head": network.head, "mean_is_logits": network.mean_is_logits and order.groups is None}
+        description |= {"head": network.head, "mean_is_logits": network.mean_is_logits and not is_merged}
     if order.groups is not None:
         network = MergedClasses(network, order.groups)
         merged = zip(order.names or (), order.groups, strict=True)

@@ -54,6 +54,7 @@ def annotate(
     batch_size: Positive = 32,
     num_workers: Count = 4,
     decoder: Literal["auto", "simplejpeg", "pillow"] = "auto",
+    only_folders: bool = False,
     unlabelled: bool = False,
     on_error: Literal["stop", "skip"] = "stop",
     max_megapixels: Annotated[float, Field(gt=0)] = 179,
@@ -89,6 +90,8 @@ def annotate(
         num_workers: processes that prefetch images, at most one per core; 0: read between forward passes.
         decoder: pillow; or simplejpeg, which reads JPEG files faster, with a few values 1 of 255 higher or lower. auto:
             simplejpeg on a GPU, which pillow would keep waiting; otherwise pillow.
+        only_folders: keep only the classes of the folders of IMAGES, if they are a few of the teacher's many: otherwise
+            the others fill most cells.
         unlabelled: the teacher need not know the folders of IMAGES as classes: for data.extra.path.
         on_error: stop: fail if an image cannot be read, after annotating all others; skip: leave such images out and
             list them.
@@ -105,9 +108,11 @@ def annotate(
         keep_apart(labels, "LABELS", {"IMAGES": images})
         found = open_images(images, table or "")
         folders = None if unlabelled else found.class_names or None
+        if only_folders and not folders:
+            raise UserError("--only_folders needs images in class folders, and no --unlabelled. Leave it out")
         wanted = {"size": size, "mean": mean, "std": std, "interpolation": interpolation}
         given = {name: value for name, value in wanted.items() if value is not None}
-        teacher = load_teacher(arch, weights, folders, class_list=classes, given=given)
+        teacher = load_teacher(arch, weights, folders, class_list=classes, only_data_classes=only_folders, given=given)
         chosen = annotator.decoder_for(decoder, process.device)
         if process.is_main:
             print_lines(_about(found, teacher, process.device.type, chosen))

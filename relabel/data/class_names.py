@@ -45,6 +45,13 @@ class ClassOrder:
             lines = [f"{name}\t{folder}" for name, folder in zip(self.own_names, lines, strict=True)]
         return "".join(f"{line}\n" for line in lines)
 
+    def only(self, names: Sequence[str]) -> "ClassOrder":
+        """Return the order of these classes alone; all are among the names."""
+        assert self.names is not None
+        logits = [self.names.index(name) for name in names]
+        groups = [self.groups[logit] if self.groups else [logit] for logit in logits]
+        return ClassOrder(list(names), groups, f"the {len(names):,} of the folders, of {self.source}")
+
 
 def class_order(weights: Weights, class_list: str | None, folders: Sequence[str] | None, flag: str) -> ClassOrder:
     """Find the classes of a network's logits: named by its file, else by a class list, else the folders as text.

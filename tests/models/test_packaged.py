@@ -100,6 +100,14 @@ def test_annotate_and_check_with_packaged_weights(
         read = LabelMaps(folder)
         assert set(named) <= set(read.classes)
         assert (read["palace/china"].scores == LabelMaps(maps)["palace/china"].scores).all()
+    few = ["--classes", str(data / "classes.tsv"), "--only_folders", "true"]
+    tools.main(["annotate", train, str(tmp_path / "few"), *TEACHER, *few])
+    tools.main(["annotate", train, str(tmp_path / "dense"), *TEACHER, *few[:2], "--top_k", "1000"])
+    dense, kept = LabelMaps(tmp_path / "dense"), LabelMaps(tmp_path / "few")
+    assert kept.classes == sorted(FOLDERS.values())
+    chosen = dense["palace/china"].to_dense(1000)[[dense.classes.index(name) for name in kept.classes]]
+    assert (kept["palace/china"].to_dense(len(kept.classes)) == chosen).all()
+    capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
         tools.main(["annotate", train, str(tmp_path / "no"), *TEACHER])
     assert caught.value.code == 2 and "--classes FILE" in capsys.readouterr().err
