@@ -9,6 +9,11 @@ def has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(layer, _BatchNorm) for layer in model.modules())
 
 
+def batch_norm_eps(model: nn.Module) -> set[float]:
+    """Return what the network's batch-norm layers add to the variance."""
+    return {layer.eps for layer in model.modules() if isinstance(layer, _BatchNorm)}
+
+
 def set_batch_norm(model: nn.Module, momentum: float | None, eps: float | None) -> None:
     """Apply these settings to every batch-norm layer of the network, including SyncBatchNorm and timm's subclasses.
 

@@ -1,7 +1,10 @@
 """Networks by name (torchvision's classifiers, then timm's, and ours), and weights loaded into them."""
 
+import copy
 import difflib
+import re
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -23,6 +26,8 @@ OUR_MODELS: dict[str, Callable[[int], nn.Module]] = {"digit_net": DigitNet}
 TORCHVISION_OPTIONS = {arch: {"aux_logits": False, "init_weights": True} for arch in ("googlenet", "inception_v3")}
 # A prime, which no layer has as its width: a dimension of this size can only be the number of classes.
 PROBE_CLASSES = 7919
+# torchvision's names before 0.2, which it still converts in its own published files.
+OLD_DENSENET = re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")
 LISTED_MISMATCHES = 5
 SUGGESTIONS = 5
 
@@ -177,14 +182,19 @@ def head_tensors(arch: str) -> list[str]:
 
 
 @cache
-def tensor_shapes(arch: str) -> dict[str, torch.Size]:
-    """Return the names and shapes of a network's tensors, for PROBE_CLASSES classes."""
+def probe(arch: str) -> nn.Module:
+    """Build a network for PROBE_CLASSES classes, whose tensors are only to be looked at: most have no memory."""
     try:
         with torch.device("meta"):  # no memory, no initialisation
-            model = create_model(arch, PROBE_CLASSES)
+            return create_model(arch, PROBE_CLASSES)
     except NotImplementedError:  # some networks read values of tensors while they are built
-        model = create_model(arch, PROBE_CLASSES)
-    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+        return create_model(arch, PROBE_CLASSES)
+
+
+@cache
+def tensor_shapes(arch: str) -> dict[str, torch.Size]:
+    """Return the names and shapes of a network's tensors, for PROBE_CLASSES classes."""
+    return {name: tensor.shape for name, tensor in probe(arch).state_dict().items()}
 
 
 def with_own_head(model: nn.Module, arch: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -209,7 +219,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     Raises:
         UserError: names or shapes differ; the message lists missing, unexpected and reshaped tensors.
     """
-    own, weights = model.state_dict(), _for_size_of(model, _without_module_prefix(state_dict))
+    weights, own = _converted(model, _without_module_prefix(state_dict))
     # Checkpoints from before torch 0.4.1 lack these counters, which are not used here.
     missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in weights if name not in own]
@@ -229,17 +239,51 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     model.load_state_dict(weights, strict=False)  # compared above; strict would require the counters
 
 
-def _for_size_of(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Resize what depends on the image size, such as position embeddings, where timm can."""
+def with_versions(
+    weights: Mapping[str, Tensor], of: Mapping[str, Tensor], prefix: str = ""
+) -> OrderedDict[str, Tensor]:
+    """Add torch's record of the modules' versions, which some of torchvision's networks ask for, to renamed weights.
+
+    Args:
+        weights: parameter name -> tensor.
+        of: the weights before they were renamed, which may have such a record.
+        prefix: that was removed from the names.
+    """
+    versions = getattr(of, "_metadata", None)
+    versions = {f"{name}.": entry for name, entry in versions.items()} if isinstance(versions, Mapping) else {}
+    found = {name[len(prefix) :].rstrip("."): entry for name, entry in versions.items() if name.startswith(prefix)}
+    renamed = OrderedDict(weights)
+    vars(renamed)["_metadata"] = {name: entry for name, entry in found.items() if isinstance(entry, dict)}
+    return renamed
+
+
+def _converted(
+    model: nn.Module, weights: OrderedDict[str, Tensor]
+) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    """Let the network's own code rename and resize weights of earlier versions and of other image sizes.
+
+    Returns:
+        the weights, and the network's own after that: its code may rebuild layers.
+    """
+    own, versions = model.state_dict(), vars(weights)["_metadata"]
+    versions.setdefault("", vars(own)["_metadata"][""])  # MNASNet does not load without
+    if all(name in own and own[name].shape == tensor.shape for name, tensor in weights.items()):
+        return weights, own
+    for name in [name for name in weights if OLD_DENSENET.search(name)]:
+        weights[OLD_DENSENET.sub(r"\1", name)] = weights.pop(name)
+    trial = copy.deepcopy(model)
+    for name, module in trial.named_modules():
+        prefix = name and f"{name}."
+        module._load_from_state_dict(weights, prefix, versions.get(name, {}), False, [], [], [])
+    own = trial.state_dict()
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    own = model.state_dict()
     if convert is None or all(name in own and own[name].shape == tensor.shape for name, tensor in weights.items()):
-        return weights
+        return weights, own
     try:
         converted: dict[str, Tensor] = convert(dict(weights), model)
     except (RuntimeError, KeyError, AssertionError, AttributeError, TypeError):  # weights of another network
-        return weights
-    return converted
+        return weights, own
+    return converted, own
 
 
 def _torchvision_names() -> list[str]:
@@ -261,9 +305,9 @@ def _unknown_name_message(arch: str) -> str:
     )
 
 
-def _without_module_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _without_module_prefix(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
     prefix = "module." if all(name.startswith("module.") for name in state_dict) else ""
-    return {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()}
+    return with_versions({name.removeprefix(prefix): tensor for name, tensor in state_dict.items()}, state_dict, prefix)
 
 
 def _some(entries: Sequence[str], count: int) -> str:

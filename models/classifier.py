@@ -1,6 +1,6 @@
 """A classifier's weights with what is known about them: from a file, its library, a package, or random; then built."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.batch_norm import set_batch_norm
+from models.batch_norm import batch_norm_eps, set_batch_norm
 from models.beside import TIMM_CONFIG, classes_beside, input_of_run_beside, timm_config_beside
 from models.build import (
     FORCE_TIMM,
@@ -18,9 +18,10 @@ from models.build import (
     infer_num_classes,
     library_of,
     load_weights,
+    probe,
     tensor_shapes,
 )
-from models.data_config import CONVERT_INPUT, DataConfig, resolve, stated_by_timm, stated_by_torchvision
+from models.data_config import CONVERT_INPUT, DataConfig, differ, resolve, stated_by_timm, stated_by_torchvision
 from models.packaged import IMAGENET_CLASSES, PACKAGES, packaged_state_dict
 from models.pretrained import create_pretrained_model
 from models.recorded import FACTS_OF_2021
@@ -42,12 +43,11 @@ class Weights:
         state_dicts: name -> parameter name -> tensor; "model", and "ema" if a file has averaged weights too.
         num_classes: K; 0: there is no classification head.
         class_names: of the K classes, in the order of the logits; None: the weights do not name them.
-        recorded: what the file, or what lies beside it, records of its input: fields of DataConfig.
+        records: what the file and what lies beside it record of its input: (place, fields of DataConfig), in order.
         stated: what the network's library states of it.
         is_published: whether they are the ones that a library or a package publishes.
         note: what is to be said of how they were found; else "".
         file_arch: the network that the file names; None: it names none.
-        recorded_in: where it is recorded, as text.
         classes_from: where the class names are from, as text.
     """
 
@@ -56,18 +56,22 @@ class Weights:
     state_dicts: dict[str, dict[str, Tensor]]
     num_classes: int
     class_names: list[str] | None
-    recorded: Mapping[str, Any]
+    records: Sequence[tuple[str, Mapping[str, Any]]]
     stated: Mapping[str, Any]
     is_published: bool
     note: str = ""
     file_arch: str | None = None
-    recorded_in: str = ""
     classes_from: str = ""
 
     @property
     def preferred(self) -> str:
         """Name of the weights to use if only one can be: the averaged ones, if there are any."""
         return "ema" if "ema" in self.state_dicts else "model"
+
+    @property
+    def recorded(self) -> Mapping[str, Any]:
+        """All that is recorded: the first place counts."""
+        return {name: value for _, fields in reversed(self.records) for name, value in fields.items()}
 
     def __str__(self) -> str:
         return f"{self.title}: {self.arch}" + (f" ({self.note})" if self.note else "")
@@ -83,11 +87,17 @@ class Weights:
             UserError: a network of this project without an image size, or a resizing that is not supported.
         """
         library = library_of(self.arch)
-        places = [("given", given), (self.recorded_in, self.recorded)]
+        places = [("given", given), *self.records]
         if library == OURS and "size" not in {**given, **self.recorded}:
             raise UserError(f"{self.arch} has no image size of its own, and {self.title} records none; give {flags}")
-        found = resolve([*places, (f"as {library} states for {self.arch}", self.stated)], flags)
-        is_assumed = self.recorded_in and not {"mean", "std"} & {*given, *self.recorded}
+        stated = dict(self.stated)
+        if "bn_eps" in given and len(eps := batch_norm_eps(probe(self.arch))) == 1:  # which it replaces
+            stated["bn_eps"] = eps.pop()
+            places = [
+                (place, {k: v for k, v in own.items() if v is not None or k != "bn_eps"}) for place, own in places
+            ]
+        found = resolve([*places, (f"as {library} states for {self.arch}", stated)], flags)
+        is_assumed = self.records and not {"mean", "std"} & {*given, *self.recorded}
         if self.arch not in CONVERT_INPUT or not is_assumed or self.is_published:
             return found
         published = resolve([("", stated_by_torchvision(self.arch))], flags).source.removesuffix(" ()")
@@ -179,7 +189,7 @@ def open_weights(
         state_dict, title = packaged_state_dict(name)
         arch = FORCE_TIMM + name
     count = infer_num_classes(arch, state_dict)
-    return Weights(title, arch, {"model": state_dict}, count, None, {}, _stated(arch, weights), weights != RANDOM)
+    return Weights(title, arch, {"model": state_dict}, count, None, (), _stated(arch, weights), weights != RANDOM)
 
 
 def _from_file(arch: str | None, path: Path, needs_head: bool) -> Weights:
@@ -187,7 +197,7 @@ def _from_file(arch: str | None, path: Path, needs_head: bool) -> Weights:
         raise UserError(
             f"found no file {path}; expected {PRETRAINED}, {PACKAGED}, {RANDOM} or the path of a checkpoint"
         )
-    file, recorded_in = _with_what_lies_beside(read_weights_file(path, arch))
+    file, records = _with_what_lies_beside(read_weights_file(path, arch))
     arch = arch or file.arch
     if arch is None:
         raise UserError(f"{path} does not name its network; expected a name in torchvision or timm")
@@ -208,12 +218,11 @@ def _from_file(arch: str | None, path: Path, needs_head: bool) -> Weights:
         file.state_dicts,
         count,
         classes.names,
-        file.recorded,
+        records,
         _stated(arch, ""),
         is_published=False,
         note=", ".join(filter(None, (instead, file.note, class_note))),
         file_arch=file.arch,
-        recorded_in=recorded_in,
         classes_from=classes.source,
     )
 
@@ -229,21 +238,33 @@ def _fitting(classes: RecordedClasses, count: int) -> tuple[RecordedClasses, str
     return RecordedClasses(None), f"not using the classes {classes.source}: {reason}"
 
 
-def _with_what_lies_beside(file: WeightsFile) -> tuple[WeightsFile, str]:
-    """Add what a config beside the file tells if the file does not; also return where its input is recorded."""
+Records = list[tuple[str, Mapping[str, Any]]]
+
+
+def _with_what_lies_beside(file: WeightsFile) -> tuple[WeightsFile, Records]:
+    """Add what a config beside the file tells and the file does not; also return where its input is recorded."""
     name = file.path.name
-    if file.recorded == FACTS_OF_2021:
+    records: Records = [(f"recorded in {name}", file.recorded)]
+    if file.is_of_2021:
         if found := input_of_run_beside(file.path, file.arch):
-            return replace(file, recorded=file.recorded | found), f"from {CONFIG} beside {name}, else as in 2021"
-        return file, f"as in 2021, whose keys {name} has"
-    is_silent = file.arch is None and file.classes.names is None and not file.recorded
-    if is_silent and (timm := timm_config_beside(file.path)):
-        note = ", ".join(filter(None, (file.note, f"with {TIMM_CONFIG} beside it", timm.classes.note)))
-        known = replace(file, arch=timm.arch, classes=timm.classes, recorded=timm.recorded, note=note)
-        return known, f"from {TIMM_CONFIG} beside {name}"
-    if is_silent and (classes := classes_beside(file.path)).names:
-        file = replace(file, classes=classes)
-    return file, f"recorded in {name}"
+            records.append((f"from {CONFIG} beside {name}", found))
+        records.append((f"as in 2021, whose keys {name} has", FACTS_OF_2021))
+    timm = timm_config_beside(file.path)
+    if timm is None:
+        classes = classes_beside(file.path)
+        return replace(file, classes=classes) if classes.names and not file.classes.names else file, records
+    if file.arch and not _is_same(timm.arch, file.arch):
+        note = f"not using {TIMM_CONFIG} beside it, which is of {timm.arch}"
+        return replace(file, note=", ".join(filter(None, (file.note, note)))), records
+    known = {field: value for _, fields in reversed(records) for field, value in fields.items()}
+    unused = [field for field in known.keys() & timm.recorded.keys() if differ(known[field], timm.recorded[field])]
+    classes = file.classes if file.classes.names else timm.classes
+    unused += ["class names"] * (timm.classes.names not in (None, classes.names))
+    what = f"except for {' and '.join(sorted(unused))}, of which {name} says otherwise" if unused else ""
+    notes = (file.note, f"with {TIMM_CONFIG} beside it", what, classes.note if classes is timm.classes else "")
+    records.insert(1, (f"from {TIMM_CONFIG} beside {name}", timm.recorded))
+    known_file = replace(file, arch=file.arch or timm.arch, classes=classes, note=", ".join(filter(None, notes)))
+    return known_file, records
 
 
 def _is_same(arch: str, named: str | None) -> bool:

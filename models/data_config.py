@@ -4,6 +4,7 @@ The order: what the user gave, what the weights' file records, what the network'
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -31,6 +32,7 @@ NUMBERS_AGREE = 1e-6
 # normalised as the others' are. The networks here do not: their mean and std are different instead.
 CONVERT_INPUT = ("googlenet", "inception_v3")
 CROP_PCT = "crop_pct"  # beside timm's crop_ratio, which is right at its size only
+SQUASH = "squash"  # of the same place as the crop_ratio
 UNSUPPORTED = "unsupported"  # the key of what timm does to an image and this project cannot do
 LARGEST_IN_UNIT_RANGE = 1.5  # a mean or std above it is for pixels in [0, 255]
 IN_255 = "in_255"
@@ -44,6 +46,7 @@ class DataConfig:
         size: (rows, columns) that it is evaluated at, pixels.
         train_size: side of its training crops, pixels.
         crop_ratio: evaluation resizes the shorter side to ceil(size / crop_ratio); None squashes the whole image.
+        squash: whether it resizes both sides so, before it cuts out the centre.
         interpolation: how images are resized, always antialiased: one of INTERPOLATIONS.
         mean, std: of the normalisation, per RGB channel, for pixels in [0, 1].
         bn_eps: added to the variance in batch norm; None: as the network's library builds it.
@@ -59,6 +62,7 @@ class DataConfig:
     std: tuple[float, float, float]
     bn_eps: float | None
     model_args: Mapping[str, Any]
+    squash: bool = False
     source: str = ""
 
     @property
@@ -79,7 +83,7 @@ def resolve(found: Sequence[tuple[str, Mapping[str, Any]]], flags: str) -> DataC
     Args:
         found: (place, field -> value) in order, what the user gave first: what it replaces is named in the text; None
             is a value (of crop_ratio, bn_eps).
-        flags: the flags that change the values; named when some are those of 2021.
+        flags: the flags that change the values, that of the size among them.
 
     Raises:
         UserError: images are to be resized in a way that is not supported.
@@ -94,26 +98,35 @@ def resolve(found: Sequence[tuple[str, Mapping[str, Any]]], flags: str) -> DataC
         if name == "crop_ratio" and CROP_PCT in own and value is not None:
             value = crop_ratio_for(values["size"][0], math.floor(values["size"][0] / own[CROP_PCT]))
         values[name] = tuple(value) if isinstance(value, list) else value
+        if name == "crop_ratio":
+            values[SQUASH] = own.get(SQUASH, False)
         if name == "train_size" or (name == "bn_eps" and value is None) or value == {}:
             continue
-        texts[place].append(_text(name, value))
+        texts[place].append(_text(name, value) + " of the squashed image" * (name == "crop_ratio" and values[SQUASH]))
         if name == "crop_ratio" and UNSUPPORTED in own:
             texts[place][-1] += f" (timm {own[UNSUPPORTED]}, which is not supported)"
         if name in ("mean", "std") and IN_255 in own:
             texts[place][-1] += " (divided by 255)"
         expected = next((own[name] for _, own in found[1:] if name in own), value)
-        if place == found[0][0] and _differs(expected, value):
+        if place == found[0][0] and differ(expected, value):
             texts[place][-1] += f" instead of {_text(name, expected)}"
     if values["interpolation"] not in INTERPOLATIONS:
         raise UserError(
             f"found images resized by {values['interpolation']!r}; expected {', '.join(INTERPOLATIONS)}. Give the "
-            f"nearest of these: {flags}"
+            f"nearest of these: {_flag(flags, 'interpolation')}"
         )
     rows, columns = values["size"]
     if rows != columns and "size" not in found[0][1]:  # `annotate` may be given one that is not square
-        raise UserError(f"found images of {rows} x {columns} pixels; expected square ones. Give a size: {flags}")
+        raise UserError(
+            f"found images of {rows} x {columns} pixels; expected square ones. Give a size: {_flag(flags, 'size')}"
+        )
     source = "; ".join(f"{', '.join(parts)} ({place})" for place, parts in texts.items() if parts)
     return DataConfig(**values, source=source)
+
+
+def _flag(flags: str, name: str) -> str:
+    """Return the last of the flags whose name ends so."""
+    return ([flag for flag in re.findall(r"--[\w.]+", flags) if flag.endswith(name)] or [flags])[-1]
 
 
 def _in_unit_range(own: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -138,8 +151,9 @@ def _text(name: str, value: Any) -> str:
     return str(value)
 
 
-def _differs(one: Any, other: Any) -> bool:
-    if isinstance(one, str) or one is None or other is None:
+def differ(one: Any, other: Any) -> bool:
+    """Return whether two values of a field differ by more than a rounding."""
+    if isinstance(one, str | Mapping) or one is None or other is None:
         return bool(one != other)
     pairs = zip(one, other, strict=True) if isinstance(one, Sequence) else [(one, other)]
     return any(abs(a - b) > NUMBERS_AGREE for a, b in pairs)
@@ -153,12 +167,6 @@ def stated_by_timm(name: str) -> dict[str, Any]:
     return from_pretrained_cfg(stated.to_dict() if stated else {})
 
 
-_NOT_SUPPORTED = {
-    "squash": "squashes images to a square first",
-    "border": "fits the whole image into the square and pads it",
-}
-
-
 def from_pretrained_cfg(stated: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of DataConfig that a pretrained_cfg of timm states, its test size if it has one."""
     from timm.data import resolve_data_config
@@ -168,8 +176,9 @@ def from_pretrained_cfg(stated: Mapping[str, Any]) -> dict[str, Any]:
     # timm resizes the shorter side to floor(size / crop_pct), this project to ceil(size / crop_ratio): `resolve` finds
     # the ratio that does the same at another size.
     ratio = crop_ratio_for(rows, math.floor(rows / config["crop_pct"]))
-    is_whole = config["crop_mode"] == "squash" and config["crop_pct"] == 1
-    unsupported = _NOT_SUPPORTED.get(config["crop_mode"], "")
+    is_squashed = config["crop_mode"] == "squash" and config["crop_pct"] <= 1
+    is_whole = is_squashed and config["crop_pct"] == 1
+    unsupported = "fits the whole image into the square and pads it" * (config["crop_mode"] == "border")
     if config["crop_pct"] > 1:
         unsupported, ratio = f"pads images at crop_pct {config['crop_pct']:g}", 1.0
     return {
@@ -177,7 +186,8 @@ def from_pretrained_cfg(stated: Mapping[str, Any]) -> dict[str, Any]:
         "train_size": (stated.get("input_size") or config["input_size"])[1],
         "crop_ratio": None if is_whole else ratio,
         CROP_PCT: min(config["crop_pct"], 1),
-        **({UNSUPPORTED: unsupported} if unsupported and not is_whole else {}),
+        SQUASH: is_squashed and not is_whole,
+        **({UNSUPPORTED: unsupported} if unsupported else {}),
         "interpolation": config["interpolation"],
         "mean": tuple(config["mean"]),
         "std": tuple(config["std"]),

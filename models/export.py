@@ -16,10 +16,10 @@ import safetensors
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
+from models.batch_norm import batch_norm_eps
 from models.build import FORCE_TIMM, load_weights
 from models.data_config import DataConfig
 from utils.checkpoint import save_checkpoint
@@ -82,7 +82,7 @@ def write_timm_folder(out: Path, model: nn.Module, arch: str, use: Use) -> None:
         "mean": config.mean,
         "std": config.std,
         "interpolation": config.interpolation,
-        **_timm_crop(config.side, config.crop_ratio),
+        **_timm_crop(config.side, config.crop_ratio, config.squash),
     }
     labels = {"label_names": list(use.class_names)} if use.class_names else {}
     with new_folder(out) as folder:
@@ -102,7 +102,7 @@ def _timm_twin(model: nn.Module, arch: str, use: Use) -> tuple[Any, dict[str, An
     """Build timm's network of the same name with the same weights; also return the arguments that build it."""
     import timm
 
-    name, eps = arch.removeprefix(FORCE_TIMM), _batch_norm_eps(model)
+    name, eps = arch.removeprefix(FORCE_TIMM), batch_norm_eps(model)
     if not timm.is_model(name):
         raise UserError(f"timm has no network {arch}, so it cannot be exported for timm. {OTHER_FORM}")
     config, arguments = use.data_config, dict(use.data_config.model_args)
@@ -111,11 +111,11 @@ def _timm_twin(model: nn.Module, arch: str, use: Use) -> tuple[Any, dict[str, An
     if stated.get("fixed_input_size") and tuple(stated["input_size"][1:]) != config.size:
         arguments["img_size"] = config.size
         twin = timm.create_model(name, num_classes=use.num_classes, **arguments)
-    if _batch_norm_eps(twin) != eps and len(eps) == 1:
+    if batch_norm_eps(twin) != eps and len(eps) == 1:
         with suppress(TypeError):  # raised by most networks, which have no such argument
             twin = timm.create_model(name, num_classes=use.num_classes, bn_eps=next(iter(eps)), **arguments)
             arguments["bn_eps"] = next(iter(eps))
-    if (own := _batch_norm_eps(twin)) != eps:
+    if (own := batch_norm_eps(twin)) != eps:
         raise _timm_refusal(
             arch,
             f"its batch norm adds {_listed(own)} to the variance, this training added {_listed(eps)} "
@@ -132,13 +132,14 @@ def _timm_refusal(arch: str, reason: str, remedy: str = OTHER_FORM) -> UserError
     return UserError(f"timm's {arch.removeprefix(FORCE_TIMM)} is not this network: {reason}. {remedy}")
 
 
-def _timm_crop(size: int, crop_ratio: float | None) -> dict[str, Any]:
+def _timm_crop(size: int, crop_ratio: float | None, squash: bool) -> dict[str, Any]:
     """Convert a crop ratio: timm resizes the shorter side to floor(size / crop_pct), we to ceil(size / crop_ratio)."""
     if crop_ratio is None:
         return {"crop_mode": "squash", "crop_pct": 1.0}
     shorter = math.ceil(size / crop_ratio)
     fraction = size / shorter
-    return {"crop_mode": "center", "crop_pct": fraction if size // fraction == shorter else math.nextafter(fraction, 0)}
+    fraction = fraction if size // fraction == shorter else math.nextafter(fraction, 0)
+    return {"crop_mode": "squash" if squash else "center", "crop_pct": fraction}
 
 
 # The backbone of a detector
@@ -168,9 +169,9 @@ def write_backbone(out: Path, model: nn.Module, arch: str) -> None:
         )
     body = resnet_fpn_backbone(backbone_name=name, weights=None).body
     eps = {layer.eps for layer in body.modules() if isinstance(layer, FrozenBatchNorm2d)}
-    if _batch_norm_eps(model) != eps:
+    if batch_norm_eps(model) != eps:
         raise UserError(
-            f"this training added {_listed(_batch_norm_eps(model))} to the variance in batch norm (optim.bn.eps), but "
+            f"this training added {_listed(batch_norm_eps(model))} to the variance in batch norm (optim.bn.eps), but "
             f"torchvision's detectors add {_listed(eps)}: the same weights would give other features. Train with theirs"
         )
     weights = {
@@ -246,7 +247,3 @@ def _root_cause(error: BaseException) -> str:
 
 def _listed(numbers: Iterable[float]) -> str:
     return ", ".join(f"{number:g}" for number in sorted(numbers))
-
-
-def _batch_norm_eps(model: nn.Module) -> set[float]:
-    return {layer.eps for layer in model.modules() if isinstance(layer, _BatchNorm)}

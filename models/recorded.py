@@ -13,7 +13,19 @@ import numpy as np
 import safetensors
 from torch import Tensor
 
-from models.data_config import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS, crop_ratio_for
+from models.build import FORCE_TIMM
+from models.data_config import (
+    CROP_PCT,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    INTERPOLATIONS,
+    SQUASH,
+    UNSUPPORTED,
+    crop_ratio_for,
+    differ,
+    from_pretrained_cfg,
+)
+from utils.checkpoint import is_plain
 from utils.config.dotted_keys import flatten
 from utils.errors import UserError
 
@@ -27,9 +39,10 @@ FACTS_OF_2021 = {
     "std": IMAGENET_STD,
     "bn_eps": 1e-5,
 }
-
-
 SETTINGS = ("args", "hyper_parameters", "datamodule_hyper_parameters", "hparams", "config", "cfg")
+TIMMS_DICTS = ("pretrained_cfg", "default_cfg", DATA_CONFIG)  # of timm's networks, and of its resolve_data_config
+MOST_NUMBERS = 64  # larger arrays are no facts of an input
+MOST_TENSORS = 8  # dicts with more are weights
 
 
 def safetensors_metadata(path: Path) -> dict[str, Any]:
@@ -48,22 +61,66 @@ def _from_json(text: str) -> Any:
         return text
 
 
-def settings_of(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a training, `args` of timm and torchvision or others of SETTINGS; the first ones count."""
-    found = [entries.get(key) for key in reversed(SETTINGS)]
-    settings = [vars(value) if isinstance(value, Namespace) else value for value in found]
-    return {key: value for each in settings if isinstance(each, dict) for key, value in each.items()}
+def as_plain(value: Any, depth: int = 8) -> Any:
+    """Return dicts, lists and numbers instead of namespaces, arrays, tensors and NumPy's numbers; None: it is large."""
+    if depth == 0:
+        return None
+    if isinstance(value, Namespace | Mapping):
+        entries = vars(value) if isinstance(value, Namespace) else value
+        are_weights = sum(isinstance(one, Tensor) for one in entries.values()) > MOST_TENSORS
+        return {} if are_weights else {key: as_plain(one, depth - 1) for key, one in entries.items()}
+    if isinstance(value, list | tuple):
+        return [as_plain(one, depth - 1) for one in value] if len(value) <= MOST_NUMBERS else list(value)
+    if isinstance(value, Tensor):
+        is_small = is_plain(value) and value.numel() <= MOST_NUMBERS
+        value = np.asarray(value.tolist(), np.float32 if value.is_floating_point() else None) if is_small else None
+    if isinstance(value, np.ndarray | np.generic):
+        if value.size > MOST_NUMBERS:
+            return None
+        if value.dtype.kind == "f":  # 0.9 of float32 is 0.9, not 0.89999998
+            value = value.astype(str).astype(np.float64)
+        return value.flatten().tolist() if value.ndim else value.item()
+    return value
+
+
+def _places(entries: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Return what may be facts, what is beside the weights under the name "", then settings; and all other dicts."""
+    plain = {key: as_plain(value) for key, value in entries.items()}
+    beside = {key: value for key, value in plain.items() if not isinstance(value, dict)}
+    settings = {key: plain[key] for key in SETTINGS if isinstance(plain.get(key), dict)}
+    others = {key: value for key, value in plain.items() if isinstance(value, dict) and key not in settings}
+    return {"": beside, **settings}, others
+
+
+def _merged(places: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings of all places, of which the first ones count, and those that differ from them."""
+    merged: dict[str, Any] = {}
+    differing = {}
+    for name, settings in places.items():
+        for key, value in settings.items():
+            if value is not None and value != "" and merged.setdefault(key, value) != value:
+                differing[f"{name}.{key}"] = value
+    return merged, differing
 
 
 def is_of_timm(entries: Mapping[str, Any]) -> bool:
     """Return whether timm's train.py wrote a checkpoint: only its arguments have this name."""
-    return isinstance(entries.get("args"), Namespace | dict) and "crop_pct" in settings_of({"args": entries["args"]})
+    arguments = entries.get("args")
+    return "crop_pct" in (vars(arguments) if isinstance(arguments, Namespace) else arguments or ())
+
+
+def is_of_2021(entries: Mapping[str, Any]) -> bool:
+    """Return whether a checkpoint has the keys of 2021, so that what it does not record was FACTS_OF_2021."""
+    return DATA_CONFIG not in entries and all(key in entries for key in KEYS_OF_2021)
 
 
 def recorded_arch(entries: Mapping[str, Any]) -> str | None:
     """Return the name that a checkpoint records of its network, as written; None if it records none."""
-    settings = settings_of(entries)
+    places, others = _places(entries)
+    settings, _ = _merged({key: value for key, value in places.items() if key})
     names = [entries.get("arch"), *(settings.get(key) for key in ("arch", "model", "model_name"))]
+    timms = [others[key].get("architecture") for key in TIMMS_DICTS if key in others]
+    names += [FORCE_TIMM + name for name in timms if isinstance(name, str)]
     return next((name for name in names if isinstance(name, str)), None)
 
 
@@ -71,7 +128,7 @@ def recorded_data_config(entries: Mapping[str, Any], path: Path) -> tuple[dict[s
     """Find what a checkpoint records of its input.
 
     Trainings of this project record all of it, others under the keys of _KEYS, among their settings or beside the
-    weights; files with the keys of 2021 had the values of 2021.
+    weights, or in a dict of timm.
 
     Returns:
         fields of DataConfig; and a note that names what else may describe the input or the network, or "".
@@ -80,12 +137,9 @@ def recorded_data_config(entries: Mapping[str, Any], path: Path) -> tuple[dict[s
         UserError: this project's record has an unknown form.
     """
     own = entries.get(DATA_CONFIG)
-    if own is None and all(key in entries for key in KEYS_OF_2021):
-        return dict(FACTS_OF_2021), ""
-    if own is None:
-        beside = {key: value for key, value in entries.items() if not isinstance(value, dict | Namespace)}
-        return _of_other_trainers({**settings_of(entries), **beside}, is_of_timm(entries))
-    own = {"model_args": {}, **own} if isinstance(own, dict) else {}
+    if not isinstance(own, dict) or not {"train_size", "crop_ratio"} & own.keys():
+        return _of_other_trainers(entries)
+    own = {"model_args": {}, SQUASH: False, **own}
     wrong = [name for name, is_valid in _VALID.items() if name not in own or not is_valid(own[name])]
     if wrong:
         raise UserError(f"{path}: {DATA_CONFIG} lacks {', '.join(wrong)}. Give an unchanged checkpoint of a training.")
@@ -110,6 +164,7 @@ _VALID: dict[str, Callable[[Any], bool]] = {
     "std": lambda value: _are_numbers(value, 3) and min(value) > 0,
     "bn_eps": lambda value: value is None or (_is_number(value) and value > 0),
     "model_args": lambda value: isinstance(value, dict) and all(isinstance(key, str) for key in value),
+    SQUASH: lambda value: isinstance(value, bool),
 }
 # Of other trainers' settings. An interpolation that is not supported is an error where a flag can replace it.
 _IS_GIVEN: dict[str, Callable[[Any], bool]] = _VALID | {
@@ -123,7 +178,6 @@ def _size(value: Any) -> Any:
 
 
 def _three(values: Any) -> Any:
-    values = values.flatten().tolist() if isinstance(values, np.ndarray | Tensor) else values
     return list(values) * 3 if isinstance(values, list | tuple) and len(values) == 1 else values
 
 
@@ -140,12 +194,15 @@ _KEYS: list[tuple[str, str, Callable[[Any], Any]]] = [
 ]
 
 
-def _of_other_trainers(settings: Mapping[str, Any], is_timms: bool) -> tuple[dict[str, Any], str]:
-    """Read settings; those that were not given are None, or "" of timm's train.py."""
+def _of_other_trainers(entries: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Read the settings of other trainers; those that were not given are None, or "" of timm's train.py."""
+    places, others = _places(entries)
+    settings, differing = _merged(places)
     found: dict[str, Any] = {}
+    is_timms = is_of_timm(entries)
     kwargs = settings.get("model_kwargs") if is_timms else None
     if isinstance(kwargs, dict):
-        settings = {**{key: kwargs[key] for key in ("img_size", "bn_eps") if key in kwargs}, **_given(settings)}
+        settings = {key: kwargs[key] for key in ("img_size", "bn_eps") if key in kwargs} | settings
     used = {key for key, value in settings.items() if key == "in_chans" and str(value) == "3"}
     for field, key, convert in _KEYS:
         value = convert(settings.get(key))
@@ -163,7 +220,29 @@ def _of_other_trainers(settings: Mapping[str, Any], is_timms: bool) -> tuple[dic
     if is_timms and (arguments := timm_arguments({"global_pool": settings.get("gp")}, kwargs)):
         found["model_args"] = arguments
         used |= {"gp", "model_kwargs"}
-    return found, _not_used(settings, used)
+    timms = {key: value for key, value in {**settings, **others}.items() if key in TIMMS_DICTS}
+    for key, stated in timms.items():
+        if fields := _of_timms_dict(stated):
+            used.add(key)
+            both = found.keys() & fields.keys()
+            differing |= {f"{key}.{name}": fields[name] for name in both if differ(found[name], fields[name])}
+            found = _filled(found, fields)
+    return found, _not_used(settings | differing | others, used)
+
+
+def _of_timms_dict(stated: Any) -> dict[str, Any]:
+    """Return the fields of DataConfig in a dict of timm; {}: it is no such dict."""
+    try:
+        fields = from_pretrained_cfg(stated) if "input_size" in stated else {}
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError):
+        return {}
+    return fields if all(_IS_GIVEN[name](value) for name, value in fields.items() if name in _IS_GIVEN) else {}
+
+
+def _filled(found: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the fields of another place that the first one lacks; what belongs to a crop ratio comes with it."""
+    of_crop = (CROP_PCT, SQUASH, UNSUPPORTED) if "crop_ratio" in found else ()
+    return {name: value for name, value in others.items() if name not in of_crop} | dict(found)
 
 
 # What describes no network, or is another field of DataConfig, or is only of interest in training.
@@ -184,11 +263,7 @@ def timm_arguments(*places: Any) -> dict[str, Any]:
 _FACTS = "size resolution crop resize mean std interpolation pool gp chans channels normalize normalization normalise "
 _FACTS += "transform transforms preprocessing input img image eps rgb bgr kwargs"
 _OTHERS = "batch train opt optimizer optim kernel hidden patch loader queue step world dataset layer last save path "
-_OTHERS += "paths dir folder root loss"
-
-
-def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if value is not None}
+_OTHERS += "paths dir folder root loss scheduler callbacks"
 
 
 def _not_used(settings: Mapping[str, Any], used: Collection[str]) -> str:
@@ -196,7 +271,7 @@ def _not_used(settings: Mapping[str, Any], used: Collection[str]) -> str:
     found = []
     for key, value in flatten({key: value for key, value in settings.items() if key not in used}).items():
         words = set(re.split(r"[\W_]+", key.lower()))
-        is_plain = isinstance(value, str | int | float | list | tuple) and bool(value)
-        if is_plain and words & set(_FACTS.split()) and not words & set(_OTHERS.split()):
+        is_fact = isinstance(value, str | int | float | list | tuple) and bool(value)
+        if is_fact and words & set(_FACTS.split()) and not words & set(_OTHERS.split()):
             found.append(f"{key} {reprlib.repr(value)}")
     return f"not using {', '.join(found)}" if found else ""

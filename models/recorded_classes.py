@@ -1,5 +1,6 @@
 """The class names that a checkpoint of any trainer records, in the order of its logits."""
 
+import re
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,10 +12,12 @@ import numpy as np
 
 from models.recorded import SETTINGS
 
-# The entries that may hold class names, in a checkpoint or among its settings, tried in this order.
-TO_IDS = ("class_to_idx", "label2id")  # name -> id; in others a dict is id -> name, unless its values are numbers
+# The entries that may hold class names, in a checkpoint, its settings or other dicts in it, tried in this order.
+TO_IDS = ("class_to_idx", "label2id", "class_to_id")  # name -> id; else id -> name, unless the values are numbers
 CLASS_MAP = "class_map"  # of timm's train.py: the path of a text file with a name per line
-CLASS_KEYS = ("class_names", "classes", CLASS_MAP, "label_names", "id2label", "idx_to_class", "names", "categories")
+CLASS_KEYS = ["class_names", "classes", CLASS_MAP, "label_names", "id2label", "idx_to_class", "names", "categories"]
+CLASS_KEYS += ["CLASSES", "class_list", "labels"]
+MAY_NAME = re.compile(r"class|label|categor", re.IGNORECASE)  # another key with a list of texts, which is said
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +54,37 @@ def recorded_classes(entries: Mapping[str, Any], path: Path) -> RecordedClasses:
         else:
             unread.append(source if key == CLASS_MAP and isinstance(value, str) else f"{key!r}: no list of class names")
     if not found:
+        others = [item for place in _dicts(entries) for item in place.items()]
+        unread += [
+            f"{key!r}, which may name the classes: 'class_names' would"
+            for key, value in others
+            if MAY_NAME.search(str(key)) and str(key) not in (*CLASS_KEYS, *TO_IDS) and names_in_order(value)
+        ]
         return RecordedClasses(None, note=", ".join(f"not using {text}" for text in dict.fromkeys(unread)))
     first, names, source = found[0]
-    others = dict.fromkeys(key for key, other, _ in found if other != names)
-    return RecordedClasses(names, source, ", ".join(f"{first!r} counts, not {key!r}, which differs" for key in others))
+    differing = dict.fromkeys(key for key, other, _ in found if other != names)
+    note = ", ".join(f"{first!r} counts, not {key!r}, which differs" for key in differing)
+    return RecordedClasses(names, source, note)
 
 
 def _candidates(entries: Mapping[str, Any]) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
     """Yield key, value and the settings it is among, of the entries that may hold class names."""
-    places = [entries, *(entries.get(name) for name in (*SETTINGS, "meta"))]
-    for place in places:
-        settings = vars(place) if isinstance(place, Namespace) else place
-        if isinstance(settings, Mapping):
-            for key in (*CLASS_KEYS, *TO_IDS):
-                if settings.get(key) is not None and not (isinstance(settings[key], str) and settings[key] == ""):
-                    yield key, settings[key], settings
+    first = [place for value in (entries, *map(entries.get, SETTINGS)) for place in _dicts(value, 1)]
+    for i, place in enumerate((*first, *_dicts(entries))):
+        for key in (*CLASS_KEYS, *TO_IDS):
+            value = place.get(key)
+            is_given = value is not None and not (isinstance(value, str) and value == "")
+            if is_given and (i < len(first) or names_in_order(value, key in TO_IDS)):
+                yield key, value, place
+
+
+def _dicts(value: Any, depth: int = 4) -> Iterator[Mapping[Any, Any]]:
+    """Yield a dict or namespace and those inside, to this depth."""
+    entries = vars(value) if isinstance(value, Namespace) else value
+    if isinstance(entries, Mapping) and depth:
+        yield entries
+        for one in entries.values():
+            yield from _dicts(one, depth - 1)
 
 
 def names_in_order(value: Any, are_ids: bool = False) -> list[str] | None:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from models.batch_norm import batch_norm_eps
 from models.beside import timm_config_beside
-from models.build import FORCE_TIMM, create_model, networks_named, tensor_shapes
+from models.build import FORCE_TIMM, create_model, networks_named, tensor_shapes, with_versions
 from models.recorded import (
+    is_of_2021,
     is_of_timm,
     recorded_arch,
     recorded_data_config,
@@ -45,6 +46,7 @@ class WeightsFile:
             one of this name in the other library has these tensors, that one; None: not recorded.
         classes: their names.
         recorded: what it records of its input: fields of DataConfig.
+        is_of_2021: whether what it does not record was as in 2021.
         note: how the file was read, if it is another trainer's; else "".
     """
 
@@ -53,6 +55,7 @@ class WeightsFile:
     arch: str | None
     classes: RecordedClasses
     recorded: dict[str, Any]
+    is_of_2021: bool
     note: str
 
     @property
@@ -84,7 +87,7 @@ def read_weights_file(path: Path, arch: str | None = None) -> WeightsFile:
     recorded, unused_note = recorded_data_config(facts, path)
     if is_of_timm(entries) and "bn_eps" in recorded and not _takes_eps(arch or network, recorded["bn_eps"]):
         notes.append(f"not using its batch norm eps {recorded.pop('bn_eps'):g}, which timm ignores for this network")
-    beside = None if entries else timm_config_beside(path)
+    beside = timm_config_beside(path)
     own = _names(arch or network or (beside.arch if beside else None))
     found, split_note = _one_network_each(found, own, path, content)
     stripped = {key: own_tensors(weights, own) for key, weights in found.items()}
@@ -95,6 +98,7 @@ def read_weights_file(path: Path, arch: str | None = None) -> WeightsFile:
         network if name or network != arch else None,
         classes,
         recorded,
+        is_of_2021(facts),
         ", ".join(dict.fromkeys(filter(None, notes))),
     )
 
@@ -120,7 +124,7 @@ def _takes_eps(arch: str | None, eps: float) -> bool:
         model = create_model(arch, 1, model_args={"bn_eps": eps}) if arch else None
     except UserError:
         return False
-    return model is None or any(layer.eps == eps for layer in model.modules() if isinstance(layer, _BatchNorm))
+    return model is None or eps in batch_norm_eps(model)
 
 
 def _names(arch: str | None) -> frozenset[str]:
@@ -277,7 +281,8 @@ def own_tensors(weights: Mapping[str, torch.Tensor], own: Collection[str]) -> tu
     auxiliary = [name for name in names if own and name not in own and name.startswith(AUXILIARY)]
     if auxiliary:
         notes.append(f"without {len(auxiliary)} tensors of auxiliary classifiers")
-    return {short: weights[name] for short, name in names.items() if short not in auxiliary}, ", ".join(notes)
+    kept = {short: weights[name] for short, name in names.items() if short not in auxiliary}
+    return with_versions(kept, weights, stripped), ", ".join(notes)
 
 
 def _shared_prefix(names: Collection[str], own: Collection[str]) -> str | None:

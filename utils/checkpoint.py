@@ -49,10 +49,11 @@ _PLAIN_TYPES: list[Any] = [
 
 
 _CONVERSION = """\
-  If it is a whole network and you trust it, these lines run the code in it and write its weights, which can be read:
+  If you trust it, these lines run the code in it and write its weights and plain data, which can be read:
     import torch
-    model = torch.load({path!r}, map_location="cpu", weights_only=False)
-    torch.save(model.state_dict(), {new!r})"""
+    from utils.checkpoint import plain_entries
+    content = torch.load({path!r}, map_location="cpu", weights_only=False)
+    torch.save(plain_entries(content), {new!r})"""
 
 
 class DamagedCheckpoint(UserError):
@@ -116,8 +117,7 @@ def load_checkpoint(path: Path) -> Any:
             return safetensors.torch.load_file(path)
         if damaged := damaged_part(path):
             raise ValueError(f"the checksum of its part {damaged} is wrong")
-        with torch.serialization.safe_globals(_PLAIN_TYPES):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        return _load_plain(path)
     except FileNotFoundError:
         raise DamagedCheckpoint(f"{path} does not exist.") from None
     except UnpicklingError as error:
@@ -132,6 +132,31 @@ def load_checkpoint(path: Path) -> Any:
     except Exception as error:  # damaged bytes make torch raise almost anything
         reason = f"{type(error).__name__}: {str(error).split(chr(10))[0]}"
         raise DamagedCheckpoint(f"{path} cannot be read as a checkpoint: {reason}") from None
+
+
+def _load_plain(file: Path | io.BytesIO) -> Any:
+    with torch.serialization.safe_globals(_PLAIN_TYPES):
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def plain_entries(content: Any) -> dict[str, Any]:
+    """Return what `load_checkpoint` can read of a loaded file, and print the entries that it leaves out.
+
+    Args:
+        content: a whole network or a dict; networks and others with a state_dict become that.
+    """
+    entries = content if isinstance(content, dict) else {"state_dict": content}
+    plain: dict[str, Any] = {}
+    for key, value in entries.items():
+        one = value.state_dict() if hasattr(value, "state_dict") else value
+        file = io.BytesIO()
+        try:
+            torch.save({key: one}, file)
+            file.seek(0)
+            plain |= _load_plain(file)
+        except Exception as error:  # objects may fail to be saved in any way
+            print(f"left out {key!r}, a {type(value).__name__}: {str(error).partition(chr(10))[0]}")
+    return plain
 
 
 def damaged_part(path: Path) -> str | None:

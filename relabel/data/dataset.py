@@ -1,5 +1,6 @@
 """Samples of a list of images: every random choice depends only on (seed, epoch, image index)."""
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from relabel.augment import Augmentation, draw_augmentation
-from relabel.crop_box import CropBox, random_crop_box
+from relabel.crop_box import WHOLE_IMAGE, CropBox, random_crop_box
 from relabel.data.decode import MOST_MEGAPIXELS, ImageFile
 from relabel.data.images import ImageList, ImagePath
 from relabel.data.tar_files import TarMember
@@ -91,14 +92,23 @@ class CenterCrop:
         size: S, side of the crop, pixels.
         crop_ratio: the shorter side is first resized to ceil(size / crop_ratio); None squashes the whole image.
         interpolation: how the image is resized: bilinear, bicubic or lanczos, antialiased.
+        squash: whether both sides are first resized so.
     """
 
     size: int
     crop_ratio: float | None
     interpolation: str = "bilinear"
+    squash: bool = False
 
     def __call__(self, file: ImageFile, epoch: int, index: int) -> Crop:
         """Return the central crop; epoch and index are ignored."""
+        if self.squash and self.crop_ratio:
+            side = math.ceil(self.size / self.crop_ratio)
+            start = round((side - self.size) / 2)  # as in torchvision and timm
+            end = start + self.size
+            whole = file.resized_crop(WHOLE_IMAGE, side, side, self.interpolation).transpose(1, 2, 0)
+            image = whole[start:end, start:end].copy().transpose(2, 0, 1)
+            return Crop(image, CropBox.from_pixels(start, start, end, end, side, side))
         image = file.centre_crop(self.size, self.crop_ratio, self.interpolation)
         return Crop(image, file.centre_box(self.size, self.crop_ratio))
 

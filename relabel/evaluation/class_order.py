@@ -1,11 +1,13 @@
-"""What an evaluation says of answers that are no better than chance, or that another order of the classes explains."""
+"""What an evaluation says of its classes, of answers no better than chance, and of a likelier order of the classes."""
 
 import shlex
 from pathlib import Path
 
 import numpy as np
 
+from models.classifier import Weights
 from relabel.data.class_names import ClassOrder
+from relabel.data.images import ImageList
 from relabel.evaluation.results import percent
 from relabel.training.network import CLASSES_FLAG
 from relabel.training.validation import Predictions
@@ -13,7 +15,27 @@ from utils.chance import better_permutation, natural_order, no_better_than_chanc
 from utils.files import replacing
 from utils.progress import counted
 
-LISTED_CLASSES = 20
+LISTED_CLASSES, LISTED_ABSENT = 20, 5
+
+
+def unknown_classes(weights: Weights, images: ImageList | None) -> str:
+    """Return the error for weights whose classes nothing names."""
+    found = "no val/" if images is None else f"{len(images.class_names):,} class folders in {images.root}"
+    return (
+        f"{weights.title} has {weights.num_classes:,} classes and does not name them; expected ImageNet's 1000, as "
+        f"many class folders in val/, or a list of them; found {found}.\n  Give {CLASSES_FLAG} "
+        "FILE, with a line NAME or NAME<TAB>FOLDER for each of its classes, in order; or set --data.data_path to the "
+        "data it was trained for."
+    )
+
+
+def absent_classes(title: str, images: ImageList) -> list[str]:
+    """Return a note on the classes without images; even one class is enough, whose accuracy may be wanted."""
+    counts = np.bincount(images.labels, minlength=len(images.class_names))
+    absent = [name for name, count in zip(images.class_names, counts, strict=True) if count == 0]
+    listed = ", ".join(absent[:LISTED_ABSENT]) + ", ..." * (len(absent) > LISTED_ABSENT)
+    found = f"{title}: no images of {len(absent):,} of the network's {len(counts):,} classes: {listed}"
+    return [found] if absent else []
 
 
 def chance_notes(title: str, predictions: Predictions, order: ClassOrder, path: Path) -> list[str]:

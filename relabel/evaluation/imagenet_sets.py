@@ -65,7 +65,10 @@ def describe(transform: CenterCrop) -> str:
     """Return in a few words how images are resized and cropped."""
     if transform.crop_ratio is None:
         return f"whole image squashed to {transform.size} pixels"
-    return f"shorter side to {math.ceil(transform.size / transform.crop_ratio)}, centre crop {transform.size}"
+    resized = (
+        f"{'squashed' if transform.squash else 'shorter side'} to {math.ceil(transform.size / transform.crop_ratio)}"
+    )
+    return f"{resized}, centre crop {transform.size}"
 
 
 def imagenet_v2_sets(

@@ -15,17 +15,17 @@ from torch import nn
 from models.classifier import Weights, open_weights
 from models.data_config import DataConfig
 from models.merged_classes import MergedClasses
-from relabel.config.rules import PUBLISHED
+from relabel.config.rules import PUBLISHED, has_images
 from relabel.data.class_names import WNID, ClassOrder, class_order
 from relabel.data.dataset import CenterCrop
 from relabel.data.decode import resolve_decoder
 from relabel.data.images import ImageList
 from relabel.evaluation import imagenet_labels, imagenet_sets
-from relabel.evaluation.class_order import chance_notes
+from relabel.evaluation.class_order import absent_classes, chance_notes, unknown_classes
 from relabel.evaluation.class_results import ClassResults, Figures, print_worst_classes, write_class_results
 from relabel.evaluation.imagenet_labels import IMAGENET_CLASSES
 from relabel.evaluation.imagenet_sets import ImageSet, imagenet_subset
-from relabel.evaluation.predictions import write_predictions
+from relabel.evaluation.predictions import ORIGINS, origins, write_predictions
 from relabel.evaluation.results import VAL, Result, print_results
 from relabel.evaluation.true_labels import read_true_labels
 from relabel.training.build import eval_loader, list_split, set_up_device
@@ -57,12 +57,12 @@ def test(process: Process, config: FrozenMunch, figures: Figures) -> None:
     """
     set_up_device(process.device)
     path, folder = Path(config.util.test_weight_file), Path(config.util.run_dir)
-    images = list_split(config, "val") if config.data.data_path or config.data.val else None
+    images = list_split(config, "val") if has_images(config, "val") else None
     with with_advice("Correct --model.arch or --util.test_weight_file."):
         weights = open_weights(config.model.arch, str(path))
     order = class_order(weights, config.eval.classes or None, images.class_names if images else None, CLASSES_FLAG)
     if order.names is None:
-        raise UserError(_unknown_classes(weights, images))
+        raise UserError(unknown_classes(weights, images))
     data_config, class_names = evaluation_input(config, weights), order.names
     sets = from_main(lambda: plan_evaluation(config, images, class_names, center_crop(data_config)))
     precision = Precision(config.compute.opt_level, process.device)
@@ -90,16 +90,6 @@ def _network(
     if order.groups is not None:
         model = MergedClasses(model, order.groups)
     return model.to(precision.device).to(memory_format=torch.channels_last)
-
-
-def _unknown_classes(weights: Weights, images: ImageList | None) -> str:
-    found = "no val/" if images is None else f"{len(images.class_names):,} class folders in {images.root}"
-    return (
-        f"{weights.title} has {weights.num_classes:,} classes and does not name them; expected ImageNet's 1000, as "
-        f"many class folders in val/, or a list of them; found {found}.\n  Give {CLASSES_FLAG} "
-        "FILE, with a line NAME or NAME<TAB>FOLDER for each of its classes, in order; or set --data.data_path to the "
-        "data it was trained for."
-    )
 
 
 def open_folder(folder: Path, config: FrozenMunch) -> None:
@@ -146,7 +136,7 @@ def plan_evaluation(
         the image sets, val/ first.
 
     Raises:
-        UserError: a file or folder is not of the expected form, or is for other classes.
+        UserError: a file or folder is not of the expected form, or is for other classes; or there are no images.
     """
     checkpoint, wanted = config.util.test_weight_file, config.eval
     asked = [f"eval.{key}" for key in IMAGENET_KEYS if wanted[key]]
@@ -168,6 +158,8 @@ def plan_evaluation(
         if wanted[key]:
             with with_advice(f"Check --eval.{key}."):
                 sets += read(Path(wanted[key]))
+    if not sets:
+        raise UserError("nothing to evaluate: found no images; expected those of val/ or another set. Give --data.val")
     return sets
 
 
@@ -175,6 +167,7 @@ def _validation_set(config: FrozenMunch, images: ImageList, positions: np.ndarra
     """Make the set of the images of val/, evaluated by their folders, by published labels and by own labels."""
     wanted, names = config.eval, images.class_names
     metrics, notes, true_labels = imagenet_sets.accuracy_and_calibration(VAL, "label: class folder"), [], None
+    notes += absent_classes(VAL, images)
     if len(names) == IMAGENET_CLASSES and all(map(WNID.fullmatch, names)):
         notes += imagenet_sets.count_note(VAL, len(images))
     if wanted.real or wanted.multilabel:
@@ -272,6 +265,7 @@ def report(
     if notes:
         print()
     print_lines("\n".join(f"note: {note}" for note in notes))
+    written = [_predictions_path(config, s.name, name) for s in sets for name in results if config.eval.predictions]
     content = {
         "weights": str(path),
         "arch": arch,
@@ -285,6 +279,7 @@ def report(
         "environment": environment(),
         "results": [{"weights": name, **result.as_record()} for name, values in results.items() for result in values],
         "notes": notes,
+        ORIGINS: origins(_report_path(config), written, path),
     }
     write_json(_report_path(config), content)
 

@@ -13,7 +13,7 @@ from models.beside import input_of_run
 from models.build import create_model, head_tensors, with_own_head
 from models.classifier import Weights, open_weights
 from models.data_config import DataConfig, resolve
-from models.recorded import DATA_CONFIG, recorded_data_config
+from models.recorded import DATA_CONFIG, FACTS_OF_2021, recorded_data_config
 from relabel.data.class_names import class_order
 from relabel.data.dataset import CenterCrop
 from utils.checkpoint import LAST
@@ -71,7 +71,7 @@ def _as_before(config: FrozenMunch, start: Start) -> dict[str, Any]:
     recorded, _ = recorded_data_config(start.state, Path(LAST))
     if DATA_CONFIG in start.state:
         return recorded
-    return recorded | input_of_run({**flatten(config.toDict()), **start.kept})
+    return FACTS_OF_2021 | input_of_run({**flatten(config.toDict()), **start.kept})
 
 
 def evaluation_input(config: FrozenMunch, weights: Weights) -> DataConfig:
@@ -170,4 +170,4 @@ def start_from(weights: Weights, model: nn.Module, class_names: Sequence[str], c
 
 def center_crop(data_config: DataConfig) -> CenterCrop:
     """Build the evaluation transform: resize and center crop."""
-    return CenterCrop(data_config.side, data_config.crop_ratio, data_config.interpolation)
+    return CenterCrop(data_config.side, data_config.crop_ratio, data_config.interpolation, data_config.squash)

@@ -1,13 +1,18 @@
 """Networks by name, and checkpoints loaded into them."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torchvision.models import DenseNet, VisionTransformer
 
 from models.build import create_model, head_tensors, infer_num_classes, load_weights, with_own_head
+from models.classifier import open_weights
 from models.digit_net import DigitNet
 from tests.conftest import ROOT
 from utils.errors import UserError
@@ -97,6 +102,38 @@ def test_weights_without_batch_counters_load() -> None:
     old = {name: value for name, value in source.state_dict().items() if not name.endswith("num_batches_tracked")}
     load_weights(network, old)
     assert torch.equal(network.fc.weight, source.fc.weight)
+
+
+@pytest.mark.parametrize(
+    ("network", "new", "old"),
+    [
+        (VisionTransformer(32, 16, 1, 2, 8, 16, num_classes=3), r"(mlp)\.([03])", r"\1.linear_\2"),
+        (DenseNet(4, (2, 2), 8, num_classes=3), r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2"),
+    ],
+)
+def test_names_of_earlier_torchvision_load(network: nn.Module, new: str, old: str) -> None:
+    weights = {
+        re.sub(new, old, name).replace("linear_3", "linear_2").replace("linear_0", "linear_1"): tensor + 1
+        for name, tensor in network.state_dict().items()
+    }
+    assert weights.keys() != network.state_dict().keys()
+    load_weights(network, weights)
+    for tensor, loaded in zip(weights.values(), network.state_dict().values(), strict=True):
+        assert torch.equal(tensor, loaded)
+
+
+@pytest.mark.parametrize("version", [None, 1, 2])
+@pytest.mark.filterwarnings("ignore:A new version of MNASNet")
+def test_mnasnet_which_asks_for_its_version_loads(version: int | None, tmp_path: Path) -> None:
+    source: Any = create_model("mnasnet0_5", 3)
+    if version == 1:  # its first layers become wider
+        source._load_from_state_dict(source.state_dict(), "", {"version": 1}, False, [], [], [])
+    weights = nn.DataParallel(source).state_dict() if version else dict(source.state_dict())
+    torch.save({"state_dict": weights}, tmp_path / "w.pth")
+    opened = open_weights("mnasnet0_5", str(tmp_path / "w.pth"))
+    images = torch.randn(2, 3, 32, 32)
+    loaded = opened.build("model", opened.data_config({}, ""), "--arch", "--size")
+    assert torch.equal(loaded.eval()(images), source.eval()(images))
 
 
 def test_mismatches_are_listed_by_name_and_shape_and_nothing_is_loaded() -> None:

@@ -1,5 +1,6 @@
 """A public network from a bare file computes here what its own library's pipeline computes."""
 
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from models.data_config import IMAGENET_MEAN, IMAGENET_STD
 from relabel.augment import normalise
 from relabel.data.dataset import CenterCrop
 from relabel.data.decode import ImageFile
+from relabel.training.network import center_crop
 from utils.errors import UserError
 
 Transform = Callable[[Image.Image], Tensor]
@@ -115,9 +117,21 @@ def test_weights_that_timm_cannot_convert_are_refused_and_load_at_the_size_that_
         create_model("timm/pit_ti_224", 7, (7, 7))
 
 
-def test_of_an_image_that_timm_squashes_and_crops_it_is_said_that_it_is_not_squashed() -> None:
-    config = open_weights("timm/dm_nfnet_f0", "random", 7).data_config({}, FLAGS)
-    assert "crop ratio 0.9014 (timm squashes images to a square first, which is not supported)" in config.source
+@pytest.mark.parametrize("side", [64, 96])
+def test_an_image_that_timm_squashes_and_crops_is_squashed_and_cropped(side: int, image: Path, tmp_path: Path) -> None:
+    network = timm.create_model("test_resnet", num_classes=3)
+    stated = {"crop_mode": "squash", "crop_pct": 0.9, "input_size": (3, 64, 64)}
+    timm.models.save_for_hf(network, str(tmp_path), {"pretrained_cfg": stated}, safe_serialization=True)
+    weights = open_weights(None, str(tmp_path / "model.safetensors"))
+    config = weights.data_config({} if side == 64 else {"size": (side, side)}, FLAGS)
+    assert "of the squashed image" in config.source
+    assert not weights.data_config({"crop_ratio": 0.9}, FLAGS).squash
+    crop = center_crop(config)(ImageFile(image, "pillow"), 0, 0)
+    expected = create_transform((3, side, side), False, crop_mode="squash", crop_pct=0.9, interpolation="bilinear")
+    pixels = normalise(torch.from_numpy(crop.image.copy())[None], mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    torch.testing.assert_close(pixels[0], expected(Image.open(image)), rtol=0, atol=1e-5)
+    shorter = math.floor(side / 0.9)
+    assert crop.box.left == crop.box.top == round((shorter - side) / 2) / shorter
 
 
 @pytest.mark.parametrize("form", ["train.py", "folder"])

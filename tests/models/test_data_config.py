@@ -10,6 +10,7 @@ from torch import nn
 from models.build import create_model
 from models.classifier import Weights, open_weights
 from models.data_config import OF_2021, resolve
+from relabel.training.network import INPUT_FLAGS
 from utils.errors import UserError
 
 FLAGS = "--flags"
@@ -30,6 +31,7 @@ def eps(weights: Weights, **given: Any) -> float:
 def test_batch_norm_keeps_the_networks_eps_unless_it_is_given(tmp_path: Path) -> None:
     weights = a_file(tmp_path, "mobilenet_v3_small")
     assert (eps(weights), eps(weights, bn_eps=1e-5)) == (1e-3, 1e-5)
+    assert "eps 1e-05 instead of batch norm eps 0.001" in weights.data_config({"bn_eps": 1e-5}, FLAGS).source
     of_2021 = a_file(tmp_path, "mobilenet_v3_small", epoch=1, arch="mobilenet_v3_small", accuracy=0.0, optimizer={})
     assert eps(of_2021) == 1e-5
     assert "batch norm eps 1e-05 (as in 2021, whose keys w.pth has)" in of_2021.data_config({}, FLAGS).source
@@ -73,6 +75,6 @@ def test_mean_and_std_for_pixels_up_to_255_are_converted_and_that_is_said() -> N
     ("field", "value", "found"), [("size", (64, 80), "64 x 80"), ("interpolation", "box", "'box'")]
 )
 def test_input_that_is_not_supported_is_refused_and_can_be_replaced(field: str, value: Any, found: str) -> None:
-    with pytest.raises(UserError, match=f"found images .*{found}.*expected (.|\n)*--flags"):
-        resolve([("given", {}), ("recorded", {field: value})], FLAGS)
+    with pytest.raises(UserError, match=f"found images .*{found}.*expected (.|\n)*--data.(interpolation|test_size)$"):
+        resolve([("given", {}), ("recorded", {field: value})], f"--data.image_size, {INPUT_FLAGS}")
     assert resolve([("given", {field: OF_2021[field]}), ("recorded", {field: value})], FLAGS)

@@ -22,13 +22,14 @@ from models.data_config import OF_2021, DataConfig
 from models.export import Use, write_backbone, write_onnx, write_timm_folder
 from relabel.augment import normalise
 from relabel.data.decode import ImageFile
+from relabel.training.network import center_crop
 from utils.errors import UserError
 
 NAMES = ["ant", "bee", "cow", "dog"]
 
 
-def use_at(side: int, crop_ratio: float | None = 0.875) -> Use:
-    return Use(4, NAMES, DataConfig(**OF_2021 | {"size": (side, side), "crop_ratio": crop_ratio}))
+def use_at(side: int, crop_ratio: float | None = 0.875, squash: bool = False) -> Use:
+    return Use(4, NAMES, DataConfig(**OF_2021 | {"size": (side, side), "crop_ratio": crop_ratio}, squash=squash))
 
 
 USE = use_at(64)
@@ -70,11 +71,13 @@ def test_timm_reloads_the_folder_bit_for_bit(tmp_path: Path, arch: str) -> None:
     assert config.keys().isdisjoint({"tag", "license", "origin_url", "hf_hub_id", "url", "test_input_size"})
 
 
-@pytest.mark.parametrize(("size", "crop_ratio"), [(64, 0.875), (61, 0.7), (64, None)])
+@pytest.mark.parametrize(
+    ("size", "crop_ratio", "squash"), [(64, 0.875, False), (61, 0.7, False), (64, None, False), (61, 0.8, True)]
+)
 def test_timms_transforms_see_an_image_as_our_test_does(
-    tmp_path: Path, photos: Path, size: int, crop_ratio: float | None
+    tmp_path: Path, photos: Path, size: int, crop_ratio: float | None, squash: bool
 ) -> None:
-    use = use_at(size, crop_ratio)
+    use = use_at(size, crop_ratio, squash)
     config = use.data_config
     write_timm_folder(tmp_path / "out", trained("timm/test_resnet"), "timm/test_resnet", use)
     again = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
@@ -82,7 +85,7 @@ def test_timms_transforms_see_an_image_as_our_test_does(
     path = sorted(photos.glob("val/*/*"))[0]
     with Image.open(path) as image:
         theirs = transform(image.convert("RGB"))
-    pixels = torch.from_numpy(ImageFile(path).centre_crop(size, crop_ratio).copy())
+    pixels = torch.from_numpy(center_crop(config)(ImageFile(path), 0, 0).image.copy())
     ours = normalise(pixels[None], mean=config.mean, std=config.std)[0]
     assert theirs.shape == ours.shape == (3, size, size)
     assert float((theirs - ours).abs().max()) <= 2 / 255 / min(config.std) + 1e-5

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -111,11 +112,17 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out.replace("\n", " ")
 
 
-def test_good_answers_get_no_note(test_flags: Flags, tmp_path: Path) -> None:
+def test_good_answers_get_no_note_but_on_the_classes_without_images(test_flags: Flags, tmp_path: Path) -> None:
     save_colours(tmp_path / "data", {"ant": 0, "bee": 1, "cow": 2})
     save_weights(tmp_path / "w.pth", 4, {0: 0, 1: 1, 2: 2}, ["ant", "bee", "cow", "dog"])
     content = report(test_flags)
-    assert (top1(content), content["notes"], content["classes"]) == (100, [], "named in w.pth")
+    assert (top1(content), content["classes"]) == (100, "named in w.pth")
+    assert [note.rpartition(" ")[2] for note in content["notes"]] == ["dog"]
+    for name in ("bee", "cow"):
+        shutil.rmtree(tmp_path / "data" / "val" / name)
+    test_flags["util.run_dir"] = tmp_path / "one class"
+    content = report(test_flags)
+    assert top1(content) == 100 and "bee, cow, dog" in content["notes"][0]
 
 
 def test_several_classes_of_a_network_as_one_folder(

@@ -16,7 +16,7 @@ TABBY, TIGER_CAT = "n02123045", "n02123159"
 
 
 def network(count: int, names: list[str] | None = None, arch: str = "resnet18", published: bool = False) -> Weights:
-    return Weights("w.pth", arch, {}, count, names, {}, {}, published)
+    return Weights("w.pth", arch, {}, count, names, (), {}, published)
 
 
 def order(weights: Weights, lines: Sequence[str] = (), folders: list[str] | None = None) -> ClassOrder:

@@ -143,10 +143,9 @@ def test_a_run_of_an_earlier_version_keeps_what_its_config_says(
     save_checkpoint({key: state[key] for key in state if key not in (DATA_CONFIG, "recipe_sha256")}, folder / LAST)
     capsys.readouterr()
     evaluate(folder / LAST, tmp_path / "out", photos)
-    assert (
-        "40 x 40 pixels, the whole image squashed, bilinear, mean 0.485 0.456 0.406, std 0.229 0.224 0.225 (from "
-        f"config.yaml beside {LAST}, else as in 2021)\n"
-    ) in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"40 x 40 pixels, the whole image squashed (from config.yaml beside {LAST})" in out
+    assert "bilinear, mean 0.485 0.456 0.406, std 0.229 0.224 0.225 (as in 2021" in out
     start(flags)
     assert_same_weights(weights(tmp_path / "undisturbed"), weights(folder))
     record = load_checkpoint(folder / LAST)[DATA_CONFIG]
