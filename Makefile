@@ -6,6 +6,7 @@
 #                 seeds (about 40 minutes on 2 cores)
 # make test       linters, type checks and the whole test suite
 # make bench      the benchmarks that need no GPU (about 40 minutes on 2 cores)
+# make bench-gpu  the benchmarks on a GPU (8 minutes with 16 cores)
 # make bench-peers  install the libraries that benchmarks compare with
 # make annotator  train the demo's teacher again (about 10 minutes on 2 cores)
 # make clean      remove the environment and the demo's runs
@@ -17,11 +18,11 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-# Left out: gpu_step and annotator, which need a GPU, soak, which takes half an hour, and public_networks, which needs
-# photos of ImageNet.
+# Left out: gpu, gpu_step and annotator, which need a GPU, soak, which takes half an hour, and public_networks, which
+# needs photos of ImageNet.
 BENCHMARKS := label_pooling label_store dataset_scale decoders input_path train_step data_wait
 
-.PHONY: help demo reproduce test bench bench-peers annotator clean
+.PHONY: help demo reproduce test bench bench-gpu bench-peers annotator clean
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -41,6 +42,9 @@ test: $(VENV)/installed
 bench: $(VENV)/installed
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --json runs/bench/$$name.json; done
 	$(BIN)/python -m benchmarks.growth_plots --results runs/bench --out runs/bench/growth.png
+
+bench-gpu: $(VENV)/installed
+	$(BIN)/python -m benchmarks.gpu --json runs/bench/gpu.json
 
 # Install the peers that benchmarks compare with, those that can be installed: see benchmarks/requirements.txt.
 bench-peers: $(VENV)/installed

@@ -60,6 +60,8 @@ class Size:
         runs: of each kind of labels.
         rounds: measurements of each stage.
         classes: folders of the training set.
+        workers: processes that decode; 0: one per core.
+        decoder: as data.decoder.
     """
 
     arch: str
@@ -70,6 +72,8 @@ class Size:
     runs: int
     rounds: int
     classes: int
+    workers: int = 0
+    decoder: str = "auto"
 
 
 def main() -> None:
@@ -85,10 +89,7 @@ def main() -> None:
         folder = Path(name)
         remark = write_data(folder, options.images, size)
         write_maps(folder, size.classes)
-        records: dict[str, list[dict[str, float]]] = {ORIGINAL: [], RELABEL: []}
-        runs = [(number, labels) for number in range(size.runs) for labels in records]
-        for number, labels in with_progress(runs, "training from files", "runs"):
-            records[labels] += run(folder, labels, number, size, device)
+        records = run_records(folder, (ORIGINAL, RELABEL), size, device)
         stages = stage_seconds(folder, size, device)
     figures = [*run_figures(records), *stage_figures(stages)]
     remarks = [
@@ -142,7 +143,8 @@ def run_config(folder: Path, labels: str, run_dir: Path, size: Size) -> FrozenMu
         "optim.warmup.epochs": "1",
         "optim.lr.init": "0.01",
         "compute.seed": "0",
-        "compute.num_workers": str(available_cores()),
+        "compute.num_workers": str(size.workers or available_cores()),
+        "data.decoder": size.decoder,
         "util.print_freq": str(size.report_every),
         "util.run_dir": str(run_dir),
     }
@@ -150,6 +152,17 @@ def run_config(folder: Path, labels: str, run_dir: Path, size: Size) -> FrozenMu
     if labels == RELABEL:
         use = {"data.relabel.path": str(folder / "labels"), "data.relabel.insist": "True"}  # random maps
     return load_config("", flags | use)
+
+
+def run_records(
+    folder: Path, kinds: tuple[str, ...], size: Size, device: torch.device
+) -> dict[str, list[dict[str, float]]]:
+    """Train runs of each kind of labels in turn; return the records of each."""
+    records: dict[str, list[dict[str, float]]] = {labels: [] for labels in kinds}
+    runs = [(number, labels) for number in range(size.runs) for labels in kinds]
+    for number, labels in with_progress(runs, "training from files", "runs"):
+        records[labels] += run(folder, labels, number, size, device)
+    return records
 
 
 def run(folder: Path, labels: str, number: int, size: Size, device: torch.device) -> list[dict[str, float]]:

@@ -112,17 +112,28 @@ def report(
     for remark in remarks:
         console.print(remark, highlight=False)
     if json_file:
-        result = {
-            "title": title,
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": _machine(),
-            "figures": [asdict(figure) for figure in figures],
-            "remarks": list(remarks),
-            **(details or {}),
-        }
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(result, indent=2) + "\n")
+        write_result(title, figures, remarks, json_file, details)
         console.print(f"written: {json_file}", highlight=False)
+
+
+def write_result(
+    title: str,
+    figures: Sequence[Figure],
+    remarks: Sequence[str],
+    json_file: Path,
+    details: Mapping[str, object] | None = None,
+) -> None:
+    """Write the JSON file, with date, machine and versions."""
+    result = {
+        "title": title,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": _machine(),
+        "figures": [asdict(figure) for figure in figures],
+        "remarks": list(remarks),
+        **(details or {}),
+    }
+    json_file.parent.mkdir(parents=True, exist_ok=True)
+    json_file.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def _machine() -> dict[str, object]:

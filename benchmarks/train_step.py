@@ -6,7 +6,7 @@ over time (clocks, memory, other programs) affects both; the order within a pair
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import comb
@@ -70,21 +70,12 @@ def main() -> None:
     original = replace(relabelled, scores=None, classes=None)
     with tempfile.TemporaryDirectory() as folder:
         trainer = memory_trainer(Path(folder), size.arch, size.crop, size.batch, device)
-        seconds = paired_seconds(trainer, (original, relabelled), size.pairs, size.steps)
-        parts = part_seconds(trainer, original, relabelled, on_host, size)
-    percent = 100 * (seconds[:, 1] / seconds[:, 0] - 1)
-    figures = [
-        Figure.of("whole step, original labels", "ms", 1e3 * seconds[:, 0]),
-        Figure.of("whole step, ReLabel", "ms", 1e3 * seconds[:, 1]),
-        Figure.of("ReLabel against original labels, same pair", "%", percent),
-        *part_figures(parts),
-    ]
-    low, high = median_interval(percent)
+        figures, interval = pair_figures(trainer, ([original], [relabelled]), size)
+        figures += part_figures(part_seconds(trainer, original, relabelled, on_host, size))
     remarks = [
         f"{size.arch} at {size.crop} px, batch {size.batch}, {trainer.precision.name} on {device}, {K:,} classes, maps "
         f"{list(SHAPE)}; {size.steps} update(s) a measurement; the batch lies on the device, both arms share it",
-        f"median of the pairs: {np.median(percent):+.2f} %, 95 % interval {low:+.2f} to {high:+.2f} % (from order "
-        "statistics, whatever the distribution); target: at most +0.5 %",
+        interval,
         "2021: dense label maps [B, K, h, w] made on the CPU, moved to the device, then torchvision's roi_align",
     ]
     report("a training step with label maps and without", figures, remarks, options.json)
@@ -103,7 +94,37 @@ def random_batch(count: int, crop: int, num_classes: int = K) -> Batch:
     return collate(samples)
 
 
-def memory_trainer(folder: Path, arch: str, crop: int, batch: int, device: torch.device) -> Trainer:
+def pair_figures(
+    trainer: Trainer, arms: tuple[list[Batch], list[Batch]], size: Size, kind: str = ""
+) -> tuple[list[Figure], str]:
+    """Time pairs of steps.
+
+    Args:
+        trainer: of `memory_trainer`.
+        arms: the micro-batches of an update, of original labels and of ReLabel.
+        size: of the measurement.
+        kind: of the update, for the names of the figures.
+
+    Returns:
+        The figures, and a remark about the median's interval.
+    """
+    seconds = paired_seconds(trainer, arms, size.pairs, size.steps)
+    percent = 100 * (seconds[:, 1] / seconds[:, 0] - 1)
+    figures = [
+        Figure.of(f"whole step{kind}, original labels", "ms", 1e3 * seconds[:, 0]),
+        Figure.of(f"whole step{kind}, ReLabel", "ms", 1e3 * seconds[:, 1]),
+        Figure.of(f"ReLabel against original labels{kind}, same pair", "%", percent),
+    ]
+    low, high = median_interval(percent)
+    return figures, (
+        f"median of the pairs{kind}: {np.median(percent):+.2f} %, 95 % interval {low:+.2f} to {high:+.2f} % (from "
+        "order statistics, whatever the distribution); target: at most +0.5 %"
+    )
+
+
+def memory_trainer(
+    folder: Path, arch: str, crop: int, batch: int, device: torch.device, changed: Mapping[str, str] | None = None
+) -> Trainer:
     """Make the trainer that main.py builds from base.yaml for ImageNet, ready for `train_step`; nothing is read.
 
     Args:
@@ -112,6 +133,7 @@ def memory_trainer(folder: Path, arch: str, crop: int, batch: int, device: torch
         crop: side of the images, pixels.
         batch: images per update.
         device: where it trains.
+        changed: more of the config.
 
     Returns:
         A trainer for batches with label maps and without; a batch's own maps decide which target is made.
@@ -119,7 +141,7 @@ def memory_trainer(folder: Path, arch: str, crop: int, batch: int, device: torch
     for split in ("train", "val"):
         (folder / split).mkdir()
     flags = {"model.arch": arch, "data.image_size": str(crop), "optim.batch_size": str(batch), "compute.seed": "0"}
-    flags |= {"data.data_path": str(folder), "util.run_dir": str(folder)}
+    flags |= {"data.data_path": str(folder), "util.run_dir": str(folder)} | dict(changed or {})
     config = load_config("", flags | {"data.relabel.path": str(folder / "train")})
     names = [f"n{number:08d}" for number in range(K)]
     images = ImageList.of_folder(folder, names, np.zeros(IMAGES, "S1"), np.zeros(IMAGES, np.int32))
@@ -130,10 +152,10 @@ def memory_trainer(folder: Path, arch: str, crop: int, batch: int, device: torch
     return trainer
 
 
-def paired_seconds(trainer: Trainer, arms: Sequence[Batch], pairs: int, steps: int) -> np.ndarray:
+def paired_seconds(trainer: Trainer, arms: Sequence[list[Batch]], pairs: int, steps: int) -> np.ndarray:
     """Return seconds per update, float64 [pairs, arms]; the arms of a pair in random order, one after the other."""
-    for batch in arms:
-        run_steps(trainer, batch, WARM_UP)
+    for batches in arms:
+        run_steps(trainer, batches, WARM_UP)
     rng = np.random.default_rng(0)
     seconds = np.empty((pairs, len(arms)))
     for pair in with_progress(range(pairs), "pairs of steps", "pairs"):
@@ -144,10 +166,10 @@ def paired_seconds(trainer: Trainer, arms: Sequence[Batch], pairs: int, steps: i
     return seconds
 
 
-def run_steps(trainer: Trainer, batch: Batch, steps: int) -> None:
-    """So many updates on one batch; back when the device has done them."""
+def run_steps(trainer: Trainer, batches: list[Batch], steps: int) -> None:
+    """So many updates on the same micro-batches; back when the device has done them."""
     for _ in range(steps):
-        trainer.train_step([batch])
+        trainer.train_step(batches)
     synchronize(trainer.process.device)
 
 
