@@ -34,7 +34,8 @@ class Teacher:
         data_config: what it expects of its input; its size as trained with or as requested.
         class_source: where the class names are from, as text.
         description: plain JSON: arch, library, library_version, weights (the file's name, not its path),
-            weights_sha256, head, mean_is_logits, merged (folder -> the indices of the classes that it stands for).
+            weights_sha256, head, mean_is_logits, merged (folder -> the indices of the classes that it stands for),
+            merged_by ("mean"; absent: the sum).
         note: ", " and what is to be said of how the weights were found; or "".
     """
 
@@ -56,6 +57,7 @@ def load_teacher(
     only_data_classes: bool = False,
     given: Mapping[str, Any] | None = None,
     per_cell: bool = True,
+    merge: str = "sum",
     advice: str = "Correct --arch or --weights.",
     input_flags: str = "--size, --mean, --std, --interpolation",
 ) -> Teacher:
@@ -69,6 +71,7 @@ def load_teacher(
         only_data_classes: leave out the teacher's other classes; needs data_classes.
         given: field of DataConfig -> value that replaces the teacher's own.
         per_cell: False: keep the classifier unchanged; its network returns logits [B, K] of whole images.
+        merge: sum or mean, of the probabilities of classes with one folder.
         advice: for messages, names the flags that select the network and its weights.
         input_flags: for messages, names the flags of what is given.
 
@@ -97,9 +100,11 @@ def load_teacher(
         network = fully_convolutional(model)
         description |= {"head": network.head, "mean_is_logits": network.mean_is_logits and not is_merged}
     if order.groups is not None:
-        network = MergedClasses(network, order.groups)
+        network = MergedClasses(network, order.groups, merge == "mean")
         merged = zip(order.names or (), order.groups, strict=True)
         description["merged"] = {folder: logits for folder, logits in merged if len(logits) > 1}
+        if merge != "sum" and description["merged"]:
+            description["merged_by"] = merge
     if weights == RANDOM and is_first_of_node():
         warning = f"warning: {arch} has RANDOM WEIGHTS and its label maps are MEANINGLESS: only for trials"
         print_lines(warning, sys.stderr)

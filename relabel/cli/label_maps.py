@@ -54,6 +54,7 @@ def annotate(
     batch_size: Positive = 32,
     num_workers: Count = 4,
     decoder: Literal["auto", "simplejpeg", "pillow"] = "auto",
+    merge: Literal["sum", "mean"] = "sum",
     only_folders: bool = False,
     unlabelled: bool = False,
     on_error: Literal["stop", "skip"] = "stop",
@@ -77,7 +78,7 @@ def annotate(
             another trainer. The teacher must know all classes of IMAGES by name.
         classes: the teacher's classes, in order, if its weights do not name them: imagenet, or a text file with a class
             per line; or a line NAME<TAB>FOLDER for each class whose folder has another name, which may be one for
-            several: their probabilities add up. none: as the weights name them, else the folders, sorted as text.
+            several: see merge. none: as the weights name them, else the folders, sorted as text.
         size: size to which each whole image is squashed. none: the teacher's own size.
         top_k: classes kept per cell, those with the highest scores. none: 5 as in the paper, or all if there are fewer.
         mean: normalisation mean of red, green and blue, for pixels in 0..1. none: the teacher's own.
@@ -90,6 +91,8 @@ def annotate(
         num_workers: processes that prefetch images, at most one per core; 0: read between forward passes.
         decoder: pillow; or simplejpeg, which reads JPEG files faster, with a few values 1 of 255 higher or lower. auto:
             simplejpeg on a GPU, which pillow would keep waiting; otherwise pillow.
+        merge: of several classes with one folder. sum: their probabilities add up, so where the teacher recognises
+            nothing, the folder with the most classes leads; mean: they are averaged, so there no folder leads.
         only_folders: keep only the classes of the folders of IMAGES, if they are a few of the teacher's many: otherwise
             the others fill most cells.
         unlabelled: the teacher need not know the folders of IMAGES as classes: for data.extra.path.
@@ -112,7 +115,9 @@ def annotate(
             raise UserError("--only_folders needs images in class folders, and no --unlabelled. Leave it out")
         wanted = {"size": size, "mean": mean, "std": std, "interpolation": interpolation}
         given = {name: value for name, value in wanted.items() if value is not None}
-        teacher = load_teacher(arch, weights, folders, class_list=classes, only_data_classes=only_folders, given=given)
+        teacher = load_teacher(
+            arch, weights, folders, class_list=classes, only_data_classes=only_folders, given=given, merge=merge
+        )
         chosen = annotator.decoder_for(decoder, process.device)
         if process.is_main:
             print_lines(_about(found, teacher, process.device.type, chosen))
@@ -139,7 +144,7 @@ def _about(images: "ImageList", teacher: "Teacher", device: str, decoder: str) -
         f"each image is squashed to {rows} x {columns} pixels; decoder: {decoder}",
         f"teacher: {about['arch']} ({about['weights']}{teacher.note}), {teacher.num_classes:,} classes, on {device}; "
         f"head: {about['head']}",
-        f"classes: {teacher.class_source}",
+        f"classes: {teacher.class_source}{'; with --merge mean they are averaged instead' * ('merged_by' in about)}",
         f"input: {teacher.data_config.source}",
     ]
     if not about["mean_is_logits"]:

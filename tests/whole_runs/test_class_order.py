@@ -138,7 +138,7 @@ def test_several_classes_of_a_network_as_one_folder(
     with pytest.raises(UserError, match=r"the first: cat; .*\n.*give --eval.classes FILE, with a line NAME<TAB>FOLDER"):
         report(test_flags)
     content = report(test_flags | {"eval.classes": tmp_path / "list.txt", "eval.predictions": True})
-    assert top1(content) == 100 and content["notes"] == []
+    assert top1(content) == 100 and [note.rpartition(" ")[2] for note in content["notes"]] == ["car"]
     assert "maps 3 of the 4 to cat, dog; the others keep their names; 4 classes become 3" in content["classes"]
     with (test_flags["util.run_dir"] / "predictions-w-val.csv").open() as file:
         assert {row["top5"] for row in csv.DictReader(file)} == {"cat/dog/car", "dog/cat/car"}
@@ -178,11 +178,14 @@ def test_merged_probabilities_add_up_in_every_cell_of_a_map(tmp_path: Path, caps
         Image.effect_noise((80, 60), 90).convert("RGB").save(tmp_path / "train" / name / "a.png")
     classes = f"--classes={write_dogs_and_cats(tmp_path / 'list.txt')}"
     given = ["--arch=timm/test_resnet", f"--weights={tmp_path / 'w.pth'}", "--size=64x96", "--num_workers=0"]
-    for out, more in {"own": ["--unlabelled=True", "--top_k=1000"], "merged": [classes, "--top_k=879"]}.items():
+    merged = [classes, "--top_k=879"]
+    commands = {"own": ["--unlabelled=True", "--top_k=1000"], "merged": merged, "mean": [*merged, "--merge=mean"]}
+    for out, more in commands.items():
         tools.main(["annotate", str(tmp_path / "train"), str(tmp_path / out), *given, "--format=pt", *more])
-    own, merged = (cell_probabilities(tmp_path / out / "dog" / "a.pt") for out in ("own", "merged"))
+    own, merged, mean = (cell_probabilities(tmp_path / out / "dog" / "a.pt") for out in commands)
     torch.testing.assert_close(merged[151], own[DOGS].sum(0))
     torch.testing.assert_close(merged[164], own[CATS].sum(0))
+    torch.testing.assert_close(mean[151] / mean[164], own[DOGS].mean(0) / own[CATS].mean(0))
     torch.testing.assert_close(merged[:151], own[:151])
     assert "classes: ImageNet's wnids, sorted; " in capsys.readouterr().out
     classifier = ["--classifier=timm/test_resnet", f"--classifier_weights={tmp_path / 'w.pth'}", classes]
