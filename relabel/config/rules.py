@@ -186,15 +186,16 @@ def _folders_must_exist(key: str, expected: str, or_tars: bool = False) -> Rule:
     )
 
 
-def _has_no_images(c: Any, split: str) -> bool:
-    """Whether nothing says where the images of a split are."""
-    return c.data.data_path == "" and c.data[split] == "" and not (split == "val" and c.data.val_share)
+def has_images(c: Any, split: str) -> bool:
+    """Whether something says where the images of a split are; those of val may be a share of those of train."""
+    keys = c.data
+    return any((keys.data_path, keys[split], split == "val" and keys.val_share and keys.train))
 
 
 DISK_RULES = (
     Rule(
         "data.data_path",
-        lambda c: (_trains(c) and _has_no_images(c, "train")) or (_needs_val(c) and _has_no_images(c, "val")),
+        lambda c: (_trains(c) and not has_images(c, "train")) or (_needs_val(c) and not has_images(c, "val")),
         _DATA_LAYOUT,
     ),
     Rule(

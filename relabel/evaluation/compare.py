@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,23 @@ from rich.text import Text
 
 from relabel.data.class_names import class_labels
 from relabel.evaluation.predictions import SavedPredictions
-from relabel.evaluation.results import number_table
+from relabel.evaluation.results import ece_and_nll, number_table
 from utils.errors import UserError
 from utils.progress import print_lines
 
 RESAMPLES, SEED = 10_000, 0
 MOST_CHANGED = 5  # classes on the screen that gained, and that lost
 INTERVAL = (2.5, 97.5)  # percentiles of the resampled differences: 95 %
+FIRST, SECOND = "first", "second"
+LONGEST_NAME = 18  # of a run, in a table of 80 columns
+OTHER_SEEDS = "The interval covers the choice of images, not the seed: train with others too."
+
+
+def names_of(first: SavedPredictions, second: SavedPredictions) -> tuple[str, str]:
+    """Return the names of the two run folders, or "first" and "second" if they are in one or have the same name."""
+    names = [saved.path.absolute().parent.name for saved in (first, second)]
+    one, other = (name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in names)
+    return (one, other) if one != other else (FIRST, SECOND)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +70,7 @@ def compare(first: SavedPredictions, second: SavedPredictions) -> list[Differenc
             f"{first.path} and {second.path} contain the same predictions: they are the same file, or of the same "
             "weights. Give the predictions of two checkpoints"
         )
-    correct = [np.array(saved.top1) == np.array(saved.labels) for saved in (first, second)]
-    differences = [paired_difference("top1_percent", *correct)]
+    differences = [paired_difference("top1_percent", first.correct, second.correct)]
     if first.in_set is not None and second.in_set is not None:
         in_set = np.array([first.in_set, second.in_set])
         labelled = (in_set != "").all(axis=0)
@@ -97,8 +105,14 @@ def paired_difference(metric: str, first: np.ndarray, second: np.ndarray) -> Dif
 
 def only_right(first: SavedPredictions, second: SavedPredictions) -> list[str]:
     """Return for each image "first" or "second" if only that one classifies it correctly, else ""."""
-    rows = zip(first.labels, first.top1, second.top1, strict=True)
-    return ["" if (a == label) == (b == label) else "first" if a == label else "second" for label, a, b in rows]
+    pairs = zip(first.correct.tolist(), second.correct.tolist(), strict=True)
+    return ["" if one == other else FIRST if one else SECOND for one, other in pairs]
+
+
+def readable_names(first: SavedPredictions, second: SavedPredictions) -> dict[str, str]:
+    """Return class -> readable name, for the labels and answers; "" is the answer "no class"."""
+    labels = sorted({*first.labels, *first.top1, *second.top1})
+    return dict(zip(labels, class_labels(labels), strict=True)) | {"": "no class"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,24 +163,39 @@ def _check_same_images(first: SavedPredictions, second: SavedPredictions) -> Non
             )
 
 
-def print_differences(first: Path, second: Path, differences: Sequence[Difference]) -> None:
-    """Print a table with a column for each metric, and a verdict on each."""
-    console = Console()
-    console.print(f"\nfirst:  {first}\nsecond: {second}", highlight=False, markup=False, soft_wrap=True)
+def print_differences(first: SavedPredictions, second: SavedPredictions, differences: Sequence[Difference]) -> None:
+    """Print a table with a column for each metric, a verdict on each, and the calibration of both."""
+    console, names = Console(), names_of(first, second)
+    one, other = names
+    width = max(map(len, names)) + 1
+    files = "\n".join(f"{name + ':':<{width}} {saved.path}" for name, saved in zip(names, (first, second), strict=True))
+    console.print(f"\n{files}", highlight=False, markup=False, soft_wrap=True)
     table = number_table("", [d.metric for d in differences])
-    table.add_row("images", *(f"{d.n:,}" for d in differences))
-    table.add_row("first", *(f"{d.first_percent:.2f} %" for d in differences))
-    table.add_row("second", *(f"{d.second_percent:.2f} %" for d in differences))
-    table.add_row("only the first is right", *(f"{d.only_first:,}" for d in differences))
-    table.add_row("only the second is right", *(f"{d.only_second:,}" for d in differences))
-    table.add_row("second - first, points", *(f"{d.difference_points:+.2f}" for d in differences))
-    table.add_row("95 % interval", *(f"{d.low95:+.2f} to {d.high95:+.2f}" for d in differences))
+    rows = {
+        "images": [f"{d.n:,}" for d in differences],
+        one: [f"{d.first_percent:.2f} %" for d in differences],
+        other: [f"{d.second_percent:.2f} %" for d in differences],
+        f"only {one} is right": [f"{d.only_first:,}" for d in differences],
+        f"only {other} is right": [f"{d.only_second:,}" for d in differences],
+        f"{other} - {one}, points": [f"{d.difference_points:+.2f}" for d in differences],
+        "95 % interval": [f"{d.low95:+.2f} to {d.high95:+.2f}" for d in differences],
+    }
+    for name, cells in rows.items():
+        table.add_row(Text(name), *cells)
     console.print(table)
     for d in differences:
-        console.print(f"{d.metric}: {verdict(d)}", highlight=False)
+        print_lines(f"{d.metric}: {verdict(d, names)}")
+    print_lines(OTHER_SEEDS)
+    found = zip(names, map(calibration, (first, second)), strict=True)
+    print_lines("\n".join(f"{name + ':':<{width}} ECE {ece:.1f} %, NLL {nll:.3f} nats" for name, (ece, nll) in found))
 
 
-def print_changes(changes: Sequence[ClassChange]) -> None:
+def calibration(saved: SavedPredictions) -> tuple[float, float]:
+    """Return ECE in percent and NLL in nats, which depend on all probabilities, not only on which class is first."""
+    return ece_and_nll(saved.top1_probability, saved.correct, saved.label_probability)
+
+
+def print_changes(changes: Sequence[ClassChange], names: tuple[str, str]) -> None:
     """Print the classes that gained and lost most, 80 characters wide; nothing if there is one class or no change."""
     gained, lost = ([c for c in changes if sign * c.gain > 0] for sign in (1, -1))
     if len(changes) < 2 or not gained + lost:
@@ -174,7 +203,7 @@ def print_changes(changes: Sequence[ClassChange]) -> None:
     console = Console()
     heading = f"\nof {len(changes):,} classes, {len(gained):,} gained and {len(lost):,} lost, counted in images"
     console.print(heading, highlight=False)
-    table = number_table("class", ["images", "only first right", "only second right", "gain"])
+    table = number_table("class", ["images", *(f"only {name}" for name in names), "gain"])
     table.columns[0].overflow, table.columns[0].max_width = "ellipsis", 28
     for change in [*gained[:MOST_CHANGED], *lost[-MOST_CHANGED:]]:
         counts = (f"{n:,}" for n in (change.images, change.only_first, change.only_second))
@@ -184,20 +213,20 @@ def print_changes(changes: Sequence[ClassChange]) -> None:
 
 
 def print_moved(first: SavedPredictions, second: SavedPredictions) -> None:
-    """Print the first images that only one classifies correctly."""
-    only = only_right(first, second)
-    for which in ("first", "second"):
-        images = [image for image, right in zip(first.images, only, strict=True) if right == which]
-        for image in images[:MOST_CHANGED]:
-            print_lines(f"only the {which} is right: {image}")
-        if len(images) > MOST_CHANGED:
-            print_lines(f"only the {which} is right: {len(images) - MOST_CHANGED:,} more; --json FILE lists all")
+    """Print the first images that only one classifies correctly, with the answer of the other."""
+    only, names, labels = only_right(first, second), names_of(first, second), readable_names(first, second)
+    for which, (name, other), wrong in ((FIRST, names, second), (SECOND, names[::-1], first)):
+        moved = [row for row, right in enumerate(only) if right == which]
+        for row in moved[:MOST_CHANGED]:
+            print_lines(f"only {name} is right: {first.images[row]} ({other}: {labels[wrong.top1[row]]})")
+        if len(moved) > MOST_CHANGED:
+            print_lines(f"only {name} is right: {len(moved) - MOST_CHANGED:,} more; --json FILE lists all")
 
 
-def verdict(difference: Difference) -> str:
+def verdict(difference: Difference, names: tuple[str, str]) -> str:
     """Return the conclusion from an interval, in words."""
     if difference.low95 > 0 or difference.high95 < 0:
-        return f"the {'second' if difference.low95 > 0 else 'first'} is better on images like these"
+        return f"{names[difference.low95 > 0]} is better on images like these"
     if not difference.only_first + difference.only_second:
         return "both are right on the same images, which gives no interval for other images"
     return "the difference is within the uncertainty of these images"
@@ -209,13 +238,21 @@ def as_record(
     differences: Sequence[Difference],
     changes: Sequence[ClassChange],
 ) -> dict[str, Any]:
-    """Return plain values for JSON; `images` are those that only the first or only the second classifies correctly."""
-    images, only = first.images, only_right(first, second)
+    """Return plain values for JSON; `images` are those that only one classifies correctly, with both answers."""
+    rows = zip(first.images, only_right(first, second), first.labels, first.top1, second.top1, strict=True)
     return {
         "first": str(first.path),
         "second": str(second.path),
         "interval": f"bootstrap over images, {RESAMPLES:,} resamples, seed {SEED}",
         "differences": [asdict(difference) for difference in differences],
         "classes": [{**asdict(change), "gain": change.gain} for change in changes],
-        "images": {name: only for name, only in zip(images, only, strict=True) if only},
+        "calibration": {
+            which: dict(zip(("ece_percent", "nll_nats"), calibration(saved), strict=True))
+            for which, saved in ((FIRST, first), (SECOND, second))
+        },
+        "images": {
+            name: {"right": right, "label": label, FIRST: one, SECOND: other}
+            for name, right, label, one, other in rows
+            if right
+        },
     }

@@ -10,16 +10,19 @@ is there if own labels were given: 1 if top1 is one of the image's, 0 if not, em
 import csv
 import glob
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from relabel.stores.packed import sha256_of
 from relabel.training.validation import NO_CLASS, Predictions
 from utils.checkpoint import LAST
 from utils.errors import UserError, listed, naming, with_advice
-from utils.files import replacing
+from utils.files import read_json, replacing
 from utils.progress import command_lines
 from utils.run_log import CONFIG
 
@@ -28,6 +31,7 @@ IN_SET = "in_set"
 BETWEEN_CLASSES = "/"
 ADVICE = "Give the CSV file that an evaluation with --eval.predictions True writes, or its run folder"
 CHECKPOINTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
+ORIGINS = "predictions"  # entry of an evaluation's JSON: CSV file -> sha256 of the checkpoint
 
 
 def write_predictions(path: Path, predictions: Predictions, in_set: np.ndarray | None = None) -> None:
@@ -82,6 +86,26 @@ class SavedPredictions:
     label_probability: np.ndarray
     in_set: tuple[str, ...] | None
 
+    @property
+    def correct(self) -> np.ndarray:
+        """Whether the top-1 class is the label, bool [N]."""
+        return np.array(self.top1) == np.array(self.labels)
+
+
+def origins(record: Path, written: Sequence[Path], weights: Path) -> dict[str, str]:
+    """Return CSV file -> sha256 of the checkpoint that made it, for an evaluation's JSON.
+
+    Args:
+        record: the JSON; the entries of an earlier evaluation are kept, because so are its files.
+        written: the CSV files of this evaluation.
+        weights: the checkpoint, if it is a file.
+    """
+    earlier: dict[str, str] = {}
+    with suppress(UserError, KeyError, TypeError):
+        earlier = dict(read_json(record, "expected an evaluation")[ORIGINS])
+    digest = sha256_of(weights) if written and weights.is_file() else ""
+    return earlier | {path.name: digest for path in written}
+
 
 def find_predictions(given: Path) -> Path:
     """Return the CSV file that is meant: the given one, or the only one of a run folder.
@@ -105,20 +129,47 @@ def find_predictions(given: Path) -> Path:
     if found:
         problem = problem if len(found) == 1 else f"found {len(found)} files of predictions here; expected one of them"
         raise UserError(f"{given}: {problem}. Give{listed([str(path) for path in found])}")
+    command = _evaluate_command(weights, weights.parent, ["--data.data_path", "DATA"], {"predictions": True})
+    raise UserError(f"{given}: {problem}. This command writes it:\n{command}")
+
+
+def _evaluate_command(weights: Path, folder: Path, without_config: list[str], keys: Mapping[str, Any]) -> str:
+    """Format the command that evaluates a checkpoint into a folder, with the config of its run if there is one."""
     config = weights.parent / CONFIG
     words = ["python", "-m", "relabel", "evaluate"]
-    words += ["--config-file-path", str(config)] if config.is_file() else ["--data.data_path", "DATA"]
-    words += ["--util.test_weight_file", str(weights), "--eval.predictions", "True"]
-    raise UserError(f"{given}: {problem}. This command writes it:\n{command_lines(words)}")
+    words += ["--config-file-path", str(config)] if config.is_file() else without_config
+    words += ["--util.test_weight_file", str(weights), "--util.run_dir", str(folder)]
+    words += [word for key, value in keys.items() if value for word in (f"--eval.{key}", str(value))]
+    return command_lines(words)
+
+
+def _check_current(path: Path) -> None:
+    """Raise UserError if the checkpoint has changed since this CSV file was written, as when its run was continued."""
+    for record_path in sorted(path.parent.glob("evaluation-*.json")):
+        with suppress(UserError, KeyError, TypeError):  # one of an earlier version does not say
+            record = read_json(record_path, "expected an evaluation")
+            digest, given = record[ORIGINS][path.name], Path(record["weights"])
+            weights = next((file for file in (given, path.parent / given.name) if file.is_file()), None)
+            keys, data = dict(record["eval"]), ["--data.val", record["data"], "--model.arch", record["arch"]]
+            if digest and weights and sha256_of(weights) != digest:
+                break
+    else:
+        return
+    command = _evaluate_command(weights, path.parent, data if data[1] else data[2:], keys)
+    raise UserError(
+        f"{path}: {weights} has changed since it made these predictions. Evaluate it again:\n{command}\n"
+        "  Or copy the file to another folder, to use it as it is."
+    )
 
 
 def read_predictions(given: Path) -> SavedPredictions:
     """Read and check the CSV file of one checkpoint, given as in `find_predictions`.
 
     Raises:
-        UserError: it is not such a file; the message gives the first invalid line or value.
+        UserError: it is not such a file, with the first invalid line or value; or its checkpoint has changed since.
     """
     path = find_predictions(given)
+    _check_current(path)
     with with_advice(ADVICE), naming(path):
         header, rows = _read_csv(path)
         if not rows:

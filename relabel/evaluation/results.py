@@ -55,12 +55,19 @@ def accuracy_results(name: str, predictions: Predictions, protocol: str) -> list
 def calibration_results(name: str, predictions: Predictions) -> list[Result]:
     """Return ECE and NLL on the image set of this name; the NLL clips probabilities at float32's smallest (87 nats)."""
     n = len(predictions)
-    ece = expected_calibration_error(predictions.top1_probability, predictions.correct)
-    clipped = np.maximum(predictions.label_probability.astype(np.float64), np.finfo(np.float32).tiny)
+    ece, nll = ece_and_nll(predictions.top1_probability, predictions.correct, predictions.label_probability)
     return [
         Result(name, "ece_percent", ece, n, "top-1, 15 equal bins"),
-        Result(name, "nll_nats", abs(float(np.log(clipped).mean())), n, "of the label"),
+        Result(name, "nll_nats", nll, n, "of the label"),
     ]
+
+
+def ece_and_nll(
+    top1_probability: np.ndarray, correct: np.ndarray, label_probability: np.ndarray
+) -> tuple[float, float]:
+    """Return the ECE in percent and the NLL in nats; all arrays are [N]."""
+    clipped = np.maximum(label_probability.astype(np.float64), np.finfo(np.float32).tiny)
+    return expected_calibration_error(top1_probability, correct), abs(float(np.log(clipped).mean()))
 
 
 def percent(correct: np.ndarray) -> float:

@@ -4,9 +4,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from relabel.data.class_names import class_labels
 from relabel.data.decode import ImageFile
-from relabel.evaluation.compare import Difference, only_right, verdict
+from relabel.evaluation.compare import Difference, names_of, only_right, readable_names, verdict
 from relabel.evaluation.predictions import SavedPredictions
 from relabel.figures import panels
 from relabel.figures.colours import INK, MUTED, WARNING
@@ -15,7 +14,6 @@ from relabel.figures.panels import LINE, SMALL
 from utils.errors import UserError, with_advice
 
 COLUMNS, TILE_INCHES, HEADING = 4, 2.3, 0.95
-INDENT = 0.36  # inches; room for "1st" and "2nd"
 
 
 @panels.styled
@@ -38,25 +36,26 @@ def draw_comparison_sheet(
     is_moved = np.array([moved != "" for moved in only_right(first, second)])
     rows = np.lexsort((-difference, ~is_moved))[:count].tolist()
     pixels = [_read(images, first.images[row]) for row in rows]
-    labels = sorted({*first.labels, *first.top1, *second.top1})
-    names = dict(zip(labels, class_labels(labels), strict=True)) | {"": "no class"}
+    names, runs = readable_names(first, second), names_of(first, second)
+    indent = max(map(panels.text_width, runs)) + panels.GAP
     figure, heading, tiles = panels.tiles(pixels, COLUMNS, TILE_INCHES, 5, HEADING)
-    panels.write_line(heading, 0.2, f"1st: {first.path}")
-    panels.write_line(heading, 0.2 + LINE, f"2nd: {second.path}")
+    panels.write_line(heading, 0.2, f"{runs[0]}: {first.path}")
+    panels.write_line(heading, 0.2 + LINE, f"{runs[1]}: {second.path}")
     legend = "first those that only one has right; label in bold; predictions with their probability, red if wrong"
-    outcome = f"top-1 {top1.first_percent:.2f} % → {top1.second_percent:.2f} % of {top1.n:,} images: {verdict(top1)}"
+    change = f"top-1 {top1.first_percent:.2f} % → {top1.second_percent:.2f} % of {top1.n:,} images"
+    outcome = f"{change}: {verdict(top1, runs)}"
     panels.write_line(heading, 0.2 + 2 * LINE, outcome)
     panels.write_line(heading, 0.2 + 3 * LINE, legend, color=MUTED)
     for row, image, ((panel,), area) in zip(rows, pixels, tiles, strict=True):
         panels.draw_image(panel, image)
         label = first.labels[row]
         panels.write_line(area, LINE, names[label], weight="bold")
-        for line, (which, made) in enumerate((("1st", first), ("2nd", second)), 2):
+        for line, (which, made) in enumerate(zip(runs, (first, second), strict=True), 2):
             predicted = made.top1[row]
             text, colour = (names[predicted], INK) if predicted == label else (f"≠ {names[predicted]}", WARNING)
             share = panels.percent(float(made.top1_probability[row]))
             panels.write_line(area, line * LINE, which, color=MUTED)
-            panels.write_line(area, line * LINE, text, share, INDENT, color=colour)
+            panels.write_line(area, line * LINE, text, share, indent, color=colour)
         shares = " → ".join(panels.percent(float(made.label_probability[row])) for made in (first, second))
         panels.write_line(area, 4 * LINE, f"of the label: {shares}", color=MUTED)
         file = panels.fitted_name(first.images[row], TILE_INCHES)

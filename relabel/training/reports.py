@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from models.data_config import DataConfig
+from utils.checkpoint import BEST, LAST
 from utils.progress import command_lines, counted, duration
 from utils.run_log import CONFIG
 
@@ -92,24 +93,22 @@ def closing_lines(
     )
 
 
-def next_commands(folder: Path, weights: Path, images: Sequence[str] | None, image: str) -> str:
+def next_commands(folder: Path, images: Sequence[str] | None, image: str) -> str:
     """Format the two commands that most people type after a run.
 
     Args:
         folder: of the run.
-        weights: the checkpoint to use.
         images: words for the training images that the network could label as a teacher; None: it was trained with
             label maps itself.
         image: path of a validation image.
     """
     tool = ["python", "-m", "relabel"]
-    evaluate = [*tool, "evaluate", "--config-file-path", str(folder / CONFIG), "--util.test_weight_file", str(weights)]
+    evaluate = ["evaluate", "--config-file-path", str(folder / CONFIG), "--util.test_weight_file", str(folder / LAST)]
     evaluate += ["--eval.predictions", "True"]  # which `compare` reads
     if images:
-        title, then = (
-            "label maps for these images, by this network",
-            [*tool, "annotate", images[0], str(folder / "labels"), *images[1:], "--weights", str(weights)],
-        )
+        title = "label maps for these images, by this network"
+        then = ["annotate", images[0], str(folder / "labels"), *images[1:], "--weights", str(folder / BEST)]
     else:
-        title, then = "classify an image", [*tool, "predict", str(weights), image]
-    return f"evaluate:\n{command_lines(evaluate)}\n{title}:\n{command_lines(then)}"
+        title, then = "classify an image", ["predict", str(folder), image]
+    why = "the last, to compare runs: the best was chosen on these images"
+    return f"evaluate ({why}):\n{command_lines([*tool, *evaluate])}\n{title}:\n{command_lines([*tool, *then])}"

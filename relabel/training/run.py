@@ -235,7 +235,7 @@ def closing(config: FrozenMunch, data: TrainingData, trainer: Trainer) -> str:
     images = data.images.words() if is_teacher else None
     first = data.val.path(0)
     image = str(first) if isinstance(first, Path) else "IMAGE.jpg"  # in a tar file there is no path
-    return f"{trainer.result}\n{next_commands(trainer.folder, trainer.folder / BEST, images, image)}"
+    return f"{trainer.result}\n{next_commands(trainer.folder, images, image)}"
 
 
 def _can_make_maps(config: FrozenMunch, trainer: Trainer) -> bool:

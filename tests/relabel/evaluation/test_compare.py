@@ -65,9 +65,10 @@ def test_the_interval_is_that_of_resampled_images(n: int, both: int, one: int, o
 
 def test_the_verdict_follows_the_interval() -> None:
     right, half = np.ones(100, bool), np.arange(100) % 2 == 0
-    assert verdict(paired_difference("top1_percent", half, right)) == "the second is better on images like these"
-    assert verdict(paired_difference("top1_percent", right, half)) == "the first is better on images like these"
-    assert "within the uncertainty" in verdict(paired_difference("top1_percent", half, ~half))
+    names = "plain", "relabel"
+    assert verdict(paired_difference("top1_percent", half, right), names).startswith("relabel is better")
+    assert verdict(paired_difference("top1_percent", right, half), names).startswith("plain is better")
+    assert "within the uncertainty" in verdict(paired_difference("top1_percent", half, ~half), names)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +101,10 @@ def test_the_command_prints_a_table_of_80_columns_and_writes_json(
         ["+20.00", "+25.00"]
     ]
     record = json.loads((tmp_path / "c.json").read_text())
+    assert record["images"]["b/1.JPEG"] == {"right": "first", "label": "b", "first": "b", "second": "c"}
+    nll = record["calibration"]["first"]["nll_nats"]
+    assert nll == pytest.approx(-np.log([0.9, 0.6, 0.1, 1, 0.2]).mean())
+    assert f"second: ECE {record['calibration']['second']['ece_percent']:.1f} %, NLL " in "\n".join(lines)
     assert record["first"] == str(tmp_path / "1.csv") and record["differences"][0]["only_second"] == 2
     # c and e are right only in the second, b only in the first; a and d are right in both.
     assert [(c["name"], c["gain"]) for c in record["classes"]] == [("c", 1), ("e", 1), ("a", 0), ("d", 0), ("b", -1)]
@@ -110,9 +115,13 @@ def test_the_command_prints_a_table_of_80_columns_and_writes_json(
 
 
 def test_a_run_folder_or_a_checkpoint_leads_to_its_predictions(
-    flags: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flags: Flags, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    start({**flags, "optim.epochs": 1, "optim.warmup.epochs": 0})
+    """Of a flat folder, a share of which validates; after the run has gone on, they are no longer its predictions."""
+    flags |= {"data.data_path": "", "data.train": photos / "train", "data.val_share": 0.3}
+    flags |= {"optim.epochs": 1, "optim.warmup.epochs": 0}
+    start(flags)
+    hint = capsys.readouterr().out.replace("\\\n", "").partition("\nevaluate (")[2].splitlines()[1]
     run, weights = flags["util.run_dir"], flags["util.run_dir"] / "checkpoint-last.pth"
 
     def refused(given: Path) -> str:
@@ -123,12 +132,19 @@ def test_a_run_folder_or_a_checkpoint_leads_to_its_predictions(
 
     remedies = [refused(given).partition("This command writes it:\n")[2] for given in (run, weights)]
     assert remedies[0] == remedies[1]
-    tools.main(shlex.split(remedies[0].replace("\\\n", ""))[3:])
+    assert {*shlex.split(hint)} < {*shlex.split(remedies[0].replace("\\\n", ""))}
+    tools.main(shlex.split(hint)[3:])
+    assert re.search(r"top1_percent +[\d.]+ +9\s", capsys.readouterr().out)
     found = Path(refused(weights).partition("Give\n")[2].strip())
     assert found == run / "predictions-checkpoint-last-val.csv"
     other = save(tmp_path / "other.csv", found.read_text().replace(",0.", ",0.0").splitlines()[1:], HEADER)
     tools.main(["compare", str(run), str(other)])
-    assert f"first:  {found}\nsecond: {other}\n" in capsys.readouterr().out
+    assert re.search(rf"\n{run.name}: +{found}\n", capsys.readouterr().out)
+    start(flags | {"optim.epochs": 2})
+    problem, _, remedy = refused(run).partition("Evaluate it again:\n")
+    assert problem == f"error: {found}: {weights} has changed since it made these predictions. "
+    tools.main(shlex.split(remedy.partition("\n  Or ")[0].replace("\\\n", ""))[3:])
+    tools.main(["compare", str(run), str(other)])
     found.with_name("predictions-checkpoint-best-val.csv").touch()
     assert str(found) in refused(run).splitlines()[-1]
     assert "found no predictions-*.csv in this folder" in refused(tmp_path)

@@ -43,7 +43,7 @@ def test_the_images_that_differ_most_come_first(tmp_path: Path, images: Path, dr
     assert f"top-1 60.00 % → 80.00 % of 5 images: {undecided}" in shown
     shown = shown[shown.index("c") :]  # after the heading
     assert (
-        shown[:6] == ["c", "1st", "≠ a", "50 %", "2nd", "c"]
+        shown[:6] == ["c", "first", "≠ a", "50 %", "second", "c"]
         and shown[shown.index("of the label: 10 % → 90 %") + 1] == "c/1.JPEG"
     )
     assert [text for text in shown if text.startswith("of the label")] == [
