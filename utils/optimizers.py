@@ -14,8 +14,8 @@ SECOND_BETA = 0.999
 class DeviceAdamP(AdamP):
     """The adamp package's AdamP for weights on a GPU: channels last, for which its views fail; and without its waiting.
 
-    It decides on the host, for each weight, whether to project: 108 times in a step of ResNet-50 the host would wait
-    for the GPU.
+    It decides on the host, for each weight, whether to project: 54 to 108 times in a step of ResNet-50 the host would
+    wait for the GPU.
     """
 
     def _channel_view(self, x: Tensor) -> Tensor:
