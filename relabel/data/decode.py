@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 
 from relabel.crop_box import WHOLE_IMAGE, CropBox
+from relabel.data.gpu_decode import GPU_DECODERS, Region, resolve_gpu_decoder
 from relabel.data.images import ImagePath
-from relabel.data.jpeg_rows import damage_in, decode_rows, read_frame
+from relabel.data.jpeg_rows import damage_in, decode_rows, read_frame, usual_jpeg
 from utils.errors import UserError
 
 DECODERS = ("simplejpeg", "pillow")
@@ -65,8 +66,8 @@ class UnreadableImage(UserError):
 
 
 def resolve_decoder(choice: str) -> str:
-    """Return the decoder's name for "auto" or a name. Runs record it: it affects the last bits of the pixels."""
-    return "simplejpeg" if choice == "auto" else choice
+    """Return the decoder's name for "auto", "gpu" or a name. Runs record it: it affects the last bits of the pixels."""
+    return {"auto": "simplejpeg", "gpu": resolve_gpu_decoder()}.get(choice, choice)
 
 
 class ImageFile:
@@ -86,7 +87,8 @@ class ImageFile:
         Args:
             path: of the file, or of a member of a tar file.
             decoder: pillow, or simplejpeg (the default of training and evaluation) for the files that it accepts. Label
-                maps record which one they were made with.
+                maps record which one they were made with. One of GPU_DECODERS: as simplejpeg, where pixels are asked
+                for.
             max_megapixels: larger images are refused, because the pixels promised by a damaged or hostile file could
                 fill the memory.
 
@@ -94,11 +96,11 @@ class ImageFile:
             UnreadableImage: missing, not readable, not an image, or too large.
             UserError: the machine has run out of memory or open files.
         """
-        assert decoder in DECODERS, decoder
-        self.path = path
+        assert decoder in (*DECODERS, *GPU_DECODERS), decoder
+        self.path, self._for_gpu = path, decoder in GPU_DECODERS
         with _naming(self.path):
             self._data = self.path.read_bytes()
-            self._frame = read_frame(self._data) if decoder == "simplejpeg" else None
+            self._frame = read_frame(self._data) if decoder != "pillow" else None
             header = self._frame or self._opened
         self.width, self.height = header.width, header.height
         if self.width * self.height > max_megapixels * 1e6:
@@ -121,16 +123,39 @@ class ImageFile:
         Raises:
             UnreadableImage: the file cannot be decoded. (UserError as above.)
         """
-        left, top, right, bottom = box.pixels(self.width, self.height)
+        region = Region(*box.pixels(self.width, self.height), height, width)
+        return self.cut(region, height, width, interpolation, whole)
+
+    def cut(
+        self, region: Region, height: int, width: int, interpolation: str = "bilinear", whole: bool = False
+    ) -> np.ndarray:
+        """Resize a region, and cut out height x width of the result; the rest as in `resized_crop`."""
+        left, top, right, bottom = region[:4]
         with _naming(self.path):
+            rows = None
             if self._frame and interpolation in FAST_RESIZING:
                 rows = decode_rows(self._data, self._frame, self.height if whole else bottom)
-                if rows is not None:
-                    return _resized(rows[top:bottom, left:right], height, width, interpolation)
-            region = _rgb(self._opened.crop((left, top, right, bottom)))
-            self._check_whole(self._opened.format)
-            resized = region.resize((width, height), RESAMPLING[interpolation])
-            return np.array(resized).transpose(2, 0, 1)  # a copy, because torch warns about read-only arrays
+            if rows is not None:
+                pixels = _resized(rows[top:bottom, left:right], region.height, region.width, interpolation)
+            else:
+                image = _rgb(self._opened.crop((left, top, right, bottom)))
+                self._check_whole(self._opened.format)
+                resized = image.resize((region.width, region.height), RESAMPLING[interpolation])
+                pixels = np.array(resized).transpose(2, 0, 1)  # a copy, because torch warns about read-only arrays
+        if (height, width) == (region.height, region.width):
+            return pixels
+        window = pixels[:, region.row : region.row + height, region.column : region.column + width]
+        return window.transpose(1, 2, 0).copy().transpose(2, 0, 1)
+
+    def encoded(self, check: bool) -> bytes | None:
+        """Return the file as the GPU's decoder takes it; None if the file or the decoder is not for a GPU.
+
+        Args:
+            check: look for damage in the whole file, where there is any, also None: the CPU's decoder decides about it.
+        """
+        if not self._for_gpu or self._frame is None or (check and damage_in(self._data)):
+            return None
+        return usual_jpeg(self._data, self._frame)
 
     def centre_crop(self, size: int, crop_ratio: float | None, interpolation: str = "bilinear") -> np.ndarray:
         """Resize the shorter side to ceil(size / crop_ratio) and cut out the centre, as torchvision does.
@@ -146,12 +171,15 @@ class ImageFile:
         Raises:
             UnreadableImage: the file cannot be decoded. (UserError as above.)
         """
+        return self.cut(self.centre_region(size, crop_ratio), size, size, interpolation)
+
+    def centre_region(self, size: int, crop_ratio: float | None) -> Region:
+        """Return the whole image resized, and where the centre begins, of `centre_crop` with the same arguments."""
         if crop_ratio is None:
-            return self.resized_crop(WHOLE_IMAGE, size, size, interpolation)
+            return Region(0, 0, self.width, self.height, size, size)
         width, height = _resized_size(self.width, self.height, size, crop_ratio)
-        left, top, right, bottom = _middle(width, height, size)
-        resized = self.resized_crop(WHOLE_IMAGE, height, width, interpolation).transpose(1, 2, 0)
-        return resized[top:bottom, left:right].copy().transpose(2, 0, 1)
+        left, top, _, _ = _middle(width, height, size)
+        return Region(0, 0, self.width, self.height, height, width, top, left)
 
     def centre_box(self, size: int, crop_ratio: float | None) -> CropBox:
         """Return the box of `centre_crop` with the same arguments."""

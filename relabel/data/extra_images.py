@@ -6,6 +6,7 @@ images, N..N+M-1 the extra ones.
 """
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import count, islice, pairwise
 from pathlib import Path
@@ -85,6 +86,12 @@ class MixedDataset:
     def __getitem__(self, key: Key) -> Sample:
         """Read the sample of a key. UserError, naming the file, if image or label map is missing or damaged."""
         return self._part(key)[key]
+
+    def on_cpu(self) -> "MixedDataset":
+        """Return the same samples, none of them encoded."""
+        mixed = copy(self)
+        mixed._parts = [part.on_cpu() for part in self._parts]
+        return mixed
 
     def _part(self, key: Key) -> ImageDataset:
         return next(part for part in reversed(self._parts) if key[1] >= part.first)

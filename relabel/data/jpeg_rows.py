@@ -26,6 +26,9 @@ EXPECTED = frozenset((*FRAMES, SCAN, *TABLES, *METADATA))
 STANDALONE = (0x01, *range(0xD0, 0xD9))  # markers without a segment
 # Two application segments give the colour space. This JFIF segment replaces the file's, which libjpeg may warn about.
 JFIF, ADOBE = b"\xff\xe0\x00\x10JFIF\0\x01\x02\0\0\x01\0\x01\0\0", b"\xff\xee\x00\x0eAdobe"
+ADOBE_COLOURS, YCBCR = 15, 1  # position in its segment, and value
+# Sampling factors of each channel: grey; colours of every pixel, of every second pixel of a row, a column, of both.
+USUAL_SAMPLING = {b"\x11"} | {luma + b"\x11\x11" for luma in (b"\x11", b"\x21", b"\x12", b"\x22")}
 # In entropy-coded data a zero follows each 255; restart markers are allowed.
 MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7]")
 # Warnings of libjpeg after which it continues with wrong pixels.
@@ -135,6 +138,31 @@ def decode_rows(data: bytes, frame: JpegFrame, rows: int) -> np.ndarray | None:
         if not left or (height == frame.height and int(left[1]) > MOST_PADDING):
             return None
     return pixels[:rows]
+
+
+def usual_jpeg(data: bytes, frame: JpegFrame) -> bytes | None:
+    """Return the file without metadata if any decoder reads the same image from it; None for an unusual one.
+
+    Usual: baseline, grey or YCbCr, usual sampling factors, and one scan that extends to the end marker.
+    """
+    header, start = frame.header, frame.height_at - 5
+    channels = header[start + 9]
+    ids, sampling = (header[start + i : start + 10 + 3 * channels : 3] for i in (10, 11))
+    scan = header[-8 - 2 * channels :]
+    adobe = header.find(ADOBE)
+    if channels == 1:
+        in_ycbcr = True
+    elif adobe >= 0:
+        in_ycbcr = header[adobe + ADOBE_COLOURS] == YCBCR
+    else:
+        in_ycbcr = ids == b"\1\2\3"
+    if header[start + 1] != SEQUENTIAL_FRAMES[0] or sampling not in USUAL_SAMPLING or not in_ycbcr:
+        return None
+    if scan[1] != SCAN or scan[4] != channels:
+        return None
+    if frame.needs_all_rows and not _is_only_scan(data, frame.scan_at - len(scan), channels):
+        return None
+    return b"".join((header, memoryview(data)[frame.scan_at :]))
 
 
 def damage_in(data: bytes) -> str:

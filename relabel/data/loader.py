@@ -2,7 +2,9 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from itertools import repeat
 from operator import itemgetter
 from typing import Any
@@ -13,15 +15,14 @@ from torch import Tensor
 
 from relabel.augment import Augmentation
 from relabel.crop_box import CropBox
-from relabel.data.dataset import Key, Sample, Samples
+from relabel.data.dataset import NO_PIXELS, Key, Sample, Samples
 from relabel.data.extra_images import ExtraBatches, spread
+from relabel.data.gpu_decode import EncodedImage, EncodedImages, report_fallback
 from relabel.data.skipped_images import SkippedImage
 from relabel.label_map import LabelMap
 from utils.errors import UserError
 from utils.processes.workers import READ_AHEAD, BatchMemory, read_batches
 from utils.random import ORDER, keyed_rng
-
-_NO_PIXELS = np.empty((3, 0, 0), np.uint8)
 
 
 @dataclass(slots=True, eq=False)
@@ -42,6 +43,7 @@ class Batch:
         lighting: float32 [B, 3] or None.
         indices: int64 [B]; image indices in the data set.
         skipped: the images missing from the batch because they cannot be read.
+        encoded: those still to be decoded; until then, `images` holds the others.
     """
 
     images: Tensor
@@ -55,10 +57,11 @@ class Batch:
     lighting: Tensor | None
     indices: Tensor
     skipped: tuple[SkippedImage, ...] = ()
+    encoded: EncodedImages | None = None
 
     def __len__(self) -> int:
         """Return B, the number of images."""
-        return len(self.images)
+        return len(self.labels)
 
     def to(self, device: torch.device) -> "Batch":
         """Copy to the device, with class ids as int64; a copy from pinned memory is asynchronous."""
@@ -67,7 +70,8 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """Copy to page-locked memory; called by DataLoader."""
-        return self.map(Tensor.pin_memory)
+        batch = self.map(lambda tensor: tensor.pin_memory() if tensor.numel() else tensor)
+        return batch if self.encoded is None else replace(batch, encoded=self.encoded.pin_memory())
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         """Return a batch with the function applied to each tensor."""
@@ -76,40 +80,42 @@ class Batch:
         return replace(self, **changed)
 
 
-def collate(items: Sequence[Sample | SkippedImage], memory: BatchMemory | None = None) -> Batch:
+def collate(
+    items: Sequence[Sample | SkippedImage], memory: BatchMemory | None = None, for_files: BatchMemory | None = None
+) -> Batch:
     """Stack samples of one transform, all with label maps or all without.
 
     Args:
         items: the samples; each is read once, in order, and its pixels are copied before the next is read.
-        memory: for the pixels; by default new memory.
+        memory, for_files: for pixels, and for the files of images that are still encoded; by default new memory.
 
     Raises:
         UserError: images were skipped and fewer than two are left; batch norm needs two.
     """
     samples: list[Sample] = []
     skipped: list[SkippedImage] = []
-    pixels = torch.empty(0)
+    pixels, decoded = torch.empty((0, 0, 0, 3), dtype=torch.uint8), 0
+    encoded: dict[int, EncodedImage] = {}  # row of the batch -> file
     for item in items:
         if isinstance(item, SkippedImage):
             skipped.append(item)
             continue
-        image = torch.from_numpy(item.image.transpose(1, 2, 0))
-        if not samples:
-            pixels = (memory or BatchMemory()).take(len(items), *image.shape)
-        pixels[len(samples)] = image
-        samples.append(replace(item, image=_NO_PIXELS))
-    if skipped and len(samples) < 2:
-        raise UserError(
-            f"{len(skipped)} of the {len(items)} images of a batch cannot be read; expected at least two to be left, "
-            f"because batch norm needs two. The first: {skipped[0].path} ({skipped[0].reason})\n"
-            "  Replace these files, or increase --optim.batch_size, so that every micro-batch has more images."
-        )
+        if item.encoded is not None:
+            encoded[len(samples)] = item.encoded
+        else:
+            image = torch.from_numpy(item.image.transpose(1, 2, 0))
+            if not decoded:
+                pixels = (memory or BatchMemory()).take(len(items), *image.shape)
+            pixels[decoded] = image
+            decoded += 1
+        samples.append(replace(item, image=NO_PIXELS, encoded=None))
+    _check_left(len(samples), skipped)
     maps = [sample.label_map for sample in samples if sample.label_map is not None]
     drawn = [sample.augmentation for sample in samples if sample.augmentation is not None]
     assert len(maps) in (0, len(samples)) and len(drawn) in (0, len(samples))
     scores, classes = LabelMap.stack(maps) if maps else (None, None)
     return Batch(
-        images=pixels[: len(samples)].permute(0, 3, 1, 2),
+        images=pixels[:decoded].permute(0, 3, 1, 2),
         labels=torch.tensor([sample.label for sample in samples]),
         boxes=CropBox.stack([sample.box for sample in samples]),
         scores=scores,
@@ -117,7 +123,18 @@ def collate(items: Sequence[Sample | SkippedImage], memory: BatchMemory | None =
         **_stack_augmentations(drawn),
         indices=torch.tensor([sample.index for sample in samples]),
         skipped=tuple(skipped),
+        encoded=EncodedImages.stack(encoded, (for_files or BatchMemory()).take) if encoded else None,
     )
+
+
+def _check_left(left: int, skipped: Sequence[SkippedImage]) -> None:
+    """Raise UserError if images were skipped and fewer than two are left."""
+    if skipped and left < 2:
+        raise UserError(
+            f"{len(skipped)} of the {left + len(skipped)} images of a batch cannot be read; expected at least two to "
+            f"be left, because batch norm needs two. The first: {skipped[0].path} ({skipped[0].reason})\n"
+            "  Replace these files, or increase --optim.batch_size, so that every micro-batch has more images."
+        )
 
 
 def _stack_augmentations(drawn: list[Augmentation]) -> dict[str, Tensor | None]:
@@ -219,10 +236,10 @@ class _Batches:
     """A data set of whole batches: the key of each is the list of its samples' keys."""
 
     def __init__(self, dataset: Any) -> None:
-        self._dataset, self._memory = dataset, BatchMemory()
+        self._dataset, self._memory, self._for_files = dataset, BatchMemory(), BatchMemory()
 
     def __getitem__(self, keys: list[Key]) -> Batch:
-        return collate(Samples(self._dataset, keys), self._memory)
+        return collate(Samples(self._dataset, keys), self._memory, self._for_files)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -235,7 +252,8 @@ class Loader:
         dataset: of samples: an ImageDataset, a MixedDataset, or a SkippingDataset of one.
         batch_sampler: TrainBatches, or a list from `eval_batches`.
         num_workers: processes that decode; 0 decodes in this process. Affects only the speed.
-        device: of the batches; copied to CUDA from pinned memory, during the previous step.
+        device: of the batches; copied to CUDA from pinned memory, during the previous step. It also decodes the
+            images that the data set leaves encoded.
     """
 
     dataset: Any
@@ -250,29 +268,62 @@ class Loader:
         keys = ([batch] for batch in self.batch_sampler)
         batches = read_batches(_Batches(self.dataset), itemgetter(0), keys, self.num_workers, on_cuda, flag)
         if on_cuda:  # pinning has copied them from the workers' memory
-            return _copy_ahead(batches, self.device)
-        return _copied(batches, self.device, (READ_AHEAD + 1) * self.num_workers)
+            return _copy_ahead(batches, self._move)
+        return self._copied(batches)
 
+    def _copied(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Copy each batch from its worker's memory. All memories stay mapped: mapping one takes as long as a copy."""
+        mapped: deque[tuple[Tensor, EncodedImages | None]] = deque(maxlen=(READ_AHEAD + 1) * self.num_workers)
+        for batch in batches:
+            mapped.append((batch.images, batch.encoded))
+            yield self._decoded(replace(batch, images=batch.images.clone())).to(self.device)
 
-def _copied(batches: Iterator[Batch], device: torch.device, memories: int) -> Iterator[Batch]:
-    """Copy each batch from its worker's memory. All memories stay mapped: mapping one takes as long as a copy."""
-    mapped: deque[Tensor] = deque(maxlen=memories)
-    for batch in batches:
-        mapped.append(batch.images)
-        yield replace(batch, images=batch.images.clone()).to(device)
-
-
-def _copy_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Copy one batch ahead on a separate stream, during the previous step."""
-    stream = torch.cuda.Stream(device)
-    waiting: deque[tuple[Batch, torch.cuda.Event]] = deque()
-    for batch in batches:
+    def _move(self, batch: Batch) -> tuple[Batch, torch.cuda.Event]:
+        """Copy a batch to the GPU on a stream of its own, and decode the images that are still encoded."""
+        stream = _copy_stream(self.device)
         with torch.cuda.stream(stream):
-            waiting.append((batch.to(device), stream.record_event()))
-        if len(waiting) > 1:
-            yield _arrived(*waiting.popleft())
-    for last in waiting:
-        yield _arrived(*last)
+            return self._decoded(batch).to(self.device), stream.record_event()
+
+    def _decoded(self, batch: Batch) -> Batch:
+        """Decode the images that are still encoded, on the device.
+
+        Raises:
+            UserError: one cannot be decoded, on the CPU either, or as in `collate`.
+        """
+        if batch.encoded is None:
+            return batch
+        skipped: list[SkippedImage] = []
+
+        def again(key: Key, reason: str) -> np.ndarray | None:
+            sample = self.dataset.on_cpu()[key]
+            if isinstance(sample, SkippedImage):
+                skipped.append(sample)
+                return None
+            report_fallback(str(self.dataset.path(key)), reason)
+            return sample.image
+
+        images, kept = batch.encoded.join(batch.images, self.device, again)
+        batch = replace(batch, images=images, encoded=None, skipped=(*batch.skipped, *skipped))
+        _check_left(len(kept), batch.skipped)
+        return batch.map(lambda tensor: tensor[kept]) if skipped else batch
+
+
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream on which batches arrive: one for the life of the process, because each keeps its memory."""
+    return torch.cuda.Stream(device)
+
+
+def _copy_ahead(batches: Iterator[Batch], move: Callable[[Batch], tuple[Batch, torch.cuda.Event]]) -> Iterator[Batch]:
+    """Move one batch ahead, during the previous step, in a thread: decoding would keep the host from launching it."""
+    waiting: deque[Future[tuple[Batch, torch.cuda.Event]]] = deque()
+    with ThreadPoolExecutor(1) as thread:
+        for batch in batches:
+            waiting.append(thread.submit(move, batch))
+            if len(waiting) > 1:
+                yield _arrived(*waiting.popleft().result())
+        for last in waiting:
+            yield _arrived(*last.result())
 
 
 def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:

@@ -6,35 +6,16 @@ rounds between them, so values differ by 1 of 255, and seldom by more where a fi
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from relabel.data.gpu_decode import Region
+
 BLOCK = 256  # output pixels at a time
 FILTERS = {"bilinear": (0, 1), "bicubic": (1, 2), "lanczos": (2, 3)}  # name -> kind in the kernel, radius
-
-
-@dataclass(frozen=True, slots=True)
-class Region:
-    """What is cut out of an image, and how large it becomes.
-
-    Fields:
-        left, top, right, bottom: of the region, pixels of the image.
-        height, width: of the resized region.
-        row, column: where in the resized region the result begins.
-    """
-
-    left: int
-    top: int
-    right: int
-    bottom: int
-    height: int
-    width: int
-    row: int = 0
-    column: int = 0
 
 
 def resize_regions(
@@ -52,10 +33,7 @@ def resize_regions(
         uint8 [B, 3, height, width]; channels last in memory.
     """
     device = images[0].device
-    numbers = [
-        [image.data_ptr(), *image.shape[1:], r.left, r.top, r.right, r.bottom, r.height, r.width, r.row, r.column]
-        for image, r in zip(images, regions, strict=True)
-    ]
+    numbers = [[image.data_ptr(), *image.shape[1:], *region] for image, region in zip(images, regions, strict=True)]
     assert all(image.is_contiguous() and image.dtype == torch.uint8 for image in images)
     table = torch.tensor(numbers, dtype=torch.int64)
     table = table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table

@@ -53,6 +53,10 @@ class SkippingDataset:
                 raise UserError(f"{error} Or train without it: --data.on_error skip.") from error
             return SkippedImage(str(error.path), error.reason)
 
+    def on_cpu(self) -> "SkippingDataset":
+        """Return the same samples, none of them encoded."""
+        return SkippingDataset(self._dataset.on_cpu(), self._skip)
+
 
 class SkippedImages:
     """The images that a run has skipped so far, the same on every process.
