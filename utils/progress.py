@@ -1,5 +1,6 @@
 """Progress of a long job: a live bar on a terminal, otherwise a line every half minute."""
 
+import re
 import shlex
 import shutil
 import sys
@@ -13,6 +14,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 _LINE_EVERY_S = 30.0
 _AT_SPACES: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+_FLAG = re.compile(r"(?<!\S)(--\S+) (?=[^\s-])")  # and the space before its value
+_TYPED = "python ", "--"  # beginnings of lines to be typed
 
 
 def duration(seconds: float) -> str:
@@ -104,7 +107,8 @@ class JobProgress:
 def print_lines(text: str, stream: TextIO | None = None) -> None:
     """Print lines; on a terminal, one that is too long continues on the next line, indented, at a space.
 
-    A command is left as it is: pasted in two lines, it would run as two.
+    A line to be typed, a command or flags, is left as it is: pasted in two lines, it would run as two. A flag in a
+    sentence stays on one line with its value.
 
     Args:
         text: the lines.
@@ -113,9 +117,10 @@ def print_lines(text: str, stream: TextIO | None = None) -> None:
     stream = stream or sys.stdout
     columns = shutil.get_terminal_size().columns if stream.isatty() else 0
     for line in text.splitlines():
-        if columns and len(line) > columns and not line.lstrip().startswith("python "):
+        if columns and len(line) > columns and not line.lstrip().startswith(_TYPED):
             indent = " " * (len(line) - len(line.lstrip(" ")) + 2)
-            line = textwrap.fill(line, columns, subsequent_indent=indent, **_AT_SPACES)
+            line = _FLAG.sub("\\1\0", line)
+            line = textwrap.fill(line, columns, subsequent_indent=indent, **_AT_SPACES).replace("\0", " ")
         print(line, file=stream, flush=True)
 
 

@@ -182,7 +182,7 @@ def _compare_configs(
         old = " ".join(_flag(key, before[key]) for key in sorted(refused) if key in before)
         raise UserError(
             f"{folder} contains a run with another config:{_differences(refused, before, now)}{lowered}\n"
-            f"  To continue this run, give these keys their old values: {old}"
+            f"  To continue this run, give these keys their old values:\n    {old}"
         )
 
 

@@ -1,7 +1,7 @@
 """Read the command line of main.py into a checked, frozen configuration: base.yaml <- config file <- dotted flags."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,7 +11,8 @@ from utils.config.command_line import HELP_FLAGS, CommandLine
 from utils.config.cross_key_rules import broken_rules, without_effect
 from utils.config.frozen_munch import FrozenMunch
 from utils.config.merge import Merged, annotated, merge
-from utils.config.problems import Setting, report
+from utils.config.problems import COMMAND_LINE, Problem, Setting, report
+from utils.config.yaml_file import read_config_file
 from utils.errors import UserError
 from utils.processes.torchrun import is_first_of_node, torchrun_problems
 from utils.progress import print_lines
@@ -135,4 +136,21 @@ def _resolve(
     # Printing starts nothing, so it needs no folders and no other processes.
     if needs_folders and "util.print_config" not in bad_keys and not settings["util.print_config"].value:
         problems += [*broken_rules(DISK_RULES, settings, bad_keys), *torchrun_problems()]
+        if not is_test and not bad_keys & {"optim.epochs", "util.run_dir"}:
+            problems += _not_lengthened(settings)
     return merged
+
+
+def _not_lengthened(settings: Mapping[str, Setting]) -> Iterator[Problem]:
+    """Yield a problem if the run in the folder has fewer epochs and nobody typed more: the recipe may be the cause."""
+    epochs, file = settings["optim.epochs"], Path(str(settings["util.run_dir"].value), "config.yaml")
+    with suppress(OSError, ValueError):  # reported when the run begins
+        if epochs.where == COMMAND_LINE or not file.is_file():
+            return
+        of_run = read_config_file(file, file.name, SCHEMA)[0].get("optim.epochs", epochs).value
+        if isinstance(of_run, int) and isinstance(epochs.value, int) and of_run < epochs.value:
+            text = (
+                f"the run in {file.parent} has {of_run}; to continue it as it was, add --optim.epochs {of_run}; to "
+                f"train it longer, add --optim.epochs {epochs.value}"
+            )
+            yield Problem(f"optim.epochs = {epochs.value}", epochs.where, text, keys=("optim.epochs",))

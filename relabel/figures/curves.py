@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator
 
 from relabel.figures.colours import INK, OTHER_COLOUR, PALETTE
 from relabel.figures.panels import DPI, fitted_name, plain_axes, save
@@ -19,6 +19,7 @@ from utils.estimates import Estimate
 ROW_INCHES, MARGIN_INCHES, WIDTH_INCHES = 0.42, 0.95, 7.2
 LINE_INCHES, LEGEND_LINE = 0.2, 15  # inches between the last values of two curves; points of a line of a legend
 NAME_INCHES = 3.6  # longest name in a legend
+MOST_TICKS = 10  # on the axis of epochs
 MARKED = 40  # most points of a curve that are marked
 VALIDATION = ("validation top-1 (%)", "top1_percent", " %"), ("validation loss", "loss", "")  # title, record, unit
 FLOOR, NOT_AVERAGED = "loss floor: mean entropy of the targets", "before averaging"
@@ -104,8 +105,16 @@ def _draw_lines(axes: Axes, title: str, lines: Mapping[str, Curve], unit: str = 
     axes.set_title(title, fontsize=12, color=INK, loc="left", pad=8 + LEGEND_LINE * len(ends) * (len(ends) > 1))
     if len(ends) > 1:
         axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), frameon=False, fontsize=10, borderaxespad=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_locator(FixedLocator(_epoch_ticks(max((epoch for _, epoch, _ in ends), default=1.0))))
     plain_axes(axes, "y")
+
+
+def _epoch_ticks(last: float) -> list[int]:
+    """Return at most ten round numbers of epochs, with the last and without 0, which is none."""
+    end = max(1, round(last))
+    steps = [lead * 10**zeros for zeros in range(8) for lead in (1, 2, 5) if lead * 10**zeros * MOST_TICKS >= end]
+    step = next((step for step in steps[:2] if end % step == 0), steps[0])
+    return [*(tick for tick in range(step, end, step) if end - tick > step / 2), end]
 
 
 def _write_ends(axes: Axes, ends: Sequence[tuple[float, float, str]], unit: str) -> None:
@@ -116,7 +125,7 @@ def _write_ends(axes: Axes, ends: Sequence[tuple[float, float, str]], unit: str)
         at = max(value, at + apart * (high - low))
         axes.annotate(
             f"{value:.1f}{unit}" if unit else f"{value:#.3g}", (epoch, at), xytext=(9, 0), textcoords="offset points",
-            fontsize=11, color=colour, va="center", annotation_clip=False,
+            fontsize=11, color=colour, va="center", annotation_clip=False, bbox=UNCROSSED,
         )  # fmt: skip
 
 

@@ -51,6 +51,10 @@ def test_on_a_terminal_lines_fold_at_spaces(
     print_lines(line)
     in_a_file, *folded = capsys.readouterr().out.splitlines()
     assert in_a_file == line and folded == [line[:49], "  a/long-path"]
+    print_lines(f"--typed {'x ' * 30}\nnever ever parts in its middle a --data.flag FOLDER from it")
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "never ever parts in its middle a", "  --data.flag FOLDER from it",
+    ]  # fmt: skip
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     with pytest.raises(SystemExit), exit_on_user_error():
         raise UserError(f"of\n  {line}\n  python {line}")

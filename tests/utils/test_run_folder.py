@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
@@ -331,6 +332,23 @@ def test_more_epochs_continue_a_finished_run_on_the_longer_schedule(
     assert contents(folder) == left
     start(short | typed(str(lowered.value), "optim.epochs"))
     assert "is finished" in capsys.readouterr().out
+
+
+def test_a_run_is_lengthened_only_by_a_typed_number(
+    short: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The recipe has more epochs than the command that began the run, and the flag is forgotten the second time."""
+    start(short)
+    (tmp_path / "recipe.yaml").write_text("optim: {epochs: 2}")
+    flags = {key: str(value) for key, value in short.items() if key != "optim.epochs"}
+    with pytest.raises(UserError, match=r"optim.epochs = 2 \(.*recipe.yaml") as refused:
+        load_config(str(tmp_path / "recipe.yaml"), flags)
+    remedies = re.findall(r"--(optim.epochs) (\d)", str(refused.value))
+    for remedy, outcome in zip(remedies, (" is finished: 1 epoch ", "optim.epochs was 1 and is now "), strict=True):
+        run(load_config(str(tmp_path / "recipe.yaml"), flags | dict([remedy])))
+        assert outcome in capsys.readouterr().out
+    run(load_config(str(tmp_path / "recipe.yaml"), flags))  # the run has grown to what the recipe says
+    assert " is finished: 2 epochs " in capsys.readouterr().out
 
 
 def test_a_refusal_names_the_flags_that_start_another_run_from_these_weights(
