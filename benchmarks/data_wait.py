@@ -26,11 +26,11 @@ from benchmarks.train_step import augment_batch, batch_targets, memory_trainer, 
 from relabel.augment import draw_augmentation
 from relabel.config.load import load_config
 from relabel.crop_box import random_crop_box
+from relabel.data.batch import Batch, collate
 from relabel.data.dataset import ImageDataset, RandomResizedCrop
 from relabel.data.decode import ImageFile, resolve_decoder
 from relabel.data.folders import list_images
 from relabel.data.jpeg_rows import decode_rows, read_frame
-from relabel.data.loader import Batch, collate
 from relabel.training.build import open_training_data
 from relabel.training.run import train
 from relabel.training.trainer import Trainer

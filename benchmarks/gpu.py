@@ -26,9 +26,10 @@ from benchmarks.peers.photos import images_option, link_photos
 from benchmarks.result import Figure, arguments, report, write_result
 from benchmarks.train_step import memory_trainer, pair_figures, random_batch, run_steps, time_parts
 from models.data_config import OF_2021, DataConfig
+from relabel.data.batch import Batch
 from relabel.data.dataset import CenterCrop, ImageDataset
 from relabel.data.decode import DECODERS, resolve_decoder
-from relabel.data.loader import Batch, Loader, eval_batches
+from relabel.data.loader import Loader, eval_batches
 from relabel.training.validation import evaluate
 from utils.errors import UserError, exit_on_user_error
 from utils.processes.distributed import Process, available_cores

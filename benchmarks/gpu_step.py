@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from benchmarks.label_store import K
 from benchmarks.result import Figure, arguments, report
 from benchmarks.train_step import augment_batch, batch_targets, memory_trainer, random_batch, run_steps, time_parts
-from relabel.data.loader import Batch
+from relabel.data.batch import Batch
 from relabel.label_pooling import pool_scores
 from relabel.training.trainer import Trainer
 from utils.errors import UserError, exit_on_user_error

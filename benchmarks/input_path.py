@@ -31,9 +31,10 @@ from benchmarks.result import Figure, arguments, report, with_progress
 from models.data_config import IMAGENET_MEAN, IMAGENET_STD
 from relabel.augment import augment
 from relabel.crop_box import MIN_AREA
+from relabel.data.batch import Batch
 from relabel.data.dataset import ImageDataset, RandomResizedCrop
 from relabel.data.decode import resolve_decoder
-from relabel.data.loader import Batch, Loader, TrainBatches
+from relabel.data.loader import Loader, TrainBatches
 from relabel.data.shards import pack_images
 from relabel.data.sources import open_images
 from relabel.stores.store import LabelStore, open_label_store

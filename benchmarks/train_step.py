@@ -23,9 +23,9 @@ from models.data_config import IMAGENET_MEAN, IMAGENET_STD
 from relabel.augment import augment, draw_augmentation
 from relabel.config.load import load_config
 from relabel.crop_box import MIN_AREA, random_crop_box
+from relabel.data.batch import Batch, collate
 from relabel.data.dataset import Sample
 from relabel.data.images import ImageList
-from relabel.data.loader import Batch, collate
 from relabel.training.build import TrainingData, make_trainer, set_up_device
 from relabel.training.trainer import Trainer
 from utils.precision import Precision

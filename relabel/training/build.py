@@ -10,13 +10,14 @@ from torch import nn
 
 from models.data_config import DataConfig
 from relabel.config.rules import joined_folders
+from relabel.data.batch import Batch
 from relabel.data.dataset import CenterCrop, ImageDataset, RandomResizedCrop
 from relabel.data.decode import resolve_decoder
 from relabel.data.extra_images import ExtraBatches, ExtraRoot, MixedDataset, open_extra_root
 from relabel.data.folders import folder_names
 from relabel.data.images import ImageList
 from relabel.data.keep_list import keep_listed
-from relabel.data.loader import Batch, Loader, TrainBatches, eval_batches, steps_per_epoch
+from relabel.data.loader import Loader, TrainBatches, eval_batches, steps_per_epoch
 from relabel.data.skipped_images import SkippedImages, SkippingDataset
 from relabel.data.sources import divide, named_after, open_split
 from relabel.stores.store import LabelStore, check_one_per_class, check_present, open_label_store

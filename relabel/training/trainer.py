@@ -20,7 +20,7 @@ from models.data_config import DataConfig
 from models.recorded import DATA_CONFIG
 from relabel.augment import augment
 from relabel.cutmix import cutmix
-from relabel.data.loader import Batch
+from relabel.data.batch import Batch
 from relabel.data.skipped_images import SkippedImage, SkippedImages
 from relabel.targets import TargetMaker
 from relabel.training.reports import (

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from models.data_config import DataConfig
 from relabel.augment import normalise
+from relabel.data.batch import Batch
 from relabel.data.images import ImageList
-from relabel.data.loader import Batch
 from utils.metrics import top_classes
 from utils.precision import Precision
 from utils.processes.distributed import Process, sum_over_processes

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from relabel.data.batch import collate
 from relabel.data.dataset import ImageDataset, RandomResizedCrop
 from relabel.data.extra_images import ExtraBatches, MixedDataset, open_extra_root
 from relabel.data.folders import list_images
-from relabel.data.loader import TrainBatches, collate
+from relabel.data.loader import TrainBatches
 from relabel.label_map import LabelMap
 from relabel.stores.pt_folder import write_label_map
 from relabel.stores.store import open_label_store

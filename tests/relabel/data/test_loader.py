@@ -12,10 +12,11 @@ from PIL import Image
 
 from relabel.augment import Augmentation
 from relabel.crop_box import CropBox
+from relabel.data.batch import Batch, collate
 from relabel.data.dataset import CenterCrop, ImageDataset, RandomResizedCrop, Sample
 from relabel.data.extra_images import spread
 from relabel.data.folders import list_images
-from relabel.data.loader import Batch, Loader, TrainBatches, collate, epoch_order, eval_batches, steps_per_epoch
+from relabel.data.loader import Loader, TrainBatches, epoch_order, eval_batches, steps_per_epoch
 from relabel.label_map import LabelMap
 from relabel.stores.pt_folder import write_label_map
 from relabel.stores.store import open_label_store

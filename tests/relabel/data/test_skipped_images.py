@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from relabel.data.batch import Batch
 from relabel.data.dataset import ImageDataset, RandomResizedCrop
 from relabel.data.folders import list_images
-from relabel.data.loader import Batch, Loader, TrainBatches, epoch_order
+from relabel.data.loader import Loader, TrainBatches, epoch_order
 from relabel.data.skipped_images import LIST, SkippedImage, SkippedImages, SkippingDataset
 from relabel.stores.pt_folder import map_path
 from relabel.stores.store import open_label_store
