@@ -51,8 +51,8 @@ def annotate(
     flip: bool = False,
     format: Literal["packed", "pt"] = "packed",
     opt_level: Literal["O0", "O1", "bf16"] = "O1",
-    batch_size: Positive = 32,
-    num_workers: Count = 4,
+    batch_size: Positive | None = None,
+    num_workers: Count = 16,
     decoder: Literal["auto", "simplejpeg", "pillow"] = "auto",
     merge: Literal["sum", "mean"] = "sum",
     only_folders: bool = False,
@@ -87,7 +87,7 @@ def annotate(
         flip: average each map with that of the flipped image; takes twice as long.
         format: packed: a few files, float16; pt: a file per image, float32, as released in 2021.
         opt_level: O1: float16 on a GPU, float32 without one; O0: float32; bf16: bfloat16.
-        batch_size: images per forward pass; lower it if memory runs out.
+        batch_size: images per forward pass; lower it if memory runs out. none: 128 on a GPU, otherwise 32.
         num_workers: processes that prefetch images, at most one per core; 0: read between forward passes.
         decoder: pillow; or simplejpeg, which reads JPEG files faster, with a few values 1 of 255 higher or lower. auto:
             simplejpeg on a GPU, which pillow would keep waiting; otherwise pillow.
@@ -119,6 +119,7 @@ def annotate(
             arch, weights, folders, class_list=classes, only_data_classes=only_folders, given=given, merge=merge
         )
         chosen = annotator.decoder_for(decoder, process.device)
+        batch = batch_size or (128 if process.device.type == "cuda" else 32)
         if process.is_main:
             print_lines(_about(found, teacher, process.device.type, chosen))
         k = top_k or min(annotator.TOP_K, teacher.num_classes)
@@ -126,7 +127,7 @@ def annotate(
             found,
             labels,
             teacher,
-            annotator.Settings(k, flip, opt_level, batch_size, chosen, max_megapixels),
+            annotator.Settings(k, flip, opt_level, batch, chosen, max_megapixels),
             form=format,
             skip_unreadable=on_error == "skip",
             num_workers=min(num_workers, cores_of(process)),
