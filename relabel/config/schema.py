@@ -61,7 +61,7 @@ _TYPES: dict[str, Any] = {
     "data.val_labels": Text,
     "data.val_share": BelowOne,
     "data.keep_list": Text,
-    "data.decoder": Literal["auto", "pillow"],
+    "data.decoder": Literal["auto", "pillow", "gpu"],
     "data.on_error": Literal["stop", "skip"],
     "data.max_megapixels": Annotated[float, Field(gt=0)],
     "data.image_size": Positive | None,

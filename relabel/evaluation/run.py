@@ -55,7 +55,7 @@ def test(process: Process, config: FrozenMunch, figures: Figures) -> None:
         config: of the evaluation.
         figures: the functions that draw.
     """
-    set_up_device(process.device)
+    set_up_device(process.device, config.data.decoder)
     path, folder = Path(config.util.test_weight_file), Path(config.util.run_dir)
     images = list_split(config, "val") if has_images(config, "val") else None
     with with_advice("Correct --model.arch or --util.test_weight_file."):

@@ -15,6 +15,7 @@ from relabel.data.dataset import CenterCrop, ImageDataset, RandomResizedCrop
 from relabel.data.decode import resolve_decoder
 from relabel.data.extra_images import ExtraBatches, ExtraRoot, MixedDataset, open_extra_root
 from relabel.data.folders import folder_names
+from relabel.data.gpu_decode import check_gpu_decoder
 from relabel.data.images import ImageList
 from relabel.data.keep_list import keep_listed
 from relabel.data.loader import Loader, TrainBatches, eval_batches, steps_per_epoch
@@ -70,8 +71,14 @@ class TrainingData:
         raise IndexError(index)
 
 
-def set_up_device(device: torch.device) -> None:
-    """On a GPU, use TF32 for what stays in float32, and choose convolution algorithms by timing."""
+def set_up_device(device: torch.device, decoder: str = "auto") -> None:
+    """On a GPU, use TF32 for what stays in float32, and choose convolution algorithms by timing.
+
+    Raises:
+        UserError: data.decoder is gpu, but this device cannot decode.
+    """
+    if decoder == "gpu":
+        check_gpu_decoder(device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
@@ -241,7 +248,7 @@ def train_loader(
     steps = steps_per_epoch(len(data.images), global_batch - from_extra)
     transform = RandomResizedCrop(
         data_config.train_size, keys.rrc_minimum, keys.flip_prob, keys.color_jitter, keys.lighting, seed,
-        data_config.interpolation,
+        data_config.interpolation, always_check=keys.decoder == "gpu" and keys.on_error == "skip",
     )  # fmt: skip
     decoder, most = resolve_decoder(keys.decoder), keys.max_megapixels
     main = ImageDataset(data.images, transform, data.store, decoder, max_megapixels=most)

@@ -48,7 +48,7 @@ def train(process: Process, config: FrozenMunch, figures: RunFigures | None = No
         UserError: bad input, before anything is created; or as Trainer.fit.
         SystemExit: 143 if preempted; 1 if another process has failed and reported why.
     """
-    set_up_device(process.device)
+    set_up_device(process.device, config.data.decoder)
     data = open_training_data(config)
     precision = Precision(config.compute.opt_level, process.device)
     identity = identity_of(config, data, precision)
