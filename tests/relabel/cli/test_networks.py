@@ -214,6 +214,9 @@ def test_wrong_predictions_are_refused_with_a_remedy_that_works(
         capsys, "w.pth", "gone.jpg"
     )
     assert "empty: found no image; expected files ending in .jpg" in prediction_refused(capsys, "w.pth", "empty")
+    for gone in ("gone.pth", "random", "empty"):
+        message = prediction_refused(capsys, gone, image)
+        assert f"{gone}; expected pretrained, packaged, a checkpoint, or a run folder with checkpoint-best" in message
     assert "does not name its network; expected a name in tor" in prediction_refused(capsys, "w.pth", image)
     few = ["w.pth", image, "--arch", ARCH, "--size", 32]
     assert "--top_k is 4, but the network has 3 classes; exp" in prediction_refused(capsys, *few, "--top_k", 4)

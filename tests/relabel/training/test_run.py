@@ -164,7 +164,7 @@ def test_a_finished_run_names_commands_that_work(
     assert [words[3] for words in lines] == ["evaluate", "annotate" if settings else "predict"]
     for words in lines:
         relabel(words[3:])
-    assert (folder / "evaluation-checkpoint-best.json").exists()
+    assert (folder / "evaluation-checkpoint-last.json").exists()
 
 
 def test_the_figure_of_the_first_batch_shows_what_the_network_gets(
