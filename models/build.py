@@ -1,9 +1,6 @@
 """Networks by name (torchvision's classifiers, then timm's, and ours), and weights loaded into them."""
 
-import copy
 import difflib
-import re
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -13,6 +10,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from models.conversion import converted, with_versions
 from models.digit_net import DigitNet
 from models.drop_rates import no_drop_rate, set_drop_rates
 from utils.errors import UserError
@@ -26,8 +24,6 @@ OUR_MODELS: dict[str, Callable[[int], nn.Module]] = {"digit_net": DigitNet}
 TORCHVISION_OPTIONS = {arch: {"aux_logits": False, "init_weights": True} for arch in ("googlenet", "inception_v3")}
 # A prime, which no layer has as its width: a dimension of this size can only be the number of classes.
 PROBE_CLASSES = 7919
-# torchvision's names before 0.2, which it still converts in its own published files.
-OLD_DENSENET = re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")
 LISTED_MISMATCHES = 5
 SUGGESTIONS = 5
 
@@ -219,7 +215,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     Raises:
         UserError: names or shapes differ; the message lists missing, unexpected and reshaped tensors.
     """
-    weights, own = _converted(model, _without_module_prefix(state_dict))
+    weights, own = converted(model, _without_module_prefix(state_dict))
     # Checkpoints from before torch 0.4.1 lack these counters, which are not used here.
     missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in weights if name not in own]
@@ -237,53 +233,6 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
         )
         raise UserError("\n".join([f"the checkpoint does not fit {expected}", *lines]))
     model.load_state_dict(weights, strict=False)  # compared above; strict would require the counters
-
-
-def with_versions(
-    weights: Mapping[str, Tensor], of: Mapping[str, Tensor], prefix: str = ""
-) -> OrderedDict[str, Tensor]:
-    """Add torch's record of the modules' versions, which some of torchvision's networks ask for, to renamed weights.
-
-    Args:
-        weights: parameter name -> tensor.
-        of: the weights before they were renamed, which may have such a record.
-        prefix: that was removed from the names.
-    """
-    versions = getattr(of, "_metadata", None)
-    versions = {f"{name}.": entry for name, entry in versions.items()} if isinstance(versions, Mapping) else {}
-    found = {name[len(prefix) :].rstrip("."): entry for name, entry in versions.items() if name.startswith(prefix)}
-    renamed = OrderedDict(weights)
-    vars(renamed)["_metadata"] = {name: entry for name, entry in found.items() if isinstance(entry, dict)}
-    return renamed
-
-
-def _converted(
-    model: nn.Module, weights: OrderedDict[str, Tensor]
-) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
-    """Let the network's own code rename and resize weights of earlier versions and of other image sizes.
-
-    Returns:
-        the weights, and the network's own after that: its code may rebuild layers.
-    """
-    own, versions = model.state_dict(), vars(weights)["_metadata"]
-    versions.setdefault("", vars(own)["_metadata"][""])  # MNASNet does not load without
-    if all(name in own and own[name].shape == tensor.shape for name, tensor in weights.items()):
-        return weights, own
-    for name in [name for name in weights if OLD_DENSENET.search(name)]:
-        weights[OLD_DENSENET.sub(r"\1", name)] = weights.pop(name)
-    trial = copy.deepcopy(model)
-    for name, module in trial.named_modules():
-        prefix = name and f"{name}."
-        module._load_from_state_dict(weights, prefix, versions.get(name, {}), False, [], [], [])
-    own = trial.state_dict()
-    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    if convert is None or all(name in own and own[name].shape == tensor.shape for name, tensor in weights.items()):
-        return weights, own
-    try:
-        converted: dict[str, Tensor] = convert(dict(weights), model)
-    except (RuntimeError, KeyError, AssertionError, AttributeError, TypeError):  # weights of another network
-        return weights, own
-    return converted, own
 
 
 def _torchvision_names() -> list[str]:

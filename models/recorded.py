@@ -261,17 +261,21 @@ def timm_arguments(*places: Any) -> dict[str, Any]:
 
 # Words of keys that may describe the input or the network, unless the key has one of the others too.
 _FACTS = "size resolution crop resize mean std interpolation pool gp chans channels normalize normalization normalise "
-_FACTS += "transform transforms preprocessing input img image eps rgb bgr kwargs"
+_FACTS += "transform transforms preprocessing input img image eps rgb bgr"
 _OTHERS = "batch train opt optimizer optim kernel hidden patch loader queue step world dataset layer last save path "
 _OTHERS += "paths dir folder root loss scheduler callbacks"
+_OF_NETWORK = re.compile(r"(^|[._])(model|net|network|backbone|encoder|timm)_?(kw)?(args|cfg|config|params)$")
+_NAMES = ("name", "model_name", "model", "type", "arch", "architecture")
 
 
 def _not_used(settings: Mapping[str, Any], used: Collection[str]) -> str:
-    """Name the settings that may describe the input or the network, and whose values were not used."""
+    """Name the settings that may describe the input, or are arguments of the network, and that were not used."""
     found = []
     for key, value in flatten({key: value for key, value in settings.items() if key not in used}).items():
         words = set(re.split(r"[\W_]+", key.lower()))
-        is_fact = isinstance(value, str | int | float | list | tuple) and bool(value)
-        if is_fact and words & set(_FACTS.split()) and not words & set(_OTHERS.split()):
+        place, _, last = key.rpartition(".")
+        is_fact = bool(value) and words & set(_FACTS.split()) and not words & set(_OTHERS.split())
+        is_argument = _OF_NETWORK.search(place) and timm_arguments({last: value}) and last not in _NAMES
+        if isinstance(value, str | int | float | list | tuple) and (is_fact or is_argument):
             found.append(f"{key} {reprlib.repr(value)}")
     return f"not using {', '.join(found)}" if found else ""

@@ -12,7 +12,8 @@ import torch
 
 from models.batch_norm import batch_norm_eps
 from models.beside import timm_config_beside
-from models.build import FORCE_TIMM, create_model, networks_named, tensor_shapes, with_versions
+from models.build import FORCE_TIMM, create_model, networks_named, tensor_shapes
+from models.conversion import with_versions
 from models.recorded import (
     is_of_2021,
     is_of_timm,
@@ -57,11 +58,6 @@ class WeightsFile:
     recorded: dict[str, Any]
     is_of_2021: bool
     note: str
-
-    @property
-    def preferred(self) -> str:
-        """Name of the weights to use if only one can be: the averaged ones, if there are any."""
-        return "ema" if "ema" in self.state_dicts else "model"
 
 
 def read_weights_file(path: Path, arch: str | None = None) -> WeightsFile:

@@ -104,7 +104,7 @@ def test_safetensors_and_averaged_weights_beside_others(tmp_path: Path) -> None:
     for content in contents:
         torch.save(content, tmp_path / "w.pth")
         file = read_weights_file(tmp_path / "w.pth")
-        assert file.preferred == "ema" and torch.equal(file.state_dicts["ema"]["fc.bias"], OTHER["fc.bias"])
+        assert torch.equal(file.state_dicts["ema"]["fc.bias"], OTHER["fc.bias"])
         assert torch.equal(file.state_dicts["model"]["fc.bias"], WEIGHTS["fc.bias"])
 
 
@@ -297,6 +297,10 @@ def test_settings_of_other_trainers_are_read(args: dict[str, Any], expected: dic
         ({"optimizer": {"size": 3}, "teacher": {f"pool{i}": torch.ones(3) for i in range(9)} | {"pool": 3}}, ""),
         ({"data_config": {"mean": [0.5] * 3}}, "data_config.mean [0.5, 0.5, 0.5]"),
         ({"data_config": "data/size.yaml"}, ""),
+        (
+            {"hparams": {"model_kwargs": {"act_layer": "gelu", "num_classes": 3, "class_token": False}}},
+            "model_kwargs.act_layer 'gelu', model_kwargs.class_token False",
+        ),
         ({"mean": [0.4] * 3, "pretrained_cfg": TIMMS_DICT}, "pretrained_cfg.mean (0.5, 0.5, 0.5)"),
         (
             {"pretrained_cfg": {"input_size": "large", "mean": [0.5] * 3}},
@@ -429,4 +433,4 @@ def test_a_damaged_record_is_refused(tmp_path: Path, name: str, value: object) -
 def test_averaged_weights_that_cannot_be_read_are_said(tmp_path: Path) -> None:
     torch.save({"state_dict": WEIGHTS, "model_ema": {"updates": 3}}, tmp_path / "w.pth")
     file = read_weights_file(tmp_path / "w.pth")
-    assert file.preferred == "model" and "not using 'model_ema'" in file.note
+    assert [*file.state_dicts] == ["model"] and "not using 'model_ema'" in file.note
