@@ -5,7 +5,7 @@ fill 0, a single class with logit 4 gets 5 % of the probability, with logit 10 9
 is suggested, which does not change the stored classes; if the labels call for it, another temperature.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +48,7 @@ class Calibration:
         top1_agreement_percent, top5_agreement_percent: of that target with the folder's label; ties count as wrong.
         images_of_several_classes_percent: images with more than one class above 10 % in that target.
         cross_entropy_nats: of that target, for the folder's label.
+        images_storing_no_class: number of images of whose K classes no cell stores any: their target is uniform.
         suggested_fill_logit, suggested_temperature: to try; None: the current one is fine.
         reason: for the suggestions.
     """
@@ -65,6 +66,7 @@ class Calibration:
     top5_agreement_percent: Estimate | None
     images_of_several_classes_percent: Estimate | None
     cross_entropy_nats: Estimate | None
+    images_storing_no_class: int
     suggested_fill_logit: float | None
     suggested_temperature: float | None
     reason: str
@@ -85,6 +87,12 @@ class Calibration:
                 "size that it was trained with and its classes in the order of the class folders."
             )
         return found
+
+    def warnings(self, class_names: Sequence[str], summed: Mapping[str, int]) -> list[str]:
+        """Return what may make the targets worse; arguments as in `Elsewhere.warning`."""
+        elsewhere = self.agreement.elsewhere
+        warning = elsewhere.warning(class_names, summed) if elsewhere else ""
+        return [warning] if warning else []
 
     def _advice(self) -> str:
         """Return the reason for the suggestions, and the flags that make them."""
@@ -190,6 +198,7 @@ def calibrate(
         top5_agreement_percent=None if rank is None or num_classes <= 5 else Estimate.percent(rank < 5),
         images_of_several_classes_percent=Estimate.percent(several),
         cross_entropy_nats=None if loss is None else Estimate.mean(loss),
+        images_storing_no_class=int((sample.classes >= num_classes).flatten(1).all(dim=1).sum()),
         suggested_fill_logit=new_fill,
         suggested_temperature=new_temperature,
         reason=reason,

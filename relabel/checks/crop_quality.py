@@ -35,6 +35,7 @@ class CropQuality:
         classes_per_crop: number of classes above 10 % in a target.
         crops_with_iou_above_half_percent: crops with IoU > 0.5 with an object of the folder's class.
         crops_with_iou_above_half_published_percent: the same on ImageNet, as published.
+        crops_storing_no_class: number of crops of whose K classes no cell stores any: their target is uniform.
         min_area_fraction: smallest area of a crop, as a fraction of the image.
     """
 
@@ -42,6 +43,7 @@ class CropQuality:
     crops_of_another_class_percent: Estimate | None
     classes_per_crop: Estimate | None
     crops_with_iou_above_half_percent: Estimate | None
+    crops_storing_no_class: int
     crops_with_iou_above_half_published_percent: float = PUBLISHED_COVERED_PERCENT
     min_area_fraction: float = MIN_AREA
 
@@ -68,7 +70,7 @@ def crop_quality(
     """
     drawn = draw_crops(sample, image_path)
     crops, readable = list(drawn.values()), sample.only(np.array(list(drawn), dtype=np.int64))
-    other, classes, covered = [], [], []
+    other, classes, covered, unknown = [], [], [], 0
     for part in readable.batches():
         maps = readable.only(part)
         target = relabel_target(
@@ -77,6 +79,8 @@ def crop_quality(
         )  # fmt: skip
         other += (top_class(target) != torch.from_numpy(labels[maps.rows])).tolist()
         classes += (target > SHOWN).sum(dim=1).tolist()
+        is_uniform = target.amax(dim=1) == target.amin(dim=1)
+        unknown += int((is_uniform & (maps.classes >= len(class_names)).flatten(1).any(dim=1)).sum())
     for row, crop in zip(readable.rows.tolist(), crops, strict=True):
         objects = [found.box for found in boxes.get(row, ()) if found.class_name == class_names[labels[row]]]
         if objects:
@@ -86,6 +90,7 @@ def crop_quality(
         crops_of_another_class_percent=Estimate.percent(np.array(other)),
         classes_per_crop=Estimate.mean(np.array(classes)),
         crops_with_iou_above_half_percent=Estimate.percent(np.array(covered)),
+        crops_storing_no_class=unknown,
     )
 
 

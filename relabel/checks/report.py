@@ -25,6 +25,7 @@ ABOUT_CELLS = (
     "A cell sees little of its image: half of its probability on classes that it does not store is normal and needs no "
     "action. What counts is the share on classes not in the map."
 )
+MUCH_UNIFORM = 0.05  # share of the targets
 WEAK_AGREEMENT_PERCENT = 60  # low, because the teacher was usually trained on these very images
 
 
@@ -38,6 +39,7 @@ class Report:
         object_boxes: those found for the sample.
         teacher_top1_percent: known accuracy of the maps' teacher.
         problems: what is wrong, each with what to do; if there are none, the maps are fit for training.
+        warnings: what may make the targets worse, each with what to do.
         notes: what is worth knowing.
     """
 
@@ -49,6 +51,7 @@ class Report:
     axes: list[AxisCheck]
     teacher_top1_percent: float | None
     problems: list[str]
+    warnings: list[str]
     notes: list[str]
 
     def as_dict(self) -> dict[str, Any]:
@@ -79,7 +82,7 @@ def make_report(
         teacher_top1_percent: known accuracy of the maps' teacher.
     """
     integrity = check_integrity(labels)
-    problems, notes = integrity.problems(), integrity.notes()
+    problems, notes, warnings = integrity.problems(), integrity.notes(), []
     if labels.skipped:
         key, reason = next(iter(labels.skipped.items()))
         notes.append(f"Images skipped when the maps were made: {len(labels.skipped):,}, such as {key}: {reason}")
@@ -108,8 +111,12 @@ def make_report(
         if agreement is None:
             why = "the images have no class folders" if labels.images else "--images was not given"
             notes.append(f"The label maps were not compared with labels, because {why}.")
+        share, about_uniform = _about_uniform(calibration, crops)
+        if share:
+            (warnings if share > MUCH_UNIFORM else notes).append(about_uniform)
+        warnings += calibration.warnings(names, labels.manifest.summed_classes if labels.manifest else {})
         if agreement and agreement.high95 < WEAK_AGREEMENT_PERCENT:
-            notes.append(
+            warnings.append(
                 f"The map's top class is the folder's class for {agreement.value:.0f} % of the images. A weak teacher "
                 "can cost more than localized labels gain (1.4 points in the paper): compare with original labels."
             )
@@ -122,7 +129,21 @@ def make_report(
         )
     if found and found.refused:
         notes.append(f"Unreadable files of object boxes: {len(found.refused):,}, such as {found.refused[0]}")
-    return Report(str(labels.path), integrity, calibration, crops, found, axes, teacher_top1_percent, problems, notes)
+    return Report(
+        str(labels.path), integrity, calibration, crops, found, axes, teacher_top1_percent, problems, warnings, notes
+    )
+
+
+def _about_uniform(calibration: Calibration, crops: CropQuality | None) -> tuple[float, str]:
+    """Return the share of the targets to which the maps contribute no class of the data, and what it means."""
+    images, in_crops = calibration.images_storing_no_class, crops.crops_storing_no_class if crops else 0
+    of_crops = f" and of {in_crops:,} of {crops.images:,} random crops" if crops else ""
+    share = max(images / calibration.maps, in_crops / crops.images if crops and crops.images else 0.0)
+    return share, (
+        f"The targets of {images:,} of {calibration.maps:,} images{of_crops} are uniform, because their cells store "
+        f"none of your {calibration.classes:,} classes: the top {calibration.classes_per_cell} are other classes of "
+        "the teacher. `annotate --only_folders true` keeps your classes in every cell."
+    )
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
@@ -142,9 +163,11 @@ def print_report(report: Report, console: Console | None = None) -> None:
         console.print(_axis_table(report.axes))
     if report.notes:
         _print_list(console, "Good to know", "cyan", report.notes)
+    if report.warnings:
+        _print_list(console, f"Warnings: {len(report.warnings)}", "bold yellow", report.warnings)
     if report.problems:
         _print_list(console, f"Problems: {len(report.problems)}", "bold red", report.problems)
-    else:
+    elif not report.warnings:
         console.print(Text("\nNo problems found.\n", style="bold green"))
 
 

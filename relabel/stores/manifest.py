@@ -77,6 +77,14 @@ class Manifest(BaseModel):
         """Return K, the number of classes."""
         return len(self.class_names)
 
+    @property
+    def summed_classes(self) -> dict[str, int]:
+        """Return class -> number of the teacher's classes whose probabilities add up to it, if more than one."""
+        teacher = self.made_by.get("teacher")
+        if not isinstance(teacher, dict) or "merged_by" in teacher:
+            return {}
+        return {name: len(ids) for name, ids in teacher.get("merged", {}).items()}
+
     def digest(self) -> str:
         """Return the sha256 of the content without its own entry; independent of the layout of the JSON."""
         content = self.model_dump(exclude={"sha256": {MANIFEST}})

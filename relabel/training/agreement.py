@@ -15,6 +15,7 @@ from relabel.label_map import LabelMap
 from relabel.label_pooling import pool_scores
 from relabel.stores.store import LabelStore
 from relabel.targets import relabel_target
+from relabel.training.elsewhere import Elsewhere
 from utils.chance import better_permutation, no_better_than_chance
 
 SAMPLES = (200, 10_000)  # maps read before a run begins: a few, and as many as `check` measures if these look wrong
@@ -40,6 +41,7 @@ class Agreement:
         top_logit: median over cells of the largest score, without its sign.
         scores_are_probabilities: all scores are >= 0, and those of a cell add up to at most 1.
         flat_cells_percent: cells that give all their classes one and the same score.
+        elsewhere: the class that leads most often in images of other folders; None: they have no labels.
     """
 
     images: int
@@ -53,6 +55,7 @@ class Agreement:
     top_logit: float
     scores_are_probabilities: bool
     flat_cells_percent: float
+    elsewhere: Elsewhere | None
 
     @classmethod
     def of(
@@ -76,10 +79,11 @@ class Agreement:
             torch.cat(parts).numpy()
             for parts in zip(*_targets(scores, classes, num_classes, fill, temperature), strict=True)
         )
-        right = order = None
+        right = order = elsewhere = None
         if labels is not None and num_classes > 1:
             right = int((predicted == labels).sum())
             order = better_permutation(labels, predicted, num_classes)
+            elsewhere = Elsewhere.of(scores, classes, labels, num_classes, fill)
         below, counted = cells_below(scores, classes, num_classes, fill)
         return cls(
             images=len(scores),
@@ -93,6 +97,7 @@ class Agreement:
             top_logit=float(scores.amax(dim=1).abs().float().median()),
             scores_are_probabilities=bool(scores.min() >= 0 and scores.float().sum(dim=1).max() <= 1.01),
             flat_cells_percent=100 * float(is_flat(scores).float().mean()),
+            elsewhere=elsewhere,
         )
 
     def __str__(self) -> str:

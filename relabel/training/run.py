@@ -16,7 +16,7 @@ from relabel.config.rules import PUBLISHED, RESUME, joined_folders
 from relabel.data.decode import resolve_decoder
 from relabel.data.images import ImageList
 from relabel.stores.packed import sha256_of
-from relabel.stores.store import label_fingerprint
+from relabel.stores.store import label_fingerprint, manifest_of
 from relabel.training.agreement import sampled_agreement
 from relabel.training.build import TrainingData, make_trainer, memory_advice, open_training_data, set_up_device
 from relabel.training.recipe import recipe_notes
@@ -160,6 +160,10 @@ def check_agreement(config: FrozenMunch, data: TrainingData) -> None:
             )
         print_lines(f"warning: {message}\n  data.relabel.insist is True: training on them", sys.stderr)
     print_lines(str(found))
+    manifest = manifest_of(Path(relabel.path))
+    summed = manifest.summed_classes if manifest else {}
+    if found.elsewhere and (warning := found.elsewhere.warning(images.class_names, summed)):
+        print_lines(f"warning: {warning}", sys.stderr)
     if data.extra:
         print_lines("the label maps of extra images were not compared: these have no labels")
 

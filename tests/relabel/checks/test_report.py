@@ -93,7 +93,7 @@ def bad(folder: Path) -> Report:
 
 def test_good_maps_have_no_problem_and_all_parts(folder: Path) -> None:
     report = good(folder)
-    assert report.problems == [] and report.notes == []
+    assert report.problems == report.warnings == report.notes == []
     assert report.calibration and report.calibration.maps == 36 and report.crops and report.crops.images == 36
     assert report.object_boxes and len(report.object_boxes.of_row) == 36
     assert report.as_dict() == good(folder).as_dict()  # the sample and its crops are always the same
@@ -119,6 +119,16 @@ def test_boxes_of_other_images_are_a_problem_and_surprising_names_are_notes(fold
     assert "Names with several dots: 1, such as ant/a.b." in notes and "Names that repeat the class: 1" in notes
 
 
+def test_targets_to_which_the_maps_add_no_class_of_the_data_are_counted(folder: Path) -> None:
+    found = maps()
+    assert not make_report(label_set(found, folder)).warnings
+    for row in (0, 20):
+        found[row] = LabelMap(np.ones((2, 4, 6), np.float32), np.full((2, 4, 6), 3))
+    (warning,) = make_report(label_set(found, folder)).warnings
+    assert "targets of 2 of 36 images and of 2 of 36 random crops are uniform" in warning
+    assert "--only_folders true" in warning
+
+
 def test_one_damaged_one_missing_and_one_orphan_are_three_problems(folder: Path) -> None:
     found = maps()
     found[3], found[14] = None, "bee/2.pt: cannot be read"
@@ -142,7 +152,7 @@ def test_nothing_is_cut_off_and_nothing_overflows(make: Callable[[Path], Report]
         text = printed(report, width)
         assert max(map(len, text.splitlines())) <= width and "…" not in text
         squeezed = re.sub(r"\s+", "", text)
-        for sentence in (*report.problems, *report.notes, report.calibration.reason):
+        for sentence in (*report.problems, *report.warnings, *report.notes, report.calibration.reason):
             assert re.sub(r"\s+", "", sentence) in squeezed
     assert make is good or "[/bold]" in printed(report, 300)  # brackets are no markup
 

@@ -44,6 +44,21 @@ def test_honest_maps_of_any_size_pass(images: int, num_classes: int, right: floa
     found, problems = sampled_agreement(store, labels, [str(i) for i in range(num_classes)], 0.0, 1.0)
     assert problems == [] and found.images == min(images, 200)
     assert found.correct == pytest.approx(right * found.images, abs=0.15 * images)
+    assert found.elsewhere and found.elsewhere.warning([str(i) for i in range(num_classes)], {}) == ""
+
+
+@pytest.mark.parametrize(("images", "warns"), [(60, True), (15, False)])
+def test_a_class_that_leads_in_the_backgrounds_of_other_folders_is_a_warning(images: int, warns: bool) -> None:
+    labels = np.arange(images) % 3
+    scores, classes = torch.full((images, 1, 3, 4), 9.0), torch.full((images, 1, 3, 4), 2)
+    classes[:, 0, :, 1:] = torch.from_numpy(labels)[:, None, None]  # one column of four is background: class 2
+    found = Agreement.of(scores, classes, labels, 3)
+    assert found.problems(["ant", "bee", "cow"]) == [] and found.elsewhere
+    assert (found.elsewhere.label, found.elsewhere.images) == (2, images * 2 // 3)
+    assert (found.elsewhere.percent, found.elsewhere.others_percent) == (25, 0)
+    texts = [found.elsewhere.warning(["ant", "bee", "cow"], summed) for summed in ({"cow": 9}, {})]
+    assert ["cow is the top class in 25 %" in text for text in texts] == [warns] * 2
+    assert ["--merge mean" in text for text in texts] == [warns, False]
 
 
 def test_classes_that_the_data_lacks_do_not_count() -> None:
