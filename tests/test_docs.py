@@ -25,7 +25,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {path.name: path.read_text(encoding="utf-8") for path in PAGES}
 FOLDERS = "IMAGENET SHARDS PHOTOS MORE_PHOTOS IMAGES LABELS FILES MORE MORE_LABELS DATA PICTURES ANNOTATIONS CIFAR10 "
 FOLDERS += "V2 A R C"
-FILES = "W.pth runs/plain/checkpoint-last.pth runs/relabel/checkpoint-last.pth "
+FILES = "W.pth runs/plain/checkpoint-last.pth runs/relabel/checkpoint-last.pth runs/plain/config.yaml "
+FILES += "runs/relabel/config.yaml "
 FILES += "FIRST.csv SECOND.csv agreeing.txt classes.tsv real.json human_accuracy_v3.0.0.json "
 FILES += "runs/teacher/checkpoint-best.pth"
 NO_TESTS = ("test_NAME", "test_only", "test_size", "test_weight_file")
