@@ -28,7 +28,8 @@ from benchmarks.train_step import memory_trainer, pair_figures, random_batch, ru
 from models.data_config import OF_2021, DataConfig
 from relabel.data.batch import Batch
 from relabel.data.dataset import CenterCrop, ImageDataset
-from relabel.data.decode import DECODERS, resolve_decoder
+from relabel.data.decode import resolve_decoder
+from relabel.data.gpu_decode import check_gpu_decoder
 from relabel.data.loader import Loader, eval_batches
 from relabel.training.validation import evaluate
 from utils.errors import UserError, exit_on_user_error
@@ -183,8 +184,11 @@ def from_files(size: Size, options: argparse.Namespace, device: torch.device) ->
         write_maps(folder, size.files.classes)
         for number, (arch, workers, decoder) in enumerate(size.from_files):
             kind = f"{arch}, decoder {resolve_decoder(decoder)}, {workers or available_cores()} workers"
-            if decoder not in ("auto", *DECODERS):
-                remarks.append(f"{kind}: not measured; there is no such decoder")
+            try:
+                if decoder == "gpu":
+                    check_gpu_decoder(device)
+            except UserError as error:
+                remarks.append(f"{kind}: not measured; {str(error).splitlines()[0]}")
                 continue
             case = replace(size.files, arch=arch, workers=workers, decoder=decoder)
             memory_rates = rates_from_memory(folder / f"memory-{number}", case, device)
