@@ -58,7 +58,7 @@ def on_gpu(flags: Flags, monkeypatch: pytest.MonkeyPatch) -> Flags:
     [
         ("O1", {}),
         ("O1", {"optim.optimizer": "adamp"}),
-        ("O1", {"compute.compile": True}),
+        ("O1", {"compute.compile": True, "model.arch": "digit_net"}),  # compiling a larger one takes a minute
         ("bf16", {}),
         ("bf16", {"optim.optimizer": "adamp"}),
     ],
@@ -217,7 +217,7 @@ def test_memory_stays_the_same_from_validation_to_validation(on_gpu: Flags, monk
 
     monkeypatch.setattr(Trainer, "validate", validate)
     start(on_gpu | {"optim.epochs": 12, "optim.ema.decay": 0.9})
-    assert len(held) == 12 and len(set(held[2:])) == 1, held
+    assert len(held) == 12 and len(set(held[4:])) == 1, held
 
 
 def test_one_process_exchanges_by_nccl(on_gpu: Flags, tmp_path: Path) -> None:
