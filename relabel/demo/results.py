@@ -1,6 +1,6 @@
 """Results of a reproduction: the evaluation of each student, and tables, JSON and figures of all."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -149,22 +149,27 @@ def _print_tables(summary: Sequence[dict[str, Any]], images: int, settings: Mapp
     seeds, first = summary[0]["seeds"], summary[0]["row"]
     metrics = {title: name for title, name in METRICS.items() if name in summary[0]}
     of_seeds = "1 seed" if seeds == 1 else f"{seeds} seeds, mean ± standard deviation"
-    in_small = f"; in small: {', '.join(f'{key} {value}' for key, value in settings.items())}" if settings else ""
-    table = _table(f"last weights on {images:,} validation images, {of_seeds}{in_small}", metrics)
+    console = Console()
+    if settings:
+        changed = ", ".join(f"{key} {value}" for key, value in settings.items())
+        console.print(f"\nin small, not as the recipes say: {changed}", highlight=False)
+    console.print(f"\nlast weights on {images:,} validation images, {of_seeds}", highlight=False)
+    table = _table(metrics)
     for entry in summary:
         table.add_row(entry["row"], *(_cell(**entry[name]) for name in metrics.values()))
-    Console().print(table)
+    console.print(table)
     if len(summary) > 1:
-        title = f"gain of top-1 over {first} with the same seed, percentage points"
-        table = _table(title, ("mean", "95 % over seeds", "95 % over images"))
+        console.print(f"\ngain of top-1 over {first} with the same seed, percentage points", highlight=False)
+        table = _table(("mean", "95 % over seeds", "95 % over images"))
         for entry in summary[1:]:
             gain, of_images = entry["top1_gain_points"], entry["top1_gain_points_over_images"]
             table.add_row(entry["row"], f"{gain['value']:+.1f}", _interval(gain), _interval(of_images))
-        Console().print(table)
+        console.print(table)
 
 
-def _table(title: str, headings: Sequence[str] | Mapping[str, str]) -> Table:
-    table = Table(title=f"\n{title}", box=SIMPLE_HEAD, pad_edge=False, show_edge=False, title_justify="left")
+def _table(headings: Iterable[str]) -> Table:
+    """Make an empty table with a line for each kind of supervision."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("supervision", no_wrap=True)
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)

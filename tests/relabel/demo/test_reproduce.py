@@ -5,7 +5,6 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks import teacher_quality
 from models.build import create_model, load_weights
 from relabel import __main__ as tools
 from relabel.cli.run import run
@@ -48,8 +48,7 @@ def steps_in_this_process(monkeypatch: pytest.MonkeyPatch, own_handlers: None) -
             once = {"optim.epochs": "1", "optim.warmup.epochs": "0", "compute.num_workers": "0"}
             run(load_config(words[3], flags | once))
         else:
-            with suppress(SystemExit):  # `check` finds that the maps of an untrained teacher teach nothing
-                tools.main(list(words[3:]))
+            tools.main(list(words[3:]))
 
     def run_all(jobs: Sequence[Job], folder: Path, at_once: int, threads: int | None, unit: str) -> None:
         for job in jobs:
@@ -112,6 +111,20 @@ def test_imagewoof_in_tar_files_ends_with_the_same(
     assert [run["row"] for run in results["runs"]] == [row.title for row in rows]
     assert json.loads((out / "labels.json").read_text())["integrity"]["images"] == 36
     assert "95 % over images" in capsys.readouterr().out
+
+
+def test_teachers_are_compared_by_the_gain_of_their_students(
+    tmp_path: Path, steps_in_this_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teacher_quality, "EARLY", (1,))
+    words = ["digits", "--tiny", "--out", "out", "--figure", "a.png", "--json", "a.json"]
+    monkeypatch.setattr(sys, "argv", ["teacher_quality", *words])
+    monkeypatch.chdir(tmp_path)
+    teacher_quality.main()
+    poor, good = json.loads((tmp_path / "a.json").read_text())["points"]
+    assert (poor["teacher"], good["teacher"]) == ("1 epochs", "20 epochs") and Path("a.png").is_file()
+    assert poor["verdict"] != "no objection" == good["verdict"]
+    assert poor["agreement_percent"] < good["agreement_percent"] and -100 <= good["gain_points"] <= 100
 
 
 def test_every_row_is_a_recipe_and_there_are_no_more() -> None:
