@@ -21,7 +21,7 @@ from models.build import create_model
 from models.data_config import OF_2021, DataConfig
 from models.fully_convolutional import fully_convolutional
 from relabel import __main__ as tools
-from relabel.annotation.annotator import Settings, Summary, annotate
+from relabel.annotation.annotator import Settings, Summary, annotate, decoder_for
 from relabel.annotation.teacher import Teacher
 from relabel.crop_box import WHOLE_IMAGE
 from relabel.data.decode import ImageFile
@@ -247,6 +247,7 @@ def test_maps_do_not_show_which_decoder_read_the_files(tmp_path: Path) -> None:
         assert json.loads((out / "manifest.json").read_text())["made_by"]["decoder"] == decoder
         found.append(np.stack([maps_of(out, root).read(row).scores for row in range(2)]))
     np.testing.assert_allclose(found[0], found[1], atol=4 / 0.25 / 255)  # the value of a colour, of 255, in a logit
+    assert [decoder_for("auto", torch.device(kind)) for kind in ("cpu", "cuda")] == ["pillow", "simplejpeg"]
 
 
 def test_maps_begun_before_the_decoder_was_recorded_continue(root: Path, tmp_path: Path) -> None:
