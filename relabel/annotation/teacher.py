@@ -135,7 +135,7 @@ def _check_known(weights: Weights, order: ClassOrder, data_classes: Sequence[str
         f"{unknown[0]}; expected folders with the names of its classes, such as {similar} ({order.source}).\n"
         f"  Give {CLASSES_FLAG} FILE, a text file with a line NAME<TAB>FOLDER for each of its classes whose folder has "
         f"another name, such as {example}<TAB>{unknown[0]}; several may have the same folder.\n"
-        + ("" if are_readable else f"  NAME is a WordNet id or its English name. All of them:\n  {LIST_IMAGENET}\n")
+        + ("" if are_readable else f"  NAME is a WordNet id or its English name. All of them:\n{LIST_IMAGENET}\n")
         + "  Or rename the folders, or give another teacher"
     )
 

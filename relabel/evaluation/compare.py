@@ -30,7 +30,7 @@ OTHER_SEEDS = "The interval covers the choice of images, not the seed: train wit
 def names_of(first: SavedPredictions, second: SavedPredictions) -> tuple[str, str]:
     """Return the names of the two run folders, or "first" and "second" if they are in one or have the same name."""
     names = [saved.path.absolute().parent.name for saved in (first, second)]
-    one, other = (name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in names)
+    one, other = (name if len(name) <= LONGEST_NAME else f"{name[:6]}…{name[7 - LONGEST_NAME :]}" for name in names)
     return (one, other) if one != other else (FIRST, SECOND)
 
 

@@ -14,6 +14,7 @@ from relabel.figures.panels import LINE, SMALL
 from utils.errors import UserError, with_advice
 
 COLUMNS, TILE_INCHES, HEADING = 4, 2.3, 0.95
+NAME_INCHES = 0.8  # longest name of a run below an image
 
 
 @panels.styled
@@ -37,7 +38,8 @@ def draw_comparison_sheet(
     rows = np.lexsort((-difference, ~is_moved))[:count].tolist()
     pixels = [_read(images, first.images[row]) for row in rows]
     names, runs = readable_names(first, second), names_of(first, second)
-    indent = max(map(panels.text_width, runs)) + panels.GAP
+    short = [panels.fitted_name(run, NAME_INCHES, panels.TEXT) for run in runs]
+    indent = max(map(panels.text_width, short)) + panels.GAP
     figure, heading, tiles = panels.tiles(pixels, COLUMNS, TILE_INCHES, 5, HEADING)
     panels.write_line(heading, 0.2, f"{runs[0]}: {first.path}")
     panels.write_line(heading, 0.2 + LINE, f"{runs[1]}: {second.path}")
@@ -50,7 +52,7 @@ def draw_comparison_sheet(
         panels.draw_image(panel, image)
         label = first.labels[row]
         panels.write_line(area, LINE, names[label], weight="bold")
-        for line, (which, made) in enumerate(zip(runs, (first, second), strict=True), 2):
+        for line, (which, made) in enumerate(zip(short, (first, second), strict=True), 2):
             predicted = made.top1[row]
             text, colour = (names[predicted], INK) if predicted == label else (f"≠ {names[predicted]}", WARNING)
             share = panels.percent(float(made.top1_probability[row]))

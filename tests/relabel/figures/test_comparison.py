@@ -54,9 +54,14 @@ def test_the_images_that_differ_most_come_first(tmp_path: Path, images: Path, dr
 def test_long_names_are_cut_where_they_would_touch(tmp_path: Path, images: Path, drawn: list[Figure]) -> None:
     long = "soft-coated wheaten terrier of a very long name"
     rows = [row.replace(",a,", f",{long},") for row in FIRST], [row.replace(",a,", f",{long},") for row in SECOND]
-    files = [read_predictions(save(tmp_path / f"{'x' * 120}{n}.csv", mine)) for n, mine in enumerate(rows)]
+    folders = [tmp_path / f"{'x' * 120}{n}" for n in range(2)]
+    for folder in folders:
+        folder.mkdir()
+    files = [read_predictions(save(folder / "p.csv", mine)) for folder, mine in zip(folders, rows, strict=True)]
     draw(tmp_path, (files[0], files[1]), images)
     check_texts_have_room(drawn[0])
+    runs = {text for text in texts(drawn[0]) if text.startswith("xx") and ":" not in text}
+    assert len(runs) == 2  # told apart by their ends
 
 
 def test_a_missing_image_and_a_name_that_leads_out_of_the_folder_are_refused(tmp_path: Path, images: Path) -> None:
