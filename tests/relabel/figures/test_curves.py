@@ -94,8 +94,10 @@ def test_one_hot_targets_have_no_floor(tmp_path: Path, drawn: list[Figure]) -> N
     assert len(drawn[0].axes[0].lines) == 1 and not legend(drawn[0].axes[0])
 
 
-def test_a_run_of_one_epoch_has_whole_epochs_on_its_axis(tmp_path: Path, drawn: list[Figure]) -> None:
-    draw_run(tmp_path / "curves.png", [{**run_records(0.5)[1], "epoch": 1}, *records([60.0])[1:]])
-    for axes in drawn[0].axes:
-        low, high = axes.get_xlim()
-        assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]
+@pytest.mark.parametrize(("epochs", "ticks"), [(1, [1]), (11, [2, 4, 6, 8, 11]), (30, [5, 10, 15, 20, 25, 30])])
+def test_the_axis_has_whole_epochs_and_the_last(
+    tmp_path: Path, drawn: list[Figure], epochs: int, ticks: list[int]
+) -> None:
+    draw_run(tmp_path / "curves.png", [{**run_records(0.5)[1], "epoch": 1}, *records([60.0] * epochs)[1:]])
+    for axes in drawn[0].axes[1::2]:
+        assert axes.get_xticks().tolist() == ticks
