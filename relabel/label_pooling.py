@@ -29,7 +29,7 @@ def pool_scores(scores: Tensor, classes: Tensor, boxes: Tensor, num_classes: int
         float32 [B, K]; mean logit of each class inside the crop. Not yet a distribution.
 
     Raises:
-        ValueError: the shapes disagree.
+        ValueError: the shapes disagree, or (on the CPU) a class id is above K.
     """
     _check_shapes(scores, classes, boxes)
     left, top, right, bottom = boxes.unbind(dim=1)
@@ -39,7 +39,16 @@ def pool_scores(scores: Tensor, classes: Tensor, boxes: Tensor, num_classes: int
     excess = scores.float() if fill == 0 else scores.float() - fill
     parts = excess * (row_weights[:, None, :, None] * column_weights[:, None, None, :])
     pooled = torch.zeros(len(scores), num_classes + 1, device=scores.device)
-    pooled.scatter_add_(1, classes.flatten(1).long(), parts.flatten(1))
+    try:
+        pooled.scatter_add_(1, classes.flatten(1).long(), parts.flatten(1))
+    except RuntimeError as error:
+        if not classes.is_cpu or classes.max() <= num_classes:
+            raise
+        raise ValueError(
+            f"found the class id {int(classes.max())} in a label map, and {num_classes} classes; expected ids below. "
+            "If the maps are of a teacher that knows more classes, open them with those of the data: "
+            "LabelMaps(path, classes=folder.classes)"
+        ) from error
     pooled = pooled[:, :num_classes]
     return pooled if fill == 0 else pooled.add_(fill)
 

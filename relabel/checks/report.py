@@ -82,7 +82,8 @@ def make_report(
         teacher_top1_percent: known accuracy of the maps' teacher.
     """
     integrity = check_integrity(labels)
-    problems, notes, warnings = integrity.problems(), integrity.notes(), []
+    problems, notes = integrity.problems(), integrity.notes()
+    warnings: list[str] = []
     if labels.skipped:
         key, reason = next(iter(labels.skipped.items()))
         notes.append(f"Images skipped when the maps were made: {len(labels.skipped):,}, such as {key}: {reason}")

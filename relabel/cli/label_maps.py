@@ -246,7 +246,8 @@ def show(
         table: as in `annotate`.
         figure: rows: image, map, crops and targets of each, half of them disagreeing with their label if any do; sheet:
             many images with their most likely classes, those that disagree first; page: thousands, to sort and search
-            in a browser; axes: why the order of a crop's sides matters, on the first image.
+            in a browser; axes: why the order of a crop's sides matters, on the first image, or the
+            one of 200 random ones that shows it best.
         count: number of random images, up to 200, in a page 5,000. none: 4, in a page 1,000.
         crops: random crops per image in `rows`.
         fill: as data.relabel.fill in training.

@@ -13,12 +13,12 @@ from matplotlib.axes import Axes
 from relabel.crop_box import MIN_AREA, CropBox, random_crop_box
 from relabel.figures import map_panel, panels
 from relabel.figures.colours import CORRECT, INK, MUTED, WARNING, class_colours
-from relabel.figures.panels import MARGIN, WIDER_GAP
+from relabel.figures.panels import LINE, MARGIN, WIDER_GAP
 
 CROPS = 20_000  # for the mean IoU
 PANEL_INCHES = 3.5  # the longer side of the image in a panel
 MIN_COLUMN = 3.05  # inches; fits the longest heading
-TITLES, BARS_INCHES, CAPTION = 0.62, 1.75, 0.55  # inches; height above the panels, of a target, at the bottom
+TITLES, BARS_INCHES, CAPTION = 0.62, 1.75, 0.7  # inches; height above the panels, of a target, at the bottom
 PANELS = (
     ("random crop", "what the network sees", INK),
     ("to pool: the same region", "sides read as (left, top, right, bottom)", CORRECT),
@@ -45,8 +45,9 @@ def mean_transposed_iou(width: int, height: int, crops: int = CROPS, seed: int =
 
 @panels.styled
 def draw_axes_figure(
-    out: Path, image: np.ndarray, cells: np.ndarray, box: CropBox, targets: np.ndarray, names: Sequence[str], file: str
-) -> None:
+    out: Path, image: np.ndarray, cells: np.ndarray, box: CropBox, targets: np.ndarray, names: Sequence[str], file: str,
+    note: str = "",
+) -> None:  # fmt: skip
     """Draw a crop, the region to pool and the region pooled with swapped axes, with their targets.
 
     Args:
@@ -57,6 +58,7 @@ def draw_axes_figure(
         targets: float [2, K]; of the crop and of its transpose.
         names: display names of the K classes.
         file: name of the image.
+        note: below the caption.
     """
     across, down = (PANEL_INCHES * side / max(image.shape[:2]) for side in image.shape[1::-1])
     column = max(across, MIN_COLUMN)
@@ -91,8 +93,9 @@ def draw_axes_figure(
         f"IoU of the two regions: {box.iou(box.transposed()):.2f}. Mean over {CROPS:,} random crops of a "
         f"{width}x{height} image: {mean:.3f}, below 0.5 for {100 * below_half:.0f} % of them."
     )
-    figure.text(sides["left"], MARGIN / total, caption, size=10.5)
-    file = panels.fitted_name(file, 3 * column + 2 * WIDER_GAP - panels.text_width(caption, 10.5) - WIDER_GAP)
+    figure.text(sides["left"], (MARGIN + LINE) / total, caption, size=10.5)
+    figure.text(sides["left"], MARGIN / total, note, size=10.5)
+    file = panels.fitted_name(file, 3 * column + 2 * WIDER_GAP - panels.text_width(note, 10.5) - WIDER_GAP)
     figure.text(sides["right"], MARGIN / total, file, size=panels.SMALL, color=MUTED, ha="right")
     panels.save(figure, out)
 

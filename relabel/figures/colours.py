@@ -4,7 +4,10 @@ Blue is what is right, red is what is wrong, grey is what is undecided, unknown 
 is the colour of a class or of a curve.
 """
 
+import math
+
 import numpy as np
+from matplotlib.colors import to_rgb
 
 INK, MUTED, TRACK, MAT = "0.15", "0.45", "0.92", "0.955"  # text, minor text, background of a bar, around an image
 CORRECT, WARNING = "#1565c0", "#c62828"
@@ -17,14 +20,16 @@ PALETTE = (
 )  # fmt: skip
 FEW_CLASSES = 10  # up to so many, class i has colour i
 STRIDE, START = 7, 15  # of more classes: those with neighbouring ids, which are often alike, get different colours
+ALIKE = 0.33  # distance in RGB, of 0..1, below which two colours are easily taken for one
 VISIBLE = 0.005  # smallest share of a class that counts in an image; less rounds to 0 %
 
 
 def class_colours(cells: np.ndarray, targets: np.ndarray) -> dict[int, str]:
     """Choose a colour for each visible class of an image: the class's own, which depends on its id alone.
 
-    If two classes of one image have the same colour (only possible with more than twenty), the one with the smaller
-    share of the map takes the next free colour. So an image has the same colours in every figure.
+    If two classes of one image have the same colour or nearly so (of more than twenty classes), the one with the
+    smaller share of the map takes the next colour that is free and unlike those taken. So an image has the same
+    colours in every figure.
 
     Args:
         cells: float [K, h, w]; the class probabilities of each cell.
@@ -40,9 +45,15 @@ def class_colours(cells: np.ndarray, targets: np.ndarray) -> dict[int, str]:
     for shares in (cells.mean((1, 2)), targets.max(0)):
         for index in np.argsort(-shares, kind="stable")[: int((shares >= VISIBLE).sum())].tolist():
             choice = PALETTE[own[index] :] + PALETTE[: own[index]]
-            if free := [colour for colour in choice if colour not in colours.values()]:
-                colours.setdefault(index, free[0])
+            if index not in colours and (free := [colour for colour in choice if colour not in colours.values()]):
+                apart = [min((_distance(one, taken) for taken in colours.values()), default=1.0) for one in free]
+                unlike = (one for one, distance in zip(free, apart, strict=True) if distance > ALIKE)
+                colours[index] = next(unlike, free[apart.index(max(apart))])
     return colours
+
+
+def _distance(one: str, other: str) -> float:
+    return math.dist(to_rgb(one), to_rgb(other))
 
 
 def _own_colour(index: int, num_classes: int) -> int:

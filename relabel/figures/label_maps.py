@@ -10,25 +10,26 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
 from scipy.special import softmax
 
-from relabel.annotation.label_set import open_label_set
-from relabel.crop_box import MIN_AREA, WHOLE_IMAGE, CropBox, random_crop_box
+from relabel.annotation.label_set import LabelSet, open_label_set
+from relabel.crop_box import WHOLE_IMAGE, CropBox
 from relabel.data.class_names import class_labels
 from relabel.data.decode import ImageFile
-from relabel.figures import map_panel, panels
+from relabel.figures import map_panel, panels, selection
 from relabel.figures.axes import draw_axes_figure
 from relabel.figures.colours import INK, MUTED, OTHER_COLOUR, WARNING, class_colours
-from relabel.figures.panels import GAP, LINE, MARGIN, SMALL, TEXT, WIDER_GAP
+from relabel.figures.panels import GAP, LINE, MARGIN, NONE_STORED, SMALL, TEXT, WIDER_GAP
 from relabel.figures.selection import how_drawn, is_disputed, mixed_rows, named_rows, random_rows, whole_target
 from relabel.label_map import LabelMap
 from relabel.targets import relabel_target
-from utils.random import SAMPLE, keyed_rng
 
 LONGEST_SIDE = 900  # pixels of an image in a figure
 ROW_INCHES = 1.65  # height of a row
 BARS_WIDTH = 1.1  # width of the bars beside a crop, in units of the crop's width
 HEADING, CAPTION = 0.34, 0.36  # inches; above the first row, below each row
-SEARCHED = 200  # images among which rows look for targets that disagree with the label
-TILE_INCHES, COLUMNS, SHEET_DPI = 1.25, 6, 100  # of the sheet: width of an image and of its map, tiles side by side
+SEARCHED = 200  # images in which to look for targets that disagree with the label, or with those of swapped axes
+EPOCHS = 20  # whose crops are looked at if an image is named for `axes`
+MOVED = 0.05  # share of a target; less is no difference to be seen
+TILE_INCHES, COLUMNS, SHEET_DPI = 1.25, 4, 120  # of the sheet: width of an image and of its map, tiles side by side
 SHEET_HEADING = 0.5  # inches
 TILE_NAMES = 2  # classes listed below a tile
 TILE_SHARE = 0.05  # smallest share of a second class that is listed
@@ -116,7 +117,8 @@ def draw_figure(
             the first half of them disagree with their label, if there are any among SEARCHED.
         labels, images, table: as in `open_label_set`.
         out: the PNG to write.
-        figure: rows (a row per image), sheet (many images) or axes (the first image).
+        figure: rows (a row per image), sheet (many images) or axes (of the first image, or of SEARCHED random ones, the
+            crop for which the order of the sides matters most).
         count: number of random images.
         crops: random crops per image, in rows: those of its first epochs in a training run with this seed.
         seed: of the random images and crops.
@@ -129,6 +131,10 @@ def draw_figure(
     assert found.images is not None
     names = class_labels(found.class_names)
     note = ""
+    if figure == "axes":
+        rows = named_rows(found.images, words)[:1] if words else random_rows(found, SEARCHED, seed)
+        _draw_axes(out, found, rows, EPOCHS if words else 1, seed, fill, temperature)
+        return
     if words:
         rows = named_rows(found.images, words)
     elif figure == "rows" and found.labels is not None:
@@ -139,26 +145,31 @@ def draw_figure(
     else:
         rows, note = random_rows(found, count, seed), how_drawn(found, seed)
     shown = []
-    for row in rows[:1] if figure == "axes" else rows:
+    for row in rows:
         file, label_map = ImageFile(found.images.path(row)), found.store.read(row)
-        boxes = _boxes(figure, file, row, crops, seed)
+        boxes = [WHOLE_IMAGE] if figure == "sheet" else selection.first_crops(file, row, crops, seed)
         label = None if found.labels is None else int(found.labels[row])
         image, name = shown_pixels(file), found.images.name(row)
         shown.append(make_example(image, label, label_map, boxes, len(names), fill, temperature, name))
-    if figure == "axes":
-        draw_axes_figure(out, shown[0].image, shown[0].cells, boxes[0], shown[0].targets, names, shown[0].name)
-    else:
-        draw = draw_rows if figure == "rows" else draw_sheet
-        draw(out, shown, names, note)
+    draw = draw_rows if figure == "rows" else draw_sheet
+    draw(out, shown, names, note)
 
 
-def _boxes(figure: str, file: ImageFile, row: int, crops: int, seed: int) -> list[CropBox]:
-    """Return the boxes to pool for a figure."""
-    if figure == "sheet":
-        return [WHOLE_IMAGE]
-    rngs = [keyed_rng(seed, SAMPLE, epoch, row) for epoch in range(crops)]
-    drawn = [random_crop_box(rng, file.width, file.height, MIN_AREA) for rng in rngs]
-    return drawn if figure == "rows" else [drawn[0], drawn[0].transposed()]
+def _draw_axes(
+    out: Path, found: LabelSet, rows: Sequence[int], crops: int, seed: int, fill: float, temperature: float
+) -> None:
+    """Draw the crop whose target differs most from that of its transpose, of these images' first crops."""
+    assert found.images is not None
+    num_classes = len(found.class_names)
+    row, boxes, difference = selection.clearest_crop(found, rows, crops, seed, fill, temperature)
+    image, label_map = shown_pixels(ImageFile(found.images.path(row))), found.store.read(row)
+    shown = make_example(image, None, label_map, boxes, num_classes, fill, temperature, found.images.name(row))
+    of = f"{crops * len(rows):,} random crops of {f'{len(rows):,} images' if len(rows) > 1 else 'this image'}"
+    note = f"{100 * difference:.0f} % of the target moves to other classes: the most in {of}."
+    if difference < MOVED:
+        note = f"In none of {of} does {100 * MOVED:.0f} % of the target move to other classes."
+    names = class_labels(found.class_names)
+    draw_axes_figure(out, image, shown.cells, boxes[0], shown.targets, names, shown.name, note)
 
 
 def shown_pixels(file: ImageFile) -> np.ndarray:
@@ -245,10 +256,10 @@ def draw_sheet(out: Path, examples: Sequence[Example], names: Sequence[str], not
         names: display names of the K classes.
         note: below the number of disagreements.
     """
-    examples = sorted(examples, key=lambda example: -example.disagreement)
+    examples = sorted(examples, key=lambda example: (not example.is_disputed, -example.disagreement))
     disputed = sum(example.is_disputed for example in examples)
-    shown = [_strongest(example.whole) for example in examples]
-    lines = 1 + max(example.is_disputed + len(best) for example, best in zip(examples, shown, strict=True))
+    shown = [[] if panels.is_uniform(example.whole) else _strongest(example.whole) for example in examples]
+    lines = 1 + max(example.is_disputed + max(1, len(best)) for example, best in zip(examples, shown, strict=True))
     images = [example.image for example in examples]
     figure, heading, tiles = panels.tiles(images, COLUMNS, TILE_INCHES, lines, SHEET_HEADING, panels=2)
     disagree = f"targets that disagree with the label (≠): {disputed} of {len(examples)}"
@@ -263,6 +274,9 @@ def draw_sheet(out: Path, examples: Sequence[Example], names: Sequence[str], not
             label_map.spines[:].set(edgecolor=WARNING, linewidth=2.5)
             panels.write_line(area, line, f"≠ {example.label_text(names)}", weight="bold", color=WARNING)
             line += LINE
+        if not best:
+            panels.write_line(area, line, " ".join(NONE_STORED), color=MUTED)
+            line += LINE
         for index in best:
             weight = "bold" if index == example.label else "normal"
             panels.write_line(
@@ -270,7 +284,7 @@ def draw_sheet(out: Path, examples: Sequence[Example], names: Sequence[str], not
             )
             area.plot(0.05, line - 0.05, "s", markersize=7.2, color=colours.get(index, OTHER_COLOUR), mew=0)
             line += LINE
-        area.text(0, line, panels.fitted_name(example.name, 0.96 * area.get_xlim()[1]), size=SMALL, color=MUTED)
+        area.text(0, line, panels.fitted_name(example.name, 0.96 * area.get_xlim()[1], TEXT), color=MUTED)
     panels.save(figure, out, SHEET_DPI)
 
 

@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgb, to_rgba_array
 from PIL import Image
 
 from relabel.figures.colours import OTHER_COLOUR
-from relabel.figures.panels import SMALL, draw_image, draw_over, fitted, panel_inches, text_width
+from relabel.figures.panels import SMALL, UNIFORM, draw_image, draw_over, fitted, panel_inches, text_width
 
 SURE = 0.3  # smallest probability for which a cell counts when regions are named
 OPACITY = 0.6  # of a cell with probability 1
@@ -20,6 +20,8 @@ NAMED = 0.01  # smallest share of the image for which a class is named: one cell
 
 def draw_map(axes: Axes, image: np.ndarray, cells: np.ndarray, colours: Mapping[int, str]) -> None:
     """Draw the image, and over each cell the colour of its most likely class; its opacity grows with the probability.
+
+    A cell that stores none of the classes has no colour.
 
     The image keeps its contrast, but little of its colour, which is left to the classes.
 
@@ -32,7 +34,7 @@ def draw_map(axes: Axes, image: np.ndarray, cells: np.ndarray, colours: Mapping[
     grey = np.asarray(Image.fromarray(image).convert("L"), dtype=np.float32)[:, :, None]
     draw_image(axes, ((1 - SATURATION) * grey + SATURATION * image).astype(np.uint8))
     overlay = to_rgba_array([colours.get(index, OTHER_COLOUR) for index in range(len(cells))])[cells.argmax(0), :3]
-    draw_over(axes, overlay, OPACITY * cells.max(0))
+    draw_over(axes, overlay, OPACITY * cells.max(0) * (np.ptp(cells, axis=0) > UNIFORM))
 
 
 def name_regions(axes: Axes, cells: np.ndarray, class_labels: Sequence[str], colours: Mapping[int, str]) -> None:

@@ -38,7 +38,7 @@ def plot_label_map(
     Args:
         label_map: of the image.
         image: path of the image.
-        classes: names of the K classes.
+        classes: names of the K classes of its ids; the heading says how many they are.
         fill, temperature: as in `relabel_target`.
 
     Returns:
@@ -62,6 +62,6 @@ def plot_label_map(
     map_panel.draw_map(cells, pixels, example.cells, example.colours())
     map_panel.name_regions(cells, example.cells, names, example.colours())
     panels.draw_bars(panels.text_area(figure, grid[0, 4]), example.targets[0], names, example.colours())
-    for axes, heading in zip(figure.axes, ("image", "label map", "target of the whole image"), strict=True):
+    for axes, heading in zip(figure.axes, ("image", "label map", f"target over {len(classes):,} classes"), strict=True):
         axes.set_title(heading)
     return figure

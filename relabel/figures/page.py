@@ -24,7 +24,7 @@ from relabel.data.decode import ImageFile
 from relabel.figures import colours
 from relabel.figures.label_maps import make_example
 from relabel.figures.map_panel import OPACITY, SATURATION
-from relabel.figures.panels import BARS, largest
+from relabel.figures.panels import BARS, NONE_STORED, UNIFORM, is_uniform, largest
 from relabel.figures.selection import how_drawn, named_rows, random_rows
 from utils.files import write_text
 from utils.progress import JobProgress
@@ -71,12 +71,15 @@ def draw_page(
     _, height, width = found.store.read(rows[0]).shape
     data = {
         "classes": class_labels(found.class_names), "palette": colours.PALETTE, "other": to_hex(colours.OTHER_COLOUR),
+        "none_stored": " ".join(NONE_STORED),
         "rows": height, "columns": width, "opacity": OPACITY, "levels": LEVELS, "images": entries,
     }  # fmt: skip
     shown = _choice(found, rows, seed, bool(words))
     if found.labels is not None:
         shown += f"; the label is not the top class of {sum(entry['wrong'] for entry in entries):,}"
-    facts = f"{images}: {shown}; {height}x{width} cells; fill {fill:g}, temperature {temperature:g}"
+    whose = "class folders" if found.images.class_names else "classes of the maps"
+    facts = f"{images}: {shown}; targets over {len(found.class_names):,} {whose}; {height}x{width} cells"
+    facts += f"; fill {fill:g}, temperature {temperature:g}"
     parts = {
         "title": _as_html(f"Label maps: {labels}"),
         "facts": _as_html(facts),
@@ -113,6 +116,7 @@ def _entry(found: LabelSet, row: int, fill: float, temperature: float) -> dict[s
         "name": found.images.name(row),
         "label": label,
         "wrong": example.is_disputed,
+        "uniform": is_uniform(target),
         "top": [(index, round(share, 4), _place(own_colours, index)) for index, share in top],
         "others": num_classes - len(top) + 1,
         "of_label": round(of_label, 5),
@@ -136,12 +140,13 @@ def _cells(cells: np.ndarray, own_colours: dict[int, str]) -> tuple[list[tuple[i
     Returns:
         The (at most 15) classes that lead in most cells, each with its colour's place in the palette; uint8 [h, w]: the
         lower four bits are the place of the cell's class among these (15: none of them), the upper four its
-        probability, in fifteenths.
+        probability, in fifteenths; 0 for a cell that stores none of the classes.
     """
     classes, which, counts = np.unique(cells.argmax(0), return_inverse=True, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     places = np.minimum(np.argsort(order), LEVELS)[which].reshape(cells.shape[1:]).astype(np.uint8)
-    strength = np.round(LEVELS * cells.max(0)).astype(np.uint8)
+    strength = np.maximum(1, np.round(LEVELS * cells.max(0))) * (np.ptp(cells, axis=0) > UNIFORM)
+    strength = strength.astype(np.uint8)
     leading = classes[order[:LEVELS]].tolist()
     return [(index, _place(own_colours, index)) for index in leading], places | strength << 4
 

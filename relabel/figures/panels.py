@@ -30,6 +30,8 @@ RULER = RendererAgg(1, 1, DPI)  # glyphs are fitted to whole pixels: text is mea
 CROP_SIDE = 224  # pixels; a crop is shown squashed to a square, as the network sees it
 BADGE = 0.17  # inches; side of the square with a crop's number
 MARGIN, GAP, WIDER_GAP = 0.12, 0.1, 0.22  # inches; of a page, between panels of one crop or map, between groups
+UNIFORM = 1e-6  # largest difference between equal shares
+NONE_STORED = "none of your classes", "is stored here"  # instead of the largest classes of a uniform target
 LINE = 0.19  # inches; height of a line of text
 
 # Letters of scripts that the font lacks are drawn as boxes, without two lines on the screen for each of them.
@@ -215,6 +217,8 @@ def draw_bars(
 ) -> None:
     """Draw the largest classes of a target as bars, and the rest as one bar if there is any; the label is in bold.
 
+    A uniform target has no largest class: one line says why it is.
+
     Args:
         area: a text area.
         target: float [K]; sums to 1.
@@ -223,6 +227,10 @@ def draw_bars(
         label: the class to write in bold, if any.
     """
     across, down = area.get_xlim()[1], area.get_ylim()[0]
+    if is_uniform(target):
+        for line, text in enumerate((*NONE_STORED, f"each of {len(target):,}: {percent(1 / len(target))}"), 1):
+            write_line(area, line * LINE, text, color=MUTED)
+        return
     for line, (index, share) in enumerate(largest(target, BARS)):
         top, thickness = line * down / BARS + 0.17, min(0.11, down / BARS - 0.25)
         name = f"{len(target) - line:,} others" if index is None else class_labels[index]
@@ -231,6 +239,11 @@ def draw_bars(
         write_line(area, top - 0.05, name, percent(share), weight=weight, color=MUTED if index is None else INK)
         area.barh(top, across, thickness, align="edge", color=TRACK)
         area.barh(top, share * across, thickness, align="edge", color=colour)
+
+
+def is_uniform(target: np.ndarray) -> bool:
+    """Whether a target [K] is: its map stores none of the K classes there (a teacher that knows more has others)."""
+    return len(target) > 1 and bool(np.ptp(target) < UNIFORM)
 
 
 def largest(target: np.ndarray, lines: int) -> list[tuple[int | None, float]]:

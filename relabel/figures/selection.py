@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from relabel.annotation.label_set import LabelSet
+from relabel.crop_box import MIN_AREA, WHOLE_IMAGE, CropBox, random_crop_box
+from relabel.data.decode import ImageFile
 from relabel.data.images import ImageList
 from relabel.label_map import LabelMap
 from relabel.targets import relabel_target
@@ -91,6 +93,33 @@ def mixed_rows(
     half = (count + 1) // 2
     agreeing = [row for row in rows if row not in disputed]
     return [*by_size[:half], *agreeing, *by_size[half:]][:count], len(disputed)
+
+
+def first_crops(file: ImageFile, row: int, crops: int, seed: int) -> list[CropBox]:
+    """Return the random crops of an image in the first epochs of a training run with this seed."""
+    rngs = [keyed_rng(seed, SAMPLE, epoch, row) for epoch in range(crops)]
+    return [random_crop_box(rng, file.width, file.height, MIN_AREA) for rng in rngs]
+
+
+def clearest_crop(
+    labels: LabelSet, rows: Sequence[int], crops: int, seed: int, fill: float, temperature: float
+) -> tuple[int, tuple[CropBox, CropBox], float]:
+    """Find the crop for which the order of its sides matters most, among the first crops of some images.
+
+    Returns:
+        Its row, the crop and its transpose, and the share of the target that moves to other classes between them.
+    """
+    assert labels.images is not None
+    best = -1.0, rows[0], (WHOLE_IMAGE, WHOLE_IMAGE)
+    for row in rows:
+        maps = LabelMap.stack([labels.store.read(row)] * 2)
+        for box in first_crops(ImageFile(labels.images.path(row)), row, crops, seed):
+            boxes = box, box.transposed()
+            both = relabel_target(
+                *maps, CropBox.stack(boxes), len(labels.class_names), fill=fill, temperature=temperature
+            )
+            best = max(best, (float((both[0] - both[1]).abs().sum()) / 2, row, boxes), key=lambda found: found[0])
+    return best[1], best[2], best[0]
 
 
 def whole_target(label_map: LabelMap, num_classes: int, fill: float, temperature: float) -> np.ndarray:

@@ -58,12 +58,13 @@ class LabelMaps(Mapping[str, LabelMap]):
 
         Args:
             path: of the folder.
-            classes: the K classes; by default those in the manifest, or else the class folders.
+            classes: the K classes, such as an ImageFolder's; the ids of the maps are then positions in this list. By
+                default those in the manifest, or else the class folders.
 
         Raises:
             UserError: as `open_label_store`.
         """
-        self._keys = keys_of(path)
+        self._path, self._keys = path, keys_of(path)
         manifest = manifest_of(Path(path))
         self.classes = list(classes or (manifest.class_names if manifest else class_folders(self._keys)))
         self._store = open_label_store(path, self._keys, self.classes)
@@ -76,11 +77,24 @@ class LabelMaps(Mapping[str, LabelMap]):
             raise KeyError(key)
         return self._store.read(row)
 
-    def plot(self, key: str, image: str | Path, fill: float = 0.0, temperature: float = 1.0) -> Any:
-        """Draw the map of "CLASS/STEM" over its image, in a notebook or as a figure to save: see `plot_label_map`."""
+    def plot(
+        self,
+        key: str,
+        image: str | Path,
+        fill: float = 0.0,
+        temperature: float = 1.0,
+        classes: Sequence[str] | None = None,
+    ) -> Any:
+        """Draw the map of "CLASS/STEM" over its image, in a notebook or as a figure to save: see `plot_label_map`.
+
+        Args:
+            key, image, fill, temperature: as there.
+            classes: those that share the target, such as the class folders, as in training; None: `self.classes`.
+        """
         import relabel  # finds the figures, which are above this room, and loads matplotlib only here
 
-        return relabel.plot_label_map(self[key], image, self.classes, fill, temperature)
+        maps = LabelMaps(self._path, classes) if classes else self
+        return relabel.plot_label_map(maps[key], image, maps.classes, fill, temperature)
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the keys."""

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import roi_align
 
 from relabel.crop_box import CropBox, random_crop_box
+from relabel.label_map import LabelMap
 from relabel.label_pooling import pool_scores
 from tests.strategies import map_batches
 
@@ -175,6 +176,12 @@ class LargestTensor(TorchDispatchMode):
         if isinstance(result, Tensor):
             self.elements = max(self.elements, result.numel())
         return result
+
+
+def test_ids_of_more_classes_than_the_data_has_are_refused() -> None:
+    maps = LabelMap.stack([LabelMap(np.ones((1, 2, 2), np.float32), np.full((1, 2, 2), 7, np.int16))])
+    with pytest.raises(ValueError, match=r"found the class id 7 .* 5 classes; .*LabelMaps\(path, classes="):
+        pool_scores(*maps, CropBox.stack([CropBox(0, 0, 1, 1)]), 5)
 
 
 def test_no_tensor_grows_with_classes_times_cells() -> None:

@@ -1,5 +1,8 @@
 """Colours: the same for a class in every figure, different in one image, and none that means something else."""
 
+import math
+from itertools import combinations
+
 import numpy as np
 from matplotlib.colors import to_rgb
 
@@ -31,6 +34,13 @@ def test_classes_of_one_image_differ_and_the_smaller_gives_way() -> None:
     assert colours_of({40: 0.3, 60: 0.6})[40] == colours[40]  # whatever crops are drawn beside the map
     many = colours_of(dict.fromkeys(range(30), 0.03))
     assert len(many) == len(set(many.values())) == len(PALETTE)
+
+
+def test_nearly_equal_colours_do_not_meet_in_one_image() -> None:
+    alone = {index: colours_of({index: 0.9})[index] for index in range(20)}
+    for one, other in combinations(range(20), 2):
+        found = colours_of({one: 0.5, other: 0.4})
+        assert found[one] == alone[one] and math.dist(to_rgb(found[one]), to_rgb(found[other])) > 0.33
 
 
 def test_no_class_has_the_colour_of_right_wrong_or_unknown() -> None:

@@ -23,11 +23,11 @@ from relabel.figures.label_maps import (
     draw_sheet,
     make_example,
 )
-from relabel.figures.selection import mixed_rows, named_rows, random_rows
+from relabel.figures.selection import clearest_crop, mixed_rows, named_rows, random_rows
 from relabel.label_map import LabelMap
 from relabel.stores.manifest import Manifest
 from relabel.stores.pt_folder import write_label_map
-from tests.memory_store import left_right_map
+from tests.memory_store import left_right_map, uniform_map
 from utils.errors import UserError
 
 NAMES = [f"class_{index}" for index in range(7)]
@@ -144,6 +144,23 @@ def test_a_sheet_marks_where_target_and_label_disagree(tmp_path: Path, drawn: li
     assert shown.count(f"{100 * target[2]:.0f} %") == shown.count(f"{100 * target[5]:.0f} %") == 2
 
 
+def test_targets_without_any_of_the_classes_are_explained_and_count_as_disagreements(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    grey = np.full((40, 60, 3), 128, np.uint8)
+    of_others = LabelMap(np.full((1, 3, 5), 9, np.float32), np.full((1, 3, 5), 7, np.int16))  # id 7 = K: another class
+    own = LabelMap(np.full((1, 3, 5), 1, np.float32), np.full((1, 3, 5), 2, np.int16))
+    named = [("own.jpg", own), ("others.jpg", of_others)]
+    examples = [make_example(grey, 2, label_map, [WHOLE_IMAGE], 7, name=name) for name, label_map in named]
+    draw_sheet(tmp_path / "sheet.png", examples, NAMES)
+    draw_rows(tmp_path / "rows.png", examples, NAMES)
+    shown = texts(drawn[0])
+    assert shown.count("none of your classes is stored here") == 1
+    assert shown.index("others.jpg") < shown.index("own.jpg")  # though its disagreement is 0 too
+    assert texts(drawn[1]).count("none of your classes") == 1 and "each of 7: 14 %" in texts(drawn[1])
+    check_texts_have_room(drawn[1])
+
+
 @pytest.fixture
 def labels(tmp_path: Path) -> LabelSet:
     """Three images of two classes, one without a map; one is large."""
@@ -203,6 +220,18 @@ def test_every_figure_is_drawn_of_images_that_have_a_map(labels: LabelSet, tmp_p
     with pytest.raises(UserError, match=r"found no label map at .*ant/c\.pt"):
         draw(tmp_path, ["ant/c"], figure)
     assert not (tmp_path / "figure.png").exists()
+
+
+def test_axes_show_a_crop_for_which_the_order_of_the_sides_matters(
+    labels: LabelSet, tmp_path: Path, drawn: list[Figure]
+) -> None:
+    write_label_map(tmp_path / "labels", "ant/a.b", uniform_map(8.0, 0))  # every crop has the same target
+    row, (box, transposed), difference = clearest_crop(labels, [0, 2], 5, 0, 0.0, 1.0)
+    assert row == 2 and transposed == box.transposed() and difference > 0.2
+    draw(tmp_path, [], "axes")
+    draw(tmp_path, ["ant/a.b"], "axes")
+    assert "bee/d.png" in texts(drawn[0])
+    assert any(text.startswith("In none of 20 random crops of this image") for text in texts(drawn[1]))
 
 
 def test_flat_images_are_drawn_without_a_label(tmp_path: Path, labels: LabelSet) -> None:
