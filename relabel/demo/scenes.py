@@ -25,6 +25,8 @@ from relabel.crop_box import CropBox
 from relabel.demo.small_images import SPLITS, SmallImages
 from utils.errors import UserError
 from utils.files import new_folder, read_json
+from utils.processes.distributed import available_cores
+from utils.processes.workers import read_batches
 from utils.progress import JobProgress
 
 # In pixels, for digit scenes; multiplied by the scale of other images.
@@ -35,6 +37,8 @@ IMAGE_COUNTS = (2, 4)
 TRIES = 30  # positions tried for each image
 NOISE = 0.08  # standard deviation of the background, in units where white is 1
 JPEG_QUALITY = 92
+BATCH = 50  # scenes that a worker process draws at a time
+SCENES_PER_WORKER = 500  # fewer are drawn sooner than a process starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,14 +165,29 @@ def _write_split(images: SmallImages, folder: Path, split: str, seed: int, count
     truth = {}
     for name in images.class_names:
         (folder / split / name).mkdir(parents=True)
-    for number in range(count):
-        scene = draw_scene(images, seed, split, number)
-        name = f"{images.class_names[scene.labels[0]]}/{split}_{number:05d}.JPEG"
-        (folder / split / name).write_bytes(_jpeg(scene.pixels))
-        boxes = [[round(side, 6) for side in (box.left, box.top, box.right, box.bottom)] for box in scene.boxes]
-        truth[name] = {"labels": list(scene.labels), "boxes": boxes}
-        progress.advance(1)
+    images.labels(split)  # read once, before workers are forked
+    numbers = [list(range(first, min(first + BATCH, count))) for first in range(0, count, BATCH)]
+    workers = min(available_cores(), count // SCENES_PER_WORKER)
+    for batch in read_batches(_Files(images, split, seed), list, numbers, workers, pin_memory=False):
+        for name, jpeg, truth[name] in batch:
+            (folder / split / name).write_bytes(jpeg)
+        progress.advance(len(batch))
     _write_json(folder / f"{split}.json", truth)
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """The scenes of a split by number: the file's name, its content, and the truth."""
+
+    images: SmallImages
+    split: str
+    seed: int
+
+    def __getitem__(self, number: int) -> tuple[str, bytes, dict[str, Any]]:
+        scene = draw_scene(self.images, self.seed, self.split, number)
+        name = f"{self.images.class_names[scene.labels[0]]}/{self.split}_{number:05d}.JPEG"
+        boxes = [[round(side, 6) for side in (box.left, box.top, box.right, box.bottom)] for box in scene.boxes]
+        return name, _jpeg(scene.pixels), {"labels": list(scene.labels), "boxes": boxes}
 
 
 def _jpeg(pixels: np.ndarray) -> bytes:
