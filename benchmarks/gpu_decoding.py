@@ -134,7 +134,7 @@ def nvimgcodec(device: torch.device) -> Decode:
     decoder = nvimgcodec.Decoder(device_id=device.index, options=":fancy_upsampling=1")
 
     def decode(files: Files) -> list[Tensor]:
-        images = decoder.decode([file.numpy().tobytes() for file in files])
+        images = decoder.decode([nvimgcodec.CodeStream(file.numpy()) for file in files])
         return [torch.as_tensor(image, device=device).permute(2, 0, 1) for image in images]
 
     return decode

@@ -177,7 +177,8 @@ def make_trainer(
     check_micro_batch(config, model, batch_size, process)
     loaded = start_from(weights, model, data.images.class_names, config.eval.classes or None) if weights else ""
     if process.is_main:
-        print_lines("\n".join(filter(None, [loaded, f"input: {data_config.source}"])))
+        decoder = "" if config.data.decoder != "gpu" else f"JPEG files: decoder {resolve_decoder('gpu')}"
+        print_lines("\n".join(filter(None, [loaded, f"input: {data_config.source}", decoder])))
 
     def validate(networks: Mapping[str, nn.Module]) -> dict[str, Score]:
         return evaluate(networks, data.val, val_batches(), precision, process, data_config)
