@@ -106,6 +106,17 @@ def test_many_classes_share_four_bits_of_a_cell(tmp_path: Path) -> None:
     assert image["others"] == 999 and image["top"][-1][0] is None
 
 
+def test_a_map_of_other_classes_than_the_folders_has_a_uniform_target(photos: Path) -> None:
+    maps = photos / "of_wasp_too"
+    for name, label_map in (MAPS | {"ant/right.jpg": uniform_map(12.0, 3)}).items():
+        write_label_map(maps, name.rpartition(".")[0], label_map)
+    names = ["<", "ant", "bee", "wasp"]
+    Manifest(form="pt", maps=4, k=1, h=4, w=6, class_names=names, made_by={}).write(maps / "manifest.json")
+    images = data_of(page_of(photos, maps="of_wasp_too"))["images"]
+    assert [image["uniform"] for image in images] == [False, True, False, False] and images[1]["wrong"]
+    assert not (np.frombuffer(base64.b64decode(images[1]["cells"]), np.uint8) >> 4).any()  # nothing is painted
+
+
 def test_no_name_becomes_html_and_nothing_is_loaded(photos: Path) -> None:
     (photos / "maps").rename(photos / "<b>&maps")
     page = page_of(photos, maps="<b>&maps")
