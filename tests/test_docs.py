@@ -24,7 +24,7 @@ from utils.config.tool_commands import Command
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {path.name: path.read_text(encoding="utf-8") for path in PAGES}
 FOLDERS = "IMAGENET SHARDS PHOTOS MORE_PHOTOS IMAGES LABELS FILES MORE MORE_LABELS DATA PICTURES ANNOTATIONS CIFAR10 "
-FOLDERS += "V2 A R C"
+FOLDERS += "IMAGEWOOF V2 A R C"
 FILES = "W.pth runs/plain/checkpoint-last.pth runs/relabel/checkpoint-last.pth runs/plain/config.yaml "
 FILES += "runs/relabel/config.yaml "
 FILES += "FIRST.csv SECOND.csv agreeing.txt classes.tsv real.json human_accuracy_v3.0.0.json "
