@@ -179,8 +179,8 @@ def test_merged_probabilities_add_up_in_every_cell_of_a_map(tmp_path: Path, caps
             Image.effect_noise((80, 60), 90).convert("RGB").save(tmp_path / "train" / name / f"{i}.png")
     classes = f"--classes={write_dogs_and_cats(tmp_path / 'list.txt')}"
     given = ["--arch=timm/test_resnet", f"--weights={tmp_path / 'w.pth'}", "--size=64x96", "--num_workers=0"]
-    merged = [classes, "--top_k=879"]
-    commands = {"own": ["--unlabelled=True", "--top_k=1000"], "merged": merged, "mean": [*merged, "--merge=mean"]}
+    summed = [classes, "--top_k=879"]
+    commands = {"own": ["--unlabelled=True", "--top_k=1000"], "merged": summed, "mean": [*summed, "--merge=mean"]}
     for out, more in commands.items():
         tools.main(["annotate", str(tmp_path / "train"), str(tmp_path / out), *given, "--format=pt", *more])
     own, merged, mean = (cell_probabilities(tmp_path / out / "dog" / "0.pt") for out in commands)
@@ -190,16 +190,16 @@ def test_merged_probabilities_add_up_in_every_cell_of_a_map(tmp_path: Path, caps
     torch.testing.assert_close(merged[:151], own[:151])
     assert "classes: ImageNet's wnids, sorted; " in capsys.readouterr().out
     classifier = ["--classifier=timm/test_resnet", f"--classifier_weights={tmp_path / 'w.pth'}", classes]
-    out = {}
+    printed = {}
     for maps, more in {"merged": classifier, "mean": []}.items():
         with suppress(SystemExit):  # the maps of random weights are no good
             tools.main(["check", str(tmp_path / maps), f"--images={tmp_path / 'train'}", *more])
-        out[maps] = " ".join(capsys.readouterr().out.split())
-    assert "maps 123 of the 1,000 to cat, dog; the others keep their names" in out["merged"]
+        printed[maps] = " ".join(capsys.readouterr().out.split())
+    assert "maps 123 of the 1,000 to cat, dog; the others keep their names" in printed["merged"]
     # Nothing is recognised, so the sum of the most classes leads; the remedy that is named removes that.
-    assert "dog is the top class in 100 % of the cells of images of other folders" in out["merged"]
-    assert "118 classes" in out["merged"] and "`annotate --merge mean`" in out["merged"]
-    assert "--merge mean" not in out["mean"]
+    assert "dog is the top class in 100 % of the cells of images of other folders" in printed["merged"]
+    assert "118 classes" in printed["merged"] and "`annotate --merge mean`" in printed["merged"]
+    assert "--merge mean" not in printed["mean"]
 
 
 def write_dogs_and_cats(path: Path) -> Path:

@@ -148,7 +148,8 @@ def test_a_bad_image_of_any_process_is_named(flags: Flags, photos: Path, tmp_pat
     shutil.copytree(photos / "train", tmp_path / "data" / "train")
     (tmp_path / "data" / "val").symlink_to(photos / "val")
     images = list_images(tmp_path / "data" / "train")
-    bad = Path(str(images.path(int(epoch_order(flags["compute.seed"], 0, 30)[6 + 3 * rank]))))  # of step 2, this rank's first
+    first = int(epoch_order(flags["compute.seed"], 0, 30)[6 + 3 * rank])  # of step 2, on this rank
+    bad = Path(str(images.path(first)))
     bad.write_bytes(bad.read_bytes()[:300])
     flags |= {"data.data_path": tmp_path / "data", "util.checkpoint_minutes": 0}
     assert bad.name in refused_once(flags, tmp_path)

@@ -27,7 +27,7 @@ def test_images_and_files_as_they_lie_in_own_folders(tmp_path: Path) -> None:
     (tmp_path / "b" / "loop").symlink_to("..")
     images = list_images(tmp_path)
     assert sorted(names(images)) == ["a/1.jpg", "a/2.JFIF", "a/3.gif", "b/4.pgm", "b/5.avif", "b/6.jp2"]
-    assert [images.path(i).is_file() for i in range(6)] == [True] * 6
+    assert [Path(str(images.path(i))).is_file() for i in range(6)] == [True] * 6
     about = images.described()
     assert f"6 images of 2 classes from class folders in {tmp_path}, 2 in folders inside a class folder" in about
     for kind in (

@@ -2,6 +2,7 @@
 
 import io
 import json
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from relabel.data.skipped_images import SkippingDataset
 from relabel.label_map import LabelMap
 from relabel.stores.pt_folder import write_label_map
 from relabel.stores.store import open_label_store
-from tests.conftest import Flags
+from tests.conftest import Flags, Tried, cases
+from tests.relabel.data.test_damaged_images import CONTENTS
 from tests.relabel.data.test_decode import photo_like
 from tests.relabel.training.test_run import start
 from utils.errors import UserError
@@ -147,6 +149,24 @@ def test_a_gpu_decodes_usual_jpeg_files(tmp_path: Path, kind: str) -> None:
         with Image.open(tmp_path / "photo.JPEG") as image:
             expected = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
         assert psnr(pixels[None], expected[None]) > LEAST_PSNR
+
+
+def test_damaged_files_stay_with_the_cpu(tmp_path: Path, tried: Tried) -> None:
+    """Which refuses them in the first epoch; and no header, however mutilated, ends a worker."""
+    path, rng = tmp_path / "photo.JPEG", np.random.default_rng(0)
+    for content in CONTENTS.values():
+        path.write_bytes(content)
+        with suppress(UnreadableImage):
+            assert ImageFile(path, TORCHVISION).encoded(check=True) is None
+    names = list(FOR_GPU)
+    for case in range(cases(300)):
+        data = bytearray(FOR_GPU[names[case % len(names)]])
+        for at in rng.integers(2, data.index(b"\xff\xda") + 14, rng.integers(1, 4)).tolist():
+            data[at] = int(rng.integers(256))
+        path.write_bytes(data)
+        with suppress(UnreadableImage):
+            ImageFile(path, TORCHVISION).encoded(check=bool(case % 2))
+    tried(cases(300))
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, file: bytes) -> None:

@@ -1,7 +1,9 @@
 """Batches: what a step reads, in which order, and that neither workers nor a restart change a bit of it."""
 
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from relabel.data.batch import Batch, collate
 from relabel.data.dataset import CenterCrop, ImageDataset, RandomResizedCrop, Sample
 from relabel.data.extra_images import spread
 from relabel.data.folders import list_images
-from relabel.data.loader import Loader, TrainBatches, epoch_order, eval_batches, steps_per_epoch
+from relabel.data.loader import Loader, TrainBatches, _copy_ahead, epoch_order, eval_batches, steps_per_epoch
 from relabel.label_map import LabelMap
 from relabel.stores.pt_folder import write_label_map
 from relabel.stores.store import open_label_store
@@ -180,6 +182,29 @@ def test_a_damaged_file_ends_the_loop_with_its_own_message(dataset: ImageDataset
         list(Loader(dataset, train_batches(), num_workers, CPU))
     assert str(refusal.value).startswith(f"{path}: cannot be read as an image")
     assert "Traceback" not in str(refusal.value) and "DataLoader" not in str(refusal.value)
+
+
+def test_batches_move_one_ahead_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, without the events of a GPU; an error comes after the batches before it."""
+    monkeypatch.setattr("relabel.data.loader._arrived", lambda number, event: number)
+    read: list[int] = []
+
+    def move(number: Any) -> Any:
+        if number == 3:
+            raise UserError("damaged")
+        return number, None
+
+    def numbers(count: int) -> Iterator[Any]:
+        for number in range(count):
+            read.append(number)
+            yield number
+
+    moved = _copy_ahead(numbers(3), move)
+    assert next(moved) == 0 and read == [0, 1] and list(moved) == [1, 2]
+    moved = _copy_ahead(numbers(5), move)
+    assert [next(moved) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(UserError, match="damaged"):
+        next(moved)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -37,7 +37,7 @@ def test_tables_in_any_form(tmp_path: Path, delimiter: str, header: str, way: st
     (tmp_path / "t.csv").write_text("\n".join([*lines, "", ""]))
     images = open_images(tmp_path / "images", tmp_path / "t.csv")
     assert names(images) == ["ant/b.b.png", "wasp/a.jpg", "wasp/c.JPEG"] and images.labels.tolist() == [0, 1, 1]
-    assert [images.path(i).is_file() for i in range(3)] == [True] * 3
+    assert [Path(str(images.path(i))).is_file() for i in range(3)] == [True] * 3
     assert images.described().endswith(
         f"classes from {tmp_path}/t.csv{' (header: image, class)' * bool(header)}; not used: 1 unlisted image (d.jpg)"
     )
