@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from relabel.crop_box import WHOLE_IMAGE, CropBox
 from relabel.data.gpu_decode import GPU_DECODERS, Region, resolve_gpu_decoder
 from relabel.data.images import ImagePath
-from relabel.data.jpeg_rows import damage_in, decode_rows, read_frame, usual_jpeg
+from relabel.data.jpeg_rows import complaint_about, damage_in, decode_rows, read_frame, usual_jpeg
 from utils.errors import UserError
 
 DECODERS = ("simplejpeg", "pillow")
@@ -151,9 +151,9 @@ class ImageFile:
         """Return the file as the GPU's decoder takes it; None if the file or the decoder is not for a GPU.
 
         Args:
-            check: look for damage in the whole file, where there is any, also None: the CPU's decoder decides about it.
+            check: look for damage in the whole file; also None where there may be any: the CPU's decoder decides.
         """
-        if not self._for_gpu or self._frame is None or (check and damage_in(self._data)):
+        if not self._for_gpu or self._frame is None or (check and complaint_about(self._data)):
             return None
         return usual_jpeg(self._data, self._frame)
 

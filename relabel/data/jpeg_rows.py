@@ -26,7 +26,7 @@ EXPECTED = frozenset((*FRAMES, SCAN, *TABLES, *METADATA))
 STANDALONE = (0x01, *range(0xD0, 0xD9))  # markers without a segment
 # Two application segments give the colour space. This JFIF segment replaces the file's, which libjpeg may warn about.
 JFIF, ADOBE = b"\xff\xe0\x00\x10JFIF\0\x01\x02\0\0\x01\0\x01\0\0", b"\xff\xee\x00\x0eAdobe"
-ADOBE_COLOURS, YCBCR = 15, 1  # position in its segment, and value
+ADOBE_COLOURS, YCBCR = 15, b"\1"  # position in its segment, and value
 # Sampling factors of each channel: grey; colours of every pixel, of every second pixel of a row, a column, of both.
 USUAL_SAMPLING = {b"\x11"} | {luma + b"\x11\x11" for luma in (b"\x11", b"\x21", b"\x12", b"\x22")}
 # In entropy-coded data a zero follows each 255; restart markers are allowed.
@@ -153,7 +153,7 @@ def usual_jpeg(data: bytes, frame: JpegFrame) -> bytes | None:
     if channels == 1:
         in_ycbcr = True
     elif adobe >= 0:
-        in_ycbcr = header[adobe + ADOBE_COLOURS] == YCBCR
+        in_ycbcr = header[adobe + ADOBE_COLOURS :].startswith(YCBCR)
     else:
         in_ycbcr = ids == b"\1\2\3"
     if header[start + 1] != SEQUENTIAL_FRAMES[0] or sampling not in USUAL_SAMPLING or not in_ycbcr:
@@ -170,6 +170,12 @@ def damage_in(data: bytes) -> str:
 
     A JPEG has no checksum, so damage that decodes without a warning is not found.
     """
+    complaint = complaint_about(data)
+    return complaint if DAMAGE.search(complaint) else ""
+
+
+def complaint_about(data: bytes) -> str:
+    """Return libjpeg's first warning or error in a whole JPEG file, except about metadata; '' if there is none."""
     try:  # small and grey, because the pixels are not used
         segments = list(_segments(data))
         header, _ = _header(data, segments, colours=False)
@@ -177,8 +183,7 @@ def damage_in(data: bytes) -> str:
         simplejpeg.decode_jpeg(plain, "GRAY", fastdct=True, min_height=1, min_width=1)
     except ValueError as error:
         left = LEFT_AT_END.match(str(error))
-        harmless = not DAMAGE.search(str(error)) or (left and int(left[1]) <= MOST_PADDING)
-        return "" if harmless else str(error)
+        return "" if left and int(left[1]) <= MOST_PADDING else str(error)
     return ""
 
 
