@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ from relabel.stores.manifest import Manifest
 from relabel.stores.packed_writer import PackedWriter
 from relabel.stores.store import LabelStore, keys_of, manifest_of, open_label_store
 from relabel.targets import relabel_target
+from utils.estimates import Estimate
 from utils.processes.commands import stop_once
 
 CLASSES_PER_CELL, CELLS, BITS = (1, 2, 3, 5, 10), (4, 5, 7, 9, 12, 15), (16, 8, 4)
@@ -125,7 +127,7 @@ def _measure(options: argparse.Namespace) -> None:
             own.append(_change(_target(back, boxes, **settings), complete))
     figures = [Figure.of(f"{form}: change from complete maps", "% of the target", changes[form]) for form in forms]
     yardstick = float(np.mean(own)) if own else None
-    points = [
+    points: list[dict[str, Any]] = [
         {
             "k": form.k,
             "cells": form.cells,
@@ -134,6 +136,7 @@ def _measure(options: argparse.Namespace) -> None:
             "change_percent": float(np.mean(changes[form])),
             "standard_error": float(np.std(changes[form], ddof=1) / math.sqrt(len(store))),
             "change_from_paper_percent": float(np.mean(from_paper[form])),
+            "more_than_paper_points": _interval(np.array(changes[form]) - np.array(changes[PAPER])),
         }
         for form in forms
     ]
@@ -145,6 +148,13 @@ def _measure(options: argparse.Namespace) -> None:
     if options.figure:
         draw(options.figure, points, yardstick, len(store))
     report("label maps in fewer bytes", figures, remarks, options.json, details)
+
+
+def _interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Return the mean over images and its 95 % interval."""
+    found = Estimate.mean(values)
+    assert found is not None
+    return found.value, found.low95, found.high95
 
 
 def _open(path: Path) -> tuple[LabelStore, int]:
@@ -175,7 +185,7 @@ def _change(target: Tensor, reference: Tensor) -> float:
     return 50 * float((target - reference).abs().sum(dim=1).mean())
 
 
-def draw(out: Path, points: list[dict[str, float]], yardstick: float | None, images: int) -> None:
+def draw(out: Path, points: list[dict[str, Any]], yardstick: float | None, images: int) -> None:
     """Draw change against bytes: a panel for each number of bits, a curve for each k over the numbers of cells."""
     page = Page(figsize=(11.5, 4.4), layout="constrained", dpi=DPI)
     panels = page.subplots(1, len(BITS), sharex=True, sharey=True)
