@@ -29,7 +29,8 @@ from torch import Tensor
 
 from benchmarks.result import Figure, arguments, report, with_progress
 from relabel.crop_box import MIN_AREA, CropBox, random_crop_box
-from relabel.demo.reproduce import EXPERIMENTS, LABELS, ORIGINAL, RELABEL, Steps, train_all
+from relabel.demo.experiments import EXPERIMENTS, LABELS, ORIGINAL, RELABEL
+from relabel.demo.reproduce import Steps, train_all
 from relabel.demo.results import gains, measure
 from relabel.figures.colours import INK, PALETTE
 from relabel.figures.panels import DPI, plain_axes, save

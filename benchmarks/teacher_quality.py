@@ -22,18 +22,8 @@ from matplotlib.figure import Figure as Page
 
 from benchmarks.result import Figure, arguments, report
 from relabel.checks.report import WEAK_AGREEMENT_PERCENT
-from relabel.demo.reproduce import (
-    EXPERIMENTS,
-    LABELS,
-    ORIGINAL,
-    RELABEL,
-    ROOT,
-    TRAIN_SCENES,
-    VAL_SCENES,
-    Steps,
-    packaged,
-    train_all,
-)
+from relabel.demo.experiments import EXPERIMENTS, LABELS, ORIGINAL, RELABEL, ROOT, packaged
+from relabel.demo.reproduce import TRAIN_SCENES, VAL_SCENES, Steps, train_all
 from relabel.demo.results import TOP1, Student, gains, measure
 from relabel.figures.colours import CORRECT, INK, WARNING
 from relabel.figures.panels import DPI, plain_axes, save

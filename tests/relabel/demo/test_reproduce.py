@@ -22,7 +22,8 @@ from relabel.config.load import load_config
 from relabel.data.dataset import CenterCrop, ImageDataset
 from relabel.data.folders import list_images
 from relabel.data.loader import Loader, eval_batches
-from relabel.demo.reproduce import EXPERIMENTS, IMAGEWOOF, SHIPPED_TEACHER, make_digits_teacher, reproduce
+from relabel.demo.experiments import EXPERIMENTS, IMAGEWOOF, SHIPPED_TEACHER
+from relabel.demo.reproduce import make_digits_teacher, reproduce
 from relabel.demo.results import Student, summarise
 from relabel.demo.scenes import write_scenes
 from relabel.demo.small_images import DigitImages
