@@ -6,6 +6,8 @@ that cannot be written. It is made again when the size or time of a tar file has
 
 import errno
 import os
+import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +22,7 @@ COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\
 _FILE, _LINKS, _PAX, _LONG_NAME, _IGNORED, _SPARSE = b"0\0" + b"7", b"12", b"xX", b"L", b"gK", b"S"
 LINK = -1  # as a size: a link to another member
 _MOST_HEADER = 1 << 20  # bytes of an extended header; a name is at most 4,096
+_MOST_PADDING = 1 << 20  # zeros that may follow the end mark, bytes; tar pads to 10,240, with -b to more
 OPEN_FILES = 128  # tar files open at a time in each process
 
 
@@ -112,8 +115,14 @@ def _check_form(path: Path, start: bytes) -> None:
     if program:
         raise UserError(
             f"{path} is compressed; expected a plain tar file, in which an image can be read by its position. "
-            f"Decompress it once: {program} {path}"
+            f"Decompress it once: {program} < {shlex.quote(str(path))} > {shlex.quote(_plain(str(path)))}"
         )
+
+
+def _plain(path: str) -> str:
+    """Return a name for the decompressed file."""
+    stem = re.sub(r"\.(gz|bz2|xz|zst|tgz|tbz2?|txz)$", "", path.removesuffix(".tar"))
+    return f"{stem.removesuffix('.tar')}{'-plain' * (path == f'{stem}.tar')}.tar"
 
 
 def _members(path: Path, descriptor: int, start: int, end: int) -> Iterator[Member]:
@@ -124,7 +133,9 @@ def _members(path: Path, descriptor: int, start: int, end: int) -> Iterator[Memb
         if position + BLOCK > end:
             raise _truncated(path, end)
         if header[0] == 0 and not any(header):
-            return
+            if (position := _after_zeros(path, descriptor, position, end)) == end:
+                return
+            continue
         size = _number(path, header, position) if long_size is None else long_size
         kind, data = header[156:157], position + BLOCK
         position = data + (size + BLOCK - 1) // BLOCK * BLOCK
@@ -146,6 +157,46 @@ def _members(path: Path, descriptor: int, start: int, end: int) -> Iterator[Memb
                 yield name, data, size
             elif kind in _LINKS:
                 yield name, data, LINK
+
+
+def _after_zeros(path: Path, descriptor: int, position: int, end: int) -> int:
+    """Return where the next tar file begins that was appended with `cat`; `end` if only padding follows.
+
+    Raises:
+        UserError: there are more zeros than a tar file ends with, or something else follows them.
+    """
+    rest = os.pread(descriptor, min(end - position, _MOST_PADDING + BLOCK), position)
+    zeros = len(rest) - len(rest.lstrip(b"\0"))
+    if zeros == len(rest):
+        if zeros > _MOST_PADDING:
+            raise _damaged(path, position, f"{_MOST_PADDING:,} zeros and more")
+        return end
+    header = rest[zeros // BLOCK * BLOCK :][:BLOCK]
+    position += zeros // BLOCK * BLOCK
+    if not is_header(header):
+        raise _damaged(path, position, "bytes after the end mark that are no header")
+    return position
+
+
+def is_header(block: bytes, size: int | None = None) -> bool:
+    """Whether a block is the header of a file, of that size if one is given."""
+    try:
+        right = len(block) == BLOCK and _checksum(block) == int(block[148:156].strip(b" \0"), 8)
+        return right and size in (None, _number(Path(), block, 0))
+    except (ValueError, UserError):
+        return False
+
+
+def link_target(tar: Path, offset: int) -> str:
+    """Return the name of the member that a hard link stands for; '' for a symbolic link.
+
+    Args:
+        tar: the tar file.
+        offset: of the link, as `walk_tar` gives it.
+    """
+    header = os.pread(_opened(tar).descriptor, BLOCK, offset - BLOCK)
+    name = os.fsdecode(header[157:257].partition(b"\0")[0])
+    return name.removeprefix("./").lstrip("/") if header[156:157] == b"1" else ""
 
 
 def _name(header: bytes) -> str:
@@ -193,10 +244,9 @@ def _pax(path: Path, data: bytes, position: int) -> tuple[str, int | None]:
     return name, size
 
 
-def _damaged(path: Path, position: int) -> UserError:
+def _damaged(path: Path, position: int, found: str = "no header of a tar file") -> UserError:
     return UserError(
-        f"{path}: found no header of a tar file at byte {position:,}; expected a whole tar file. Copy or download it "
-        "again."
+        f"{path}: found {found} at byte {position:,}; expected a whole tar file. Copy or download it again."
     )
 
 
