@@ -118,7 +118,7 @@ def show_results(
     write_json(out / "results.json", content | {"environment": environment(), "threads_per_training": threads})
     draw_results(out / "rows.png", {row: [s.values[TOP1] for s in rows[row]] for row in rows})
     draw_curves(out / "curves.png", {row: read_metrics(out / rows[row][0].run) for row in list(rows)[:CURVES]})
-    _print_tables(summary, len(students[0].correct), settings)
+    _print_tables(summary, experiment, len(students[0].correct), settings)
     kinds = {"maps.png": "figures", "curves.png": "", "rows.png": "", "results.json": "numbers", "*-seed*": "runs"}
     for name, kind in kinds.items():
         print(f"{kind:<9}{str(out / name).removeprefix(f'{root}/')}")
@@ -145,15 +145,15 @@ def summarise(students: Sequence[Student]) -> list[dict[str, Any]]:
     return summary
 
 
-def _print_tables(summary: Sequence[dict[str, Any]], images: int, settings: Mapping[str, str]) -> None:
+def _print_tables(summary: Sequence[dict[str, Any]], experiment: str, images: int, settings: Mapping[str, str]) -> None:
     seeds, first = summary[0]["seeds"], summary[0]["row"]
     metrics = {title: name for title, name in METRICS.items() if name in summary[0]}
     of_seeds = "1 seed" if seeds == 1 else f"{seeds} seeds, mean ± standard deviation"
     console = Console()
     if settings:
         changed = ", ".join(f"{key} {value}" for key, value in settings.items())
-        console.print(f"\nin small, not as the recipes say: {changed}", highlight=False)
-    console.print(f"\nlast weights on {images:,} validation images, {of_seeds}", highlight=False)
+        console.print(f"\nnot as the recipes say: {changed}", highlight=False)
+    console.print(f"\n{experiment}: last weights on {images:,} validation images, {of_seeds}", highlight=False)
     table = _table(metrics)
     for entry in summary:
         table.add_row(entry["row"], *(_cell(**entry[name]) for name in metrics.values()))
