@@ -39,7 +39,7 @@ def kind_of(path: str) -> str:
 
 def folder_names(root: Path) -> list[str]:
     """Return the sorted names of the visible folders. UserError if `root` cannot be listed."""
-    return [entry.name for entry in _entries(root) if entry.is_dir() and not _is_hidden(entry.name)]
+    return [entry.name for entry in _entries(root) if _is_dir(entry) and not _is_hidden(entry.name)]
 
 
 def list_images(root: str | Path) -> ImageList:
@@ -112,7 +112,14 @@ def check_level(root: Path, class_names: list[str]) -> None:
 
 def split_folder(root: Path, split: str) -> Path | None:
     """Return the folder of a split in a data folder, under one of its usual names; None if there is none."""
-    return next((root / name for name in SPLIT_FOLDERS[split] if (root / name).is_dir()), None)
+    return next(iter(split_folders(root, split)), None)
+
+
+def split_folders(root: Path, split: str) -> list[Path]:
+    """Return the folders in a data folder that have a usual name of a split, in any case: the most usual first."""
+    usual = SPLIT_FOLDERS[split]
+    found = [name for name in folder_names(root) if name.lower() in usual] if root.is_dir() else []
+    return [root / name for name in sorted(found, key=lambda name: (usual.index(name.lower()), name not in usual))]
 
 
 def find_images(folder: Path) -> Found:
@@ -141,16 +148,9 @@ def walk(folder: Path, census: Census, below: str = "") -> list[str]:
     found, folders = [], []
     for entry in _entries(folder):
         name = below + entry.name
-        kind = _kind(entry)
-        if (
-            entry.is_symlink()
-            and entry.is_dir()
-            and Path(entry).resolve() in (folder.resolve(), *folder.resolve().parents)
-        ):
-            kind = "circular link"
-        if kind:
+        if kind := _kind(entry) or ("circular link" if _leads_back(entry) else ""):
             census.pass_over(kind, name)
-        elif entry.is_dir():
+        elif _is_dir(entry):
             folders.append(entry.name)
         else:
             found.append(name)
@@ -161,9 +161,24 @@ def walk(folder: Path, census: Census, below: str = "") -> list[str]:
 
 def _kind(entry: os.DirEntry[str]) -> str:
     """Return the kind of a file or folder that is not used; '' for an image or a folder to look into."""
-    if entry.is_dir():
+    if _is_dir(entry):
         return "hidden folder" if _is_hidden(entry.name) else ""
     return kind_of(entry.name) or ("" if is_file(entry) else "special file")
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _leads_back(entry: os.DirEntry[str]) -> bool:
+    """Whether this is a link to a folder that contains it."""
+    if not (entry.is_symlink() and _is_dir(entry)):
+        return False
+    folder = Path(entry).parent.resolve()
+    return Path(entry).resolve() in (folder, *folder.parents)
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -20,18 +20,18 @@ import numpy as np
 
 from relabel.data.folders import (
     DATA_FOLDERS,
-    LOOSE,
     SPLIT_FOLDERS,
     find_images,
     folder_names,
     is_image,
     list_images,
     split_folder,
+    split_folders,
     walk,
 )
 from relabel.data.images import Census, Found, ImageList, shortened
-from relabel.data.tables import TINY, read_table, with_labels, with_table_beside
-from relabel.data.tar_contents import below
+from relabel.data.tables import TINY, read_table, table_beside, with_labels, with_table_beside
+from relabel.data.tar_contents import OtherSplit, below
 from relabel.data.tar_index import list_tars
 from utils.errors import UserError
 
@@ -39,6 +39,10 @@ EXPECTED_SOURCE = (
     "expected a folder of images; or a tar file, a pattern such as 'shards/*.tar' or shards/{000..127}.tar, or several "
     "joined by ':'"
 )
+_OTHER_SPLIT = {
+    "train": "Give the training images: --data.train SOURCE",
+    "val": "Give validation images, --data.val SOURCE, or set a tenth of the others aside: --data.val_share 0.1",
+}
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -63,15 +67,30 @@ def open_images(source: str | Path, table: str | Path = "", split: str | None = 
         return with_labels(find_images(root), read_table(Path(table)))
     if (root / TINY).is_file() or not _has_class_folders(root):
         return with_table_beside(find_images(root), root)
-    images = list_images(root)
-    loose, first = images.census.passed_over.get(LOOSE, (0, ""))
-    if loose > len(images):
+    return _mostly_loose(root) or list_images(root)
+
+
+def _mostly_loose(root: Path) -> ImageList | None:
+    """List the images of a folder of which most are in no class folder, by the table beside; None if they are.
+
+    Raises:
+        UserError: there is no such table.
+    """
+    if not any(is_image(entry.name) for entry in root.iterdir()):
+        return None
+    found = find_images(root)
+    loose = [path for path in found.paths if "/" not in path]
+    inside = len(found.paths) - len(loose)
+    if len(loose) <= inside:
+        return None
+    table = table_beside(found, root)
+    if not table:
         raise UserError(
-            f"{root}: found {loose:,} images beside the folders, such as {first}, and only {len(images):,} in them; "
+            f"{root}: found {len(loose):,} images beside the folders, such as {loose[0]}, and only {inside:,} in them; "
             "expected class folders, or a folder with images only. Move the images or the folders elsewhere, or give a "
             "table of the images' classes."
         )
-    return images
+    return with_labels(found, table, may_lack=True)
 
 
 def _open_tars(root: Path, tars: list[Path], table: str | Path, split: str | None) -> ImageList:
@@ -103,10 +122,13 @@ def open_split(data_path: str, split: str, source: str = "", table: str = "") ->
         UserError: there are no such images, or they have no classes.
     """
     tars = [] if source or Path(data_path).is_dir() else tar_files(data_path)
-    if source:
-        images = open_images(source, table, split)
-    else:
-        images = _open_tars_of(tars, split, table) if tars else _open_in(Path(data_path), split, table)
+    try:
+        if source:
+            images = open_images(source, table, split)
+        else:
+            images = _open_tars_of(tars, split, table) if tars else _open_in(Path(data_path), split, table)
+    except OtherSplit as error:
+        raise UserError(f"{error} {_OTHER_SPLIT[split]}") from error
     if not images.class_names:
         raise UserError(
             f"{images.root}: found {len(images):,} images of {split} without classes; expected class folders, or a "
@@ -117,9 +139,14 @@ def open_split(data_path: str, split: str, source: str = "", table: str = "") ->
 
 def _open_in(root: Path, split: str, table: str) -> ImageList:
     """List the images of a split in a data folder. UserError if they are not there."""
-    if folder := _folder_of(root, split):
-        return open_images(folder, table, split)
     tars = _tars_in(root)
+    folders = [folder for inside in DATA_FOLDERS for folder in split_folders(root / inside, split)]
+    if folders:
+        images = open_images(folders[0], table, split)
+        for other in [*folders[1:], *(tar for tar in tars if is_of(tar.stem, split))]:
+            if not other.samefile(folders[0]):
+                images.census.pass_over(f"other {split} source", str(other.relative_to(root)))
+        return images
     if any(is_of(tar.stem, split) for tar in tars) or (tars and not table):
         return _open_tars_of(tars, split, table)
     if table:
@@ -237,8 +264,8 @@ def _no_split(root: Path, split: str) -> str:
 def divide(images: ImageList, share: float, split: str) -> ImageList:
     """Return the part of the images that is for training or for validation, the same in every run.
 
-    Of each class with at least two images, that share of them is for validation, at least one; which, depends on a
-    hash of their keys.
+    Of each class with at least two images, that share of them is for validation, but at least one for each; which,
+    depends on a hash of their keys.
 
     Args:
         images: all of them.
@@ -251,6 +278,6 @@ def divide(images: ImageList, share: float, split: str) -> ImageList:
     first = np.cumsum(counts) - counts
     place = np.empty(len(images), np.int64)  # of each image among those of its class, by hash
     place[order] = np.arange(len(images)) - first[images.labels[order]]
-    wanted = np.where(counts > 1, np.maximum(1, np.round(counts * share)), 0)
+    wanted = np.clip(np.round(counts * share), np.minimum(1, counts - 1), counts - 1)
     is_val = place < wanted[images.labels]
     return images.take(is_val if split == "val" else ~is_val)

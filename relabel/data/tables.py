@@ -112,7 +112,14 @@ def _ground_truth(path: Path) -> dict[str, str]:
 
 
 def with_table_beside(found: Found, folder: Path) -> ImageList:
-    """Return images with the classes of the table that ImageNet comes with, or without classes.
+    """Return images with the classes of the table that ImageNet comes with, or without classes."""
+    if table := table_beside(found, folder):
+        return with_labels(found, table, may_lack=True)
+    return image_list(found, [], np.full(len(found.paths), -1, np.int32))
+
+
+def table_beside(found: Found, folder: Path) -> LabelTable | None:
+    """Return the table that ImageNet comes with, if it lists most of these images.
 
     Args:
         found: the images.
@@ -120,12 +127,13 @@ def with_table_beside(found: Found, folder: Path) -> ImageList:
     """
     kit = Path("ILSVRC2012_devkit_t12", "data", GROUND_TRUTH)
     above = [folder, *folder.resolve().parents[:4]]
-    tables = [parent / TINY for parent in above[:2]] + [p / name for p in above for name in (KAGGLE, GROUND_TRUTH, kit)]
-    for path in filter(Path.is_file, tables):
+    paths = [parent / TINY for parent in above[:2]] + [p / name for p in above for name in (KAGGLE, GROUND_TRUTH, kit)]
+    for path in filter(Path.is_file, paths):
         table = read_table(path)
-        if any(_stem(name.rpartition("/")[2]) in table.stems for name in found.paths[:1]):
-            return with_labels(found, table, may_lack=True)
-    return image_list(found, [], np.full(len(found.paths), -1, np.int32))
+        listed = table.stems
+        if 2 * sum(_stem(name.rpartition("/")[2]) in listed for name in found.paths) > len(found.paths):
+            return table
+    return None
 
 
 def with_labels(found: Found, table: LabelTable, may_lack: bool = False) -> ImageList:

@@ -25,6 +25,8 @@ def test_images_and_files_as_they_lie_in_own_folders(tmp_path: Path) -> None:
     touch(tmp_path, *used, *hidden, "a/notes.txt", "b/7.heic", "b/8.HEIC", "b/README", "loose.jpg")
     (tmp_path / "a" / "loop").symlink_to(tmp_path / "a")
     (tmp_path / "b" / "loop").symlink_to("..")
+    for name in ("gone", "b/gone"):  # links to themselves
+        (tmp_path / name).symlink_to(tmp_path / name)
     images = list_images(tmp_path)
     assert sorted(names(images)) == ["a/1.jpg", "a/2.JFIF", "a/3.gif", "b/4.pgm", "b/5.avif", "b/6.jp2"]
     assert [Path(str(images.path(i))).is_file() for i in range(6)] == [True] * 6
@@ -35,7 +37,7 @@ def test_images_and_files_as_they_lie_in_own_folders(tmp_path: Path) -> None:
         "1 .txt file",
         "1 loose image",
         "2 circular links",
-        "1 extensionless file",
+        "3 extensionless files",
     ):
         assert kind in about
     assert "3 hidden folders (a/.ipynb_checkpoints)" in about

@@ -56,6 +56,13 @@ def test_a_part_of_the_training_images_is_set_aside(plain: Path, tmp_path: Path)
     assert kept["folders"] == kept["shards"]
 
 
+@pytest.mark.parametrize("share", [0.01, 0.97])
+def test_every_class_keeps_an_image_in_either_part(plain: Path, share: float) -> None:
+    images = open_split(str(plain), "train")
+    counts = [np.bincount(divide(images, share, split).labels).tolist() for split in ("train", "val")]
+    assert counts == ([[3] * 3, [1] * 3] if share < 0.5 else [[1] * 3, [3] * 3])
+
+
 def test_the_test_folder_of_kaggle_has_no_classes(plain: Path, tmp_path: Path) -> None:
     """Though a table lies above it: that of the validation images."""
     kaggle(plain, tmp_path / "form")
@@ -74,6 +81,34 @@ def test_the_validation_images_of_a_part_of_imagenet(plain: Path, tmp_path: Path
     assert "not used: 4 unmatched table lines (ILSVRC2012_val_000000" in open_images(val).described()
     with pytest.raises(UserError, match="4 of the 6 images that it lists are not in"):
         open_images(val, table)
+
+
+def test_own_images_among_those_of_kaggles_table(plain: Path, tmp_path: Path) -> None:
+    """One beside the others that sorts first, and one in a folder."""
+    kaggle(plain, tmp_path / "form")
+    val = tmp_path / "form" / "ILSVRC" / "Data" / "CLS-LOC" / "val"
+    for own in ("0_mine.jpg", "more/mine.jpg"):
+        (val / own).parent.mkdir(exist_ok=True)
+        shutil.copy(files(plain, "val")[0], val / own)
+        images = open_images(val)
+        assert len(images) == 6 and "unlisted image" in images.described()
+    assert "not used: 2 unlisted images (0_mine.jpg)" in images.described()
+
+
+def test_a_second_source_of_a_split_is_counted(plain: Path, tmp_path: Path) -> None:
+    """And folders of the splits are found in upper or lower case."""
+    root = Path(shutil.copytree(plain, tmp_path / "data"))
+    for old, new in (("train", "Train"), ("val", "VALIDATION")):
+        (root / old).rename(root / new)
+    (root / "valid").mkdir()
+    (root / "training").symlink_to("Train")
+    make_tar(root / "train.tar", {"a/1.png": b""})
+    train, val = open_split(str(root), "train"), open_images(root / "VALIDATION")
+    assert len(train) == 12 and train.described().endswith(f"{root}/Train; not used: 1 other train source (train.tar)")
+    with pytest.raises(UserError, match=r"data/valid: found neither"):
+        open_split(str(root), "val")
+    (root / "valid").rmdir()
+    assert open_split(str(root), "val").described() == val.described()
 
 
 def test_shards_of_one_data_set_and_of_another(plain: Path, tmp_path: Path) -> None:
