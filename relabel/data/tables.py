@@ -10,15 +10,18 @@ and the development kit of ILSVRC 2012: ILSVRC2012_validation_ground_truth.txt w
 
 import csv
 import os
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from io import StringIO
-from pathlib import Path
+from itertools import islice
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 
 from relabel.data.class_names import WNID
+from relabel.data.folders import is_image
 from relabel.data.images import Found, ImageList, image_list
 from utils.errors import UserError
 from utils.look_alikes import look_alike
@@ -26,6 +29,7 @@ from utils.look_alikes import look_alike
 KAGGLE = "LOC_val_solution.csv"
 TINY = "val_annotations.txt"
 GROUND_TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
+SAMPLED = 20  # lines that tell the delimiter
 EXPECTED = "expected a CSV or TSV file with an image and its class on each line"
 
 
@@ -59,6 +63,10 @@ def read_table(path: Path) -> LabelTable:
     for number, image, text in read_rows(path):
         first = text.split(" ", 1)[0]  # Kaggle's table has boxes behind the class
         label = first if WNID.fullmatch(first) else text
+        if is_image(label) and not is_image(image):
+            raise UserError(
+                f"{path}, line {number}: found the image {label} in the second column; {EXPECTED}. Exchange the two."
+            )
         if class_of.setdefault(image, label) != label:
             raise UserError(
                 f"{path}, line {number}: found a second class, {label!r}, of {image}, which was {class_of[image]!r}; "
@@ -76,10 +84,12 @@ def read_rows(path: Path) -> Iterator[tuple[int, str, str]]:
         UserError: it cannot be read, or one of them is empty.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-        if "\0" in text:
-            raise UserError(f"{path} is not a text file in UTF-8; {EXPECTED}. Save it as CSV in UTF-8.")
-        delimiter = next((character for character in "\t,;" if character in text.partition("\n")[0]), ",")
+        text = _text(path)
+        lines = text.split("\n", 1)
+        told = re.fullmatch(r"sep=(.)\r?", lines[0])  # Excel's line, which is none of the table
+        if told:
+            text = "\n" + lines[-1]
+        delimiter = told[1] if told else _delimiter(text)
         rows = list(csv.reader(StringIO(text, newline=""), delimiter=delimiter))
     except (OSError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
@@ -92,6 +102,34 @@ def read_rows(path: Path) -> Iterator[tuple[int, str, str]]:
             )
         if any(row):
             yield number, image, label
+
+
+def _text(path: Path) -> str:
+    """Return the content of a text file in UTF-8. UserError if it is none; OSError if it cannot be read."""
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+        position = content.find(b"\0")
+    except UnicodeDecodeError as error:
+        text, position = "", error.start
+    if position >= 0:
+        line = content.count(b"\n", 0, position) + 1
+        raise UserError(
+            f"{path} is not a text file in UTF-8: line {line} contains the byte 0x{content[position]:02x}; {EXPECTED}. "
+            "Save it as CSV in UTF-8."
+        )
+    return text
+
+
+def _delimiter(text: str) -> str:
+    """Return what separates the columns: what does so in the same way on most of the first lines, and comes first."""
+    lines = [line for line in islice(StringIO(text), SAMPLED) if line.strip()]
+
+    def rank(delimiter: str) -> tuple[int, bool, bool, int]:
+        columns = Counter(map(len, csv.reader(lines, delimiter=delimiter)))
+        return columns[1], len(columns) > 1, delimiter != "\t", lines[0].find(delimiter)
+
+    return min("\t,;", key=rank) if lines else ","
 
 
 def _ground_truth(path: Path) -> dict[str, str]:
@@ -153,9 +191,11 @@ def with_labels(found: Found, table: LabelTable, may_lack: bool = False) -> Imag
     found.census.source += f", classes from {table.path}"
     found.census.table = table.path
     rows = _rows(found, table)
-    first = next(iter(class_of))
-    if first not in rows and Counter(class_of.values())[class_of[first]] == 1:
-        found.census.source += f" (header: {first}, {class_of.pop(first)})"
+    header = _header(class_of)
+    if header and header not in rows:
+        found.census.source += f" (header: {header}, {class_of.pop(header)})"
+    if not class_of:
+        raise UserError(f"{table.path}: found no image, only the header {header}; {EXPECTED}.")
     missing = [image for image in class_of if image not in rows]
     if missing and (not may_lack or len(missing) == len(class_of)):
         like = look_alike(missing[0], found.paths)
@@ -181,13 +221,19 @@ def with_labels(found: Found, table: LabelTable, may_lack: bool = False) -> Imag
     return image_list(found, class_names, labels, labels >= 0)
 
 
+def _header(class_of: dict[str, str]) -> str | None:
+    """Return the first image of a table if it may be a header: no file name of an image, with a class of its own."""
+    first = next(iter(class_of))
+    return None if is_image(first) or Counter(class_of.values())[class_of[first]] > 1 else first
+
+
 def _rows(found: Found, table: LabelTable) -> dict[str, int]:
     """Return the row of each image that a table lists and that exists; -1 if it may be two. The exact names win."""
     beside = table.path.parent
     folder = os.path.relpath(found.root, beside)
-    wanted = {_inside(image, beside): image for image in table.class_of}
-    labels = [*table.class_of.values()]
-    header = {next(iter(wanted))} if labels.count(labels[0]) == 1 < len(labels) else set()
+    known = {*found.paths, *map(_stem, found.paths)} if any(map(_is_of_windows, table.class_of)) else set()
+    wanted = {_inside(image, beside, known): image for image in table.class_of}
+    header = {_header(table.class_of)} if len(wanted) > 1 else set()
     rows: dict[str, int] = {}
     for names in _ways(found.paths, Path(folder).as_posix()):
         if wanted.keys() <= header:  # every other line is found
@@ -200,8 +246,25 @@ def _rows(found: Found, table: LabelTable) -> dict[str, int]:
     return rows
 
 
-def _inside(image: str, folder: Path) -> str:
-    """Return the normal form of a path; an absolute one below a folder."""
+def _is_of_windows(path: str) -> bool:
+    return "\\" in path or path[1:3] == ":/"
+
+
+def _inside(image: str, folder: Path, known: Set[str]) -> str:
+    """Return the normal form of a path; of an absolute one the part below a folder, or the end that is an image.
+
+    Args:
+        image: the path, also one of Windows.
+        folder: that of the table.
+        known: paths of the images, with the extension and without.
+    """
+    if _is_of_windows(image) and image not in known:
+        path = PureWindowsPath(image)
+        parts = path.relative_to(path.anchor).parts
+        if path.anchor:
+            ends = ("/".join(parts[start:]) for start in range(len(parts)))
+            return next((end for end in ends if end in known), image)
+        image = path.as_posix()
     if image.startswith("/"):
         return os.path.relpath(image, folder.resolve())
     return os.path.normpath(image) if "./" in image or "//" in image else image  # the call takes longer than the rest

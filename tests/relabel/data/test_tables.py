@@ -1,7 +1,7 @@
 """Tables of labels: with or without header and extension, relative to the table or to the images; wrong ones."""
 
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
 from hypothesis import given
@@ -21,6 +21,8 @@ WAYS: dict[str, Callable[[Path, str], str]] = {
     "with a dot": lambda root, path: f"./images/{path}",
     "absolute": lambda root, path: str(root.resolve() / "images" / path),
     "without folders": lambda root, path: Path(path).name,
+    "of Windows": lambda root, path: str(PureWindowsPath("images", path)),
+    "absolute, of Windows": lambda root, path: str(PureWindowsPath(r"C:\photos\images", path)),
 }
 
 
@@ -52,6 +54,10 @@ def test_tables_in_any_form(tmp_path: Path, delimiter: str, header: str, way: st
         (b"c.JPEG,ant\nc.JPEG,bee\n", "line 2: found a second class, 'bee', of c.JPEG, which was 'ant'"),
         (b"c.JPEG,ant\ngone.jpg,ant\n", "1 of the 2 images that it lists are not in .*the first: gone.jpg. Expected"),
         (b"c.JPEG,ant\nc,bee\n", "may be two images .* or is listed twice"),
+        (b"gone.jpg,bee\nc.JPEG,ant\n", "1 of the 2 images that it lists are not in .*the first: gone.jpg. Expected"),
+        (b"class,image\nant,c.JPEG\nant,part/a.jpg\n", "line 2: found the image c.JPEG in the second column"),
+        (b"image,class\n", "found no image, only the header image"),
+        ("image,class\nc.JPEG,Hündin\n".encode("cp1252"), "is not a text file in UTF-8: line 2 contains the byte 0xfc"),
         (b"c.JPEG,a/b\npart/a.jpg,x\n", "found the class 'a/b'; expected a name that a folder can have"),
         ("c.JPEG,ant\n".encode("utf-16"), "is not a text file in UTF-8"),
         (b"PK\x03\x04\0\0\0", "is not a text file in UTF-8"),
@@ -63,6 +69,22 @@ def test_a_table_that_does_not_fit_is_refused(tmp_path: Path, content: bytes, me
     (tmp_path / "t.csv").write_bytes(content)
     with pytest.raises(UserError, match=message):
         open_images(tmp_path / "images", tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    ("content", "label"),
+    [
+        ("c.JPEG;wasp, common\n", "wasp, common"),
+        ("c.JPEG,wasp; common\n", "wasp; common"),
+        ("image, or scan;class\nc.JPEG;wasp\n", "wasp"),
+        ("sep=;\r\nimage;class\r\nc.JPEG;wasp, common\r\n", "wasp, common"),
+        ('"image";"class"\n"c.JPEG";"wasp, common"\npart/a.jpg;"wasp, common"\n', "wasp, common"),
+    ],
+)
+def test_how_columns_are_separated(tmp_path: Path, content: str, label: str) -> None:
+    touch(tmp_path / "images", *IMAGES)
+    (tmp_path / "t.csv").write_text(content, newline="")
+    assert open_images(tmp_path / "images", tmp_path / "t.csv").class_names == [label]
 
 
 def test_a_table_that_does_not_exist(tmp_path: Path) -> None:
