@@ -122,6 +122,7 @@ class ImageList:
         files: where the bytes lie.
         census: what was found, for the line that is printed.
         numbered: the class names are only numbers, those of WebDataset shards that do not name their classes.
+        numbers: of the K classes in WebDataset shards, ascending; () elsewhere.
 
     Without labels names are "FILE", class_names is empty and labels are -1.
     """
@@ -133,6 +134,7 @@ class ImageList:
     files: ImageFiles
     census: Census
     numbered: bool = False
+    numbers: Sequence[int] = ()
 
     @classmethod
     def of_folder(cls, root: Path, class_names: list[str], names: np.ndarray, labels: np.ndarray) -> "ImageList":
@@ -194,22 +196,24 @@ class ImageList:
             )
         return keys
 
-    def with_classes_of(self, class_names: Sequence[str], owner: str) -> "ImageList":
+    def with_classes_of(self, class_names: Sequence[str], owner: str, numbers: Sequence[int] = ()) -> "ImageList":
         """Return the same images with labels that refer to another list of class names, which may be longer.
 
         Args:
             class_names: K texts, as of the training folders or a checkpoint.
             owner: what has these classes, for the message.
+            numbers: of these classes in shards, which number classes without names; () = 0, 1, ...
 
         Raises:
             UserError: class_names lack a class folder.
         """
-        unknown = sorted({*self.class_names} - {*class_names})
-        if unknown and self.numbered and int(self.class_names[-1]) < len(class_names):
-            return self._with_numbers_as_positions(class_names)
+        used = {self.class_names[label] for label in np.unique(self.labels)}
+        unknown = sorted(used - {*class_names})
+        if unknown and self.numbered:
+            return self._joined_by_number(class_names, owner, numbers)
         if unknown:
-            found = f"{len(unknown)} of {len(self.class_names)} class folders that {owner} do not have"
-            if len(unknown) == len(self.class_names):
+            found = f"{len(unknown)} of {len(used)} class folders that {owner} do not have"
+            if len(unknown) == len(used):
                 found = f"none of the {len(class_names)} classes that {owner} have ({class_names[0]}, ...), but others"
             pairs = [text for name in unknown[:SEARCHED] if (text := look_alike(name, class_names))]
             hint = f" {'; '.join(pairs[:3])}: rename one of them." if pairs else ""
@@ -220,15 +224,26 @@ class ImageList:
         if [*class_names] == self.class_names:
             return self  # with labels that may be mapped into memory
         position = {name: i for i, name in enumerate(class_names)}
-        new_labels = np.array([position[name] for name in self.class_names], dtype=np.int32)
+        new_labels = np.array([position.get(name, -1) for name in self.class_names], dtype=np.int32)
         return replace(self, class_names=list(class_names), labels=new_labels[self.labels])
 
-    def _with_numbers_as_positions(self, class_names: Sequence[str]) -> "ImageList":
-        """Return the same images; class number i, which has no name, is class i of `class_names`."""
-        labels = np.array([int(name) for name in self.class_names], np.int32)[self.labels]
+    def _joined_by_number(self, class_names: Sequence[str], owner: str, numbers: Sequence[int]) -> "ImageList":
+        """Return the same images, whose classes have numbers only, with the names of these numbers."""
+        position = {number: i for i, number in enumerate(numbers or range(len(class_names)))}
+        absent = [number for number in map(int, self.class_names) if number not in position]
+        if absent:
+            remedy = "Give training shards that have all classes of the validation shards."
+            if not numbers:
+                remedy = 'Write the names, by number, into _info.json beside the shards: {"class_names": ["NAME", ...]}'
+            raise UserError(
+                f"{self.root}: found {counted(len(absent), 'class number')} that {owner} do not have, the first: "
+                f"{absent[0]}; expected numbers of these {len(class_names)} classes ({min(position)} to "
+                f"{max(position)}), because the shards do not name them. {remedy}"
+            )
+        labels = np.array([position[int(name)] for name in self.class_names], np.int32)[self.labels]
         files = np.array([name.partition(b"/")[2] for name in self.names.tolist()])
         names = np.char.add(as_bytes([f"{name}/" for name in class_names])[labels], files)
-        return replace(self, class_names=list(class_names), names=names, labels=labels, numbered=False)
+        return replace(self, class_names=list(class_names), names=names, labels=labels, numbered=False, numbers=())
 
 
 def image_list(found: Found, class_names: list[str], labels: np.ndarray, kept: np.ndarray | None = None) -> ImageList:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from relabel.data.images import Census, Found, ImageList, image_list
-from relabel.data.tar_contents import NAMES_LOST
+from relabel.data.shard_classes import NAMES_LOST, names_lost
 from utils.errors import UserError
 from utils.progress import counted
 
@@ -127,7 +127,9 @@ def list_parquet(source: str, files: Sequence[Path]) -> ImageList:
     where = ParquetFiles(list(files), np.repeat(of_file, sizes), np.repeat(of_group, sizes), row)
     census = Census(f"{counted(len(files), 'parquet file')}, {source}")
     names, class_names, classes = _named(source, paths, labels, _stated_names(files[0]))
-    if all(name.partition(".")[0].isdigit() for name in names[:1000]):
+    if names_lost(paths[:1000], [class_names[label] for label in classes[:1000]]) and names == [
+        path.rpartition("/")[2] for path in paths
+    ]:
         census.source += f"; {NAMES_LOST}"
     found = Found(Path(source), names, where, census)
     return image_list(found, class_names, np.array(classes, np.int32))

@@ -26,7 +26,7 @@ from relabel.data.decode import ImageFile, UnreadableImage
 from relabel.data.images import ImageList
 from relabel.data.job_folder import HOW_TO_CONTINUE, RECORDS, identity, job_folder, size_text
 from relabel.data.parquet import ParquetFiles
-from relabel.data.tar_contents import INFO
+from relabel.data.shard_classes import INFO, read_info
 from utils.errors import UserError, listed
 from utils.files import read_json, replacing, sync, write_json
 from utils.processes.workers import read_batches
@@ -113,7 +113,7 @@ def pack_images(
     """
     images.keys()  # refuses two images of one key, which would be one sample
     job = {**identity(images), "shorter": shorter, "quality": quality if shorter else None}
-    if (out / INFO).is_file() and read_json(out / INFO, "expected the info file of shards").get("job") == job:
+    if read_info(out).job == job:
         print_lines(f"{out} is finished: it has all {len(images):,} images")
         return
     order, blocks = packing_order(images)

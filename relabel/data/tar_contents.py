@@ -9,8 +9,7 @@ import json
 import os
 import re
 from array import array
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,19 @@ import numpy as np
 
 from relabel.data.class_names import WNID
 from relabel.data.folders import EXPECTED_LAYOUT, LOOSE, SPLIT_FOLDERS, by_class_folder, is_image, kind_of
-from relabel.data.images import Census, Found, ImageList, image_list
-from relabel.data.tar_files import LINK, Member, TarFiles, walk_tar
+from relabel.data.images import Census, Found, ImageList
+from relabel.data.shard_classes import read_info, shard_list
+from relabel.data.tar_files import LINK, Member, TarFiles, link_target, walk_tar
 from utils.errors import UserError
-from utils.files import read_json
 from utils.progress import JobProgress, counted
 
-INFO = "_info.json"  # beside shards: their number of samples, which timm reads, and the class names
-NAMES_LOST = "the images are only numbered, so label maps made from another form of them cannot be found"
 _KEY = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")  # of a WebDataset member: up to the first dot of its file name
 _CLASS, _FACTS = "cls", "json"
-_ADVICE = {
-    "train": ". Give the training images: --data.train SOURCE",
-    "val": ". Give validation images, --data.val SOURCE, or set a tenth of the others aside: --data.val_share 0.1",
-}
+_OF_SPLIT = {"train": "training image", "val": "validation image"}
+
+
+class OtherSplit(UserError):
+    """There are images of the other split only."""
 
 
 def source_of(tars: Sequence[Path]) -> str:
@@ -67,10 +65,10 @@ def find_in_tars(root: Path, tars: Sequence[Path], split: str | None) -> ImageLi
             f"{root}: found a class for {labelled:,} of {len(found.paths):,} images; the first without: "
             f"{found.paths[found.classes.index('')]}. Expected KEY.{_CLASS} for each. Give the shards of one data set."
         )
-    if all(path.rpartition("/")[2].partition(".")[0].isdigit() for path in found.paths[:1000]):
-        found.census.source += f"; {NAMES_LOST}"
-    found.census.source += _absent_shards(tars)
-    return _shard_list(images, found.classes, tars[0].parent / INFO)
+    info = read_info(tars[0].parent)
+    listed = shard_list(images, found.classes, info)
+    found.census.source += info.absent(tars)
+    return listed
 
 
 class _Members:
@@ -84,10 +82,10 @@ class _Members:
 
     def add(self, number: int, tar: Path, members: list[Member]) -> None:
         """Add the images of a tar file."""
+        members = _followed(tar, members)
         images = [member for member in members if self._is_image(member)]
         annotations = {name for name, *_ in members if name.endswith((f".{_CLASS}", f".{_FACTS}"))}
-        first = _KEY.fullmatch(images[0][0]) if images else None
-        if first and {f"{first[1]}.{_CLASS}", f"{first[1]}.{_FACTS}"} & annotations:
+        if annotations and _is_shard(images, annotations):
             self._add_shard(number, tar, members)
             return
         flat = not any("/" in name for name, *_ in images)
@@ -113,12 +111,21 @@ class _Members:
         """Add the samples of a WebDataset shard: members that are called the same up to the first dot."""
         samples: dict[str, dict[str, Member]] = {}
         for member in members:
-            if named := _KEY.fullmatch(member[0]):
-                samples.setdefault(named[1], {})[named[2].lower()] = member
+            named = _KEY.fullmatch(member[0])
+            part = named[2].lower() if named else ""
+            if named and part in (_CLASS, _FACTS) and member[2] == LINK:
+                raise UserError(
+                    f"{tar}: found {member[0]} as a link; expected a file, or a hard link to one in this tar file. "
+                    "Make the tar file again with --dereference."
+                )
+            if kind := _unused(member, part):
+                self.census.pass_over(kind, member[0])
+            elif named:
+                samples.setdefault(named[1], {})[part] = member
         descriptor = os.open(tar, os.O_RDONLY)
         try:
             for key, parts in samples.items():
-                images = [part for part in parts if is_image(f".{part}") and "." not in part]
+                images = [part for part in parts if part not in (_CLASS, _FACTS)]
                 if len(images) != 1:
                     self.census.pass_over(f"{'multi-image' if images else 'imageless'} sample", key)
                     continue
@@ -131,10 +138,40 @@ class _Members:
                 path = f"{key}.{images[0]}"
                 if isinstance(named := facts.get("filename"), str) and is_image(named):
                     path = named
-                label = os.fsdecode(text[_CLASS]).strip() if _CLASS in text else str(facts.get("label", ""))
+                label = facts.get("label")
+                label = os.fsdecode(text[_CLASS]).strip() if _CLASS in text else "" if label is None else str(label)
                 self._append(path, label, number, *parts[images[0]][1:])
         finally:
             os.close(descriptor)
+
+
+def _unused(member: Member, part: str) -> str:
+    """Return the kind of a member of a shard, with `part` after its key, that is not used; '' if it is."""
+    name, _, size = member
+    kind = kind_of(name)
+    if part in (_CLASS, _FACTS) and "hidden" not in kind:
+        return ""
+    if kind or size == LINK:
+        return kind or "link"
+    return f"dotted {Path(name).suffix.lower()} file" if "." in part else ""
+
+
+def _followed(tar: Path, members: list[Member]) -> list[Member]:
+    """Replace hard links by the members that they stand for."""
+    if not any(size == LINK for *_, size in members):
+        return members
+    of: dict[str, Member] = {}
+    for name, offset, size in members:
+        target = of.get(link_target(tar, offset)) if size == LINK else None
+        of[name] = (name, *target[1:]) if target else (name, offset, size)
+    return list(of.values())
+
+
+def _is_shard(images: list[Member], annotations: set[str]) -> bool:
+    """Whether a tar file is a WebDataset shard: an image has a class, or most have a json."""
+    keys = [named[1] for name, *_ in images if (named := _KEY.fullmatch(name))]
+    with_facts = sum(f"{key}.{_FACTS}" in annotations for key in keys)
+    return 2 * with_facts > len(keys) or any(f"{key}.{_CLASS}" in annotations for key in keys)
 
 
 def _facts(tar: Path, key: str, text: bytes) -> dict[str, Any]:
@@ -147,64 +184,9 @@ def _facts(tar: Path, key: str, text: bytes) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-def _shard_list(images: Found, classes: list[str], info: Path) -> ImageList:
-    """Build the list of images whose classes are numbers or names.
-
-    The names of numbers come from the info file, else from the images' folders or wnids if each class has one of its
-    own, else they are the numbers.
-    """
-    if not all(map(str.isdecimal, classes)):
-        names, numbered = sorted({*classes}), False
-        position = {name: label for label, name in enumerate(names)}
-    else:
-        numbers = sorted({*map(int, classes)})
-        stated = _stated_names(info, numbers[-1])
-        names = stated or _names_of(numbers, images.paths, classes)
-        numbered = not stated and names == [*map(str, numbers)]
-        numbers = numbers if len(names) == len(numbers) else list(range(len(names)))
-        position = {str(number): label for label, number in enumerate(numbers)}
-        classes = [str(int(text)) for text in classes]
-    listed = image_list(images, names, np.array([position[text] for text in classes], np.int32))
-    if numbered:
-        images.census.source += "; its classes have numbers, not names"
-    return replace(listed, numbered=numbered)
-
-
-def _stated_names(info: Path, largest: int) -> list[str]:
-    """Return the class names in the info file; [] if there are none."""
-    if not info.is_file():
-        return []
-    names = read_json(info, "expected the info file of the shards").get("class_names", [])
-    if names and largest >= len(names):
-        raise UserError(
-            f"{info}: found {len(names):,} class names, but class {largest} in the shards; expected a name for each. "
-            "Give the shards that this file was made with."
-        )
-    return list(names)
-
-
-def _absent_shards(tars: Sequence[Path]) -> str:
-    """Return a remark if the info file lists more shards of a split than are given, as after a partial download."""
-    info = tars[0].parent / INFO
-    splits = read_json(info, "expected the info file of the shards").get("splits", {}) if info.is_file() else {}
-    given = {tar.name for tar in tars}
-    for name, split in splits.items():
-        absent = [file for file in split["filenames"] if Path(file).name not in given]
-        if 0 < len(absent) < len(split["filenames"]):
-            return f"; without {len(absent):,} of the {len(split['filenames']):,} shards of {name} ({absent[0]})"
-    return ""
-
-
-def _names_of(numbers: Iterable[int], paths: Sequence[str], classes: Sequence[str]) -> list[str]:
-    """Return the folder or wnid of each class number, or the number as text."""
-    of: dict[int, set[str]] = {}
-    for path, number in zip(paths, classes, strict=True):
-        folder, _, file = path.rpartition("/")
-        wnid = WNID.match(file)
-        of.setdefault(int(number), set()).add(folder.rpartition("/")[2] or (wnid[0] if wnid else ""))
-    names = [next(iter(of[number])) for number in numbers]
-    unique = all(len(found) == 1 for found in of.values()) and len({*names}) == len(names) and all(names)
-    return names if unique else [str(number) for number in numbers]
+def has_both_splits(images: ImageList) -> bool:
+    """Whether the tar files of these images contain folders of both splits."""
+    return not {*_OF_SPLIT.values()}.isdisjoint(images.census.passed_over)
 
 
 def below(split: str) -> str:
@@ -218,7 +200,7 @@ def _below_split(found: Found, split: str | None) -> Found:
     A class may be called train: a folder of a split contains folders, or nothing lies beside it.
 
     Raises:
-        UserError: only the other split is there.
+        OtherSplit: only the other split is there.
     """
     which = {folder: name for name, folders in SPLIT_FOLDERS.items() for folder in folders}
     parts = [path.split("/") for path in found.paths]
@@ -231,14 +213,14 @@ def _below_split(found: Found, split: str | None) -> Found:
     splits = [None if depth is None else which[parts[row][depth].lower()] for row, depth in enumerate(depths)]
     chosen = split or ("train" if "train" in splits else "val")
     if chosen not in splits:
-        raise UserError(
+        raise OtherSplit(
             f"{found.root}: found no folder {chosen}/ in it, only {', '.join(sorted({*filter(None, splits)}))}/; "
-            f"expected {chosen}/{_ADVICE[chosen]}"
+            f"expected {chosen}/."
         )
     found.census.source += below(chosen)
     rows = [row for row, name in enumerate(splits) if name == chosen]
     for row, name in enumerate(splits):
-        if name is None:
-            found.census.pass_over(LOOSE, found.paths[row])
+        if name != chosen:
+            found.census.pass_over(_OF_SPLIT[name] if name else LOOSE, found.paths[row])
     paths = ["/".join(parts[row][(depths[row] or 0) + 1 :]) for row in rows]
     return Found(found.root, paths, found.files.take(np.array(rows, np.int64)), found.census)

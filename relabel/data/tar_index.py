@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 
 from relabel.data.images import Census, ImageList
-from relabel.data.tar_contents import INFO, find_in_tars, source_of
+from relabel.data.shard_classes import INFO
+from relabel.data.tar_contents import find_in_tars, source_of
 from relabel.data.tar_files import TarFiles
 from utils.errors import UserError
 from utils.files import new_folder, read_json, write_json
 
-VERSION = 2
+VERSION = 3
 FOLDER, MANIFEST = ".relabel-index", "index.json"
 _ARRAYS = ("names", "labels", "tar", "offset", "size")
 
@@ -68,7 +69,7 @@ def _opened(folder: Path, root: Path, tars: Sequence[Path], state: list[list[Any
         passed_over = {kind: (count, first) for kind, (count, first) in made["not_used"].items()}
         census = Census(source_of(tars) + made["about"], passed_over)
         files = TarFiles(list(tars), *where)
-        return ImageList(root, made["class_names"], names, labels, files, census, made["numbered"])
+        return ImageList(root, made["class_names"], names, labels, files, census, made["numbered"], made["numbers"])
     except (UserError, OSError, ValueError, TypeError, LookupError):
         return None
 
@@ -83,6 +84,7 @@ def _write(folder: Path, images: ImageList, state: list[list[Any]]) -> None:
         "tars": state,
         "class_names": images.class_names,
         "numbered": images.numbered,
+        "numbers": list(images.numbers),
         "not_used": images.census.passed_over,
     }
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -129,7 +129,7 @@ def open_training_data(config: FrozenMunch) -> TrainingData:
     images, val = list_split(config, "train"), list_split(config, "val")
     _check_two_classes(images)
     with with_advice(_DATA_ADVICE):
-        val = val.with_classes_of(images.class_names, "the training folders")
+        val = val.with_classes_of(images.class_names, "the training folders", images.numbers)
     if not config.data.relabel.use:
         return TrainingData(images, val)
     with with_advice(f"These label maps are those of --data.relabel.path {config.data.relabel.path}."):

@@ -205,7 +205,11 @@ def test_samples_of_shards_that_are_not_one_image(tmp_path: Path) -> None:
     """Masks with a second extension belong to their image; keys that are only numbers are said."""
     good = {"00.jpg": b"0", "00.cls": b"ant", "00.seg.png": b"", "01.JPG": b"1", "01.cls": b"bee\n"}
     bad = {"02.jpg": b"", "02.png": b"", "02.cls": b"bee", "03.txt": b"", "03.cls": b"bee"}
+    bad |= {"README": b"", ".04.jpg": b"", ".04.cls": b"bee"}
     images = open_images(make_tar(tmp_path / "x.tar", good | bad))
     assert images.class_names == ["ant", "bee"] and images.names.tolist() == [b"ant/00.jpg", b"bee/01.jpg"]
     assert "only numbered" in images.described()
-    assert images.described().endswith("not used: 1 multi-image sample (02), 1 imageless sample (03)")
+    assert images.described().endswith(
+        "not used: 1 multi-image sample (02), 1 imageless sample (03), 1 dotted .png file (00.seg.png), "
+        "1 .txt file (03.txt), 1 extensionless file (README), 2 hidden files (.04.jpg)"
+    )
