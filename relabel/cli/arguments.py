@@ -23,6 +23,11 @@ Images = Annotated[
     AfterValidator(_may_have_images),
     Field(title="IMAGES", description="a folder, a tar file or a pattern such as 'shards/*.tar', which exists"),
 ]
+ImageOrImages = Annotated[
+    Path,
+    AfterValidator(_may_have_images),
+    Field(title="PATH", description="an image, a folder, a tar file or a pattern such as 'shards/*.tar', which exists"),
+]
 ImageCount = Annotated[int, Field(ge=1, le=200)]
 
 

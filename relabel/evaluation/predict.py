@@ -21,6 +21,8 @@ from relabel.data.class_names import class_labels, class_order
 from relabel.data.dataset import CenterCrop
 from relabel.data.decode import ImageFile, UnreadableImage, resolve_decoder
 from relabel.data.folders import EXTENSIONS, folder_names
+from relabel.data.images import ImagePath
+from relabel.data.sources import open_images, tar_files
 from relabel.evaluation.results import number_table
 from relabel.training.network import check_image_sizes
 from utils.errors import UserError, out_of_memory_reported, with_advice
@@ -39,17 +41,22 @@ CLASS_WIDTH = 28  # characters of a class name on the screen; the file's name ge
 NOT_FINITE = "the network's logits for it are not finite"
 
 
-def find_images(paths: Sequence[Path]) -> list[Path]:
-    """Return the images among files and folders, in this order; those in a folder at any depth, sorted, none twice.
+def find_images(paths: Sequence[Path]) -> list[ImagePath]:
+    """Return the images among files, folders and tar files, in this order; those in each sorted, none twice.
 
     Hidden files and folders are left out, and in folders also files with other extensions.
 
     Raises:
         UserError: a folder contains no image or cannot be read.
     """
-    found: dict[Path, None] = {}
+    found: dict[ImagePath, None] = {}
     for path in paths:
-        inside = list(_images_below(path)) if path.is_dir() else [path]
+        inside: list[ImagePath] = []
+        if tar_files(str(path)):
+            images = open_images(path)
+            inside = [images.path(row) for row in range(len(images))]
+        else:
+            inside += _images_below(path) if path.is_dir() else [path]
         if not inside:
             raise UserError(
                 f"{path}: found no image; expected files ending in {' '.join(EXTENSIONS)}, in this folder or in "
@@ -128,19 +135,19 @@ class Prediction:
     """The most likely classes of an image.
 
     Fields:
-        image: its path.
+        image: where it lies.
         classes: int64 [k]; most likely first.
         probabilities: float32 [k]; softmax over all classes.
     """
 
-    image: Path
+    image: ImagePath
     classes: np.ndarray
     probabilities: np.ndarray
 
 
 def classify(
-    predictor: Predictor, images: Sequence[Path], k: int, batch_size: int, num_workers: int
-) -> tuple[list[Prediction], dict[Path, str]]:
+    predictor: Predictor, images: Sequence[ImagePath], k: int, batch_size: int, num_workers: int
+) -> tuple[list[Prediction], dict[ImagePath, str]]:
     """Classify images; one that cannot be read does not stop the others.
 
     Args:
@@ -162,7 +169,7 @@ def classify(
     crops = _Crops(images, CenterCrop(config.side, config.crop_ratio, config.interpolation, config.squash))
     batches = read_batches(crops, _collate, rows, workers, precision.device.type == "cuda")
     made: list[Prediction] = []
-    failed: dict[Path, str] = {}
+    failed: dict[ImagePath, str] = {}
     progress = JobProgress("predict", len(images), "images", enabled=len(rows) > 1)
     advice = out_of_memory_reported(f"--batch_size is {batch_size}: lower it.")
     with progress, advice, torch.inference_mode(), precision.evaluation(predictor.network):
@@ -200,7 +207,7 @@ class _CropBatch(NamedTuple):
 class _Crops:
     """Image files by row, each prepared for the network."""
 
-    def __init__(self, images: Sequence[Path], transform: CenterCrop) -> None:
+    def __init__(self, images: Sequence[ImagePath], transform: CenterCrop) -> None:
         self._images, self._transform = images, transform
 
     def __getitem__(self, row: int) -> _Crop:
@@ -237,7 +244,7 @@ def write_csv(path: Path, predictions: Sequence[Prediction], class_names: Sequen
 
 
 def write_record(
-    path: Path, predictor: Predictor, predictions: Sequence[Prediction], failed: Mapping[Path, str]
+    path: Path, predictor: Predictor, predictions: Sequence[Prediction], failed: Mapping[ImagePath, str]
 ) -> None:
     """Write the predictions, the images without one, and what made them, as JSON. UserError if it cannot be written."""
     names, labels = predictor.class_names, class_labels(predictor.class_names)

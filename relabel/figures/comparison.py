@@ -1,10 +1,11 @@
 """A sheet of the images on which two checkpoints differ most."""
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from relabel.data.decode import ImageFile
+from relabel.data.images import ImageList
 from relabel.evaluation.compare import Difference, names_of, only_right, readable_names, verdict
 from relabel.evaluation.predictions import SavedPredictions
 from relabel.figures import panels
@@ -19,24 +20,24 @@ NAME_INCHES = 0.8  # longest name of a run below an image
 
 @panels.styled
 def draw_comparison_sheet(
-    out: Path, first: SavedPredictions, second: SavedPredictions, images: Path, count: int, top1: Difference
+    out: Path, first: SavedPredictions, second: SavedPredictions, images: ImageList, count: int, top1: Difference
 ) -> None:
     """Draw images with both predictions: those that only one has right, then by how the label's probability differs.
 
     Args:
         out: the PNG to write; its folder must exist.
         first, second: of the same images, see relabel.evaluation.compare.compare.
-        images: the folder that contains them.
+        images: among which they are.
         count: number of images, at most.
         top1: the outcome on all images, which the few that differ most say nothing about.
 
     Raises:
-        UserError: an image is not in the folder or cannot be read.
+        UserError: an image is not among these or cannot be read.
     """
     difference = np.abs(second.label_probability - first.label_probability)
     is_moved = np.array([moved != "" for moved in only_right(first, second)])
     rows = np.lexsort((-difference, ~is_moved))[:count].tolist()
-    pixels = [_read(images, first.images[row]) for row in rows]
+    pixels = _read(images, [first.images[row] for row in rows])
     names, runs = readable_names(first, second), names_of(first, second)
     short = [panels.fitted_name(run, NAME_INCHES, panels.TEXT) for run in runs]
     indent = max(map(panels.text_width, short)) + panels.GAP
@@ -65,10 +66,24 @@ def draw_comparison_sheet(
     panels.save(figure, out)
 
 
-def _read(folder: Path, name: str) -> np.ndarray:
-    """Return an image below a folder, uint8 [H, W, 3]."""
-    inside = PurePosixPath(name)
-    with with_advice("Give the folder that was evaluated, such as DATA/val."):
-        if inside.is_absolute() or ".." in inside.parts:
-            raise UserError(f"found the image name {name!r}, which leads out of {folder}; expected CLASS/FILE.")
-        return shown_pixels(ImageFile(folder / inside))
+def _read(images: ImageList, names: list[str]) -> list[np.ndarray]:
+    """Return images by their names, uint8 [H, W, 3] each.
+
+    Shards may spell the extension in another way; where the classes have no names, the file's name has to do.
+    """
+    start = 2 if images.numbered or not images.class_names else 0
+    every = ["".join(images.name(row).rpartition("/")[start:]) for row in range(len(images))]
+    exact, stems = ({name: row for row, name in enumerate(all_)} for all_ in (every, map(_stem, every)))
+    with with_advice("Give the images that were evaluated, such as DATA/val."):
+        pixels = []
+        for name in names:
+            wanted = "".join(name.rpartition("/")[start:])
+            row = exact.get(wanted, stems.get(_stem(wanted)))
+            if row is None:
+                raise UserError(f"{images.root}: found no image {name}; expected names such as {images.name(0)}.")
+            pixels.append(shown_pixels(ImageFile(images.path(row))))
+        return pixels
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]

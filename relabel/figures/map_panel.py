@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgb, to_rgba_array
 from PIL import Image
 
 from relabel.figures.colours import OTHER_COLOUR
-from relabel.figures.panels import SMALL, UNIFORM, draw_image, draw_over, fitted, panel_inches, text_width
+from relabel.figures.panels import SMALL, UNIFORM, draw_image, draw_over, fitted, panel_inches, printable, text_width
 
 SURE = 0.3  # smallest probability for which a cell counts when regions are named
 OPACITY = 0.6  # of a cell with probability 1
@@ -72,6 +72,7 @@ def name_regions(axes: Axes, cells: np.ndarray, class_labels: Sequence[str], col
 
 def _two_lines(text: str, inches: float) -> str:
     """Break a name into at most two lines; what does not fit is replaced by an ellipsis."""
+    text = printable(text)
     if text_width(text, SMALL) <= inches:
         return text
     lines = textwrap.wrap(text, max(1, int(inches / 0.075)), max_lines=2, placeholder="…", break_long_words=False)

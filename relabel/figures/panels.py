@@ -149,14 +149,20 @@ def text_width(text: str, points: float = TEXT, weight: str = "normal") -> float
     return float(width) / DPI
 
 
+def printable(text: str) -> str:
+    """Return text with a replacement character for what cannot be drawn, such as bytes of a name that is not UTF-8."""
+    return "".join(sign if sign.isprintable() else "\ufffd" for sign in text)
+
+
 def fitted(text: str, inches: float, points: float = TEXT, weight: str = "normal") -> str:
-    """Return the text, or as much of its beginning as fits, and an ellipsis."""
+    """Return the text, printable, or as much of its beginning as fits, and an ellipsis."""
+    text = printable(text)
     return _fitted(text, lambda length: text[:length].rstrip() + "…", inches, points, weight)
 
 
 def fitted_name(name: str, inches: float, points: float = SMALL) -> str:
     """Return a file's name as one line of printable text; if it does not fit, with an ellipsis in its middle."""
-    text = "".join(sign if sign.isprintable() else "\ufffd" for sign in name)
+    text = printable(name)
     return _fitted(text, lambda n: text[: n // 3] + "…" + text[-(n - n // 3) :], inches, points, "normal")
 
 

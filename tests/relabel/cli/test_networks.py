@@ -19,6 +19,7 @@ from relabel.augment import normalise
 from relabel.data.decode import ImageFile
 from relabel.data.folders import list_images
 from tests.conftest import CLASSES, Flags
+from tests.image_forms import make_tar
 from tests.relabel.training.test_run import start
 from utils.checkpoint import LAST
 
@@ -193,6 +194,11 @@ def test_few_images_get_all_classes_and_many_a_screenful(
     out = capsys.readouterr().out
     assert "input: 32 x 32 pixels instead of 160 x 160 pixels (given)" in out
     assert re.search(r"image .*\n.*\n.*ant\.00\.JPEG +(ant|bee|cow) +\d+\.\d\n +(ant|bee|cow) +\d+\.\d\n$", out)
+    make_tar(tmp_path / "val.tar", {"ant/1.JPEG": one.read_bytes()})
+    predict(tmp_path / "w.pth", tmp_path / "val.tar", one, "--size", 32)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-2:] for line in lines[-6:-3]] == [line.split()[-2:] for line in lines[-3:]]
+    assert "val.tar:ant/1.JPEG" in lines[-6]
     predict(tmp_path / "w.pth", photos / "train", "--size", 32)
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "and 10 more images: --csv FILE writes them" and len(lines) == 2 + 3 + 20 + 1
@@ -209,8 +215,8 @@ def test_wrong_predictions_are_refused_with_a_remedy_that_works(
     torch.save(create_model(ARCH, 3).state_dict(), "w.pth")
     Path("empty").mkdir()
     image = photos / "val" / "bee" / "bee.00.JPEG"
-    assert "IMAGE ... is missing; expected image files, or folders" in prediction_refused(capsys, "w.pth")
-    assert "IMAGE = 'gone.jpg' (command line): expected a path that exists" in prediction_refused(
+    assert "IMAGE ... is missing; expected image files, folders" in prediction_refused(capsys, "w.pth")
+    assert "IMAGE = 'gone.jpg' (command line): expected an image, a folder" in prediction_refused(
         capsys, "w.pth", "gone.jpg"
     )
     assert "empty: found no image; expected files ending in .jpg" in prediction_refused(capsys, "w.pth", "empty")

@@ -34,7 +34,7 @@ SECOND = [
 
 
 def save(path: Path, rows: list[str], header: str = f"{HEADER},in_set") -> Path:
-    path.write_text("".join(f"{line}\n" for line in (header, *rows)))
+    path.write_text("".join(f"{line}\n" for line in (header, *rows)), errors="surrogateescape")
     return path
 
 

@@ -6,9 +6,11 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from relabel.data.sources import open_images
 from relabel.evaluation.compare import compare
 from relabel.evaluation.predictions import SavedPredictions, read_predictions
 from relabel.figures.comparison import draw_comparison_sheet
+from tests.image_forms import make_tar
 from tests.relabel.evaluation.test_compare import FIRST, SECOND, save
 from tests.relabel.figures.test_label_maps import check_texts_have_room, texts, written
 from utils.errors import UserError
@@ -29,7 +31,7 @@ def both(folder: Path) -> tuple[SavedPredictions, SavedPredictions]:
 
 
 def draw(folder: Path, both: tuple[SavedPredictions, SavedPredictions], images: Path, count: int = 1) -> None:
-    draw_comparison_sheet(folder / "sheet.png", *both, images, count, compare(*both)[0])
+    draw_comparison_sheet(folder / "sheet.png", *both, open_images(images), count, compare(*both)[0])
 
 
 def test_the_images_that_differ_most_come_first(tmp_path: Path, images: Path, drawn: list[Figure]) -> None:
@@ -64,12 +66,39 @@ def test_long_names_are_cut_where_they_would_touch(tmp_path: Path, images: Path,
     assert len(runs) == 2  # told apart by their ends
 
 
-def test_a_missing_image_and_a_name_that_leads_out_of_the_folder_are_refused(tmp_path: Path, images: Path) -> None:
-    (images / "c" / "1.JPEG").unlink()
-    with pytest.raises(UserError, match=r"c/1.JPEG"):
-        draw(tmp_path, both(tmp_path), images)
-    for name in ("/etc/passwd", "a/../../1.JPEG"):
+def test_images_in_any_form(tmp_path: Path, images: Path, drawn: list[Figure]) -> None:
+    """With folders inside the class folders, in a tar file, in shards that number the classes, in a flat folder."""
+    content = {path.relative_to(images): path.read_bytes() for path in sorted(images.rglob("*.JPEG"))}
+    files = {Path("1.csv"): FIRST, Path("2.csv"): SECOND}
+    found = [read_predictions(save(tmp_path / name, [row.replace("/1.J", f"/{row[0]}.J") for row in rows]))
+             for name, rows in files.items()]  # fmt: skip
+    shard: dict[str, bytes] = {}
+    forms = [tmp_path / "nested", tmp_path / "val.tar", tmp_path / "shard.tar", tmp_path / "flat"]
+    for number, (path, data) in enumerate(content.items()):
+        name = path.parts[0]
+        for copy in (forms[0] / name / "x" / "y" / f"{name}.JPEG", forms[3] / f"{name}.JPEG"):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(data)
+        shard |= {f"{name}.JPEG": data, f"{name}.cls": str(number).encode()}
+    make_tar(forms[1], {f"{path.parts[0]}/{path.parts[0]}.JPEG": data for path, data in content.items()})
+    make_tar(forms[2], shard)
+    for form in forms:
+        draw(tmp_path, (found[0], found[1]), form, count=3)
+    assert all(texts(figure) == texts(drawn[0]) and "c/c.JPEG" in texts(figure) for figure in drawn)
+
+
+def test_names_that_are_not_utf8_are_drawn(tmp_path: Path, images: Path, drawn: list[Figure]) -> None:
+    rows = [[row.replace(",a,", ",caf\udce9,") for row in made] for made in (FIRST, SECOND)]
+    found = [read_predictions(save(tmp_path / f"{number}.csv", made)) for number, made in enumerate(rows)]
+    draw(tmp_path, (found[0], found[1]), images)
+    assert "≠ caf\ufffd" in texts(drawn[0])
+
+
+def test_an_image_that_is_missing_is_refused(tmp_path: Path, images: Path) -> None:
+    for name in ("c/2.JPEG", "/etc/passwd", "a/../../1.JPEG"):
         found = read_predictions(save(tmp_path / "1.csv", [f"{name},a,a,0.9,0.9,a,1"]))
-        with pytest.raises(UserError, match="which leads out of"):
-            draw_comparison_sheet(tmp_path / "sheet.png", found, found, images, 1, compare(*both(tmp_path))[0])
+        with pytest.raises(UserError, match=f"found no image {name}; expected names such as a/1.JPEG"):
+            draw_comparison_sheet(
+                tmp_path / "sheet.png", found, found, open_images(images), 1, compare(*both(tmp_path))[0]
+            )
     assert not (tmp_path / "sheet.png").exists()
