@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # Each command imports what it needs itself: a wrong command line is reported before torch is loaded.
 
+Split = Literal["train", "val"]
 Source = Annotated[
     str, Field(min_length=1, title="SOURCE", description="a folder, a file, or a pattern such as 'shards/*.tar'")
 ]
@@ -24,6 +25,7 @@ def pack_images(
     source: Source,
     out: NewFolder,
     *,
+    split: Split | None = None,
     table: ExistingFile | None = None,
     shorter: Annotated[int, Field(ge=16)] | None = None,
     quality: Annotated[int, Field(ge=1, le=100)] | None = None,
@@ -38,6 +40,7 @@ def pack_images(
     Args:
         source: images of one split: a folder of class folders, or with a table; tar files; parquet files.
         out: folder to write the shards to.
+        split: which images of a source that contains both, and what the shards are called. none: what OUT is called.
         table: CSV or TSV file with an image and its class on each line. none: the class folders, or the table that
             ImageNet comes with.
         shorter: shrink images whose shorter side has more pixels to this, as JPEG. none: keep all bytes.
@@ -51,15 +54,13 @@ def pack_images(
             "it out"
         )
     from relabel.data.shards import pack_images as pack
-    from relabel.data.sources import is_of
     from utils.processes.distributed import available_cores
 
-    images = _open(source, out, table)
-    split = "val" if is_of(out.name, "val") or is_of(Path(source).name, "val") else "train"
+    images, of_split = _open(source, out, table, split)
     pack(
         images,
         out,
-        split=split,
+        split=of_split,
         shorter=shorter,
         quality=quality or 90,
         skip_unreadable=on_error == "skip",
@@ -67,7 +68,9 @@ def pack_images(
     )
 
 
-def unpack_images(source: Source, out: NewFolder, *, table: ExistingFile | None = None) -> None:
+def unpack_images(
+    source: Source, out: NewFolder, *, split: Split | None = None, table: ExistingFile | None = None
+) -> None:
     """Write the images of tar shards, or of any other form, into class folders: OUT/CLASS/FILE, byte for byte.
 
     The same command continues an interrupted one; OUT appears when it is complete.
@@ -75,22 +78,42 @@ def unpack_images(source: Source, out: NewFolder, *, table: ExistingFile | None 
     Args:
         source: as in `pack-images`.
         out: folder to write the class folders to.
+        split: which images of a source that contains both. none: what OUT is called.
         table: as in `pack-images`.
     """
     from relabel.data.unpack import unpack_images as unpack
 
-    unpack(_open(source, out, table), out)
+    unpack(_open(source, out, table, split)[0], out)
 
 
-def _open(source: str, out: Path, table: Path | None) -> "ImageList":
-    """List the images of a source and print what was found."""
+def _open(source: str, out: Path, table: Path | None, split: Split | None) -> "tuple[ImageList, str]":
+    """List the images of a source, print what was found, and tell which split they are of."""
     from relabel.data.parquet import list_parquet, parquet_files
     from relabel.data.sources import open_images
+    from relabel.data.tar_contents import OtherSplit, below, has_both_splits
 
     keep_apart(out, "OUT", {"SOURCE": Path(source)})
-    files = parquet_files(source)
+    asked = split or _named_split(out.name)
+    files = parquet_files(source, asked)
     if files and table:
         raise UserError(f"--table {table}: the classes of parquet files are in their column label. Leave --table out")
-    images = list_parquet(source, files) if files else open_images(source, table or "")
+    try:
+        images = list_parquet(source, files) if files else open_images(source, table or "", asked)
+    except OtherSplit as error:
+        other = "val" if asked == "train" else "train"
+        raise UserError(f"{error} Give another SOURCE, or name the images what they are: --split {other}") from error
+    if not asked and has_both_splits(images):
+        raise UserError(
+            f"{source}: found images of train and val; expected which of them to write. Add --split train or --split "
+            "val, or give OUT a name that ends in train or val"
+        )
     print_lines(images.described())
-    return images
+    inside = "val" if below("val") in images.census.source else None
+    return images, asked or inside or _named_split(Path(source).name) or "train"
+
+
+def _named_split(name: str) -> Split | None:
+    """Return the split that a name has as a word; None if it has none."""
+    from relabel.data.sources import is_of
+
+    return "train" if is_of(name, "train") else "val" if is_of(name, "val") else None

@@ -210,7 +210,7 @@ class ImageList:
         used = {self.class_names[label] for label in np.unique(self.labels)}
         unknown = sorted(used - {*class_names})
         if unknown and self.numbered:
-            return self._joined_by_number(class_names, owner, numbers)
+            return self._joined_by_number(sorted(map(int, used)), class_names, owner, numbers)
         if unknown:
             found = f"{len(unknown)} of {len(used)} class folders that {owner} do not have"
             if len(unknown) == len(used):
@@ -227,10 +227,12 @@ class ImageList:
         new_labels = np.array([position.get(name, -1) for name in self.class_names], dtype=np.int32)
         return replace(self, class_names=list(class_names), labels=new_labels[self.labels])
 
-    def _joined_by_number(self, class_names: Sequence[str], owner: str, numbers: Sequence[int]) -> "ImageList":
+    def _joined_by_number(
+        self, used: Sequence[int], class_names: Sequence[str], owner: str, numbers: Sequence[int]
+    ) -> "ImageList":
         """Return the same images, whose classes have numbers only, with the names of these numbers."""
         position = {number: i for i, number in enumerate(numbers or range(len(class_names)))}
-        absent = [number for number in map(int, self.class_names) if number not in position]
+        absent = [number for number in used if number not in position]
         if absent:
             remedy = "Give training shards that have all classes of the validation shards."
             if not numbers:
@@ -240,7 +242,7 @@ class ImageList:
                 f"{absent[0]}; expected numbers of these {len(class_names)} classes ({min(position)} to "
                 f"{max(position)}), because the shards do not name them. {remedy}"
             )
-        labels = np.array([position[int(name)] for name in self.class_names], np.int32)[self.labels]
+        labels = np.array([position.get(int(name), -1) for name in self.class_names], np.int32)[self.labels]
         files = np.array([name.partition(b"/")[2] for name in self.names.tolist()])
         names = np.char.add(as_bytes([f"{name}/" for name in class_names])[labels], files)
         return replace(self, class_names=list(class_names), names=names, labels=labels, numbered=False, numbers=())

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from relabel.data.folders import SPLIT_FOLDERS
 from relabel.data.images import Census, Found, ImageList, image_list
 from relabel.data.shard_classes import NAMES_LOST, names_lost
 from utils.errors import UserError
@@ -80,8 +81,12 @@ class ParquetFiles:
         return ParquetFiles(self.files, self.file[rows], self.group[rows], self.row[rows])
 
 
-def parquet_files(source: str) -> list[Path]:
+def parquet_files(source: str, split: str | None = None) -> list[Path]:
     """Return the parquet files that a path, a folder or a pattern with * stands for; [] if there are none in a folder.
+
+    Args:
+        source: the path, folder or pattern.
+        split: "train" or "val": which files of a folder that has those of several splits.
 
     Raises:
         UserError: there is no such file, or a folder has those of several splits.
@@ -90,6 +95,9 @@ def parquet_files(source: str) -> list[Path]:
     if folder.is_dir():
         found = sorted(folder.glob(f"*{SUFFIX}")) or sorted(folder.glob(f"data/*{SUFFIX}"))
         splits = sorted({_SPLIT.match(path.name)[0] for path in found})  # type: ignore[index]
+        of_split = SPLIT_FOLDERS.get(split or "", ())
+        if len(splits) > 1 and (own := [path for path in found if _SPLIT.match(path.name)[0] in of_split]):  # type: ignore[index]
+            return own
         if len(splits) > 1:
             patterns = [f"'{found[0].parent}/{split}*{SUFFIX}'" for split in splits]
             raise UserError(

@@ -60,7 +60,8 @@ def open_images(source: str | Path, table: str | Path = "", split: str | None = 
     """
     root = Path(source)
     if tars := tar_files(str(source)):
-        return _open_tars(root, tars, table, split)
+        own = _of_one_split(root, tars, split)
+        return _open_tars(root if own == tars else _as_source(own), own, table, split)
     if not root.is_dir():
         raise UserError(f"{root} {'is a file' if root.exists() else 'does not exist'}; {EXPECTED_SOURCE}.")
     if table:
@@ -91,6 +92,24 @@ def _mostly_loose(root: Path) -> ImageList | None:
             "table of the images' classes."
         )
     return with_labels(found, table, may_lack=True)
+
+
+def _of_one_split(root: Path, tars: list[Path], split: str | None) -> list[Path]:
+    """Return those of the tar files of a folder or a pattern that are of the split; a list may join several.
+
+    Raises:
+        UserError: there are those of several splits by name, and none or another one is asked for.
+    """
+    names = [name for name in (*SPLIT_FOLDERS, "test") if any(is_of(tar.stem, name) for tar in tars)]
+    if len(names) < 2 or (":" in str(root) and not root.exists()):
+        return tars
+    own = {name: [tar for tar in tars if is_of(tar.stem, name)] for name in names}
+    if split not in own:
+        patterns = " or ".join(f"'{_as_source(found)}'" for found in own.values())
+        raise UserError(
+            f"{root}: found tar files of {' and '.join(names)}; expected those of one. Did you mean {patterns}?"
+        )
+    return own[split]
 
 
 def _open_tars(root: Path, tars: list[Path], table: str | Path, split: str | None) -> ImageList:
@@ -228,8 +247,8 @@ def _tars_in(folder: Path) -> list[Path]:
 
 
 def is_of(name: str, split: str) -> bool:
-    """Whether a file name has the word train, or val or validation."""
-    return any(re.search(rf"(?<![a-z]){word}(?![a-z])", name.lower()) for word in SPLIT_FOLDERS[split])
+    """Whether a file name has the name of a split as a word: train, val or validation, test."""
+    return any(re.search(rf"(?<![a-z]){word}(?![a-z])", name.lower()) for word in SPLIT_FOLDERS.get(split, (split,)))
 
 
 def _no_split(root: Path, split: str) -> str:
@@ -253,11 +272,7 @@ def _no_split(root: Path, split: str) -> str:
         pattern = f"'{parquet.parent}/{split}*.parquet'"
         hint = f" Make tar files of parquet once: python -m relabel pack-images {pattern} SHARDS/{split}"
     elif len(inside) > 1 and split == "train" and _has_class_folders(root):
-        hint = (
-            f" If these are the classes, --data.train {root} --data.val_share 0.1 uses them."
-            if split == "train"
-            else ""
-        )
+        hint = f" If these are the classes, --data.train {root} --data.val_share 0.1 uses them."
     return f"{root}: found {' and '.join(found) or 'nothing'}, but no {split}/; expected {expected}.{hint}"
 
 

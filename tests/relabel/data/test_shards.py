@@ -20,6 +20,7 @@ from relabel.training.trainer import Trainer
 from tests.conftest import Flags
 from tests.image_forms import make_tar
 from tests.relabel.training.test_run import assert_same_weights, start, weights
+from utils.errors import UserError
 
 FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
@@ -236,3 +237,51 @@ def test_a_run_begun_on_folders_continues_on_shards(
     start(flags | {"data.data_path": tmp_path / "shards"})
     assert calls == 8 + 10  # two of three epochs on the shards
     assert_same_weights(weights(tmp_path / "folders"), weights(flags["util.run_dir"]))
+
+
+def test_the_split_of_a_tar_file_with_both(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From --split, else from OUT's name; what is not written is counted. One with val/ only is called val."""
+    paths = [path for path in sorted(folder.rglob("*.*")) if path.is_file()]
+    of = {
+        split: {f"{split}/{path.relative_to(folder)}": path.read_bytes() for path in paths}
+        for split in ("train", "val")
+    }
+    both = make_tar(tmp_path / "one.tar", of["train"] | dict([*of["val"].items()][:6]))
+    only = make_tar(tmp_path / "v.tar", of["val"])
+    assert "6 validation images" in open_images(both).described()
+    for command in ("pack-images", "unpack-images"):
+        out = str(tmp_path / command)
+        message = refused(capsys, command, str(both), out)
+        assert "--split train or --split val" in message and not Path(out).exists()
+        main([command, str(both), f"{out}-s", "--split", "val"])
+        main([command, str(both), f"{out}/val"])
+        assert len(open_images(f"{out}-s")) == len(open_images(f"{out}/val")) == 6
+        assert "--split val" in refused(capsys, command, str(only), f"{out}/train")
+    pack(only, tmp_path / "p")
+    pack(only, tmp_path / "train", "--split", "val")
+    for name in ("pack-images/val", "p", "train"):
+        assert [*(tmp_path / name).glob("*-00000.tar")] == [tmp_path / name / "val-00000.tar"]
+
+
+def test_shards_of_both_splits_in_one_folder(folder: Path, tmp_path: Path) -> None:
+    """One info file survives; the classes in the file names decide, and one that contradicts them is refused."""
+    val = tmp_path / "few"
+    (val / "bee").mkdir(parents=True)
+    (folder / "bee" / "grey.jpg").rename(val / "bee" / "grey.jpg")
+    for split, source in (("train", folder), ("val", val)):
+        pack(source, tmp_path / split)
+        for path in (tmp_path / split).iterdir():
+            (tmp_path / "both").mkdir(exist_ok=True)
+            path.replace(tmp_path / "both" / path.name)
+    for split, source in (("train", folder), ("val", val)):
+        assert content(open_images(tmp_path / "both", split=split)) == content(open_images(source))
+    info = tmp_path / "both" / "_info.json"
+    info.write_text(json.dumps({"class_names": ["bee", "ant", "v1.0"]}))
+    with pytest.raises(UserError, match="found bee for class 0, whose images lie in ant/"):
+        open_images(tmp_path / "both", split="train")
+    for wrong in ([], {"splits": []}, {"class_names": "ant"}, {"splits": {"train": {}}}):
+        info.write_text(json.dumps(wrong))
+        with pytest.raises(UserError, match="Correct or remove it"):
+            open_images(tmp_path / "both", split="train")
+    info.unlink()
+    assert content(open_images(tmp_path / "both", split="train")) == content(open_images(folder))

@@ -1,5 +1,6 @@
 """Image sources: every form of ImageNet gives the same list; where the images of a split are looked for."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -234,3 +235,31 @@ def test_odd_places_of_tar_files(tmp_path: Path) -> None:
     assert len(open_images(tar)) == len(open_images(tar.parent)) == 2
     (tar.parent / "logs" / "1.png").touch()
     assert open_images(tar.parent).described().endswith("1 .tar file (train.tar), 1 hidden folder (.relabel-index)")
+
+
+def test_tar_files_of_both_splits_as_one_source(plain: Path, tmp_path: Path) -> None:
+    """The split that is asked for is chosen by name; without one, each remedy opens one of them."""
+    folder = timms_shards(plain, tmp_path / "form")["data.data_path"]
+    assert len(open_split("", "val", str(folder))) == len(open_images(f"{folder}/*.tar", split="val")) == 6
+    for source in (folder, f"{folder}/*.tar"):
+        with pytest.raises(UserError, match="found tar files of train and val; expected those of one") as raised:
+            open_images(source)
+        assert sorted(len(open_images(remedy)) for remedy in re.findall(r"'(\S+)'", str(raised.value))) == [6, 12]
+
+
+def test_class_numbers_are_joined_by_number(tmp_path: Path) -> None:
+    """Also where the training shards lack a class; what they lack is said, and so are the true names."""
+    for name, numbers in (("train", (0, 2)), ("val", (0, 1, 2))):
+        members = {f"{WNIDS[n]}_{n}.{kind}": b"%d" % n for n in numbers for kind in ("jpg", "cls")}
+        if name == "val":
+            members = {key.partition("_")[2].replace(".", "v."): data for key, data in members.items()}
+        make_tar(tmp_path / f"{name}.tar", members)
+    train, val = (open_split(str(tmp_path), split) for split in ("train", "val"))
+    assert train.class_names == [WNIDS[0], WNIDS[2]]
+    with pytest.raises(UserError, match=r"1 class number that these do not have, the first: 1; .*0 to 2"):
+        val.with_classes_of(train.class_names, "these", train.numbers)
+    some = val.take(np.array([0, 2])).with_classes_of(train.class_names, "these", train.numbers)
+    assert some.names.tolist() == [f"{WNIDS[n]}/{n}v.jpg".encode() for n in (0, 2)] and some.labels.tolist() == [0, 1]
+    (tmp_path / "_info.json").write_text(json.dumps({"class_names": WNIDS}))
+    train, val = (open_split(str(tmp_path), split) for split in ("train", "val"))
+    assert val.with_classes_of(train.class_names, "these", train.numbers).class_names == [*WNIDS]
