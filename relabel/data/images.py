@@ -17,6 +17,10 @@ from utils.look_alikes import look_alike
 from utils.progress import counted
 
 MOST_KINDS, LONGEST_NAME = 8, 60  # in messages
+HOW_TO_NAME = (
+    "The shards number their classes. Where others have names for them, write these, by number, into _info.json beside "
+    'the shards: {"class_names": ["NAME", ...]}'
+)
 SEARCHED = 50  # class names for which one that looks alike is looked for
 
 
@@ -234,13 +238,13 @@ class ImageList:
         position = {number: i for i, number in enumerate(numbers or range(len(class_names)))}
         absent = [number for number in used if number not in position]
         if absent:
-            remedy = "Give training shards that have all classes of the validation shards."
-            if not numbers:
-                remedy = 'Write the names, by number, into _info.json beside the shards: {"class_names": ["NAME", ...]}'
+            remedy = HOW_TO_NAME
+            if numbers:
+                remedy = "Give training shards that have all classes of the validation shards."
             raise UserError(
                 f"{self.root}: found {counted(len(absent), 'class number')} that {owner} do not have, the first: "
                 f"{absent[0]}; expected numbers of these {len(class_names)} classes ({min(position)} to "
-                f"{max(position)}), because the shards do not name them. {remedy}"
+                f"{max(position)}). {remedy}"
             )
         labels = np.array([position.get(int(name), -1) for name in self.class_names], np.int32)[self.labels]
         files = np.array([name.partition(b"/")[2] for name in self.names.tolist()])
@@ -274,10 +278,12 @@ def image_list(found: Found, class_names: list[str], labels: np.ndarray, kept: n
     same = np.flatnonzero(names[1:] == names[:-1])
     if len(same):
         first, second = (found.paths[rows[i]] for i in (same[0], same[0] + 1))
+        level = "" if len(class_names) > 1 or first.count("/") < 2 else first.partition("/")[0]
+        remedy = f" If the folders in {level}/ are the classes, give {found.root / level}." if level else ""
         raise UserError(
             f"{found.root}: {first} and {second} are both called {os.fsdecode(names[same[0]])}; expected one image per "
             "class and file name, whatever the folders in between, because label maps are found by it. Rename or "
-            "remove one."
+            f"remove one.{remedy}"
         )
     return ImageList(found.root, class_names, names, labels, found.files.take(rows), found.census)
 

@@ -20,7 +20,7 @@ import numpy as np
 from relabel.data.images import Census, ImageList
 from relabel.data.shard_classes import INFO
 from relabel.data.tar_contents import find_in_tars, source_of
-from relabel.data.tar_files import TarFiles
+from relabel.data.tar_files import BLOCK, TarFiles, TarMember, is_header
 from utils.errors import UserError
 from utils.files import new_folder, read_json, write_json
 
@@ -42,7 +42,7 @@ def list_tars(root: Path, tars: Sequence[Path], split: str | None = None) -> Ima
     """
     info = tars[0].parent / INFO
     files = [*tars, info] if info.is_file() else tars
-    state = [[str(file.resolve()), (about := file.stat()).st_size, about.st_mtime_ns] for file in files]
+    state = [_state(file) for file in files]
     key = hashlib.sha256(json.dumps([[name for name, *_ in state], split]).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folders = [tars[0].resolve().parent / FOLDER / key, cache / "relabel" / key]
@@ -69,9 +69,18 @@ def _opened(folder: Path, root: Path, tars: Sequence[Path], state: list[list[Any
         passed_over = {kind: (count, first) for kind, (count, first) in made["not_used"].items()}
         census = Census(source_of(tars) + made["about"], passed_over)
         files = TarFiles(list(tars), *where)
+        if not all(_is_there(files, row) for row in {0, len(names) // 2, len(names) - 1}):
+            return None
         return ImageList(root, made["class_names"], names, labels, files, census, made["numbered"], made["numbers"])
     except (UserError, OSError, ValueError, TypeError, LookupError):
         return None
+
+
+def _is_there(files: TarFiles, row: int) -> bool:
+    """Whether an image lies where the index says; a tar file that was replaced may have the same size and time."""
+    member = files.path(row, "")
+    header = TarMember(member.tar, "", member.offset - BLOCK, BLOCK)
+    return is_header(header.read_bytes(), member.size)
 
 
 def _write(folder: Path, images: ImageList, state: list[list[Any]]) -> None:
@@ -96,6 +105,26 @@ def _write(folder: Path, images: ImageList, state: list[list[Any]]) -> None:
             temporary / MANIFEST,
             content | {"about": images.census.source.removeprefix(source_of(files.tars))},
         )
+    _remove_stale(folder, {name for name, *_ in state})
+
+
+def _remove_stale(folder: Path, tars: set[str]) -> None:
+    """Remove the other indexes that list one of these tar files and can no longer be used."""
+    for other in folder.parent.glob(f"*/{MANIFEST}"):
+        with suppress(UserError, OSError, ValueError, TypeError, LookupError):
+            made = read_json(other, "expected an index")
+            listed = {name: [name, size, time] for name, size, time in made["tars"]}
+            is_stale = made["version"] != VERSION or any(_state(Path(name)) != it for name, it in listed.items())
+            if other.parent != folder and is_stale and not tars.isdisjoint(listed):
+                shutil.rmtree(other.parent)
+
+
+def _state(file: Path) -> list[Any]:
+    """Return what tells that a file has changed: name, size and time; without the latter two if it is gone."""
+    if not file.exists():
+        return [str(file)]
+    about = file.stat()
+    return [str(file.resolve()), about.st_size, about.st_mtime_ns]
 
 
 def _mapped(path: str) -> np.ndarray:

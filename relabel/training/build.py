@@ -1,6 +1,7 @@
 """Build the parts of a run from its config: data, loaders, targets, trainer; each is checked when built."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from relabel.data.decode import resolve_decoder
 from relabel.data.extra_images import ExtraBatches, ExtraRoot, MixedDataset, open_extra_root
 from relabel.data.folders import folder_names
 from relabel.data.gpu_decode import check_gpu_decoder
-from relabel.data.images import ImageList
+from relabel.data.images import HOW_TO_NAME, ImageList
 from relabel.data.keep_list import keep_listed
 from relabel.data.loader import Loader, TrainBatches, eval_batches, steps_per_epoch
 from relabel.data.skipped_images import SkippedImages, SkippingDataset
@@ -133,9 +134,10 @@ def open_training_data(config: FrozenMunch) -> TrainingData:
     if not config.data.relabel.use:
         return TrainingData(images, val)
     with with_advice(f"These label maps are those of --data.relabel.path {config.data.relabel.path}."):
-        store = open_label_store(config.data.relabel.path, images.keys(), images.class_names)
-        with with_advice(_WITHOUT_MAPS):
-            from_main(lambda: check_present(store, images.path))
+        with with_advice(HOW_TO_NAME) if images.numbered else nullcontext():
+            store = open_label_store(config.data.relabel.path, images.keys(), images.class_names)
+            with with_advice(_WITHOUT_MAPS):
+                from_main(lambda: check_present(store, images.path))
         check_one_per_class(store, images.labels)
     extra = config.data.extra
     folders = zip(joined_folders(extra.path), joined_folders(extra.labels), strict=True) if extra.share else ()

@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import pickle
+import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -96,6 +97,8 @@ def sparse(content: bytes) -> bytes:
         (lambda content: content[:1024] + b"\xff" * len(content[1024:]), "no header of a tar file at byte 1,024"),
         (lambda content: b"not a tar file" * 100, "no header of a tar file at byte 0"),
         (gzip.compress, r"is compressed; .* once: gunzip "),
+        (lambda content: content[:1024] + bytes(3 << 20), "1,048,576 zeros and more at byte 1,024"),
+        (lambda content: content + b"rest", "bytes after the end mark that are no header at byte 10,240"),
         (sparse, "Make the tar file again without --sparse"),
     ],
 )
@@ -106,6 +109,27 @@ def test_a_damaged_tar_file_is_refused(tmp_path: Path, damage: Callable[[bytes],
     with pytest.raises(UserError, match=message):
         open_images(tar)
     assert [path.name for path in tmp_path.iterdir()] == ["train.tar"]
+
+
+def test_what_follows_the_end_mark(tmp_path: Path) -> None:
+    """Padding of any usual length, and further tar files, joined by cat."""
+    one, two = ({f"{name}/{i}.png": b"x" * i for i in range(3)} for name in ("a", "b"))
+    parts = [make_tar(tmp_path / f"{i}.tar", members).read_bytes() for i, members in enumerate((one, two))]
+    both = tmp_path / "both.tar"
+    both.write_bytes(parts[0] + parts[1] + bytes(500_000))
+    assert [name for name, *_ in walk_tar(both)] == [*one, *two]
+    assert open_images(both).path(4).read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "it's.tar", "a.tgz.tar"])
+def test_the_command_that_decompresses(tmp_path: Path, name: str) -> None:
+    tar = make_tar(tmp_path / "plain", {"a/1.png": b"one"})
+    (tmp_path / name).write_bytes(gzip.compress(tar.read_bytes()))
+    with pytest.raises(UserError, match="is compressed") as raised:
+        open_images(tmp_path / name)
+    subprocess.run(str(raised.value).rpartition("once: ")[2], shell=True, check=True)  # noqa: S602
+    (made,) = {*tmp_path.glob("*.tar")} - {tmp_path / name}
+    assert len(open_images(made)) == 1
 
 
 @pytest.mark.parametrize("record", [b"0 path=x\n", b"5x path=\n", b"11 size=one\n", b"9 nothing"])
@@ -141,7 +165,20 @@ def test_the_index_follows_the_tar_file(tmp_path: Path, cache: Path) -> None:
     assert len(open_images(tar)) == 2 and (folder / "names.npy").stat().st_mtime_ns == made
     make_tar(tar, {"a/1.png": b"one", "b/2.png": b"two", "b/3.png": b"three"})
     assert open_images(tar).path(2).read_bytes() == b"three"
+    about = tar.stat()
+    make_tar(tar, {"a/long.png": b"", "a/1.png": b"ein", "b/3.png": b"drei"})  # of the same size and time
+    os.utime(tar, ns=(about.st_atime_ns, about.st_mtime_ns))
+    assert tar.stat().st_size == about.st_size and open_images(tar).path(2).read_bytes() == b"drei"
     assert not cache.exists()
+
+
+def test_indexes_that_cannot_be_used_again_are_removed(tmp_path: Path) -> None:
+    tars = [make_tar(tmp_path / name, {"a/1.png": b"one"}) for name in ("train-0.tar", "train-1.tar")]
+    for source in (tmp_path / "train-0.tar", tmp_path / "train-1.tar"):
+        open_images(source)
+    make_tar(tars[0], {"a/2.png": b"one", "a/3.png": b"two"})
+    open_images(f"{tmp_path}/train-*.tar")
+    assert len([*(tmp_path / FOLDER).iterdir()]) == 2  # of both together, and of train-1.tar
 
 
 def test_the_index_of_a_read_only_folder(tmp_path: Path, cache: Path) -> None:
@@ -190,6 +227,8 @@ def test_what_a_tar_file_holds_besides_images(tmp_path: Path) -> None:
     [
         ({"a/1.png": b"", "a/x/1.png": b""}, "a/1.png and a/x/1.png are both called a/1.png"),
         ({"1.jpg": b"", "1.cls": b"0", "2.jpg": b""}, "a class for 1 of 2 images; the first without: 2.jpg"),
+        ({"1.jpg": b"", "2.jpg": b"", "2.cls": b"0"}, "a class for 1 of 2 images; the first without: 1.jpg"),
+        ({f"{i}.jpg": b"" for i in "12"} | {"1.json": b'{"label": null}', "2.json": b'{"label": 0}'}, "class for 1 of"),
         ({"1.jpg": b"", "1.cls": b"0", "1.json": b"{"}, "1.json is not JSON"),
         ({"1.jpg": b"", "1.cls": b"../up"}, r"found the class '../up'; expected a name that a folder can have"),
         ({"1.txt": b""}, r"found no image in 1 tar file; .*found only 1 .txt file \(1.txt\)"),
@@ -213,3 +252,23 @@ def test_samples_of_shards_that_are_not_one_image(tmp_path: Path) -> None:
         "not used: 1 multi-image sample (02), 1 imageless sample (03), 1 dotted .png file (00.seg.png), "
         "1 .txt file (03.txt), 1 extensionless file (README), 2 hidden files (.04.jpg)"
     )
+
+
+def test_linked_classes_of_a_shard(tmp_path: Path) -> None:
+    """Hard links, which tar writes for files that are the same one, are followed; symbolic links are refused."""
+    for kind, target in ((tarfile.LNKTYPE, "x/1.cls"), (tarfile.SYMTYPE, "1.cls")):
+        tar = make_tar(tmp_path / "x.tar", {"x/1.jpg": b"one", "x/1.cls": b"ant", "x/2.jpg": b"two"})
+        with tarfile.open(tar, "a") as file:
+            link = tarfile.TarInfo("x/2.cls")
+            link.type, link.linkname = kind, target
+            file.addfile(link)
+        if kind == tarfile.LNKTYPE:
+            assert open_images(tar).names.tolist() == [b"ant/1.jpg", b"ant/2.jpg"]
+    with pytest.raises(UserError, match=r"found x/2.cls as a link; .*--dereference"):
+        open_images(tar)
+
+
+def test_names_that_are_numbers_in_folders_of_classes_are_not_lost(tmp_path: Path) -> None:
+    for folder, lost in (("red fox", False), ("part", True)):
+        members = {f"{folder}/0.jpg": b"", f"{folder}/0.cls": b"red fox"}
+        assert ("only numbered" in open_images(make_tar(tmp_path / f"{folder}.tar", members)).described()) == lost
