@@ -57,13 +57,23 @@ def list_images(root: str | Path) -> ImageList:
         if entry.name not in paths:
             census.pass_over(_kind(entry) or LOOSE, entry.name)
     if empty := [name for name, found in paths.items() if not found]:
-        raise UserError(
-            f"{root}: found no image in {len(empty)} of {len(class_names)} class folders ({', '.join(empty[:3])}), "
-            f"only {census.others()}; {EXPECTED_LAYOUT} with images ending in {' '.join(EXTENSIONS)}. Remove the empty "
-            "folders or put their images back."
-        )
+        raise UserError(_without_images(root, empty, len(class_names)))
     every = [path for found in paths.values() for path in found]
     return by_class_folder(Found(root, every, FolderFiles(root, as_bytes(every)), census))
+
+
+def _without_images(root: Path, empty: list[str], number: int) -> str:
+    """Say what some of the class folders contain that is no image, and what to do."""
+    inside = Census("")
+    for name in empty:
+        walk(root / name, inside, f"{name}/")
+    kinds = sorted(kind for kind in inside.passed_over if kind.startswith("."))
+    remedy = f"Convert the {kinds[0]}s to JPEG or PNG" if kinds else "Put their images back"
+    return (
+        f"{root}: found no image in {len(empty)} of {number} class folders ({', '.join(empty[:3])}), only "
+        f"{inside.others()}; {EXPECTED_LAYOUT} with images ending in {' '.join(EXTENSIONS)}. {remedy}, or remove the "
+        "folders."
+    )
 
 
 def by_class_folder(found: Found) -> ImageList:

@@ -10,7 +10,7 @@ Each becomes an ImageList with the same names in the same order, so nothing afte
 
 import re
 from collections.abc import Sequence
-from glob import glob, has_magic
+from glob import escape, glob
 from itertools import product
 from os.path import commonprefix
 from pathlib import Path
@@ -43,6 +43,7 @@ _OTHER_SPLIT = {
     "train": "Give the training images: --data.train SOURCE",
     "val": "Give validation images, --data.val SOURCE, or set a tenth of the others aside: --data.val_share 0.1",
 }
+TO_PACK = "Make tar files of parquet once: python -m relabel pack-images"
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -63,7 +64,8 @@ def open_images(source: str | Path, table: str | Path = "", split: str | None = 
         own = _of_one_split(root, tars, split)
         return _open_tars(root if own == tars else _as_source(own), own, table, split)
     if not root.is_dir():
-        raise UserError(f"{root} {'is a file' if root.exists() else 'does not exist'}; {EXPECTED_SOURCE}.")
+        remedy = f" {TO_PACK} '{source}' SHARDS" if root.suffix == ".parquet" else ""
+        raise UserError(f"{root} {'is a file' if root.exists() else 'does not exist'}; {EXPECTED_SOURCE}.{remedy}")
     if table:
         return with_labels(find_images(root), read_table(Path(table)))
     if (root / TINY).is_file() or not _has_class_folders(root):
@@ -151,9 +153,15 @@ def open_split(data_path: str, split: str, source: str = "", table: str = "") ->
     if not images.class_names:
         raise UserError(
             f"{images.root}: found {len(images):,} images of {split} without classes; expected class folders, or a "
-            f"table with an image and its class on each line: --data.{split}_labels FILE"
+            f"table with an image and its class on each line: --data.{split}_labels FILE.{_kit_hint(images.root)}"
         )
     return images
+
+
+def _kit_hint(root: Path) -> str:
+    """Say how to get the classes of ImageNet's validation images if the development kit is there, but packed."""
+    kits = (kit for folder in (root, *root.absolute().parents[:2]) for kit in folder.glob("ILSVRC2012_devkit*.tar.gz"))
+    return next((f" Or unpack ImageNet's: tar -xzf {kit} -C {kit.parent}" for kit in kits), "")
 
 
 def _open_in(root: Path, split: str, table: str) -> ImageList:
@@ -210,7 +218,7 @@ def _as_source(tars: Sequence[Path]) -> Path:
     names = [str(tar) for tar in tars]
     prefix, suffix = (commonprefix([name[::step] for name in names])[::step] for step in (1, -1))  # noqa: RUF071
     pattern = f"{prefix}*{suffix}"
-    return Path(pattern if sorted(glob(pattern)) == names else ":".join(names))  # noqa: PTH207
+    return Path(pattern if _matching(pattern) == names else ":".join(names))
 
 
 def tar_files(source: str) -> list[Path]:
@@ -225,13 +233,22 @@ def tar_files(source: str) -> list[Path]:
     if ".tar" not in source and ".tgz" not in source:
         return []
     found: list[Path] = []
-    parts = [source] if Path(source).exists() else source.split(":")
+    parts = [source] if all(map(_matching, _expanded(source))) else source.split(":")
     for path in (path for text in parts for path in _expanded(text)):
-        matches = sorted(glob(path)) if has_magic(path) and not Path(path).exists() else [path]  # noqa: PTH207
+        matches = _matching(path)
         if not matches or not Path(matches[0]).is_file():
             raise UserError(f"{shortened(source)}: found no tar file {path}; {EXPECTED_SOURCE}.")
         found += map(Path, matches)
     return found
+
+
+def _matching(pattern: str) -> list[str]:
+    """Return the sorted paths that exist and match; of a folder that exists, whose name looks like a pattern, those."""
+    path = Path(pattern)
+    if path.exists():
+        return [pattern]
+    in_folder = f"{escape(str(path.parent))}/{path.name}" if path.parent.is_dir() and "/" in pattern else pattern
+    return sorted(glob(in_folder))  # noqa: PTH207
 
 
 def _expanded(pattern: str) -> list[str]:
@@ -258,22 +275,33 @@ def _no_split(root: Path, split: str) -> str:
     kinds = {"folders": inside, "files": files}
     found = [f"the {kind} {', '.join(names[:3])}{', ...' * (len(names) > 3)}" for kind, names in kinds.items() if names]
     expected = f"{split}/CLASS/IMAGE, tar files with {split} in their names, or --data.{split} SOURCE"
-    above = root.resolve().parent
-    level = next((root / name for name in inside if split_folder(root / name, "train")), None)
-    level = above if split_folder(above, "train") else level
-    hint = ""
-    if level:
-        hint = f" Did you mean --data.data_path {level}?"
-    elif split == "val" and split_folder(root, "train"):
-        hint = " Without validation images, --data.val_share 0.1 sets a tenth of the training images aside."
-    elif compressed := [name for name in files if name.endswith((".tar.gz", ".tgz", ".tar.xz", ".tar.bz2"))]:
-        hint = f" Decompress {compressed[0]} once, to a plain tar file or a folder."
-    elif parquet := next((file for where in ("", "data/") for file in root.glob(f"{where}*.parquet")), None):
-        pattern = f"'{parquet.parent}/{split}*.parquet'"
-        hint = f" Make tar files of parquet once: python -m relabel pack-images {pattern} SHARDS/{split}"
-    elif len(inside) > 1 and split == "train" and _has_class_folders(root):
-        hint = f" If these are the classes, --data.train {root} --data.val_share 0.1 uses them."
+    hint = _hint(root, split, inside, files)
     return f"{root}: found {' and '.join(found) or 'nothing'}, but no {split}/; expected {expected}.{hint}"
+
+
+def _hint(root: Path, split: str, inside: Sequence[str], files: Sequence[str]) -> str:
+    """Say what to do where a folder, which contains these folders and files, lacks a split; '' if nothing is known."""
+    around = [root.resolve().parent, *(root / name for name in inside)]
+    level = None if _has_training(root) else next(filter(_has_training, around), None)
+    if level:
+        return f" Did you mean --data.data_path {level}?"
+    if compressed := [name for name in files if name.endswith((".tar.gz", ".tgz", ".tar.xz", ".tar.bz2"))]:
+        return f" Decompress {compressed[0]} once, to a plain tar file or a folder."
+    if parquet := next((file for where in ("", "data/") for file in root.glob(f"{where}*.parquet")), None):
+        return f" {TO_PACK} '{parquet.parent}/{split}*.parquet' SHARDS/{split}"
+    if split == "val":
+        test = "".join(f" --data.val {root / name} uses {name}/." for name in inside if name.lower() == "test")
+        return f"{test} Without validation images, --data.val_share 0.1 sets a tenth of the training images aside."
+    if any(map(is_image, files)):
+        return " If a table has the classes of the images, give it: --data.train_labels FILE"
+    if len(inside) > 1 and _has_class_folders(root):
+        return f" If these are the classes, --data.train {root} --data.val_share 0.1 uses them."
+    return ""
+
+
+def _has_training(root: Path) -> bool:
+    """Whether a data folder has training images, as a folder or in tar files named so."""
+    return bool(_folder_of(root, "train")) or any(is_of(tar.stem, "train") for tar in _tars_in(root))
 
 
 def divide(images: ImageList, share: float, split: str) -> ImageList:

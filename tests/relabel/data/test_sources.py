@@ -184,6 +184,14 @@ def test_a_class_folder_is_no_data_folder(plain: Path) -> None:
         (["train/1.png", "train/2.png"], "train", "2 images of train without classes; .* --data.train_labels FILE"),
         (["train/shard.0.mds"], "train", r"only 1 .mds file \(shard.0.mds\).*lack the names of images"),
         (["a/1.png", "b/1.png"], "train", r"--data.train \S+ --data.val_share 0.1 uses them"),
+        (["train/a/1.png", "Test/a/1.png"], "val", r"--data.val \S+/Test uses Test/. Without validation images"),
+        (["1.png", "2.png"], "train", "give it: --data.train_labels FILE"),
+        (["1.png", "2.png"], "val", "--data.val_share 0.1"),
+        (["mine/ILSVRC/Data/CLS-LOC/train/a/1.png"], "train", r"Did you mean --data.data_path \S+/mine\?"),
+        (["mine/train.tar"], "train", r"Did you mean --data.data_path \S+/mine\?"),
+        (["train/images/a/1.png", "train/images/b/1.png"], "train", r"are the classes, give \S+/train/images\."),
+        (["train/a/1.heic", "train/b/1.png"], "train", r"1 .heic file \(a/1.heic\);.* Convert the .heic files"),
+        (["val/1.png", "ILSVRC2012_devkit_t12.tar.gz"], "val", r"tar -xzf \S+/ILSVRC2012_devkit_t12.tar.gz -C \S+$"),
         ([], "train", "found nothing, but no train/"),
     ],
 )
@@ -202,6 +210,8 @@ def test_a_source_that_does_not_exist(tmp_path: Path, source: str) -> None:
     source = ":".join(f"{tmp_path}/{part}" for part in source.split(":"))
     with pytest.raises(UserError, match="expected a folder of images; or a tar file"):
         open_images(source)
+    with pytest.raises(UserError, match=r"pack-images '\S+/\*.parquet' SHARDS"):
+        open_images(f"{tmp_path}/*.parquet")
 
 
 def test_one_split_in_a_tar_file_is_not_the_other(tmp_path: Path) -> None:
@@ -233,6 +243,11 @@ def test_odd_places_of_tar_files(tmp_path: Path) -> None:
     tar = make_tar(tmp_path / "12:30" / "train.tar", {"a/1.png": b"", "b/1.png": b""})
     (tar.parent / "logs").mkdir()
     assert len(open_images(tar)) == len(open_images(tar.parent)) == 2
+    for name in ("1:2", "photos [1]", "a*b"):
+        for number in range(2):
+            make_tar(tmp_path / name / f"t-{number}.tar", {f"{number}/1.png": b""})
+        sources = [f"{tmp_path}/{name}/{pattern}.tar" for pattern in ("t-*", "t-{0..1}", "t-[01]")]
+        assert all(len(open_images(source)) == 2 for source in sources)
     (tar.parent / "logs" / "1.png").touch()
     assert open_images(tar.parent).described().endswith("1 .tar file (train.tar), 1 hidden folder (.relabel-index)")
 
