@@ -10,9 +10,6 @@ Each becomes an ImageList with the same names in the same order, so nothing afte
 
 import re
 from collections.abc import Sequence
-from glob import escape, glob
-from itertools import product
-from os.path import commonprefix
 from pathlib import Path
 from zlib import crc32
 
@@ -30,6 +27,7 @@ from relabel.data.folders import (
     walk,
 )
 from relabel.data.images import Census, Found, ImageList, shortened
+from relabel.data.path_patterns import as_source, expanded, matching
 from relabel.data.tables import TINY, read_table, table_beside, with_labels, with_table_beside
 from relabel.data.tar_contents import OtherSplit, below
 from relabel.data.tar_index import list_tars
@@ -44,7 +42,6 @@ _OTHER_SPLIT = {
     "val": "Give validation images, --data.val SOURCE, or set a tenth of the others aside: --data.val_share 0.1",
 }
 TO_PACK = "Make tar files of parquet once: python -m relabel pack-images"
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 def open_images(source: str | Path, table: str | Path = "", split: str | None = None) -> ImageList:
@@ -62,7 +59,7 @@ def open_images(source: str | Path, table: str | Path = "", split: str | None = 
     root = Path(source)
     if tars := tar_files(str(source)):
         own = _of_one_split(root, tars, split)
-        return _open_tars(root if own == tars else _as_source(own), own, table, split)
+        return _open_tars(root if own == tars else as_source(own), own, table, split)
     if not root.is_dir():
         remedy = f" {TO_PACK} '{source}' SHARDS" if root.suffix == ".parquet" else ""
         raise UserError(f"{root} {'is a file' if root.exists() else 'does not exist'}; {EXPECTED_SOURCE}.{remedy}")
@@ -107,7 +104,7 @@ def _of_one_split(root: Path, tars: list[Path], split: str | None) -> list[Path]
         return tars
     own = {name: [tar for tar in tars if is_of(tar.stem, name)] for name in names}
     if split not in own:
-        patterns = " or ".join(f"'{_as_source(found)}'" for found in own.values())
+        patterns = " or ".join(f"'{as_source(found)}'" for found in own.values())
         raise UserError(
             f"{root}: found tar files of {' and '.join(names)}; expected those of one. Did you mean {patterns}?"
         )
@@ -201,24 +198,14 @@ def _open_tars_of(tars: list[Path], split: str, table: str) -> ImageList:
     """
     own = [tar for tar in tars if is_of(tar.stem, split)]
     named = [tar for tar in tars if any(is_of(tar.stem, name) for name in SPLIT_FOLDERS)]
-    images = None if named and not own else _open_tars(_as_source(own or tars), own or tars, table, split)
+    images = None if named and not own else _open_tars(as_source(own or tars), own or tars, table, split)
     if images is None or (split == "val" and not own and below(split) not in images.census.source):
         raise UserError(
-            f"{_as_source(tars)}: found {tars[0].name}{', ...' * (len(tars) > 1)}, but nothing of {split}; expected "
+            f"{as_source(tars)}: found {tars[0].name}{', ...' * (len(tars) > 1)}, but nothing of {split}; expected "
             f"{split} in the name of a tar file or a folder {split}/ in it. Give --data.{split} SOURCE"
             f"{', or set a tenth of the training images aside: --data.val_share 0.1' * (split == 'val')}"
         )
     return images
-
-
-def _as_source(tars: Sequence[Path]) -> Path:
-    """Return what stands for these tar files where a command asks for IMAGES."""
-    if len(tars) == 1:
-        return tars[0]
-    names = [str(tar) for tar in tars]
-    prefix, suffix = (commonprefix([name[::step] for name in names])[::step] for step in (1, -1))  # noqa: RUF071
-    pattern = f"{prefix}*{suffix}"
-    return Path(pattern if _matching(pattern) == names else ":".join(names))
 
 
 def tar_files(source: str) -> list[Path]:
@@ -233,29 +220,13 @@ def tar_files(source: str) -> list[Path]:
     if ".tar" not in source and ".tgz" not in source:
         return []
     found: list[Path] = []
-    parts = [source] if all(map(_matching, _expanded(source))) else source.split(":")
-    for path in (path for text in parts for path in _expanded(text)):
-        matches = _matching(path)
+    parts = [source] if all(map(matching, expanded(source))) else source.split(":")
+    for path in (path for text in parts for path in expanded(text)):
+        matches = matching(path)
         if not matches or not Path(matches[0]).is_file():
             raise UserError(f"{shortened(source)}: found no tar file {path}; {EXPECTED_SOURCE}.")
         found += map(Path, matches)
     return found
-
-
-def _matching(pattern: str) -> list[str]:
-    """Return the sorted paths that exist and match; of a folder that exists, whose name looks like a pattern, those."""
-    path = Path(pattern)
-    if path.exists():
-        return [pattern]
-    in_folder = f"{escape(str(path.parent))}/{path.name}" if path.parent.is_dir() and "/" in pattern else pattern
-    return sorted(glob(in_folder))  # noqa: PTH207
-
-
-def _expanded(pattern: str) -> list[str]:
-    """Return the paths that a pattern with {000..127} stands for."""
-    ends = _RANGE.findall(pattern)
-    ranges = [[f"{i:0{len(first)}d}" for i in range(int(first), int(last) + 1)] for first, last in ends]
-    return [_RANGE.sub("{}", pattern).format(*numbers) for numbers in product(*ranges)] if ends else [pattern]
 
 
 def _tars_in(folder: Path) -> list[Path]:
