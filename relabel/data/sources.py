@@ -71,12 +71,8 @@ def open_images(source: str | Path, table: str | Path = "", split: str | None = 
 
 
 def _mostly_loose(root: Path) -> ImageList | None:
-    """List the images of a folder of which most are in no class folder, by the table beside; None if they are.
-
-    Raises:
-        UserError: there is no such table.
-    """
-    if not any(is_image(entry.name) for entry in root.iterdir()):
+    """List a folder's images by the table beside, or UserError; None if at least half of them are in class folders."""
+    if not _has_images(root):
         return None
     found = find_images(root)
     loose = [path for path in found.paths if "/" not in path]
@@ -118,6 +114,10 @@ def _open_tars(root: Path, tars: list[Path], table: str | Path, split: str | Non
         return images
     found = Found(root, [images.name(row) for row in range(len(images))], images.files, images.census)
     return with_labels(found, read_table(Path(table))) if table else with_table_beside(found, tars[0].parent)
+
+
+def _has_images(root: Path) -> bool:
+    return any(is_image(entry.name) for entry in root.iterdir())
 
 
 def _has_class_folders(root: Path) -> bool:
@@ -216,7 +216,7 @@ def tar_files(source: str) -> list[Path]:
     """
     if Path(source).is_dir():
         tars = _tars_in(Path(source))
-        return [] if tars and _has_class_folders(Path(source)) else tars
+        return [] if tars and (_has_images(Path(source)) or _has_class_folders(Path(source))) else tars
     if ".tar" not in source and ".tgz" not in source:
         return []
     found: list[Path] = []

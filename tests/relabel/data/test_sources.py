@@ -248,6 +248,9 @@ def test_odd_places_of_tar_files(tmp_path: Path) -> None:
             make_tar(tmp_path / name / f"t-{number}.tar", {f"{number}/1.png": b""})
         sources = [f"{tmp_path}/{name}/{pattern}.tar" for pattern in ("t-*", "t-{0..1}", "t-[01]")]
         assert all(len(open_images(source)) == 2 for source in sources)
+    (tar.parent / "1.png").touch()
+    assert open_images(tar.parent).described().startswith(f"1 image from files in {tar.parent}; not used: 1 .tar file")
+    (tar.parent / "1.png").unlink()
     (tar.parent / "logs" / "1.png").touch()
     assert open_images(tar.parent).described().endswith("1 .tar file (train.tar), 1 hidden folder (.relabel-index)")
 
