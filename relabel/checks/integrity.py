@@ -13,7 +13,7 @@ from PIL import ExifTags, Image
 
 from relabel.annotation.label_set import LabelSet
 from relabel.data.class_names import WNID
-from relabel.data.decode import FORMATS
+from relabel.data.decode import FORMATS, MOST_MEGAPIXELS
 from relabel.data.images import ImagePath
 from relabel.stores.packed import damaged_files
 from utils.errors import UserError
@@ -201,6 +201,8 @@ def orientation(path: ImagePath) -> int:
         reason = getattr(error, "strerror", None) or "not in an image format that Pillow reads"
         raise OSError(reason) from error
     with opened as image:
+        if image.width * image.height > MOST_MEGAPIXELS * 1e6:
+            raise OSError(f"{image.width:,} x {image.height:,} pixels, more than {MOST_MEGAPIXELS} megapixels")
         if "exif" not in image.info or image.format == "TIFF":
             return 1  # without "exif", Pillow would decode a whole PNG to look for it behind the pixels
         try:

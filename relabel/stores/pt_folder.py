@@ -196,13 +196,13 @@ def map_path(root: str | Path, key: str) -> Path:
     return Path(root, f"{key}{SUFFIX}")
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """List a folder; empty if it does not exist. UserError if it cannot be listed."""
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Yield what is in a folder; nothing if it does not exist. UserError if it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
-            return list(entries)
+            yield from entries
     except (FileNotFoundError, NotADirectoryError):
-        return []
+        return
     except OSError as error:
         raise UserError(f"{folder} cannot be listed ({error.strerror}). Allow reading it.") from error
 
