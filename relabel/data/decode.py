@@ -282,5 +282,6 @@ def _naming(path: ImagePath) -> Iterator[None]:
                 "Give a lower number of workers (num_workers), or raise the limit."
             ) from error
         if isinstance(error, UnidentifiedImageError):
-            raise UnreadableImage(path, "it is empty, or in no image format that Pillow reads") from error
+            read = ", ".join(FORMATS)
+            raise UnreadableImage(path, f"it is empty, or in no image format that is read here ({read})") from error
         raise UnreadableImage(path, getattr(error, "strerror", None) or f"{type(error).__name__}: {error}") from error
