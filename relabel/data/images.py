@@ -211,7 +211,7 @@ class ImageList:
         Raises:
             UserError: class_names lack a class folder.
         """
-        used = {self.class_names[label] for label in np.unique(self.labels)}
+        used = {self.class_names[label] for label in np.flatnonzero(np.bincount(self.labels))}
         unknown = sorted(used - {*class_names})
         if unknown and self.numbered:
             return self._joined_by_number(sorted(map(int, used)), class_names, owner, numbers)

@@ -135,9 +135,7 @@ def list_parquet(source: str, files: Sequence[Path]) -> ImageList:
     where = ParquetFiles(list(files), np.repeat(of_file, sizes), np.repeat(of_group, sizes), row)
     census = Census(f"{counted(len(files), 'parquet file')}, {source}")
     names, class_names, classes = _named(source, paths, labels, _stated_names(files[0]))
-    if names_lost(paths[:1000], [class_names[label] for label in classes[:1000]]) and names == [
-        path.rpartition("/")[2] for path in paths
-    ]:
+    if names_lost(paths[:1000], [class_names[label] for label in classes[:1000]]):
         census.source += f"; {NAMES_LOST}"
     found = Found(Path(source), names, where, census)
     return image_list(found, class_names, np.array(classes, np.int32))

@@ -83,22 +83,19 @@ class _Members:
     def add(self, number: int, tar: Path, members: list[Member]) -> None:
         """Add the images of a tar file."""
         members = _followed(tar, members)
-        images = [member for member in members if self._is_image(member)]
+        kinds = [kind_of(name) or ("link" if size == LINK else "") for name, _, size in members]
+        images = [member for member, kind in zip(members, kinds, strict=True) if not kind]
         annotations = {name for name, *_ in members if name.endswith((f".{_CLASS}", f".{_FACTS}"))}
         if annotations and _is_shard(images, annotations):
-            self._add_shard(number, tar, members)
+            self._add_shard(number, tar, members, kinds)
             return
         flat = not any("/" in name for name, *_ in images)
         folder = f"{tar.stem}/" if flat and WNID.fullmatch(tar.stem) else ""
-        for name, offset, size in members:
-            if kind := kind_of(name) or ("link" if size == LINK else ""):
+        for (name, offset, size), kind in zip(members, kinds, strict=True):
+            if kind:
                 self.census.pass_over(kind, name)
             else:
                 self._append(folder + name, "", number, offset, size)
-
-    @staticmethod
-    def _is_image(member: Member) -> bool:
-        return member[2] != LINK and not kind_of(member[0])
 
     def _append(self, path: str, class_name: str, tar: int, offset: int, size: int) -> None:
         self.paths.append(path)
@@ -107,10 +104,10 @@ class _Members:
         self.offset.append(offset)
         self.size.append(size)
 
-    def _add_shard(self, number: int, tar: Path, members: list[Member]) -> None:
+    def _add_shard(self, number: int, tar: Path, members: list[Member], kinds: list[str]) -> None:
         """Add the samples of a WebDataset shard: members that are called the same up to the first dot."""
         samples: dict[str, dict[str, Member]] = {}
-        for member in members:
+        for member, kind in zip(members, kinds, strict=True):
             named = _KEY.fullmatch(member[0])
             part = named[2].lower() if named else ""
             if named and part in (_CLASS, _FACTS) and member[2] == LINK:
@@ -118,8 +115,11 @@ class _Members:
                     f"{tar}: found {member[0]} as a link; expected a file, or a hard link to one in this tar file. "
                     "Make the tar file again with --dereference."
                 )
-            if kind := _unused(member, part):
-                self.census.pass_over(kind, member[0])
+            unused = "" if part in (_CLASS, _FACTS) and "hidden" not in kind else kind
+            if not kind and "." in part:
+                unused = f"dotted {Path(member[0]).suffix.lower()} file"  # such as a mask, KEY.seg.png
+            if unused:
+                self.census.pass_over(unused, member[0])
             elif named:
                 samples.setdefault(named[1], {})[part] = member
         descriptor = os.open(tar, os.O_RDONLY)
@@ -145,26 +145,17 @@ class _Members:
             os.close(descriptor)
 
 
-def _unused(member: Member, part: str) -> str:
-    """Return the kind of a member of a shard, with `part` after its key, that is not used; '' if it is."""
-    name, _, size = member
-    kind = kind_of(name)
-    if part in (_CLASS, _FACTS) and "hidden" not in kind:
-        return ""
-    if kind or size == LINK:
-        return kind or "link"
-    return f"dotted {Path(name).suffix.lower()} file" if "." in part else ""
-
-
 def _followed(tar: Path, members: list[Member]) -> list[Member]:
     """Replace hard links by the members that they stand for."""
     if not any(size == LINK for *_, size in members):
         return members
     of: dict[str, Member] = {}
+    followed = []
     for name, offset, size in members:
         target = of.get(link_target(tar, offset)) if size == LINK else None
         of[name] = (name, *target[1:]) if target else (name, offset, size)
-    return list(of.values())
+        followed.append(of[name])
+    return followed
 
 
 def _is_shard(images: list[Member], annotations: set[str]) -> bool:

@@ -107,3 +107,14 @@ def test_pyarrow_is_asked_for(
     write(tmp_path / "a.parquet", [(b"", "a.jpg", 0)])
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     assert "pip install pyarrow" in refused(capsys, tmp_path / "a.parquet", tmp_path / "out")
+
+
+def test_the_split_and_names_that_are_numbers(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """OUT's name chooses from a folder of both; names in folders of their classes are not lost."""
+    image = files(plain, "train")[0].read_bytes()
+    for split, count in (("train", 3), ("validation", 2)):
+        rows: list[Any] = [(image, f"red fox/{i}.jpg", 0) for i in range(count)]
+        write(tmp_path / "in" / "data" / f"{split}-0.parquet", rows, ["red fox"])
+    pack(tmp_path / "in", tmp_path / "out" / "val")
+    assert open_images(tmp_path / "out" / "val").names.tolist() == [b"red fox/0.jpg", b"red fox/1.jpg"]
+    assert "only numbered" not in capsys.readouterr().out
