@@ -279,7 +279,8 @@ def test_shards_of_both_splits_in_one_folder(folder: Path, tmp_path: Path) -> No
     info.write_text(json.dumps({"class_names": ["bee", "ant", "v1.0"]}))
     with pytest.raises(UserError, match="found bee for class 0, whose images lie in ant/"):
         open_images(tmp_path / "both", split="train")
-    for wrong in ([], {"splits": []}, {"class_names": "ant"}, {"splits": {"train": {}}}):
+    malformed: list[Any] = [[], {"splits": []}, {"class_names": "ant"}, {"splits": {"train": {}}}]
+    for wrong in malformed:
         info.write_text(json.dumps(wrong))
         with pytest.raises(UserError, match="Correct or remove it"):
             open_images(tmp_path / "both", split="train")
