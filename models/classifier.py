@@ -21,6 +21,7 @@ from models.build import (
     probe,
     tensor_shapes,
 )
+from models.conversion import embedded_size
 from models.data_config import CONVERT_INPUT, DataConfig, differ, resolve, stated_by_timm, stated_by_torchvision
 from models.packaged import IMAGENET_CLASSES, PACKAGES, packaged_state_dict
 from models.pretrained import create_pretrained_model
@@ -97,6 +98,10 @@ class Weights:
                 (place, {k: v for k, v in own.items() if v is not None or k != "bn_eps"}) for place, own in places
             ]
         found = resolve([*places, (f"as {library} states for {self.arch}", stated)], flags)
+        embedded = _embedded_size(self.arch, self.state_dicts["model"])
+        if embedded and embedded != found.size:
+            resized = f"position embeddings of {embedded[0]} x {embedded[1]} pixels are resized"
+            found = replace(found, source=f"{found.source}; {resized}")
         is_assumed = self.records and not {"mean", "std"} & {*given, *self.recorded}
         if self.arch not in CONVERT_INPUT or not is_assumed or self.is_published:
             return found
@@ -210,6 +215,9 @@ def _from_file(arch: str | None, path: Path, needs_head: bool) -> Weights:
             named = "\n  Only the classification head is missing, or has other names in the file: rename its tensors."
         named += f"\n  The file was read so: {file.note}." if file.note else ""
         raise UserError(f"{path}: {error}{named}") from None
+    size = _embedded_size(arch, file.state_dicts["model"])
+    if size and all("size" not in fields for _, fields in records):
+        records.append((f"as the position embeddings in {path.name}", {"size": size, "train_size": size[0]}))
     classes, class_note = _fitting(file.classes, count)
     instead = "" if _is_same(arch, file.arch) else f"instead of {file.arch}, which it names"
     return Weights(
@@ -236,6 +244,11 @@ def _fitting(classes: RecordedClasses, count: int) -> tuple[RecordedClasses, str
     found = f"{len(names):,} names" + (f", {repeated!r} twice" if repeated else "")
     reason = f"{found}, for {count:,} classes" if count else "there is no classification head"
     return RecordedClasses(None), f"not using the classes {classes.source}: {reason}"
+
+
+def _embedded_size(arch: str, state_dict: Mapping[str, Tensor]) -> tuple[int, int] | None:
+    """Return the image size that position embeddings are for; None: the network has none that timm resizes."""
+    return embedded_size(probe(arch), state_dict) if library_of(arch) == "timm" else None
 
 
 Records = list[tuple[str, Mapping[str, Any]]]

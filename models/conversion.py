@@ -1,6 +1,7 @@
 """Weights of earlier versions of a network, or for another image size, converted as its library converts them."""
 
 import copy
+import math
 import re
 import sys
 from collections import OrderedDict
@@ -55,3 +56,23 @@ def converted(model: nn.Module, weights: OrderedDict[str, Tensor]) -> tuple[Mapp
     except (RuntimeError, KeyError, AssertionError, AttributeError, TypeError):  # weights of another network
         return weights, own
     return resized, own
+
+
+def embedded_size(model: nn.Module, weights: Mapping[str, Tensor]) -> tuple[int, int] | None:
+    """Return the image size, pixels, that a vision transformer's position embeddings in a file are for.
+
+    Args:
+        model: timm's network, of any size.
+        weights: parameter name -> tensor.
+
+    Returns:
+        (rows, columns); None: the network has no such embeddings, or the file's are of no square image.
+    """
+    patches, own = getattr(model, "patch_embed", None), getattr(model, "pos_embed", None)
+    count, side = getattr(patches, "num_patches", None), getattr(patches, "patch_size", None)
+    found = weights.get("pos_embed")
+    if not isinstance(own, Tensor) or own.ndim != 3 or found is None or found.ndim != 3 or not count or not side:
+        return None
+    grid = found.shape[1] - own.shape[1] + int(count)  # without the tokens that are no patches
+    rows = math.isqrt(max(grid, 0))
+    return (rows * side[0], rows * side[1]) if grid > 0 and rows * rows == grid else None

@@ -108,6 +108,18 @@ def test_a_vision_transformer_at_another_size_is_timms_with_its_weights_converte
     assert torch.equal(ours(images), theirs(images))
 
 
+def test_a_bare_vision_transformer_gets_the_size_of_its_position_embeddings_and_another_is_said(tmp_path: Path) -> None:
+    source = random_network("deit_tiny_patch16_224", num_classes=7, img_size=96)
+    weights = saved(source, "timm/deit_tiny_patch16_224", tmp_path)
+    config = weights.data_config({}, FLAGS)
+    assert config.size == (96, 96) and config.train_size == 96 and "position embeddings in w.pth" in config.source
+    images = torch.randn(2, 3, 96, 96)
+    with torch.inference_mode():
+        assert torch.equal(weights.build("model", config, "--arch", "--size").eval()(images), source(images))
+    recorded = saved(source, "timm/deit_tiny_patch16_224", tmp_path, args={"img_size": 128})
+    assert "embeddings of 96 x 96 pixels are resized" in recorded.data_config({}, FLAGS).source
+
+
 def test_weights_that_timm_cannot_convert_are_refused_and_load_at_the_size_that_is_named(tmp_path: Path) -> None:
     weights = saved(random_network("mixer_s32_224", num_classes=7), "timm/mixer_s32_224", tmp_path)
     with pytest.raises(UserError, match=r"for images of 224 x 224 pixels, and timm cannot convert.*: set --size 224"):
