@@ -26,7 +26,7 @@ from models.data_config import CONVERT_INPUT, DataConfig, differ, resolve, state
 from models.packaged import IMAGENET_CLASSES, PACKAGES, packaged_state_dict
 from models.pretrained import create_pretrained_model
 from models.recorded import FACTS_OF_2021
-from models.recorded_classes import RecordedClasses
+from models.recorded_classes import fitting_classes
 from models.weights_file import WeightsFile, read_weights_file
 from utils.errors import UserError
 from utils.run_log import CONFIG
@@ -50,6 +50,7 @@ class Weights:
         note: what is to be said of how they were found; else "".
         file_arch: the network that the file names; None: it names none.
         classes_from: where the class names are from, as text.
+        class_note: what the file records of its classes and is not used; else "".
     """
 
     title: str
@@ -63,6 +64,13 @@ class Weights:
     note: str = ""
     file_arch: str | None = None
     classes_from: str = ""
+    class_note: str = ""
+
+    @property
+    def unnamed(self) -> str:
+        """Say that the classes are not named, and why."""
+        reason = f" whose names are not known ({self.class_note})" if self.class_note else " and does not name them"
+        return f"{self.title} has {self.num_classes:,} classes{reason}"
 
     @property
     def preferred(self) -> str:
@@ -218,7 +226,7 @@ def _from_file(arch: str | None, path: Path, needs_head: bool) -> Weights:
     size = _embedded_size(arch, file.state_dicts["model"])
     if size and all("size" not in fields for _, fields in records):
         records.append((f"as the position embeddings in {path.name}", {"size": size, "train_size": size[0]}))
-    classes, class_note = _fitting(file.classes, count)
+    classes, class_note = fitting_classes(file.classes, count)
     instead = "" if _is_same(arch, file.arch) else f"instead of {file.arch}, which it names"
     return Weights(
         path.name,
@@ -230,20 +238,10 @@ def _from_file(arch: str | None, path: Path, needs_head: bool) -> Weights:
         _stated(arch, ""),
         is_published=False,
         note=", ".join(filter(None, (instead, file.note, class_note))),
+        class_note=", ".join(filter(None, (file.classes.note, class_note))),
         file_arch=file.arch,
         classes_from=classes.source,
     )
-
-
-def _fitting(classes: RecordedClasses, count: int) -> tuple[RecordedClasses, str]:
-    """Return recorded class names if there is one for each of the classes, else none and a note."""
-    names = classes.names or []
-    if not names or len(names) == len(set(names)) == count:
-        return classes, ""
-    repeated = next((name for name in names if names.count(name) > 1), None)
-    found = f"{len(names):,} names" + (f", {repeated!r} twice" if repeated else "")
-    reason = f"{found}, for {count:,} classes" if count else "there is no classification head"
-    return RecordedClasses(None), f"not using the classes {classes.source}: {reason}"
 
 
 def _embedded_size(arch: str, state_dict: Mapping[str, Tensor]) -> tuple[int, int] | None:

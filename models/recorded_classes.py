@@ -1,9 +1,10 @@
 """The class names that a checkpoint of any trainer records, in the order of its logits."""
 
 import re
+import reprlib
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,13 @@ class RecordedClasses:
         names: in the order of the logits; None: it records none.
         source: where they are from, as text.
         note: what else it records of classes, or cannot be read; else "".
+        others: key -> texts, of other lists that could be names.
     """
 
     names: list[str] | None
     source: str = ""
     note: str = ""
+    others: Mapping[str, list[str]] = field(default_factory=dict)
 
 
 def recorded_classes(entries: Mapping[str, Any], path: Path) -> RecordedClasses:
@@ -52,7 +55,8 @@ def recorded_classes(entries: Mapping[str, Any], path: Path) -> RecordedClasses:
         if names:
             found.append((key, names, source))
         else:
-            unread.append(source if key == CLASS_MAP and isinstance(value, str) else f"{key!r}: no list of class names")
+            unread.append(source if key == CLASS_MAP and isinstance(value, str) else f"{key!r}: {_why_not(value)}")
+    texts = _other_lists(entries)
     if not found:
         others = [item for place in _dicts(entries) for item in place.items()]
         unread += [
@@ -60,11 +64,19 @@ def recorded_classes(entries: Mapping[str, Any], path: Path) -> RecordedClasses:
             for key, value in others
             if MAY_NAME.search(str(key)) and str(key) not in (*CLASS_KEYS, *TO_IDS) and names_in_order(value)
         ]
-        return RecordedClasses(None, note=", ".join(f"not using {text}" for text in dict.fromkeys(unread)))
+        return RecordedClasses(None, "", ", ".join(f"not using {text}" for text in dict.fromkeys(unread)), texts)
     first, names, source = found[0]
     differing = dict.fromkeys(key for key, other, _ in found if other != names)
     note = ", ".join(f"{first!r} counts, not {key!r}, which differs" for key in differing)
-    return RecordedClasses(names, source, note)
+    return RecordedClasses(names, source, note, texts)
+
+
+def _other_lists(entries: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return lists of texts under keys that say nothing of classes, beside the weights or in the settings."""
+    places = [place for value in (entries, *map(entries.get, SETTINGS)) for place in _dicts(value, 1)]
+    items = [(str(key), value) for place in places for key, value in place.items()]
+    known = (*CLASS_KEYS, *TO_IDS)
+    return {key: names for key, value in items if key not in known and (names := names_in_order(value))}
 
 
 def _candidates(entries: Mapping[str, Any]) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
@@ -104,6 +116,14 @@ def names_in_order(value: Any, are_ids: bool = False) -> list[str] | None:
     return list(value) if is_names else None
 
 
+def _why_not(value: Any) -> str:
+    """Say why a value is no list of class names."""
+    ids = sorted(i for i in value.values() if isinstance(i, Integral)) if isinstance(value, dict) else []
+    if len(ids) < 2 or len(ids) < len(value):
+        return "no list of class names"
+    return f"found the ids {reprlib.repr(ids)}, expected 0 to {len(ids) - 1}"
+
+
 def _number(class_id: Any) -> int | None:
     is_text = isinstance(class_id, str) and class_id.isdecimal() and len(class_id) < 10
     return int(class_id) if is_text or isinstance(class_id, Integral) else None
@@ -120,3 +140,20 @@ def _names_in_file(name: str, path: Path, settings: Mapping[str, Any]) -> tuple[
         except (OSError, ValueError):
             continue
     return None, f"{CLASS_MAP!r}: found no text file {name}; copy it to the folder of {path.name}"
+
+
+def fitting_classes(classes: RecordedClasses, count: int) -> tuple[RecordedClasses, str]:
+    """Return class names if there is one for each of a network's classes, else none; and a note on those not used."""
+    names = classes.names or []
+    notes = [
+        f"not using {key!r}, which lists {count:,} texts, as many as there are classes: 'class_names' would name them"
+        for key, texts in classes.others.items()
+        if count > 1 and len(texts) == count and texts != names and f"{key!r}" not in classes.note
+    ]
+    if names and not len(names) == len(set(names)) == count:
+        repeated = next((name for name in names if names.count(name) > 1), None)
+        found = f"{len(names):,} names" + (f", {repeated!r} twice" if repeated else "")
+        reason = f"{found}, for {count:,} classes" if count else "there is no classification head"
+        notes.insert(0, f"not using the classes {classes.source}: {reason}")
+        classes = RecordedClasses(None)
+    return classes, ", ".join(notes)

@@ -22,7 +22,8 @@ from models.recorded import (
     safetensors_metadata,
 )
 from models.recorded_classes import RecordedClasses, recorded_classes
-from utils.checkpoint import is_plain, load_checkpoint
+from models.tensor_dicts import are_weights, normalisers, weights_inside
+from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 
 # The entries of a checkpoint that hold its weights, tried in this order.
@@ -154,8 +155,9 @@ def find_weights(content: Any, path: Path) -> tuple[dict[str, dict[str, torch.Te
     unread = [key for key in AVERAGED if entries.get(key) not in (None, {}) and not are_weights(entries[key])]
     if not found or is_damaged:
         keys = ", ".join(map(reprlib.repr, list(entries)[:8]))
-        others = _weights_elsewhere(entries)
-        remedy = "" if model or not others else "\n" + _extraction(path, f"content{others[0]}", True)
+        keys_to = next(iter(weights_inside(entries)), ())
+        where = "content" + "".join(f"[{key!r}]" for key in keys_to)
+        remedy = "" if model or not keys_to else "\n" + _extraction(path, where, True)
         raise UserError(
             f"{path} contains no weights: expected a dict of plain tensors, or one with the key "
             f"{', '.join(map(repr, WEIGHTS))} or, averaged, {', '.join(map(repr, AVERAGED))}; found a "
@@ -169,29 +171,16 @@ def find_weights(content: Any, path: Path) -> tuple[dict[str, dict[str, torch.Te
     return {name: entries[key] for name, key in found.items()}, notes
 
 
-def _weights_elsewhere(entries: Mapping[str, Any]) -> list[str]:
-    """Return where weights are under other keys, as subscripts: one or two levels deep."""
-    inner = {
-        f"[{key!r}][{name!r}]": value[name]
-        for key, value in entries.items()
-        if isinstance(value, dict)
-        for name in value
-    }
-    return [
-        where for where, value in ({f"[{k!r}]": v for k, v in entries.items()} | inner).items() if are_weights(value)
-    ]
-
-
 def _other_weights(entries: Mapping[str, Any], used: Sequence[str]) -> list[str]:
-    """Return the other entries of a checkpoint that hold about as many tensors, unless they hold the same ones."""
+    """Return the other dicts that hold about as many tensors as those used, unless they hold the same ones."""
 
     def is_same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
         return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
-    others = {key: value for key, value in entries.items() if key not in used and are_weights(value)}
+    others = weights_inside({key: value for key, value in entries.items() if key not in used})
     return [
-        key
-        for key, value in others.items()
+        ".".join(map(str, keys))
+        for keys, value in others.items()
         if 2 * len(value) > len(entries[used[0]]) and not any(is_same(value, entries[name]) for name in used)
     ]
 
@@ -213,8 +202,10 @@ def _one_network_each(
     if len(others) != 1 or len(averaged) != 1 or "ema" in found:
         key = next((key for key, value in content.items() if value is weights), None)
         listed = " and ".join(map(repr, prefixes))
+        facts = normalisers(weights, [name for name in weights if not name.startswith(tuple(prefixes))])
+        beside = f"\n  Beside them, and not used: {', '.join(facts)}." if facts else ""
         raise UserError(
-            f"{path} holds {len(prefixes)} networks, with the prefixes {listed}; expected one.\n"
+            f"{path} holds {len(prefixes)} networks, with the prefixes {listed}; expected one.{beside}\n"
             + _extraction(path, "content" if key is None else f"content[{key!r}]", key is not None, others[0])
         )
     other = {name: tensor for name, tensor in weights.items() if name.startswith(averaged[0])}
@@ -274,6 +265,7 @@ def own_tensors(weights: Mapping[str, torch.Tensor], own: Collection[str]) -> tu
         shown = ", ".join(left_out[:2]) + ", ..." * (len(left_out) > 2)
         others = f" and {len(left_out)} {lack} it ({shown})" if left_out else ""
         notes.append(f"without the prefix {stripped!r}{others}")
+        notes += [f"not using {fact}" for fact in normalisers(weights, left_out)]
     auxiliary = [name for name in names if own and name not in own and name.startswith(AUXILIARY)]
     if auxiliary:
         notes.append(f"without {len(auxiliary)} tensors of auxiliary classifiers")
@@ -286,12 +278,3 @@ def _shared_prefix(names: Collection[str], own: Collection[str]) -> str | None:
     if 2 * sum(name in own for name in names) > len(names):
         return None
     return next((p for p in PREFIXES if 2 * sum(name.startswith(p) for name in names) > len(names)), None)
-
-
-def are_weights(value: Any) -> bool:
-    """Return whether a value is a dict of plain tensors with names."""
-    return (
-        isinstance(value, dict)
-        and len(value) > 0
-        and all(isinstance(n, str) and isinstance(v, torch.Tensor) and is_plain(v) for n, v in value.items())
-    )

@@ -127,7 +127,7 @@ def _listed_order(weights: Weights, known: list[str] | None, source: str, class_
         return _merged(folders, f"listed in {class_list}", known if weights.is_published else own)
     if known is None:
         raise UserError(
-            f"{class_list} lists {len(listed):,} classes, {weights.title} has {count:,} and does not name them; "
+            f"{class_list} lists {len(listed):,} classes; {weights.unnamed}; "
             "expected a line for each of its classes, in order: NAME or NAME<TAB>FOLDER. Correct the list"
         )
     if is_complete and names == folders and found != known:

@@ -22,7 +22,7 @@ def unknown_classes(weights: Weights, images: ImageList | None) -> str:
     """Return the error for weights whose classes nothing names."""
     found = "no val/" if images is None else f"{len(images.class_names):,} class folders in {images.root}"
     return (
-        f"{weights.title} has {weights.num_classes:,} classes and does not name them; expected ImageNet's 1000, as "
+        f"{weights.unnamed}; expected ImageNet's 1000, as "
         f"many class folders in val/, or a list of them; found {found}.\n  Give {CLASSES_FLAG} "
         "FILE, with a line NAME or NAME<TAB>FOLDER for each of its classes, in order; or set --data.data_path to the "
         "data it was trained for."

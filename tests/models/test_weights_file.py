@@ -59,6 +59,16 @@ FORMS: dict[str, tuple[dict[str, Any], str, str | None]] = {
         "without the prefix 'model.' and 1 tensor that lacks it (loss.weight)",
         None,
     ),
+    "normaliser": (
+        {"state_dict": prefixed("1.") | {"0.mean": torch.tensor([0.5, 0.4, 0.3])}, "arch": "digit_net"},
+        "without the prefix '1.' and 1 tensor that lacks it (0.mean), not using 0.mean 0.5 0.4 0.3",
+        "digit_net",
+    ),
+    "callbacks": (
+        {"state_dict": WEIGHTS, "callbacks": {"EMA": {"weights": OTHER}}, "optimizer": {"exp_avg": OTHER}},
+        "the key 'state_dict', not 'callbacks.EMA.weights' with other weights",
+        None,
+    ),
     "compiled": (prefixed("_orig_mod."), "without the prefix '_orig_mod.'", None),
     "compiled, DDP": ({"state_dict": prefixed("module._orig_mod.")}, "without the prefix 'module._orig_mod.'", None),
     "tutorial": ({"model_state_dict": WEIGHTS, "loss": 0.4}, "the key 'model_state_dict'", None),
@@ -178,7 +188,7 @@ def test_a_file_without_plain_weights_is_refused(content: Any) -> None:
         ({"meta": {"CLASSES": ("ant", "bee"), "dataset_meta": {"names": 2}}}, ["ant", "bee"]),
         ({"dataset_meta": {"classes": ("ant", "bee")}}, ["ant", "bee"]),
         ({"hparams": {"data": argparse.Namespace(class_to_id={"ant": 0, "bee": 1})}}, ["ant", "bee"]),
-        *(({"classes": value}, None) for value in (5, "ant", ["ant", 3], {"ant": 1}, torch.ones(2))),
+        *(({"classes": value}, None) for value in (5, "ant", ["ant", 3], torch.ones(2))),
     ],
 )
 def test_class_names_are_found_and_what_is_no_list_of_them_is_said(
@@ -193,6 +203,25 @@ def test_what_may_be_class_names_under_another_key_is_said() -> None:
     entries = {"fine_labels": ["ant", "bee"], "class_weights": [0.5, 0.5]}
     assert "'fine_labels'" in (note := recorded_classes(entries, Path("w.pth")).note) and "weights" not in note
     assert not recorded_classes(entries | {"names": ["bee", "ant"]}, Path("w.pth")).note
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ({"vocab": list("abc")}, "not using 'vocab'"),
+        ({"hparams": {"mapping": {"a": 0, "b": 1, "c": 2}}, "files": ["a", "b"]}, "not using 'mapping'"),
+        ({"classes": ["a", "b"]}, "2 names, for 3 classes"),
+        ({"class_to_idx": {"a": 1, "b": 2, "c": 3}}, "ids [1, 2, 3], expected 0 to 2"),
+    ],
+)
+def test_names_that_are_not_used_are_said_and_why(entries: dict[str, Any], said: str, tmp_path: Path) -> None:
+    torch.save({"state_dict": WEIGHTS, "arch": "digit_net", **entries}, tmp_path / "w.pth")
+    weights = open_weights(None, str(tmp_path / "w.pth"))
+    assert weights.class_names is None and said in str(weights) and said in weights.unnamed
+    assert "files" not in str(weights)
+    named = entries | {"class_names": list("abc")}
+    torch.save({"state_dict": WEIGHTS, "arch": "digit_net", **named}, tmp_path / "w.pth")
+    assert open_weights(None, str(tmp_path / "w.pth")).class_names == list("abc")
 
 
 def test_a_class_map_of_timm_is_read_where_it_lies_and_said_where_it_does_not(tmp_path: Path) -> None:
