@@ -23,6 +23,7 @@ from models.build import (
 )
 from models.conversion import embedded_size
 from models.data_config import CONVERT_INPUT, DataConfig, differ, resolve, stated_by_timm, stated_by_torchvision
+from models.misfit import check_arguments, check_is_whole_file, misfit
 from models.packaged import IMAGENET_CLASSES, PACKAGES, packaged_state_dict
 from models.pretrained import create_pretrained_model
 from models.recorded import FACTS_OF_2021
@@ -154,7 +155,9 @@ class Weights:
                     f"These weights are of {self.arch} for images of {size[0]} x {size[1]} pixels, and timm cannot "
                     f"convert them: set {size_flag} {size[0]}."
                 )
-            if self.file_arch and self.file_arch != self.arch:
+            if reason := misfit(self.arch, model.state_dict(), state_dict):
+                advice = f"{reason}." if self.file_arch else f"{reason}. If it is of another network, correct {flag}."
+            if self.file_arch and not _is_same(self.arch, self.file_arch):
                 advice = f"The file is of {self.file_arch}: set {flag} {self.file_arch}."
             raise UserError(f"{self.title}: {summary}\n  {advice}\n{details}") from None
 
@@ -206,14 +209,13 @@ def open_weights(
 
 
 def _from_file(arch: str | None, path: Path, needs_head: bool) -> Weights:
-    if not path.is_file():
-        raise UserError(
-            f"found no file {path}; expected {PRETRAINED}, {PACKAGED}, {RANDOM} or the path of a checkpoint"
-        )
+    check_is_whole_file(path, f"{PRETRAINED}, {PACKAGED}, {RANDOM} or the path of a checkpoint")
     file, records = _with_what_lies_beside(read_weights_file(path, arch))
     arch = arch or file.arch
     if arch is None:
         raise UserError(f"{path} does not name its network; expected a name in torchvision or timm")
+    if file.arch and not _is_same(arch, file.arch):
+        check_arguments(arch, file.arch, file.recorded.get("model_args"), path)
     has_head = needs_head or any(name in file.state_dicts["model"] for name in head_tensors(arch))
     try:
         count = infer_num_classes(arch, file.state_dicts["model"]) if has_head else 0

@@ -204,6 +204,7 @@ def _of_other_trainers(entries: Mapping[str, Any]) -> tuple[dict[str, Any], str]
     if isinstance(kwargs, dict):
         settings = {key: kwargs[key] for key in ("img_size", "bn_eps") if key in kwargs} | settings
     used = {key for key, value in settings.items() if key == "in_chans" and str(value) == "3"}
+    used |= {"scale"} if is_timms else set()  # of its random crops
     for field, key, convert in _KEYS:
         value = convert(settings.get(key))
         is_valid = value is not None and _IS_GIVEN[field](value)
@@ -261,9 +262,11 @@ def timm_arguments(*places: Any) -> dict[str, Any]:
 
 # Words of keys that may describe the input or the network, unless the key has one of the others too.
 _FACTS = "size resolution crop resize mean std interpolation pool gp chans channels normalize normalization normalise "
-_FACTS += "transform transforms preprocessing input img image eps rgb bgr"
+_FACTS += "transform transforms preprocessing input img image eps epsilon rgb bgr "
+_FACTS += "imgsz sz presize rescale"
+_WHOLE_KEYS = ("color_mode", "channel_order", "scale")  # whose words mean other things in other keys
 _OTHERS = "batch train opt optimizer optim kernel hidden patch loader queue step world dataset layer last save path "
-_OTHERS += "paths dir folder root loss scheduler callbacks"
+_OTHERS += "paths dir folder root loss scheduler callbacks adam scaler amp smoothing"
 _OF_NETWORK = re.compile(r"(^|[._])(model|net|network|backbone|encoder|timm)_?(kw)?(args|cfg|config|params)$")
 _NAMES = ("name", "model_name", "model", "type", "arch", "architecture")
 
@@ -274,7 +277,8 @@ def _not_used(settings: Mapping[str, Any], used: Collection[str]) -> str:
     for key, value in flatten({key: value for key, value in settings.items() if key not in used}).items():
         words = set(re.split(r"[\W_]+", key.lower()))
         place, _, last = key.rpartition(".")
-        is_fact = bool(value) and words & set(_FACTS.split()) and not words & set(_OTHERS.split())
+        may_be_fact = words & set(_FACTS.split()) or last.lower() in _WHOLE_KEYS
+        is_fact = bool(value) and may_be_fact and not words & set(_OTHERS.split())
         is_argument = _OF_NETWORK.search(place) and timm_arguments({last: value}) and last not in _NAMES
         if isinstance(value, str | int | float | list | tuple) and (is_fact or is_argument):
             found.append(f"{key} {reprlib.repr(value)}")

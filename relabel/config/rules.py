@@ -32,6 +32,11 @@ def _kind(path: str) -> str:
         return "unusable"
 
 
+def _is_no_path(path: str) -> bool:
+    """Whether nothing is there; of a folder, the error that names the file in it comes where weights are opened."""
+    return _kind(path) not in ("file", "folder")
+
+
 def _is_wrong(path: str, kind: str) -> bool:
     """Whether a path was given and is not of that kind."""
     return path != "" and _kind(path) != kind
@@ -213,9 +218,7 @@ DISK_RULES = (
     _folders_must_exist("data.extra.labels", "a folder of label maps for each"),
     Rule(
         "util.test_weight_file",
-        lambda c: (
-            _evaluates(c) and c.util.test_weight_file not in PUBLISHED and _kind(c.util.test_weight_file) != "file"
-        ),
+        lambda c: _evaluates(c) and c.util.test_weight_file not in PUBLISHED and _is_no_path(c.util.test_weight_file),
         "no such file; expected the checkpoint to evaluate, pretrained or packaged; give --util.test_weight_file FILE",
     ),
     _must_exist(
@@ -226,11 +229,11 @@ DISK_RULES = (
     ),
     *(_must_exist(f"eval.{name}", "file", what, _evaluates) for name, what in _LABEL_FILES.items()),
     *(_must_exist(f"eval.{name}", "folder", what, _evaluates) for name, what in _IMAGE_SETS.items()),
-    _must_exist(
+    Rule(
         "model.weights",
-        "file",
-        "the checkpoint to start from, pretrained or packaged",
-        lambda c: c.model.weights not in PUBLISHED and _starts_from_weights(c),
+        lambda c: c.model.weights not in PUBLISHED and _starts_from_weights(c) and _is_no_path(c.model.weights),
+        "no such file; expected the checkpoint to start from, pretrained or packaged; correct --model.weights, or "
+        "leave it out",
     ),
     _must_exist("data.keep_list", "file", "the list of the images to train on", _trains),
     Rule(

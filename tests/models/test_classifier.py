@@ -1,6 +1,7 @@
 """A public network from a bare file computes here what its own library's pipeline computes."""
 
 import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 from torchvision import transforms
@@ -18,6 +20,7 @@ from torchvision import transforms
 from models.build import create_model
 from models.classifier import Weights, open_weights
 from models.data_config import IMAGENET_MEAN, IMAGENET_STD
+from models.digit_net import DigitNet
 from relabel.augment import normalise
 from relabel.data.dataset import CenterCrop
 from relabel.data.decode import ImageFile
@@ -200,3 +203,48 @@ def test_another_network_than_the_files_is_refused_with_its_name(tmp_path: Path)
         with pytest.raises(UserError, match=r"w.pth: (.|\n)*The file is of timm/test_resnet"):
             other = open_weights(arch, str(tmp_path / "w.pth"))
             other.build("model", other.data_config({"size": (160, 160)}, FLAGS), "--arch", "--size")
+
+
+@pytest.mark.parametrize(
+    ("options", "more", "reason"),
+    [
+        ({"in_chans": 1}, {}, "1 input channel; only 3 are supported"),
+        ({}, {"temperature": torch.ones(1)}, "has no place for temperature. (?!.*Correct)"),
+    ],
+)
+def test_tensors_that_do_not_fit_the_right_network_are_explained(
+    options: dict[str, Any], more: dict[str, Tensor], reason: str, tmp_path: Path
+) -> None:
+    tensors = timm.create_model("test_resnet", num_classes=3, **options).state_dict() | more
+    torch.save({"state_dict": tensors, "arch": "timm/test_resnet"}, tmp_path / "w.pth")
+    weights = open_weights("timm/test_resnet", str(tmp_path / "w.pth"))
+    with pytest.raises(UserError, match=reason):
+        weights.build("model", weights.data_config({}, FLAGS), "--arch", "--size")
+
+
+def test_arguments_of_another_network_than_the_one_given_are_refused_with_its_name(tmp_path: Path) -> None:
+    args = {"crop_pct": None, "gp": "catavgmax"}
+    with pytest.raises(UserError, match=r"w.pth is of resnet10t.* found the arch resnet18.* Set the arch resnet10t"):
+        saved(timm.create_model("resnet10t", num_classes=3), "resnet18", tmp_path, arch="resnet10t", args=args)
+
+
+@pytest.mark.parametrize("form", [".safetensors", ".bin"])
+def test_weights_in_several_files_are_refused_with_lines_that_merge_them(form: str, tmp_path: Path) -> None:
+    tensors, write = DigitNet(3).state_dict(), save_file if form == ".safetensors" else torch.save
+    index = tmp_path / f"model{form}.index.json"
+    index.write_text("{}")
+    for number, names in enumerate((list(tensors)[:2], list(tensors)[2:]), 1):
+        write({name: tensors[name] for name in names}, tmp_path / f"model-0000{number}-of-00002{form}")
+    for given in (tmp_path / f"model-00002-of-00002{form}", index, tmp_path):
+        with pytest.raises(UserError, match="These lines merge them") as caught:
+            open_weights("digit_net", str(given))
+    exec("\n".join(re.findall(r"^    (.+)$", str(caught.value), flags=re.MULTILINE)), {})  # noqa: S102
+    assert open_weights("digit_net", str(tmp_path / f"model{form}")).num_classes == 3
+
+
+def test_a_folder_is_refused_with_the_file_in_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a folder"):
+        open_weights("digit_net", str(tmp_path))
+    torch.save(DigitNet(3).state_dict(), tmp_path / "checkpoint-best.pth")
+    with pytest.raises(UserError, match=f"is a folder.* Give {re.escape(str(tmp_path))}/checkpoint-best.pth"):
+        open_weights("digit_net", str(tmp_path))
