@@ -275,7 +275,7 @@ def _not_used(settings: Mapping[str, Any], used: Collection[str]) -> str:
     """Name the settings that may describe the input, or are arguments of the network, and that were not used."""
     found = []
     for key, value in flatten({key: value for key, value in settings.items() if key not in used}).items():
-        words = set(re.split(r"[\W_]+", key.lower()))
+        words = set(re.split(r"[\W_]+", re.sub("(batch|layer)_norm", "norm", key.lower())))
         place, _, last = key.rpartition(".")
         may_be_fact = words & set(_FACTS.split()) or last.lower() in _WHOLE_KEYS
         is_fact = bool(value) and may_be_fact and not words & set(_OTHERS.split())

@@ -323,7 +323,10 @@ def test_settings_of_other_trainers_are_read(args: dict[str, Any], expected: dic
             {"model_cfg": {"global_pool": "max"}, "image_processor": {"do": {"image_mean": np.ones(3)}}},
             "model_cfg.global_pool 'max', image_processor.do.image_mean [1.0, 1.0, 1.0]",
         ),
-        ({"config": {"bn_epsilon": 1e-3, "imgsz": 96, "scale": [-1, 1]}}, "bn_epsilon 0.001, imgsz 96, scale [-1, 1]"),
+        (
+            {"config": {"batch_norm_eps": 1e-3, "imgsz": 96, "scale": [-1, 1]}},
+            "batch_norm_eps 0.001, imgsz 96, scale [-1, 1]",
+        ),
         ({"scaler": {"scale": 65536.0}, "args": {"crop_pct": None, "scale": [0.1, 1.0], "color_jitter": 0.4}}, ""),
         ({"optimizer": {"size": 3}, "teacher": {f"pool{i}": torch.ones(3) for i in range(9)} | {"pool": 3}}, ""),
         ({"data_config": {"mean": [0.5] * 3}}, "data_config.mean [0.5, 0.5, 0.5]"),
