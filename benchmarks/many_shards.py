@@ -9,6 +9,7 @@ and positions are as many and as long as ImageNet-21K's, in an order without a p
 
 import multiprocessing
 import pickle
+import tarfile
 import tempfile
 import time
 import warnings
@@ -97,9 +98,14 @@ def write_shards(folder: str, count: int, shards: int) -> None:
         folders = [class_names[label] for label in labels[part].tolist()]
         names[part] = [f"{c}/{c}_{i:05d}.JPEG" for c, i in zip(folders, numbers[part].tolist(), strict=True)]
     place = np.random.default_rng(0).permutation(count)
-    where = TarFiles(
-        tars, (place // per_tar).astype(np.int32), place % per_tar * STEP_BYTES, np.full(count, IMAGE_BYTES)
-    )
+    offsets = place % per_tar * STEP_BYTES + tarfile.BLOCKSIZE
+    where = TarFiles(tars, (place // per_tar).astype(np.int32), offsets, np.full(count, IMAGE_BYTES))
+    member = tarfile.TarInfo("image.jpg")
+    member.size = IMAGE_BYTES
+    for row in (0, count // 2, count - 1):  # those that are looked at when an index is opened
+        with tars[where.tar[row]].open("r+b") as tar:
+            tar.seek(offsets[row] - tarfile.BLOCKSIZE)
+            tar.write(member.tobuf())
     images = ImageList(root, class_names, names, labels, where, Census(str(root)))
     with patch("relabel.data.tar_index.find_in_tars", return_value=images):
         list_tars(root, tars, "train")
@@ -132,8 +138,9 @@ def node(folder: str, method: str) -> list[float]:
             context.Process(target=continue_run, args=(folder, method, rank, f"file://{meeting}/ranks", pipe[1]))
             for rank, pipe in enumerate(pipes)
         ]
-        for process in ranks:
+        for process, pipe in zip(ranks, pipes, strict=True):
             process.start()
+            pipe[1].close()  # so that a process that fails ends the wait for it
         values = [pipe[0].recv() for pipe in pipes]
         memory = sum(map(proportional_mb, processes_below(multiprocessing.current_process().pid or 0)))
         for pipe in pipes:
