@@ -47,7 +47,7 @@ def test_on_a_terminal_lines_fold_at_spaces(
     line = "thirty images of three classes with label maps in a/long-path"
     print_lines(line)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((50, 24)))
+    monkeypatch.setattr("shutil.get_terminal_size", lambda *_, **__: os.terminal_size((50, 24)))
     print_lines(line)
     in_a_file, *folded = capsys.readouterr().out.splitlines()
     assert in_a_file == line and folded == [line[:49], "  a/long-path"]

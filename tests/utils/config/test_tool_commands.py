@@ -251,7 +251,10 @@ run_commands([read], sys.argv[1:], "program", "")
     )
     command = [sys.executable, "program.py", "read", "--path", "pipe"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # A shell without job control starts background jobs, such as this suite, with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    signal.signal(signal.SIGINT, before)
     with (here / "pipe").open("w"):  # opens as soon as the command reads
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
