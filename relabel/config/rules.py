@@ -34,7 +34,7 @@ def _kind(path: str) -> str:
 
 def _is_no_path(path: str) -> bool:
     """Whether nothing is there; of a folder, the error that names the file in it comes where weights are opened."""
-    return _kind(path) not in ("file", "folder")
+    return path == "" or _kind(path) not in ("file", "folder")
 
 
 def _is_wrong(path: str, kind: str) -> bool:
