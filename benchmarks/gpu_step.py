@@ -24,7 +24,15 @@ from torch import Tensor, nn
 
 from benchmarks.label_store import K
 from benchmarks.result import Figure, arguments, report
-from benchmarks.train_step import augment_batch, batch_targets, memory_trainer, random_batch, run_steps, time_parts
+from benchmarks.train_step import (
+    augment_batch,
+    batch_targets,
+    dense_target,
+    memory_trainer,
+    random_batch,
+    run_steps,
+    time_parts,
+)
 from relabel.data.batch import Batch
 from relabel.label_pooling import pool_scores
 from relabel.training.trainer import Trainer
@@ -36,6 +44,9 @@ OURS = (
     "ours, original labels, whole augmentation",
     "ours, ReLabel, whole augmentation",
 )
+# Of the parts.
+AUGMENTATION = "augmentation (flip, jitter, lighting, normalisation)"
+TARGET, TARGET_2021 = "whole target of ReLabel", "whole target of ReLabel as in 2021, from batches on the CPU"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +84,15 @@ def main() -> None:
 
 def measure(device: torch.device, size: Size) -> tuple[list[Figure], list[str]]:
     """Time whole steps, and parts of ours, on one batch on the device; return figures and remarks."""
-    relabelled = random_batch(size.batch, size.crop).to(device)
+    on_host = random_batch(size.batch, size.crop)
+    relabelled = on_host.to(device)
     original = replace(relabelled, scores=None, classes=None)
     normalised = replace(original, flips=None, jitter_orders=None, jitter_factors=None, lighting=None)
     batches = dict(zip(OURS, (normalised, original, relabelled), strict=True))
     with tempfile.TemporaryDirectory() as folder:
         trainer = memory_trainer(Path(folder), size.arch, size.crop, size.batch, device)  # sets cudnn.benchmark too
         figures = step_figures(trainer, batches, size)
-    figures += part_figures(trainer, batches, size)
+    figures += part_figures(trainer, batches, on_host, size)
     remarks = [
         f"{size.arch} at {size.crop} px, batch {size.batch}, {trainer.precision.name} on {device}; bursts of "
         f"{size.steps} updates, {size.calls} calls of a part; targets: 1.03x, augmentation 0.6 ms",
@@ -117,18 +129,19 @@ def compiled_figures(device: torch.device, size: Size) -> list[Figure]:
     return [*rates, Figure.of(f"{OURS[-1]} / timm, both compiled, same round", "x", ratio)]
 
 
-def part_figures(trainer: Trainer, batches: dict[str, Batch], size: Size) -> list[Figure]:
-    """Return milliseconds of what our step does before the network."""
+def part_figures(trainer: Trainer, batches: dict[str, Batch], on_host: Batch, size: Size) -> list[Figure]:
+    """Return milliseconds of what our step does before the network, and of the target as in 2021."""
     normalised, original, relabelled = batches.values()
     assert relabelled.scores is not None and relabelled.classes is not None
     functions: dict[str, Callable[[], object]] = {
-        "augmentation (flip, jitter, lighting, normalisation)": partial(augment_batch, original),
+        AUGMENTATION: partial(augment_batch, original),
         "normalisation alone": partial(augment_batch, normalised),
         "pooling of the label maps": partial(pool_scores, relabelled.scores, relabelled.classes, relabelled.boxes, K),
-        "whole target of ReLabel": partial(batch_targets, trainer, relabelled),
+        TARGET: partial(batch_targets, trainer, relabelled),
         "whole target of original labels": partial(batch_targets, trainer, original),
     }
     parts = {name: (function, size.calls) for name, function in functions.items()}
+    parts[TARGET_2021] = (partial(dense_target, on_host, original.images.device), 1)
     seconds = time_parts(parts, size.rounds, original.images.device)
     return [Figure.of(f"part: {name}", "ms per batch", 1e3 * values) for name, values in seconds.items()]
 

@@ -16,9 +16,10 @@ from benchmarks.growth_plots import PANELS, draw_growth, points
 from benchmarks.label_pooling import dense_name, pool_name
 from benchmarks.result import Figure, report
 from benchmarks.soak import growth, growth_in_words
+from benchmarks.step_plot import draw_step
 from tests.conftest import ROOT
 
-MEASURE_NOTHING = ("__init__", "result", "growth_plots", "cifar10_folder", "code_size")
+MEASURE_NOTHING = ("__init__", "result", "growth_plots", "step_plot", "cifar10_folder", "code_size")
 TESTED_ELSEWHERE = ("teacher_quality",)  # with the reproduction
 LEFT_OUT = MEASURE_NOTHING + TESTED_ELSEWHERE
 PROGRAMS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in LEFT_OUT)
@@ -40,6 +41,10 @@ def test_a_program_prints_a_table_and_writes_json(
     for panel in PANELS:
         if panel.program == program:
             assert all(len(points(written["figures"], curve.figures)) for curve in panel.curves), panel.title
+    if program == "gpu_step":
+        draw_step(tmp_path / "result.json", tmp_path / "step.png")
+        with Image.open(tmp_path / "step.png") as picture:
+            assert 900 <= picture.width <= 1200
 
 
 def test_progress_is_printed_between_rounds(
