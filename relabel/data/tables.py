@@ -90,18 +90,17 @@ def read_rows(path: Path) -> Iterator[tuple[int, str, str]]:
         if told:
             text = "\n" + lines[-1]
         delimiter = told[1] if told else _delimiter(text)
-        rows = list(csv.reader(StringIO(text, newline=""), delimiter=delimiter))
+        for number, row in enumerate(csv.reader(StringIO(text, newline=""), delimiter=delimiter), start=1):
+            image, label = [*map(str.strip, row), "", ""][:2]
+            if image and label:
+                yield number, image, label
+            elif any(row):
+                raise UserError(
+                    f"{path}, line {number}: found {delimiter.join(row)[:99]!r}; {EXPECTED}. Correct this line."
+                )
     except (OSError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path} cannot be read ({reason}); {EXPECTED}. Correct it or its path.") from error
-    for number, row in enumerate(rows, start=1):
-        image, label = [*(cell.strip() for cell in row), "", ""][:2]
-        if any(row) and not (image and label):
-            raise UserError(
-                f"{path}, line {number}: found {delimiter.join(row)[:99]!r}; {EXPECTED}. Correct this line."
-            )
-        if any(row):
-            yield number, image, label
 
 
 def _text(path: Path) -> str:
@@ -229,13 +228,12 @@ def _header(class_of: dict[str, str]) -> str | None:
 
 def _rows(found: Found, table: LabelTable) -> dict[str, int]:
     """Return the row of each image that a table lists and that exists; -1 if it may be two. The exact names win."""
-    beside = table.path.parent
-    folder = os.path.relpath(found.root, beside)
-    known = {*found.paths, *map(_stem, found.paths)} if any(map(_is_of_windows, table.class_of)) else set()
-    wanted = {_inside(image, beside, known): image for image in table.class_of}
+    wanted = _normal_forms(table, found.paths)
+    folder = Path(os.path.relpath(found.root, table.path.parent)).as_posix()
+    folder = folder if any(name.startswith(f"{folder}/") for name in wanted) else "."
     header = {_header(table.class_of)} if len(wanted) > 1 else set()
     rows: dict[str, int] = {}
-    for names in _ways(found.paths, Path(folder).as_posix()):
+    for names in _ways(found.paths, folder):
         if wanted.keys() <= header:  # every other line is found
             break
         of_way: dict[str, int] = {}
@@ -244,6 +242,15 @@ def _rows(found: Found, table: LabelTable) -> dict[str, int]:
                 of_way[name] = row if of_way.setdefault(name, row) == row else -1
         rows |= {wanted.pop(name): row for name, row in of_way.items()}
     return rows
+
+
+def _normal_forms(table: LabelTable, paths: Sequence[str]) -> dict[str, str]:
+    """Return the normal form of each path in a table -> the path as written there, given the images' own paths."""
+    listed = "\n" + "\n".join(table.class_of)
+    if not any(mark in listed for mark in ("\n/", "\\", ":/", "./", "//")):  # calling _inside would take seconds
+        return {image: image for image in table.class_of}
+    known = {*paths, *map(_stem, paths)} if any(map(_is_of_windows, table.class_of)) else set()
+    return {_inside(image, table.path.parent, known): image for image in table.class_of}
 
 
 def _is_of_windows(path: str) -> bool:
@@ -272,12 +279,11 @@ def _inside(image: str, folder: Path, known: Set[str]) -> str:
 
 def _ways(paths: Sequence[str], folder: str) -> Iterator[list[str]]:
     """Yield the names that a table may give the images at these paths in a folder: the more exact ones first."""
-    for names in (
-        paths if folder == "." else [f"{folder}/{path}" for path in paths],
-        paths,
-        [p.rpartition("/")[2] for p in paths],
-    ):
-        yield list(names)
+    if folder != ".":
+        yield [f"{folder}/{path}" for path in paths]
+        yield [f"{folder}/{_stem(path)}" for path in paths]
+    for names in (list(paths), [path.rpartition("/")[2] for path in paths]):
+        yield names
         yield [_stem(name) for name in names]
 
 
