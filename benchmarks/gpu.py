@@ -49,7 +49,7 @@ class Size:
         step, pairs: of gpu_step and train_step.
         files: of data_wait, for each (network, workers, decoder) of `from_files`; workers 0: one per core.
         from_files: see files.
-        annotated, rounds: of annotator.
+        annotated: of annotator.
         validations, images: how often how many images are evaluated.
     """
 
@@ -58,7 +58,6 @@ class Size:
     files: data_wait.Size
     from_files: tuple[tuple[str, int, str], ...]
     annotated: tuple[Case, ...]
-    rounds: int
     validations: int
     images: int
 
@@ -70,11 +69,10 @@ ON_GPU = Size(
     files=data_wait.Size("resnet50", 224, 256, steps=160, report_every=10, runs=1, rounds=0, classes=1000),
     from_files=(("resnet50", 0, "auto"), ("resnet50", 4, "gpu"), ("resnet18", 0, "auto"), ("resnet18", 0, "gpu")),
     annotated=(
-        Case("timm/efficientnet_b3", None, 256, WAVE, 6 * WAVE),
-        Case("resnet50", None, 256, WAVE, 8 * WAVE),
-        Case("timm/tf_efficientnet_l2", 475, 64, 1024, 1024),
+        Case("timm/efficientnet_b3", None, 256, WAVE, 4 * WAVE, rounds=2, decoders=("auto", "gpu")),
+        Case("resnet50", None, 256, WAVE, 6 * WAVE, rounds=2, decoders=("auto", "gpu")),
+        Case("timm/tf_efficientnet_l2", 475, 64, 1024, 1024, rounds=1),
     ),
-    rounds=2,
     validations=20,
     images=512,
 )
@@ -83,8 +81,7 @@ TINY = Size(
     pairs=train_step.Size("digit_net", 32, 4, steps=1, pairs=6, rounds=1),
     files=data_wait.Size("digit_net", 32, 8, steps=4, report_every=1, runs=1, rounds=0, classes=20),
     from_files=(("digit_net", 1, "auto"), ("digit_net", 1, "gpu")),
-    annotated=(Case("timm/resnet10t", 64, 4, 8, 8),),
-    rounds=1,
+    annotated=(Case("timm/resnet10t", 64, 4, 8, 8, rounds=1, decoders=("auto", "gpu")),),
     validations=2,
     images=8,
 )
@@ -100,7 +97,7 @@ def main() -> None:
     size, device = TINY if options.tiny else ON_GPU, torch.device("cuda" if on_gpu else "cpu")
     parts: dict[str, Callable[[], Part]] = {
         # First: the others let cuDNN choose algorithms by timing, which annotate does not.
-        "annotate": partial(annotator.measure, size.annotated, size.rounds, options),
+        "annotate": partial(annotator.measure, size.annotated, options),
         "an update with label maps": partial(paired_updates, size.pairs, device),
         "waiting for the device": partial(waits, size.pairs, device),
         "training from files": partial(from_files, size, options, device),

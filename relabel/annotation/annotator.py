@@ -9,32 +9,28 @@ interrupted job and one shared by several processes produce the same bytes.
 
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from relabel.annotation.applied_teacher import AppliedTeacher, QueuedMaps
 from relabel.annotation.teacher import Teacher
-from relabel.augment import normalise
-from relabel.crop_box import WHOLE_IMAGE
-from relabel.data.decode import MOST_MEGAPIXELS, ImageFile
+from relabel.annotation.whole_images import SquashedImages, read_squashed
+from relabel.data.decode import MOST_MEGAPIXELS, resolve_decoder
+from relabel.data.gpu_decode import check_gpu_decoder
 from relabel.data.images import ImageList
-from relabel.label_map import LabelMap, class_dtype
+from relabel.label_map import LabelMap
 from relabel.stores.manifest import Form, Manifest
 from relabel.stores.packed_writer import PackedWriter
 from relabel.stores.pt_folder import FolderWriter
 from relabel.stores.store import exclusive_folder
 from utils.errors import SharedError, UserError, listed, out_of_memory_reported
-from utils.precision import Precision
 from utils.processes.distributed import Process, from_main, gather_objects
-from utils.processes.workers import BatchMemory, read_batches
 from utils.progress import JobProgress, duration, print_lines
 
 TOP_K = 5  # as in the paper
@@ -51,7 +47,7 @@ class Settings:
         flip: average each map with that of the flipped image, flipped back.
         opt_level: O0, O1 or bf16, as in utils/precision.py.
         batch_size: images per forward pass.
-        decoder: pillow or simplejpeg, as in relabel/data/decode.py.
+        decoder: one of relabel.data.decode.DECODERS or GPU_DECODERS.
         max_megapixels: larger images are refused.
     """
 
@@ -64,14 +60,19 @@ class Settings:
 
 
 def decoder_for(choice: str, device: torch.device) -> str:
-    """Return the decoder's name for "auto" or a name.
+    """Return the decoder's name for "auto", "gpu" or a name.
 
     By default it is Pillow without a GPU, where the teacher takes most of the time. On a GPU, Pillow would take longer
     than the teacher.
+
+    Raises:
+        UserError: "gpu", but the device cannot decode.
     """
-    if choice != "auto":
-        return choice
-    return "simplejpeg" if device.type == "cuda" else "pillow"
+    if choice == "auto":
+        return "simplejpeg" if device.type == "cuda" else "pillow"
+    if choice == "gpu":
+        check_gpu_decoder(device, "--decoder")
+    return resolve_decoder(choice)
 
 
 @dataclass(slots=True)
@@ -135,10 +136,12 @@ def annotate(
             stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
             torch.set_float32_matmul_precision("highest")
             stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
-        annotator = _Annotator(teacher, settings, process.device)
-        if annotator.precision.note and process.is_main:
-            print_lines(annotator.precision.note)
-        manifest = _manifest(annotator, settings, form, len(images))
+        applied = AppliedTeacher(
+            teacher, process.device, k=settings.k, flip=settings.flip, opt_level=settings.opt_level
+        )
+        if applied.precision.note and process.is_main:
+            print_lines(applied.precision.note)
+        manifest = _manifest(applied, settings, form, len(images))
         writer: Writer = (PackedWriter if form == "packed" else FolderWriter)(out, keys[order], manifest)
 
         def begin() -> np.ndarray:
@@ -146,164 +149,19 @@ def annotate(
             return writer.begin()
 
         done = from_main(begin)
-        share = _annotate_share(images, annotator, writer, done, settings, num_workers, process)
+        share = _annotate_share(images, applied, writer, done, settings, num_workers, process)
         summary = Summary.over_all(gather_objects(share))
         if summary.skipped and not (skip_unreadable and summary.written + summary.kept):
             raise SharedError(_unreadable_message(summary.skipped, len(images)))
         from_main(lambda: writer.commit({name.rpartition(".")[0]: why for name, why in summary.skipped.items()}))
     if process.is_main:
-        _print_summary(summary, annotator.shape, time.monotonic() - start)
+        _print_summary(summary, applied.shape, time.monotonic() - start)
     return summary
-
-
-class _SquashedImages:
-    """Row -> (row, whole image squashed to the teacher's input size, reason if it cannot be read). Cheap to pickle."""
-
-    def __init__(self, images: ImageList, teacher: Teacher, settings: Settings) -> None:
-        self._images, self._decoder, self._max_megapixels = images, settings.decoder, settings.max_megapixels
-        self._size, self._interpolation = teacher.data_config.size, teacher.data_config.interpolation
-
-    def __getitem__(self, row: int) -> tuple[int, np.ndarray, str]:
-        try:
-            file = ImageFile(self._images.path(row), self._decoder, self._max_megapixels)
-            return row, file.resized_crop(WHOLE_IMAGE, *self._size, self._interpolation), ""
-        except UserError as error:  # one bad file must neither stop the job nor change the size of its batch
-            return row, np.zeros((3, *self._size), np.uint8), str(error)
-
-
-class _ImageBatch(NamedTuple):
-    """Whole images, squashed: uint8 [B, 3, rows, columns]; black if one cannot be read, with a reason, else "".
-
-    Channels last in memory, as the decoders write them.
-    """
-
-    rows: list[int]
-    images: Tensor
-    reasons: list[str]
-
-
-def _collate(memory: BatchMemory, read: Sequence[tuple[int, np.ndarray, str]]) -> _ImageBatch:
-    rows, images, reasons = zip(*read, strict=True)
-    _, height, width = images[0].shape
-    pixels = memory.take(len(read), height, width, 3)
-    np.stack([image.transpose(1, 2, 0) for image in images], out=pixels.numpy())
-    return _ImageBatch(list(rows), pixels.permute(0, 3, 1, 2), list(reasons))
-
-
-def read_squashed(
-    images: ImageList, teacher: Teacher, settings: Settings, batches: list[list[int]], num_workers: int, pinned: bool
-) -> Iterable[_ImageBatch]:
-    """Read whole images in batches, given by their rows, ahead in worker processes.
-
-    A batch's memory is written over once the next batch has been asked for; not if it is pinned, which is a copy.
-    """
-    collate = partial(_collate, BatchMemory())
-    return read_batches(_SquashedImages(images, teacher, settings), collate, batches, num_workers, pinned)
-
-
-@dataclass(frozen=True, slots=True)
-class _QueuedMaps:
-    """Maps being copied to the host.
-
-    Fields:
-        rows, reasons: as in _ImageBatch.
-        scores, classes: [B, k, h, w].
-        finite: bool [B]; all logits of the image are finite.
-        absent: float [B]; probability of the classes that are not stored, mean over the cells.
-        copied: event recorded after the copy; None: the tensors are complete.
-    """
-
-    rows: list[int]
-    reasons: list[str]
-    scores: Tensor
-    classes: Tensor
-    finite: Tensor
-    absent: Tensor
-    copied: torch.cuda.Event | None
-
-
-class _Annotator:
-    """Teacher, normalisation and top-k, all on the device. `shape` is (k, h, w)."""
-
-    def __init__(self, teacher: Teacher, settings: Settings, device: torch.device) -> None:
-        if not 1 <= settings.k <= teacher.num_classes:
-            raise UserError(
-                f"--top_k is {settings.k} classes per cell, but the teacher knows {teacher.num_classes}; "
-                f"expected 1..{teacher.num_classes} (5 in the paper)"
-            )
-        self.teacher, self.device = teacher, device
-        self.precision = Precision(settings.opt_level, device)
-        self.shape = (settings.k, *_map_size(teacher))
-        self._network = teacher.network.to(device).to(memory_format=torch.channels_last)
-        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._flip = settings.flip
-        self._id_dtype = torch.from_numpy(np.empty(0, class_dtype(teacher.num_classes))).dtype
-
-    @torch.inference_mode()
-    def queue(self, batch: _ImageBatch) -> _QueuedMaps:
-        """Start computing the maps of a batch; on CUDA this returns before they are done."""
-        logits = self._logits(self._on_device(batch.images))
-        scores, classes = logits.topk(self.shape[0], dim=1)
-        # The n absent classes as one more entry: n classes at logit 0 have as much probability as one at log n.
-        absent_logit = torch.full_like(scores[:, :1], logits.shape[1] - self.shape[0]).log()
-        absent = torch.cat([scores, absent_logit], 1).softmax(1)[:, -1].mean((1, 2))
-        finite = logits.isfinite().flatten(1).all(1)
-        results = (scores, classes.to(self._id_dtype), finite, absent)
-        scores, classes, finite, absent = (tensor.to("cpu", non_blocking=True) for tensor in results)
-        copied = torch.cuda.Event(blocking=True) if self._copies else None  # waiting for it takes no core from workers
-        if copied:
-            copied.record(torch.cuda.current_stream(self.device))
-        return _QueuedMaps(batch.rows, batch.reasons, scores, classes, finite, absent, copied)
-
-    def _on_device(self, images: Tensor) -> Tensor:
-        """Copy images to the device; to a GPU while it still computes the batch before."""
-        if self._copies is None:
-            return images
-        current = torch.cuda.current_stream(self.device)
-        with torch.cuda.stream(self._copies):
-            arrived = images.to(self.device, non_blocking=True)
-        current.wait_stream(self._copies)
-        arrived.record_stream(current)
-        return arrived
-
-    def _normalised(self, images: Tensor) -> Tensor:
-        """Normalise images uint8 [B, 3, rows, columns], channels last."""
-        config = self.teacher.data_config
-        if images.is_cuda:
-            return normalise(images, mean=config.mean, std=config.std, dtype=self.precision.input_dtype)
-        # `normalise` multiplies by reciprocals, which rounds differently: maps would not have the bytes they had.
-        mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (config.mean, config.std))
-        return ((images.float() - mean) / std).contiguous(memory_format=torch.channels_last)
-
-    def _logits(self, images: Tensor) -> Tensor:
-        """Convert images uint8 [B, 3, rows, columns] to logits float32 [B, K, h, w]."""
-        inputs = self._normalised(images)
-        with self.precision.autocast():
-            logits: Tensor = self._network(inputs)
-            if not self._flip:
-                return logits.float()
-            flipped: Tensor = self._network(inputs.flip(3))
-        return (logits.float() + flipped.float().flip(3)) / 2
-
-
-@torch.inference_mode()
-def _map_size(teacher: Teacher) -> tuple[int, int]:
-    """Return (h, w) of the teacher's maps, by a forward pass on the CPU, where no error can come from a GPU."""
-    rows, columns = teacher.data_config.size
-    try:
-        maps = teacher.network.cpu().eval()(torch.zeros(1, 3, rows, columns))
-    except (RuntimeError, ValueError, AssertionError) as error:  # timm checks the size by assert
-        raise UserError(
-            f"the teacher cannot take images of {rows} x {columns} pixels (rows x columns): {error}. "
-            "Give the --size that it was trained with"
-        ) from error
-    assert maps.ndim == 4 and maps.shape[1] == teacher.num_classes, maps.shape
-    return maps.shape[2], maps.shape[3]
 
 
 def _annotate_share(
     images: ImageList,
-    annotator: _Annotator,
+    applied: AppliedTeacher,
     writer: Writer,
     done: np.ndarray,
     settings: Settings,
@@ -314,7 +172,7 @@ def _annotate_share(
 
     Args:
         images: in the order of the writer's keys.
-        annotator, writer: compute and write the maps.
+        applied, writer: compute and write the maps.
         done: bool [N]; whether a map exists already.
         settings, num_workers, process: as in `annotate`.
     """
@@ -322,13 +180,15 @@ def _annotate_share(
     own = batches[process.rank :: process.world_size]
     todo = [rows.tolist() for rows in own if not done[rows].all()]
     share = Summary(kept=int(sum(done[rows].sum() for rows in own)))
+    view = applied.teacher.data_config
+    squashed = SquashedImages(images, view.size, view.interpolation, settings.decoder, settings.max_megapixels)
     title = "annotate" if process.world_size == 1 else f"annotate (1 of {process.world_size} processes)"
     with JobProgress(title, sum(map(len, own)), "images", share.kept, enabled=process.is_main) as progress:
-        read = read_squashed(images, annotator.teacher, settings, todo, num_workers, annotator.device.type == "cuda")
+        read = read_squashed(squashed, todo, num_workers, process.device)
         with ThreadPoolExecutor(1) as writing:  # beside this thread, so that the device never waits for a disk
             waiting: deque[Future[int]] = deque()
             for batch in read:
-                waiting.append(writing.submit(_write, annotator.queue(batch), images, writer, done, share))
+                waiting.append(writing.submit(_write, applied.queue(batch), images, writer, done, share))
                 if len(waiting) == IN_FLIGHT:
                     progress.advance(waiting.popleft().result())
             for last in waiting:
@@ -337,7 +197,7 @@ def _annotate_share(
     return share
 
 
-def _write(maps: _QueuedMaps, images: ImageList, writer: Writer, done: np.ndarray, share: Summary) -> int:
+def _write(maps: QueuedMaps, images: ImageList, writer: Writer, done: np.ndarray, share: Summary) -> int:
     """Write the maps of a batch that do not exist yet; return the number of its images that had none."""
     if maps.copied is not None:
         maps.copied.synchronize()
@@ -358,9 +218,9 @@ def _write(maps: _QueuedMaps, images: ImageList, writer: Writer, done: np.ndarra
     return int((~done[maps.rows]).sum())
 
 
-def _manifest(annotator: _Annotator, settings: Settings, form: Form, maps: int) -> Manifest:
+def _manifest(applied: AppliedTeacher, settings: Settings, form: Form, maps: int) -> Manifest:
     """Return what all maps of a call share, including those of an interrupted call that it continues."""
-    teacher, config = annotator.teacher, annotator.teacher.data_config
+    teacher, config = applied.teacher, applied.teacher.data_config
     made_by = {
         "teacher": teacher.description,
         "input_size": list(config.size),
@@ -369,11 +229,11 @@ def _manifest(annotator: _Annotator, settings: Settings, form: Form, maps: int) 
         "interpolation": config.interpolation,
         "decoder": settings.decoder,
         "flip": settings.flip,
-        "precision": annotator.precision.name,
+        "precision": applied.precision.name,
         "batch_size": settings.batch_size,
-        "device": annotator.device.type,
+        "device": applied.device.type,
     }
-    k, h, w = annotator.shape
+    k, h, w = applied.shape
     names = teacher.class_names or [str(index) for index in range(teacher.num_classes)]
     return Manifest(form=form, maps=maps, k=k, h=h, w=w, class_names=names, made_by=made_by)
 

@@ -53,7 +53,7 @@ def annotate(
     opt_level: Literal["O0", "O1", "bf16"] = "O1",
     batch_size: Positive | None = None,
     num_workers: Count = 16,
-    decoder: Literal["auto", "simplejpeg", "pillow"] = "auto",
+    decoder: Literal["auto", "gpu", "simplejpeg", "pillow"] = "auto",
     merge: Literal["sum", "mean"] = "sum",
     only_folders: bool = False,
     unlabelled: bool = False,
@@ -89,8 +89,9 @@ def annotate(
         opt_level: O1: float16 on a GPU, float32 without one; O0: float32; bf16: bfloat16.
         batch_size: images per forward pass; lower it if memory runs out. none: 128 on a GPU, otherwise 32.
         num_workers: processes that prefetch images, at most one per core; 0: read between forward passes.
-        decoder: pillow; or simplejpeg, which reads JPEG files faster, with a few values 1 of 255 higher or lower. auto:
-            simplejpeg on a GPU, which pillow would keep waiting; otherwise pillow.
+        decoder: pillow; simplejpeg, which reads JPEG files faster, with a few values 1 of 255 higher or lower; or gpu,
+            which decodes usual JPEG files on an NVIDIA GPU, for machines with few cores per GPU; values differ more.
+            auto: simplejpeg on a GPU, which pillow would keep waiting; otherwise pillow.
         merge: of several classes with one folder. sum: their probabilities add up, so where the teacher recognises
             nothing, the folder with the most classes leads; mean: they are averaged, so there no folder leads.
         only_folders: keep only the classes of the folders of IMAGES, if they are a few of the teacher's many: otherwise
@@ -109,6 +110,7 @@ def annotate(
 
     with shared_job() as process:
         keep_apart(labels, "LABELS", {"IMAGES": images})
+        chosen = annotator.decoder_for(decoder, process.device)
         found = open_images(images, table or "")
         folders = None if unlabelled else found.class_names or None
         if only_folders and not folders:
@@ -118,7 +120,6 @@ def annotate(
         teacher = load_teacher(
             arch, weights, folders, class_list=classes, only_data_classes=only_folders, given=given, merge=merge
         )
-        chosen = annotator.decoder_for(decoder, process.device)
         batch = batch_size or (128 if process.device.type == "cuda" else 32)
         if process.is_main:
             print_lines(_about(found, teacher, process.device.type, chosen))

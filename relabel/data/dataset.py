@@ -136,7 +136,7 @@ def _cut(
     data = file.encoded(check)
     if data is None:
         return Crop(file.cut(region, size, size, interpolation, whole=check), box, augmentation)
-    encoded = EncodedImage(data, file.width * file.height, region, size, interpolation, key)
+    encoded = EncodedImage(data, file.width * file.height, region, size, size, interpolation, key)
     return Crop(NO_PIXELS, box, augmentation, encoded)
 
 

@@ -1,6 +1,6 @@
-"""Decode JPEG files on a GPU (data.decoder gpu): nvJPEG decodes a batch of whole images, a kernel cuts out the crops.
+"""Decode JPEG files on a GPU (decoder gpu): nvJPEG decodes a batch of whole images, a kernel cuts out the crops.
 
-Workers read the files and draw the boxes; the files of a batch travel to the training process in one tensor. Files
+Workers read the files and draw the boxes; the files of a batch travel to the process with the GPU in one tensor. Files
 that nvJPEG may not decode as libjpeg does (PNG, progressive, CMYK, damaged, unusual) are decoded by the workers, as
 without a GPU, and join the same batch.
 """
@@ -52,7 +52,7 @@ class EncodedImage:
         data: the file, without metadata: torchcodec would rotate the image as EXIF says.
         pixels: their number.
         region: what becomes the crop.
-        size: S, side of the crop.
+        height, width: of the crop, pixels.
         interpolation: bilinear, bicubic or lanczos, antialiased.
         key: epoch and image index, for reading it again.
     """
@@ -60,12 +60,13 @@ class EncodedImage:
     data: bytes
     pixels: int
     region: Region
-    size: int
+    height: int
+    width: int
     interpolation: str
     key: tuple[int, int]
 
 
-# Key and reason -> uint8 [3, S, S], or None if the image cannot be read and is to be skipped.
+# Key and reason -> uint8 [3, height, width], or None if the image cannot be read and is to be skipped.
 Again = Callable[[tuple[int, int], str], np.ndarray | None]
 
 
@@ -78,7 +79,7 @@ class EncodedImages:
         ends: where each file ends in `data`.
         pixels, regions, keys: of each, as in EncodedImage.
         rows: the rows of the batch that they belong to, ascending.
-        size, interpolation: of all, as in EncodedImage.
+        height, width, interpolation: of all, as in EncodedImage.
     """
 
     data: Tensor
@@ -87,7 +88,8 @@ class EncodedImages:
     regions: list[Region]
     keys: list[tuple[int, int]]
     rows: list[int]
-    size: int
+    height: int
+    width: int
     interpolation: str
 
     @classmethod
@@ -112,7 +114,8 @@ class EncodedImages:
             regions=[image.region for image in stacked],
             keys=[image.key for image in stacked],
             rows=list(images),
-            size=stacked[0].size,
+            height=stacked[0].height,
+            width=stacked[0].width,
             interpolation=stacked[0].interpolation,
         )
 
@@ -124,13 +127,13 @@ class EncodedImages:
         """Decode all images and put them between the others of the batch.
 
         Args:
-            others: uint8 [C, 3, S, S]; the crops of the other rows of the batch, in order.
+            others: uint8 [C, 3, height, width]; the crops of the other rows of the batch, in order.
             device: of the result.
             again: decodes an image on the CPU that could not be decoded.
 
         Returns:
-            uint8 [B, 3, S, S] on the device, channels last in memory; and the rows whose images could be read, the
-            others being undefined.
+            uint8 [B, 3, height, width] on the device, channels last in memory; and the rows whose images could be read,
+            the others being undefined.
         """
         crops, failed = self.decode(device)
         rows = range(len(crops) + len(others))
@@ -152,12 +155,12 @@ class EncodedImages:
         """Decode all images and cut out their crops.
 
         Returns:
-            uint8 [E, 3, S, S] on the device, channels last in memory; and position -> reason of those that cannot be
-            decoded there, whose pixels are undefined.
+            uint8 [E, 3, height, width] on the device, channels last in memory; and position -> reason of those that
+            cannot be decoded there, whose pixels are undefined.
         """
         from relabel.data.resize_kernel import resize_regions  # needs Triton, which not every platform has
 
-        crops = torch.empty((len(self.ends), self.size, self.size, 3), dtype=torch.uint8, device=device)
+        crops = torch.empty((len(self.ends), self.height, self.width, 3), dtype=torch.uint8, device=device)
         starts, failed = [0, *self.ends], dict[int, str]()
         for first, end in _parts(self.pixels, MOST_PIXELS_AT_ONCE):
             files = [self.data[starts[i] : self.ends[i]] for i in range(first, end)]
@@ -172,8 +175,8 @@ class EncodedImages:
                 regions.append(self.regions[at])
                 decoded_at.append(at)
             if images:
-                resized = resize_regions(images, regions, self.size, self.size, self.interpolation).permute(0, 2, 3, 1)
-                crops[decoded_at if failed else slice(first, end)] = resized
+                resized = resize_regions(images, regions, self.height, self.width, self.interpolation)
+                crops[decoded_at if failed else slice(first, end)] = resized.permute(0, 2, 3, 1)
         if device.type == "cuda":
             torch.cuda.current_stream(device).synchronize()  # nvJPEG may be reading the files until now
         return crops.permute(0, 3, 1, 2), failed
@@ -253,23 +256,25 @@ def resolve_gpu_decoder() -> str:
     return TORCHCODEC if find_spec("torchcodec") else TORCHVISION
 
 
-def check_gpu_decoder(device: torch.device) -> None:
+def check_gpu_decoder(device: torch.device, flag: str = "--data.decoder") -> None:
     """Decode a small image on the device.
+
+    Args:
+        device: of this process.
+        flag: the command-line flag of the decoder, for messages.
 
     Raises:
         UserError: it is no NVIDIA GPU, or the library cannot decode there.
     """
-    advice = "Decode on the CPU: --data.decoder auto."
+    advice = f"Decode on the CPU: {flag} auto."
     if device.type != "cuda":
-        raise UserError(
-            f"data.decoder is gpu, but this run uses the {device.type}; expected an NVIDIA GPU.\n  {advice}"
-        )
+        raise UserError(f"{flag} is gpu, but this process uses the {device.type}; expected an NVIDIA GPU.\n  {advice}")
     small = torch.frombuffer(bytearray(simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8))), dtype=torch.uint8)
     try:
         decode_jpegs([small], device)
     except Exception as error:  # of the import, the library or the driver
         name = resolve_gpu_decoder().removeprefix("gpu (").removesuffix(")")
         raise UserError(
-            f"data.decoder is gpu, but {name} cannot decode JPEG files on {device} ({str(error).splitlines()[0]}); "
+            f"{flag} is gpu, but {name} cannot decode JPEG files on {device} ({str(error).splitlines()[0]}); "
             f"expected torchcodec or torchvision built for CUDA, with nvJPEG.\n  Reinstall {name}. {advice}"
         ) from error

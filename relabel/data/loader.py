@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import repeat
 from operator import itemgetter
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -140,7 +140,7 @@ class Loader:
         keys = ([batch] for batch in self.batch_sampler)
         batches = read_batches(_Batches(self.dataset), itemgetter(0), keys, self.num_workers, on_cuda, flag)
         if on_cuda:  # pinning has copied them from the workers' memory
-            return _copy_ahead(batches, self._move)
+            return copy_ahead(batches, lambda batch: self._decoded(batch).to(self.device), self.device)
         return self._copied(batches)
 
     def _copied(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -149,12 +149,6 @@ class Loader:
         for batch in batches:
             mapped.append((batch.images, batch.encoded))
             yield self._decoded(replace(batch, images=batch.images.clone())).to(self.device)
-
-    def _move(self, batch: Batch) -> tuple[Batch, torch.cuda.Event]:
-        """Copy a batch to the GPU on a stream of its own, and decode the images that are still encoded."""
-        stream = _copy_stream(self.device)
-        with torch.cuda.stream(stream):
-            return self._decoded(batch).to(self.device), stream.record_event()
 
     def _decoded(self, batch: Batch) -> Batch:
         """Decode the images that are still encoded, on the device.
@@ -180,27 +174,51 @@ class Loader:
         return batch.map(lambda tensor: tensor[kept]) if skipped else batch
 
 
+class _Tensors(Protocol):
+    """A batch of any kind."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """Return a batch with the function applied to each tensor."""
+
+
+T = TypeVar("T", bound=_Tensors)
+
+
+def copy_ahead(batches: Iterator[T], move: Callable[[T], T], device: torch.device) -> Iterator[T]:
+    """Copy one batch ahead to a GPU, during the previous step.
+
+    In a thread: decoding would keep the host from launching the step.
+
+    Args:
+        batches: in page-locked memory.
+        move: copies a batch to the device, and decodes it; called with a stream of its own as the current one.
+        device: the GPU.
+    """
+    waiting: deque[Future[tuple[T, torch.cuda.Event]]] = deque()
+    with ThreadPoolExecutor(1) as thread:
+        for batch in batches:
+            waiting.append(thread.submit(_on_copy_stream, move, batch, device))
+            if len(waiting) > 1:
+                yield _arrived(*waiting.popleft().result(), device)
+        for last in waiting:
+            yield _arrived(*last.result(), device)
+
+
+def _on_copy_stream(move: Callable[[T], T], batch: T, device: torch.device) -> tuple[T, torch.cuda.Event]:
+    stream = _copy_stream(device)
+    with torch.cuda.stream(stream):
+        return move(batch), stream.record_event()
+
+
 @cache
 def _copy_stream(device: torch.device) -> torch.cuda.Stream:
     """Return the stream on which batches arrive: one for the life of the process, because each keeps its memory."""
     return torch.cuda.Stream(device)
 
 
-def _copy_ahead(batches: Iterator[Batch], move: Callable[[Batch], tuple[Batch, torch.cuda.Event]]) -> Iterator[Batch]:
-    """Move one batch ahead, during the previous step, in a thread: decoding would keep the host from launching it."""
-    waiting: deque[Future[tuple[Batch, torch.cuda.Event]]] = deque()
-    with ThreadPoolExecutor(1) as thread:
-        for batch in batches:
-            waiting.append(thread.submit(move, batch))
-            if len(waiting) > 1:
-                yield _arrived(*waiting.popleft().result())
-        for last in waiting:
-            yield _arrived(*last.result())
-
-
-def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:
+def _arrived(batch: T, copied: torch.cuda.Event, device: torch.device) -> T:
     """Make the current stream wait for the copy, without blocking the host."""
-    current = torch.cuda.current_stream(batch.images.device)
+    current = torch.cuda.current_stream(device)
     current.wait_event(copied)
 
     def record(tensor: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from relabel.data.batch import Batch, collate
 from relabel.data.dataset import CenterCrop, ImageDataset, RandomResizedCrop, Sample
 from relabel.data.extra_images import spread
 from relabel.data.folders import list_images
-from relabel.data.loader import Loader, TrainBatches, _copy_ahead, epoch_order, eval_batches, steps_per_epoch
+from relabel.data.loader import Loader, TrainBatches, copy_ahead, epoch_order, eval_batches, steps_per_epoch
 from relabel.label_map import LabelMap
 from relabel.stores.pt_folder import write_label_map
 from relabel.stores.store import open_label_store
@@ -185,23 +185,24 @@ def test_a_damaged_file_ends_the_loop_with_its_own_message(dataset: ImageDataset
 
 
 def test_batches_move_one_ahead_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU, without the events of a GPU; an error comes after the batches before it."""
-    monkeypatch.setattr("relabel.data.loader._arrived", lambda number, event: number)
+    """On a CPU, without the streams of a GPU; an error comes after the batches before it."""
+    monkeypatch.setattr("relabel.data.loader._on_copy_stream", lambda move, number, device: (move(number), None))
+    monkeypatch.setattr("relabel.data.loader._arrived", lambda number, event, device: number)
     read: list[int] = []
 
     def move(number: Any) -> Any:
         if number == 3:
             raise UserError("damaged")
-        return number, None
+        return number
 
     def numbers(count: int) -> Iterator[Any]:
         for number in range(count):
             read.append(number)
             yield number
 
-    moved = _copy_ahead(numbers(3), move)
+    moved = copy_ahead(numbers(3), move, CPU)
     assert next(moved) == 0 and read == [0, 1] and list(moved) == [1, 2]
-    moved = _copy_ahead(numbers(5), move)
+    moved = copy_ahead(numbers(5), move, CPU)
     assert [next(moved) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(UserError, match="damaged"):
         next(moved)
