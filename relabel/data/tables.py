@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
+from functools import lru_cache
 from io import StringIO
 from itertools import islice
 from pathlib import Path, PureWindowsPath
@@ -61,9 +62,8 @@ def read_table(path: Path) -> LabelTable:
         return LabelTable(path, _ground_truth(path))
     class_of: dict[str, str] = {}
     for number, image, text in read_rows(path):
-        first = text.split(" ", 1)[0]  # Kaggle's table has boxes behind the class
-        label = first if WNID.fullmatch(first) else text
-        if is_image(label) and not is_image(image):
+        label, is_exchanged = _label(text)
+        if is_exchanged and not is_image(image):
             raise UserError(
                 f"{path}, line {number}: found the image {label} in the second column; {EXPECTED}. Exchange the two."
             )
@@ -75,6 +75,14 @@ def read_table(path: Path) -> LabelTable:
     if not class_of:
         raise UserError(f"{path}: found no image; {EXPECTED}.")
     return LabelTable(path, class_of)
+
+
+@lru_cache(1 << 16)
+def _label(text: str) -> tuple[str, bool]:
+    """Return the class in a cell, behind which Kaggle's table has boxes, and whether it looks like an image."""
+    first = text.split(" ", 1)[0]
+    label = first if WNID.fullmatch(first) else text
+    return label, is_image(label)
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, str, str]]:
