@@ -62,8 +62,8 @@ def read_table(path: Path) -> LabelTable:
         return LabelTable(path, _ground_truth(path))
     class_of: dict[str, str] = {}
     for number, image, text in read_rows(path):
-        label, is_exchanged = _label(text)
-        if is_exchanged and not is_image(image):
+        label, is_image_too = _label(text)
+        if is_image_too and not is_image(image):
             raise UserError(
                 f"{path}, line {number}: found the image {label} in the second column; {EXPECTED}. Exchange the two."
             )
