@@ -1,5 +1,6 @@
 """Runs on a GPU: what a CPU cannot show. Together they take about two minutes."""
 
+import io
 import json
 import math
 import os
@@ -14,15 +15,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from relabel import __main__ as tools
 from relabel.config.load import load_config
 from relabel.data.dataset import CenterCrop, ImageDataset
 from relabel.data.folders import list_images
+from relabel.data.gpu_decode import GPU_DECODERS
 from relabel.data.loader import Loader, eval_batches
 from relabel.training.run import train
 from relabel.training.trainer import Trainer
 from relabel.training.validation import predict_classes
 from tests.conftest import Flags, command_line
 from tests.miniatures import AS_IN_2021, colour_network, save_images
+from tests.relabel.data.test_decode import photo_like
 from tests.relabel.training.test_run import at_step, preempt, start, status, weights
 from tests.whole_runs.test_processes import processes
 from utils.checkpoint import LAST, load_checkpoint
@@ -255,3 +259,25 @@ def test_predictions_of_a_gpu_are_those_of_a_cpu(tmp_path: Path, level: str) -> 
         found.append(answers["model"])
     assert found[0].top1.tolist() == found[1].top1.tolist() == [pictures[name] for name in sorted(pictures)]
     np.testing.assert_allclose(found[0].label_probability, found[1].label_probability, atol=0.05)
+
+
+def test_label_maps_of_images_decoded_on_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nearly those of the CPU's decoder, and the same bytes with workers and without; a damaged file is left out."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # other tests let it choose by timing
+    for number in range(21):
+        path = tmp_path / "images" / ("ant", "bee")[number % 2] / f"{number:02d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photo_like(160 + number, 120, seed=number).save(path, quality=92, progressive=number == 3)
+    path.write_bytes(path.read_bytes()[:900])
+    words = ["--arch", "digit_net", "--weights", "random", "--size", "48x64", "--format", "pt", "--opt_level", "O0"]
+    words += ["--batch_size", "4", "--on_error", "skip"]
+    found = []
+    for name, decoder, workers in (("cpu", "auto", 2), ("gpu", "gpu", 2), ("again", "gpu", 0)):
+        more = ["--decoder", decoder, "--num_workers", str(workers)]
+        tools.main(["annotate", str(tmp_path / "images"), str(tmp_path / name), *words, *more])
+        found.append({file.name: file.read_bytes() for file in sorted((tmp_path / name).rglob("*.pt"))})
+    assert found[1] == found[2] and len(found[1]) == 20 and found[1] != found[0]
+    assert json.loads((tmp_path / "gpu" / "manifest.json").read_text())["made_by"]["decoder"] in GPU_DECODERS
+    maps = [np.stack([torch.load(io.BytesIO(data))[0].numpy() for data in files.values()]) for files in found[:2]]
+    differences = [(each - each.mean(0)).ravel() for each in maps]  # between the images
+    assert np.corrcoef(differences)[0, 1] > 0.98

@@ -77,7 +77,13 @@ def assert_close(root: Path, ours: Path, theirs: Path, row: int) -> None:
 
 
 def annotated(root: Path, out: Path, decoder: str = GPU, **changes: Any) -> Any:
-    options = {"k": 5, "form": "pt", "interpolation": "bicubic", "skip_unreadable": True, "process": HERE} | changes
+    options: dict[str, Any] = {
+        "k": 5,
+        "form": "pt",
+        "interpolation": "bicubic",
+        "skip_unreadable": True,
+        "process": HERE,
+    } | changes
     return run(root, out, decoder=decoder, **options)
 
 
