@@ -119,7 +119,7 @@ def _open_kaggle(path: Path, labels: LabelSet | None) -> BoxReader:
     images = labels.images if labels else None
     if labels is None or images is None:
         raise UserError(f"object boxes {path} are in pixels; expected --images too, to read the images' sizes")
-    texts = {image: text for _, image, text in read_rows(path)}
+    texts = {image: text for _, image, text, *_ in read_rows(path)}
     row_of = {key: row for row, key in enumerate(labels.keys.tolist())}
 
     def read(key: str) -> list[ObjectBox]:

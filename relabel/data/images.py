@@ -17,6 +17,7 @@ from utils.look_alikes import look_alike
 from utils.progress import counted
 
 MOST_KINDS, LONGEST_NAME = 8, 60  # in messages
+NUMBERED = "; its classes have numbers, not names: where others have names, 0 is the first of these"
 HOW_TO_NAME = (
     "The shards number their classes. Where others have names for them, write these, by number, into _info.json beside "
     'the shards: {"class_names": ["NAME", ...]}'
@@ -112,6 +113,10 @@ class Found:
     paths: list[str]
     files: ImageFiles
     census: Census
+
+    def located(self, row: int) -> ImagePath:
+        """Return where an image lies, for messages."""
+        return self.files.path(row, self.paths[row])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -213,7 +218,7 @@ class ImageList:
         """
         used = {self.class_names[label] for label in np.flatnonzero(np.bincount(self.labels))}
         unknown = sorted(used - {*class_names})
-        if unknown and self.numbered:
+        if unknown and (self.numbered or (self.census.table and all(map(str.isdecimal, used)))):
             return self._joined_by_number(sorted(map(int, used)), class_names, owner, numbers)
         if unknown:
             found = f"{len(unknown)} of {len(used)} class folders that {owner} do not have"
@@ -238,7 +243,7 @@ class ImageList:
         position = {number: i for i, number in enumerate(numbers or range(len(class_names)))}
         absent = [number for number in used if number not in position]
         if absent:
-            remedy = HOW_TO_NAME
+            remedy = f"Write names into {self.census.table}." if self.census.table else HOW_TO_NAME
             if numbers:
                 remedy = "Give training shards that have all classes of the validation shards."
             raise UserError(
@@ -277,13 +282,15 @@ def image_list(found: Found, class_names: list[str], labels: np.ndarray, kept: n
         names = np.char.add(as_bytes([f"{name}/" for name in class_names])[labels], names)
     same = np.flatnonzero(names[1:] == names[:-1])
     if len(same):
-        first, second = (found.paths[rows[i]] for i in (same[0], same[0] + 1))
-        level = "" if len(class_names) > 1 or first.count("/") < 2 else first.partition("/")[0]
+        first, second = rows[same[0]], rows[same[0] + 1]
+        level = (
+            "" if len(class_names) > 1 or found.paths[first].count("/") < 2 else found.paths[first].partition("/")[0]
+        )
         remedy = f" If the folders in {level}/ are the classes, give {found.root / level}." if level else ""
         raise UserError(
-            f"{found.root}: {first} and {second} are both called {os.fsdecode(names[same[0]])}; expected one image per "
-            "class and file name, whatever the folders in between, because label maps are found by it. Rename or "
-            f"remove one.{remedy}"
+            f"{found.located(first)} and {found.located(second)} are both called {os.fsdecode(names[same[0]])}; "
+            "expected one image per class and file name, whatever the folders in between, because label maps are "
+            f"found by it. Rename or remove one.{remedy}"
         )
     return ImageList(found.root, class_names, names, labels, found.files.take(rows), found.census)
 

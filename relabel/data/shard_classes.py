@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 
 from relabel.data.class_names import WNID
-from relabel.data.images import Found, ImageList, image_list
+from relabel.data.images import NUMBERED, Found, ImageList, image_list
 from relabel.data.tar_files import TarFiles
 from utils.errors import UserError
 from utils.files import read_json
 
 INFO = "_info.json"  # beside shards: their number of samples, which timm reads, and the class names
+_EXPECTED = (
+    'expected {"class_names": ["NAME", ...], "splits": {"SPLIT": {"filenames": [...]}}}, both or one of them, as '
+    "pack-images and timm write it"
+)
 NAMES_LOST = "the images are only numbered, so label maps made from another form of them cannot be found"
 
 
@@ -51,7 +55,7 @@ class Info:
 def read_info(folder: Path) -> Info:
     """Read the info file of the shards in a folder, if there is one. UserError if it is none."""
     path = folder / INFO
-    content = read_json(path, "expected the info file of the shards") if path.is_file() else {}
+    content = read_json(path, f"{_EXPECTED}. Correct or remove it") if path.is_file() else {}
     try:
         splits = {name: list(map(str, split["filenames"])) for name, split in content.get("splits", {}).items()}
         names = content.get("class_names", [])
@@ -59,10 +63,7 @@ def read_info(folder: Path) -> Info:
             raise TypeError
         return Info(path, names, splits, content.get("job"))
     except (AttributeError, TypeError, LookupError):
-        raise UserError(
-            f'{path}: found other content than {{"class_names": ["NAME", ...], "splits": {{"SPLIT": {{"filenames": '
-            "[...]}}}}; expected this, each of both or neither, as pack-images and timm write it. Correct or remove it."
-        ) from None
+        raise UserError(f"{path}: found other content; {_EXPECTED}. Correct or remove it.") from None
 
 
 def shard_list(images: Found, classes: list[str], info: Info) -> ImageList:
@@ -89,7 +90,7 @@ def shard_list(images: Found, classes: list[str], info: Info) -> ImageList:
         images.census.source += f"; {NAMES_LOST}"
     listed = image_list(images, names, labels)
     if numbered:
-        images.census.source += "; its classes have numbers, not names"
+        images.census.source += NUMBERED
     return replace(listed, numbered=numbered, numbers=numbers)
 
 

@@ -1,4 +1,4 @@
-"""Labels of images in a table: CSV or TSV files with an image and its class on each line, and ImageNet's own forms.
+"""Labels of images in a table: text files with an image and its class on each line, and ImageNet's own forms.
 
     image,class          any folder: --data.train_labels, --data.val_labels; the header is optional
     ImageId,PredictionString
@@ -18,12 +18,13 @@ from functools import lru_cache
 from io import StringIO
 from itertools import islice
 from pathlib import Path, PureWindowsPath
+from typing import Any
 
 import numpy as np
 
 from relabel.data.class_names import WNID
 from relabel.data.folders import is_image
-from relabel.data.images import Found, ImageList, image_list
+from relabel.data.images import NUMBERED, Found, ImageList, image_list
 from utils.errors import UserError
 from utils.look_alikes import look_alike
 
@@ -31,7 +32,8 @@ KAGGLE = "LOC_val_solution.csv"
 TINY = "val_annotations.txt"
 GROUND_TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 SAMPLED = 20  # lines that tell the delimiter
-EXPECTED = "expected a CSV or TSV file with an image and its class on each line"
+_ABSOLUTE = re.compile(r"/|\w+:/")
+EXPECTED = "expected a CSV or TSV file with an image and its class in the first two columns"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,10 +43,12 @@ class LabelTable:
     Fields:
         path: of the table.
         class_of: image -> class; an image is a path, with its extension or without.
+        more: number of further columns.
     """
 
     path: Path
     class_of: dict[str, str]
+    more: int = 0
 
     @property
     def stems(self) -> set[str]:
@@ -61,11 +65,14 @@ def read_table(path: Path) -> LabelTable:
     if path.name == GROUND_TRUTH:
         return LabelTable(path, _ground_truth(path))
     class_of: dict[str, str] = {}
-    for number, image, text in read_rows(path):
+    more = 0
+    for number, image, text, *others in read_rows(path):
+        more = max(more, len(others))
         label, is_image_too = _label(text)
         if is_image_too and not is_image(image):
             raise UserError(
-                f"{path}, line {number}: found the image {label} in the second column; {EXPECTED}. Exchange the two."
+                f"{path}, line {number}: found the image {label} in the second column; {EXPECTED}. Put it into the "
+                "first one."
             )
         if class_of.setdefault(image, label) != label:
             raise UserError(
@@ -74,7 +81,7 @@ def read_table(path: Path) -> LabelTable:
             )
     if not class_of:
         raise UserError(f"{path}: found no image; {EXPECTED}.")
-    return LabelTable(path, class_of)
+    return LabelTable(path, class_of, more)
 
 
 @lru_cache(1 << 16)
@@ -85,26 +92,27 @@ def _label(text: str) -> tuple[str, bool]:
     return label, is_image(label)
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Yield line number and first two columns of a CSV or TSV file, also of its header.
+def read_rows(path: Path) -> Iterator[tuple[Any, ...]]:
+    """Yield line number, image, class and the other columns of each line of a table, also of its header.
 
     Raises:
-        UserError: it cannot be read, or one of them is empty.
+        UserError: it cannot be read, or one of the first two columns is empty.
     """
     try:
         text = _text(path)
         lines = text.split("\n", 1)
-        told = re.fullmatch(r"sep=(.)\r?", lines[0])  # Excel's line, which is none of the table
+        told = re.fullmatch("sep=(.)", lines[0])  # Excel's line, which is none of the table
         if told:
             text = "\n" + lines[-1]
         delimiter = told[1] if told else _delimiter(text)
-        for number, row in enumerate(csv.reader(StringIO(text, newline=""), delimiter=delimiter), start=1):
-            image, label = [*map(str.strip, row), "", ""][:2]
+        for number, row in enumerate(csv.reader(StringIO(text), delimiter=delimiter), start=1):
+            image, label, *others = [*map(str.strip, row), "", ""][: max(2, len(row))]
             if image and label:
-                yield number, image, label
+                yield number, image, label, *others
             elif any(row):
                 raise UserError(
-                    f"{path}, line {number}: found {delimiter.join(row)[:99]!r}; {EXPECTED}. Correct this line."
+                    f"{path}, line {number}: found {delimiter.join(row)[:99]!r}; {EXPECTED}. Correct this line, or "
+                    "leave out the columns before."
                 )
     except (OSError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
@@ -112,7 +120,12 @@ def read_rows(path: Path) -> Iterator[tuple[int, str, str]]:
 
 
 def _text(path: Path) -> str:
-    """Return the content of a text file in UTF-8. UserError if it is none; OSError if it cannot be read."""
+    """Return the content of a text file in UTF-8, its lines ended by newlines.
+
+    Raises:
+        UserError: it is none.
+        OSError: it cannot be read.
+    """
     content = path.read_bytes()
     try:
         text = content.decode("utf-8-sig")
@@ -125,18 +138,22 @@ def _text(path: Path) -> str:
             f"{path} is not a text file in UTF-8: line {line} contains the byte 0x{content[position]:02x}; {EXPECTED}. "
             "Save it as CSV in UTF-8."
         )
-    return text
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _delimiter(text: str) -> str:
-    """Return what separates the columns: what does so in the same way on most of the first lines, and comes first."""
+    """Return what separates the columns: what does so in the same way on most of the first lines, and comes first.
+
+    A space, as in Caffe's lists, only where nothing else does.
+    """
     lines = [line for line in islice(StringIO(text), SAMPLED) if line.strip()]
 
     def rank(delimiter: str) -> tuple[int, bool, bool, int]:
         columns = Counter(map(len, csv.reader(lines, delimiter=delimiter)))
         return columns[1], len(columns) > 1, delimiter != "\t", lines[0].find(delimiter)
 
-    return min("\t,;", key=rank) if lines else ","
+    best = min("\t,;", key=rank) if lines else ","
+    return best if any(best in line for line in lines) else " "
 
 
 def _ground_truth(path: Path) -> dict[str, str]:
@@ -196,6 +213,8 @@ def with_labels(found: Found, table: LabelTable, may_lack: bool = False) -> Imag
     """
     class_of = dict(table.class_of)
     found.census.source += f", classes from {table.path}"
+    if table.more:
+        found.census.pass_over("further table column", f"from column 3 of {table.path.name}", table.more)
     found.census.table = table.path
     rows = _rows(found, table)
     header = _header(class_of)
@@ -214,6 +233,8 @@ def with_labels(found: Found, table: LabelTable, may_lack: bool = False) -> Imag
     if missing:
         found.census.pass_over("unmatched table line", missing[0], len(missing))
     class_names = sorted({class_of[image] for image in rows if image in class_of})
+    if all(map(str.isdecimal, class_names)):
+        found.census.source += NUMBERED
     position = {name: label for label, name in enumerate(class_names)}
     labels = np.full(len(found.paths), -1, np.int32)
     for image, row in rows.items():
@@ -257,31 +278,30 @@ def _normal_forms(table: LabelTable, paths: Sequence[str]) -> dict[str, str]:
     listed = "\n" + "\n".join(table.class_of)
     if not any(mark in listed for mark in ("\n/", "\\", ":/", "./", "//")):  # calling _inside would take seconds
         return {image: image for image in table.class_of}
-    known = {*paths, *map(_stem, paths)} if any(map(_is_of_windows, table.class_of)) else set()
+    known = {*paths, *map(_stem, paths)}
     return {_inside(image, table.path.parent, known): image for image in table.class_of}
 
 
-def _is_of_windows(path: str) -> bool:
-    return "\\" in path or path[1:3] == ":/"
+_is_folder = lru_cache(1 << 16)(os.path.isdir)
 
 
 def _inside(image: str, folder: Path, known: Set[str]) -> str:
-    """Return the normal form of a path; of an absolute one the part below a folder, or the end that is an image.
+    """Return the normal form of a path; of an absolute one the part below a folder.
+
+    Of one from another machine it is the end that is an image.
 
     Args:
-        image: the path, also one of Windows.
+        image: the path, also one of Windows, or a URL.
         folder: that of the table.
         known: paths of the images, with the extension and without.
     """
-    if _is_of_windows(image) and image not in known:
-        path = PureWindowsPath(image)
-        parts = path.relative_to(path.anchor).parts
-        if path.anchor:
-            ends = ("/".join(parts[start:]) for start in range(len(parts)))
-            return next((end for end in ends if end in known), image)
-        image = path.as_posix()
-    if image.startswith("/"):
+    if "\\" in image and image not in known:
+        image = PureWindowsPath(image).as_posix()
+    if image.startswith("/") and _is_folder(image.rpartition("/")[0]):
         return os.path.relpath(image, folder.resolve())
+    if _ABSOLUTE.match(image):
+        ends = (image[match.end() :] for match in re.finditer("/", image))
+        return next((end for end in ends if end in known), image)
     return os.path.normpath(image) if "./" in image or "//" in image else image  # the call takes longer than the rest
 
 

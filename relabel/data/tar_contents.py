@@ -63,7 +63,8 @@ def find_in_tars(root: Path, tars: Sequence[Path], split: str | None) -> ImageLi
     if labelled < len(found.paths):
         raise UserError(
             f"{root}: found a class for {labelled:,} of {len(found.paths):,} images; the first without: "
-            f"{found.paths[found.classes.index('')]}. Expected KEY.{_CLASS} for each. Give the shards of one data set."
+            f"{images.located(found.classes.index(''))}. Expected KEY.{_CLASS} for each. Give the shards of one data "
+            "set."
         )
     info = read_info(tars[0].parent)
     listed = shard_list(images, found.classes, info)

@@ -22,7 +22,8 @@ COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\
 _FILE, _LINKS, _PAX, _LONG_NAME, _IGNORED, _SPARSE = b"0\0" + b"7", b"12", b"xX", b"L", b"gK", b"S"
 LINK = -1  # as a size: a link to another member
 _MOST_HEADER = 1 << 20  # bytes of an extended header; a name is at most 4,096
-_MOST_PADDING = 1 << 20  # zeros that may follow the end mark, bytes; tar pads to 10,240, with -b to more
+# After the two blocks of the end mark, tar fills up a record with zeros: 10,240 bytes, with -b another power of two.
+_RECORDS = (10_240, *(1 << n for n in range(14, 21)))
 OPEN_FILES = 128  # tar files open at a time in each process
 
 
@@ -133,7 +134,8 @@ def _members(path: Path, descriptor: int, start: int, end: int) -> Iterator[Memb
         if position + BLOCK > end:
             raise _truncated(path, end)
         if header[0] == 0 and not any(header):
-            if (position := _after_zeros(path, descriptor, position, end)) == end:
+            position = start = _after_zeros(path, descriptor, start, position, end)
+            if position == end:
                 return
             continue
         size = _number(path, header, position) if long_size is None else long_size
@@ -159,23 +161,23 @@ def _members(path: Path, descriptor: int, start: int, end: int) -> Iterator[Memb
                 yield name, data, LINK
 
 
-def _after_zeros(path: Path, descriptor: int, position: int, end: int) -> int:
+def _after_zeros(path: Path, descriptor: int, start: int, position: int, end: int) -> int:
     """Return where the next tar file begins that was appended with `cat`; `end` if only padding follows.
 
     Raises:
-        UserError: there are more zeros than a tar file ends with, or something else follows them.
+        UserError: there are more zeros than a tar file ends with, as after an interrupted download, or something else
+            follows them.
     """
-    rest = os.pread(descriptor, min(end - position, _MOST_PADDING + BLOCK), position)
+    rest = os.pread(descriptor, min(end - position, _RECORDS[-1] + 3 * BLOCK), position)
     zeros = len(rest) - len(rest.lstrip(b"\0"))
+    following = position + zeros // BLOCK * BLOCK
+    if zeros > 2 * BLOCK + max(size for size in _RECORDS if size == _RECORDS[0] or (following - start) % size == 0):
+        raise _damaged(path, position, "more zeros than a tar file ends with")
     if zeros == len(rest):
-        if zeros > _MOST_PADDING:
-            raise _damaged(path, position, f"{_MOST_PADDING:,} zeros and more")
         return end
-    header = rest[zeros // BLOCK * BLOCK :][:BLOCK]
-    position += zeros // BLOCK * BLOCK
-    if not is_header(header):
-        raise _damaged(path, position, "bytes after the end mark that are no header")
-    return position
+    if not is_header(rest[following - position :][:BLOCK]):
+        raise _damaged(path, following, "bytes after the end mark that are no header")
+    return following
 
 
 def is_header(block: bytes, size: int | None = None) -> bool:

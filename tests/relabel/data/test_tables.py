@@ -22,11 +22,13 @@ WAYS: dict[str, Callable[[Path, str], str]] = {
     "absolute": lambda root, path: str(root.resolve() / "images" / path),
     "without folders": lambda root, path: Path(path).name,
     "of Windows": lambda root, path: str(PureWindowsPath("images", path)),
+    "of another machine": lambda root, path: f"/home/anna/images/{path}",
+    "a URL": lambda root, path: f"s3://bucket/images/{path}",
     "absolute, of Windows": lambda root, path: str(PureWindowsPath(r"C:\photos\images", path)),
 }
 
 
-@pytest.mark.parametrize("delimiter", [",", "\t", ";"])
+@pytest.mark.parametrize("delimiter", [",", "\t", ";", " "])
 @pytest.mark.parametrize("header", ["", "image{}class"])
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("extension", [True, False])
@@ -76,6 +78,8 @@ def test_a_table_that_does_not_fit_is_refused(tmp_path: Path, content: bytes, me
     [
         ("c.JPEG;wasp, common\n", "wasp, common"),
         ("c.JPEG,wasp; common\n", "wasp; common"),
+        ("c.JPEG,red fox\npart/b.b.png,red fox\n", "red fox"),
+        ("c.JPEG wasp\rpart/a.jpg wasp\r", "wasp"),
         ("image, or scan;class\nc.JPEG;wasp\n", "wasp"),
         ("sep=;\r\nimage;class\r\nc.JPEG;wasp, common\r\n", "wasp, common"),
         ('"image";"class"\n"c.JPEG";"wasp, common"\npart/a.jpg;"wasp, common"\n', "wasp, common"),
