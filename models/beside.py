@@ -1,7 +1,7 @@
 """What lies beside a weights file and tells what is in it: a run's config.yaml, or config.json of timm."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,15 @@ import yaml
 
 from models.build import FORCE_TIMM
 from models.data_config import OF_2021, from_pretrained_cfg
-from models.recorded import timm_arguments
+from models.recorded import recorded_arch, recorded_data_config
 from models.recorded_classes import RecordedClasses, recorded_classes
+from models.unused import timm_arguments
 from utils.config.dotted_keys import flatten
 from utils.errors import UserError
 from utils.run_log import CONFIG
 
 TIMM_CONFIG = "config.json"
+CONFIGS = (TIMM_CONFIG, "preprocessor_config.json")  # of other libraries
 
 
 def input_of_run(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,14 +65,33 @@ class TimmConfig:
     recorded: dict[str, Any]
 
 
-def classes_beside(path: Path) -> RecordedClasses:
-    """Return the class names in the config.json beside a weights file, of any library."""
-    file = path.with_name(TIMM_CONFIG)
+def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return RecordedClasses(None)
-    return recorded_classes(content if isinstance(content, dict) else {}, file)
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def classes_beside(path: Path) -> RecordedClasses:
+    """Return the class names in the config.json beside a weights file, of any library."""
+    file = path.with_name(TIMM_CONFIG)
+    return recorded_classes(_read_json(file), file)
+
+
+def input_beside(path: Path) -> Iterator[tuple[str | None, str, dict[str, Any], str]]:
+    """Yield the configs of other libraries than timm beside a weights file.
+
+    Yields:
+        the network that they name, or None; their place, as text; fields of DataConfig in them; a note on what else may
+            describe the input, or "".
+    """
+    for name in CONFIGS:
+        file = path.with_name(name)
+        content = _read_json(file)
+        if not ("architecture" in content and name == TIMM_CONFIG):
+            fields, note = recorded_data_config(content, file)
+            yield recorded_arch(content), f"from {name} beside {path.name}", fields, note and f"{note} of {name}"
 
 
 def timm_config_beside(path: Path) -> TimmConfig | None:
@@ -80,14 +101,10 @@ def timm_config_beside(path: Path) -> TimmConfig | None:
         UserError: it is of timm, and its values have an unknown form.
     """
     file = path.with_name(TIMM_CONFIG)
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        arch, stated = (
-            content["architecture"],
-            content.get("pretrained_cfg") or content,
-        )  # older ones have no such entry
-    except (OSError, ValueError, TypeError, KeyError):
+    content = _read_json(file)
+    if (arch := content.get("architecture")) is None:
         return None
+    stated = content.get("pretrained_cfg") or content  # older ones have no such entry
     try:
         arguments = content.get("model_args") or {}
         if stated.get("fixed_input_size") and (size := arguments.get("img_size")):

@@ -59,6 +59,14 @@ def networks_named(arch: str) -> list[str]:
     return [arch, other] if timm.is_model(bare) else [arch]
 
 
+def is_network(name: str) -> bool:
+    """Return whether torchvision or timm has a network of this name."""
+    try:
+        return bool(library_of(name))
+    except UserError:
+        return False
+
+
 def create_model(
     arch: str,
     num_classes: int,
@@ -179,12 +187,32 @@ def head_tensors(arch: str) -> list[str]:
 
 @cache
 def probe(arch: str) -> nn.Module:
-    """Build a network for PROBE_CLASSES classes, whose tensors are only to be looked at: most have no memory."""
+    """Build a network of its own size with `probe_at`."""
+    return probe_at(arch, None)
+
+
+def probe_at(arch: str, size: tuple[int, int] | None, model_args: Mapping[str, Any] | None = None) -> nn.Module:
+    """Build a network for PROBE_CLASSES classes, whose tensors are only to be looked at: most have no memory.
+
+    Arguments and errors as in `create_model`.
+    """
     try:
         with torch.device("meta"):  # no memory, no initialisation
-            return create_model(arch, PROBE_CLASSES)
+            return create_model(arch, PROBE_CLASSES, size, model_args=model_args)
     except NotImplementedError:  # some networks read values of tensors while they are built
-        return create_model(arch, PROBE_CLASSES)
+        return create_model(arch, PROBE_CLASSES, size, model_args=model_args)
+
+
+def resized(arch: str, size: tuple[int, int], model_args: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
+    """Name the tensors of a file whose shapes differ in a network of timm for images of this size; "": none."""
+    if not getattr(probe(arch), "pretrained_cfg", {}).get("fixed_input_size"):
+        return ""
+    found = [
+        f"{name} {list(weights[name].shape)} to {list(own.shape)}"
+        for name, own in probe_at(arch, size, model_args).state_dict().items()
+        if name in weights and weights[name].shape != own.shape and PROBE_CLASSES not in own.shape
+    ]
+    return _some(found, 1)
 
 
 @cache

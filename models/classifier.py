@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.batch_norm import batch_norm_eps, set_batch_norm
-from models.beside import TIMM_CONFIG, classes_beside, input_of_run_beside, timm_config_beside
+from models.beside import TIMM_CONFIG, classes_beside, input_beside, input_of_run_beside, timm_config_beside
 from models.build import (
     FORCE_TIMM,
     OURS,
@@ -19,10 +19,11 @@ from models.build import (
     library_of,
     load_weights,
     probe,
+    resized,
     tensor_shapes,
 )
 from models.conversion import embedded_size
-from models.data_config import CONVERT_INPUT, DataConfig, differ, resolve, stated_by_timm, stated_by_torchvision
+from models.data_config import CONVERT_INPUT, DataConfig, differing, resolve, stated_by_timm, stated_by_torchvision
 from models.misfit import check_arguments, check_is_whole_file, misfit
 from models.packaged import IMAGENET_CLASSES, PACKAGES, packaged_state_dict
 from models.pretrained import create_pretrained_model
@@ -107,10 +108,8 @@ class Weights:
                 (place, {k: v for k, v in own.items() if v is not None or k != "bn_eps"}) for place, own in places
             ]
         found = resolve([*places, (f"as {library} states for {self.arch}", stated)], flags)
-        embedded = _embedded_size(self.arch, self.state_dicts["model"])
-        if embedded and embedded != found.size:
-            resized = f"position embeddings of {embedded[0]} x {embedded[1]} pixels are resized"
-            found = replace(found, source=f"{found.source}; {resized}")
+        if changed := resized(self.arch, found.size, found.model_args, self.state_dicts["model"]):
+            found = replace(found, source=f"{found.source}; timm resizes {changed}")
         is_assumed = self.records and not {"mean", "std"} & {*given, *self.recorded}
         if self.arch not in CONVERT_INPUT or not is_assumed or self.is_published:
             return found
@@ -225,7 +224,7 @@ def _from_file(arch: str | None, path: Path, needs_head: bool) -> Weights:
             named = "\n  Only the classification head is missing, or has other names in the file: rename its tensors."
         named += f"\n  The file was read so: {file.note}." if file.note else ""
         raise UserError(f"{path}: {error}{named}") from None
-    size = _embedded_size(arch, file.state_dicts["model"])
+    size = embedded_size(probe(arch), file.state_dicts["model"])
     if size and all("size" not in fields for _, fields in records):
         records.append((f"as the position embeddings in {path.name}", {"size": size, "train_size": size[0]}))
     classes, class_note = fitting_classes(file.classes, count)
@@ -239,45 +238,47 @@ def _from_file(arch: str | None, path: Path, needs_head: bool) -> Weights:
         records,
         _stated(arch, ""),
         is_published=False,
-        note=", ".join(filter(None, (instead, file.note, class_note))),
-        class_note=", ".join(filter(None, (file.classes.note, class_note))),
+        note=_joined(instead, file.note, class_note),
+        class_note=_joined(file.classes.note, class_note),
         file_arch=file.arch,
         classes_from=classes.source,
     )
 
 
-def _embedded_size(arch: str, state_dict: Mapping[str, Tensor]) -> tuple[int, int] | None:
-    """Return the image size that position embeddings are for; None: the network has none that timm resizes."""
-    return embedded_size(probe(arch), state_dict) if library_of(arch) == "timm" else None
-
-
-Records = list[tuple[str, Mapping[str, Any]]]
-
-
-def _with_what_lies_beside(file: WeightsFile) -> tuple[WeightsFile, Records]:
+def _with_what_lies_beside(file: WeightsFile) -> tuple[WeightsFile, list[tuple[str, Mapping[str, Any]]]]:
     """Add what a config beside the file tells and the file does not; also return where its input is recorded."""
     name = file.path.name
-    records: Records = [(f"recorded in {name}", file.recorded)]
+    records: list[tuple[str, Mapping[str, Any]]] = [(f"recorded in {name}", file.recorded)]
     if file.is_of_2021:
         if found := input_of_run_beside(file.path, file.arch):
             records.append((f"from {CONFIG} beside {name}", found))
         records.append((f"as in 2021, whose keys {name} has", FACTS_OF_2021))
-    timm = timm_config_beside(file.path)
+    timm, others = timm_config_beside(file.path), list(input_beside(file.path))
     if timm is None:
-        classes = classes_beside(file.path)
-        return replace(file, classes=classes) if classes.names and not file.classes.names else file, records
+        records += [(place, fields) for _, place, fields, _ in others if fields]
+        arch = file.arch or next((arch for arch, *_ in others if arch), None)
+        classes = file.classes if file.classes.names else classes_beside(file.path)
+        classes = classes if classes.names else file.classes
+        return replace(
+            file, arch=arch, classes=classes, note=_joined(file.note, *(note for *_, note in others))
+        ), records
     if file.arch and not _is_same(timm.arch, file.arch):
-        note = f"not using {TIMM_CONFIG} beside it, which is of {timm.arch}"
-        return replace(file, note=", ".join(filter(None, (file.note, note)))), records
+        return replace(file, note=_joined(file.note, f"not using {TIMM_CONFIG} beside it, of {timm.arch}")), records
     known = {field: value for _, fields in reversed(records) for field, value in fields.items()}
-    unused = [field for field in known.keys() & timm.recorded.keys() if differ(known[field], timm.recorded[field])]
+    unused = differing(known, timm.recorded)
     classes = file.classes if file.classes.names else timm.classes
     unused += ["class names"] * (timm.classes.names not in (None, classes.names))
     what = f"except for {' and '.join(sorted(unused))}, of which {name} says otherwise" if unused else ""
-    notes = (file.note, f"with {TIMM_CONFIG} beside it", what, classes.note if classes is timm.classes else "")
+    notes = [file.note, f"with {TIMM_CONFIG} beside it", what, classes.note if classes is timm.classes else ""]
+    notes += [
+        f"not {place}: {', '.join(rest)}" for _, place, one, _ in others if (rest := differing(timm.recorded, one))
+    ]
     records.insert(1, (f"from {TIMM_CONFIG} beside {name}", timm.recorded))
-    known_file = replace(file, arch=file.arch or timm.arch, classes=classes, note=", ".join(filter(None, notes)))
-    return known_file, records
+    return replace(file, arch=file.arch or timm.arch, classes=classes, note=_joined(*notes)), records
+
+
+def _joined(*notes: str) -> str:
+    return ", ".join(filter(None, notes))
 
 
 def _is_same(arch: str, named: str | None) -> bool:

@@ -55,6 +55,10 @@ def converted(model: nn.Module, weights: OrderedDict[str, Tensor]) -> tuple[Mapp
         resized: dict[str, Tensor] = convert(dict(weights), model)
     except (RuntimeError, KeyError, AssertionError, AttributeError, TypeError):  # weights of another network
         return weights, own
+    kernels = [f"{name}.weight" for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)]
+    both = [name for name in kernels if name in weights and name in resized and weights[name].ndim == 4]
+    if any(weights[name].shape != resized[name].shape for name in both):  # of a network with patches of another size
+        return weights, own
     return resized, own
 
 

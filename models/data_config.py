@@ -99,7 +99,8 @@ def resolve(found: Sequence[tuple[str, Mapping[str, Any]]], flags: str) -> DataC
             value = crop_ratio_for(values["size"][0], math.floor(values["size"][0] / own[CROP_PCT]))
         values[name] = tuple(value) if isinstance(value, list) else value
         if name == "crop_ratio":
-            values[SQUASH] = own.get(SQUASH, False)
+            squashing = [own, *(later for _, later in places if CROP_PCT in own)]  # of timm's networks, if not recorded
+            values[SQUASH] = next((one[SQUASH] for one in squashing if SQUASH in one), False)
         if name == "train_size" or (name == "bn_eps" and value is None) or value == {}:
             continue
         texts[place].append(_text(name, value) + " of the squashed image" * (name == "crop_ratio" and values[SQUASH]))
@@ -157,6 +158,13 @@ def differ(one: Any, other: Any) -> bool:
         return bool(one != other)
     pairs = zip(one, other, strict=True) if isinstance(one, Sequence) else [(one, other)]
     return any(abs(a - b) > NUMBERS_AGREE for a, b in pairs)
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Return the fields that both have and that differ; of crop ratios the share that timm states, if both have it."""
+    both = one.keys() & other.keys()
+    both -= {"crop_ratio"} if CROP_PCT in both else set()
+    return sorted(name for name in both if differ(one[name], other[name]))
 
 
 def stated_by_timm(name: str) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def misfit(arch: str, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) 
     reshaped = [name for name in own if name in weights and weights[name].shape != own[name].shape]
     for name in reshaped:
         found, expected = weights[name].shape, own[name].shape
-        if len(found) == len(expected) == 4 and expected[1] == 3 and found[0] == expected[0]:
+        if len(found) == len(expected) == 4 and expected[1] == 3 != found[1] and found[0] == expected[0]:
             channels = counted(found[1], "input channel")
             return f"The weights are of a network with {channels}; only 3 are supported"
     extra = [name for name in weights if name not in own]

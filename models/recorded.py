@@ -1,11 +1,8 @@
 """What a checkpoint of any trainer records beside its weights: its network, its classes, and what images must be."""
 
 import json
-import math
-import re
-import reprlib
 from argparse import Namespace
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,7 @@ import numpy as np
 import safetensors
 from torch import Tensor
 
-from models.build import FORCE_TIMM
+from models.build import FORCE_TIMM, is_network
 from models.data_config import (
     CROP_PCT,
     IMAGENET_MEAN,
@@ -22,14 +19,15 @@ from models.data_config import (
     SQUASH,
     UNSUPPORTED,
     crop_ratio_for,
-    differ,
+    differing,
     from_pretrained_cfg,
 )
+from models.unused import flat_settings, not_used, timm_arguments, words
 from utils.checkpoint import is_plain
-from utils.config.dotted_keys import flatten
 from utils.errors import UserError
 
 DATA_CONFIG = "data_config"
+_OF_NETWORKS = frozenset(("arch", "architecture", "model", "backbone", "encoder", "network", "net", "timm"))
 KEYS_OF_2021 = ("epoch", "arch", "state_dict", "accuracy", "optimizer")
 # What trainings with these keys used, those of 2021 and of this project before it recorded its data config.
 FACTS_OF_2021 = {
@@ -121,7 +119,16 @@ def recorded_arch(entries: Mapping[str, Any]) -> str | None:
     names = [entries.get("arch"), *(settings.get(key) for key in ("arch", "model", "model_name"))]
     timms = [others[key].get("architecture") for key in TIMMS_DICTS if key in others]
     names += [FORCE_TIMM + name for name in timms if isinstance(name, str)]
-    return next((name for name in names if isinstance(name, str)), None)
+    return next((name for name in names if isinstance(name, str)), None) or _only_network(
+        settings | others | places[""]
+    )
+
+
+def _only_network(settings: Mapping[str, Any]) -> str | None:
+    """Return the one network of torchvision or timm that settings name, under any key that is of networks."""
+    texts = [value for key, value in flat_settings(settings).items() if words(key) & _OF_NETWORKS]
+    names = {value for value in texts if isinstance(value, str) and is_network(value)}
+    return names.pop() if len(names) == 1 else None
 
 
 def recorded_data_config(entries: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], str]:
@@ -197,7 +204,7 @@ _KEYS: list[tuple[str, str, Callable[[Any], Any]]] = [
 def _of_other_trainers(entries: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """Read the settings of other trainers; those that were not given are None, or "" of timm's train.py."""
     places, others = _places(entries)
-    settings, differing = _merged(places)
+    settings, differ = _merged(places)
     found: dict[str, Any] = {}
     is_timms = is_of_timm(entries)
     kwargs = settings.get("model_kwargs") if is_timms else None
@@ -211,8 +218,9 @@ def _of_other_trainers(entries: Mapping[str, Any]) -> tuple[dict[str, Any], str]
         if is_valid and found.setdefault(field, value) == value:
             used.add(key)
     shorter: Any = settings.get("val_resize_size")
-    if "crop_pct" in used and "size" in found:  # timm rounds the size before the crop down
-        found["crop_ratio"] = crop_ratio_for(found["size"][0], math.floor(found["size"][0] / found["crop_ratio"]))
+    if "crop_pct" in used:  # timm rounds the size before the crop down
+        found[CROP_PCT] = found["crop_ratio"]
+        found |= {} if is_timms else {SQUASH: False}  # timm's train.py squashes where timm states it
     elif "size" in found and _is_number(shorter) and shorter >= found["size"][0]:
         found["crop_ratio"] = crop_ratio_for(found["size"][0], shorter)
         used.add("val_resize_size")
@@ -225,10 +233,9 @@ def _of_other_trainers(entries: Mapping[str, Any]) -> tuple[dict[str, Any], str]
     for key, stated in timms.items():
         if fields := _of_timms_dict(stated):
             used.add(key)
-            both = found.keys() & fields.keys()
-            differing |= {f"{key}.{name}": fields[name] for name in both if differ(found[name], fields[name])}
+            differ |= {f"{key}.{name}": fields[name] for name in differing(found, fields)}
             found = _filled(found, fields)
-    return found, _not_used(settings | differing | others, used)
+    return found, not_used(settings | differ | others, used)
 
 
 def _of_timms_dict(stated: Any) -> dict[str, Any]:
@@ -244,42 +251,3 @@ def _filled(found: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, An
     """Add the fields of another place that the first one lacks; what belongs to a crop ratio comes with it."""
     of_crop = (CROP_PCT, SQUASH, UNSUPPORTED) if "crop_ratio" in found else ()
     return {name: value for name, value in others.items() if name not in of_crop} | dict(found)
-
-
-# What describes no network, or is another field of DataConfig, or is only of interest in training.
-_NO_ARGUMENTS = ("num_classes", "in_chans", "img_size", "bn_eps", "checkpoint_path")
-
-
-def timm_arguments(*places: Any) -> dict[str, Any]:
-    """Return the arguments of timm.create_model, from dicts of them, that make another network than the usual one."""
-    arguments = {str(key): value for place in places if isinstance(place, dict) for key, value in place.items()}
-    return {
-        key: value
-        for key, value in arguments.items()
-        if value is not None and key not in _NO_ARGUMENTS and not key.startswith("pretrained") and "drop" not in key
-    }
-
-
-# Words of keys that may describe the input or the network, unless the key has one of the others too.
-_FACTS = "size resolution crop resize mean std interpolation pool gp chans channels normalize normalization normalise "
-_FACTS += "transform transforms preprocessing input img image eps epsilon rgb bgr "
-_FACTS += "imgsz sz presize rescale"
-_WHOLE_KEYS = ("color_mode", "channel_order", "scale")  # whose words mean other things in other keys
-_OTHERS = "batch train opt optimizer optim kernel hidden patch loader queue step world dataset layer last save path "
-_OTHERS += "paths dir folder root loss scheduler callbacks adam scaler amp smoothing"
-_OF_NETWORK = re.compile(r"(^|[._])(model|net|network|backbone|encoder|timm)_?(kw)?(args|cfg|config|params)$")
-_NAMES = ("name", "model_name", "model", "type", "arch", "architecture")
-
-
-def _not_used(settings: Mapping[str, Any], used: Collection[str]) -> str:
-    """Name the settings that may describe the input, or are arguments of the network, and that were not used."""
-    found = []
-    for key, value in flatten({key: value for key, value in settings.items() if key not in used}).items():
-        words = set(re.split(r"[\W_]+", re.sub("(batch|layer)_norm", "norm", key.lower())))
-        place, _, last = key.rpartition(".")
-        may_be_fact = words & set(_FACTS.split()) or last.lower() in _WHOLE_KEYS
-        is_fact = bool(value) and may_be_fact and not words & set(_OTHERS.split())
-        is_argument = _OF_NETWORK.search(place) and timm_arguments({last: value}) and last not in _NAMES
-        if isinstance(value, str | int | float | list | tuple) and (is_fact or is_argument):
-            found.append(f"{key} {reprlib.repr(value)}")
-    return f"not using {', '.join(found)}" if found else ""

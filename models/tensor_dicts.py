@@ -1,5 +1,6 @@
 """Dicts of tensors in a checkpoint: weights, wherever they are, and a normaliser's numbers beside a network."""
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from utils.checkpoint import is_plain
 
 CHANNELS = 3  # as many numbers beside the network may be a mean or standard deviation
+IS_NORMALISER = re.compile(r"(^|[._])(?<!running_)(mean|std)$")
 
 
 def are_weights(value: Any) -> bool:
@@ -31,7 +33,8 @@ def weights_inside(entries: Mapping[Any, Any]) -> dict[tuple[Any, ...], dict[str
     return found
 
 
-def normalisers(weights: Mapping[str, torch.Tensor], names: Collection[str]) -> list[str]:
-    """Return name and values of tensors beside the network that may be its mean or standard deviation."""
-    found = {name: weights[name] for name in names if weights[name].numel() == CHANNELS and "loss" not in name}
-    return [f"{name} {' '.join(f'{x:.4g}' for x in three.flatten().tolist())}" for name, three in found.items()]
+def normalisers(weights: Mapping[str, torch.Tensor], names: Collection[str]) -> dict[str, str]:
+    """Return name -> values of tensors beside the network that may be its mean or standard deviation."""
+    counts = {name: (1, CHANNELS) if IS_NORMALISER.search(name) else (CHANNELS,) for name in names}
+    found = {name: weights[name] for name in names if weights[name].numel() in counts[name] and "loss" not in name}
+    return {name: " ".join(f"{x:.4g}" for x in numbers.flatten().tolist()) for name, numbers in found.items()}

@@ -22,7 +22,7 @@ from models.recorded import (
     safetensors_metadata,
 )
 from models.recorded_classes import RecordedClasses, recorded_classes
-from models.tensor_dicts import are_weights, normalisers, weights_inside
+from models.tensor_dicts import IS_NORMALISER, are_weights, normalisers, weights_inside
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 
@@ -203,7 +203,8 @@ def _one_network_each(
         key = next((key for key, value in content.items() if value is weights), None)
         listed = " and ".join(map(repr, prefixes))
         facts = normalisers(weights, [name for name in weights if not name.startswith(tuple(prefixes))])
-        beside = f"\n  Beside them, and not used: {', '.join(facts)}." if facts else ""
+        listed_facts = ", ".join(f"{name} {numbers}" for name, numbers in facts.items())
+        beside = f"\n  Beside them, and not used: {listed_facts}." if facts else ""
         raise UserError(
             f"{path} holds {len(prefixes)} networks, with the prefixes {listed}; expected one.{beside}\n"
             + _extraction(path, "content" if key is None else f"content[{key!r}]", key is not None, others[0])
@@ -265,11 +266,14 @@ def own_tensors(weights: Mapping[str, torch.Tensor], own: Collection[str]) -> tu
         shown = ", ".join(left_out[:2]) + ", ..." * (len(left_out) > 2)
         others = f" and {len(left_out)} {lack} it ({shown})" if left_out else ""
         notes.append(f"without the prefix {stripped!r}{others}")
-        notes += [f"not using {fact}" for fact in normalisers(weights, left_out)]
     auxiliary = [name for name in names if own and name not in own and name.startswith(AUXILIARY)]
     if auxiliary:
         notes.append(f"without {len(auxiliary)} tensors of auxiliary classifiers")
-    kept = {short: weights[name] for short, name in names.items() if short not in auxiliary}
+    extra = [old for name, old in names.items() if own and name not in own and IS_NORMALISER.search(name)]
+    facts = normalisers(weights, [*left_out, *extra])
+    if facts:
+        notes.append("not using " + ", ".join(f"{name} {numbers}" for name, numbers in facts.items()))
+    kept = {name: weights[old] for name, old in names.items() if name not in auxiliary and old not in facts}
     return with_versions(kept, weights, stripped), ", ".join(notes)
 
 

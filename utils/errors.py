@@ -33,7 +33,8 @@ def with_advice(advice: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        error.args = (f"{error}\n  {advice}",)
+        if not str(error).rpartition("\n")[2].startswith("    "):  # it ends with lines to type, which are the remedy
+            error.args = (f"{error}\n  {advice}",)
         raise
 
 

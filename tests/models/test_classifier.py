@@ -25,7 +25,7 @@ from relabel.augment import normalise
 from relabel.data.dataset import CenterCrop
 from relabel.data.decode import ImageFile
 from relabel.training.network import center_crop
-from utils.errors import UserError
+from utils.errors import UserError, with_advice
 
 Transform = Callable[[Image.Image], Tensor]
 OF_TORCHVISION = transforms.Compose(
@@ -102,7 +102,7 @@ def test_a_vision_transformer_at_another_size_is_timms_with_its_weights_converte
     source = random_network(name, num_classes=7)
     weights = saved(source, f"timm/{name}", tmp_path)
     config = weights.data_config({"size": (side, side)}, FLAGS)
-    assert f"{side} x {side} pixels instead of" in config.source
+    assert f"{side} x {side} pixels instead of" in config.source and "timm resizes " in config.source
     ours = weights.build("model", config, "--arch", "--size").eval()
     theirs = timm.create_model(name, num_classes=7, img_size=side).eval()
     convert = sys.modules[type(theirs).__module__].checkpoint_filter_fn
@@ -120,7 +120,13 @@ def test_a_bare_vision_transformer_gets_the_size_of_its_position_embeddings_and_
     with torch.inference_mode():
         assert torch.equal(weights.build("model", config, "--arch", "--size").eval()(images), source(images))
     recorded = saved(source, "timm/deit_tiny_patch16_224", tmp_path, args={"img_size": 128})
-    assert "embeddings of 96 x 96 pixels are resized" in recorded.data_config({}, FLAGS).source
+    assert "timm resizes pos_embed [1, 37, 192] to [1, 65, 192]" in recorded.data_config({}, FLAGS).source
+
+
+def test_patches_of_another_size_are_not_resized(tmp_path: Path) -> None:
+    weights = saved(timm.create_model("test_vit", num_classes=7, patch_size=8), "timm/test_vit", tmp_path)
+    with pytest.raises(UserError, match=r"1 of a different shape: patch_embed\.proj\.weight"):
+        weights.build("model", weights.data_config({}, FLAGS), "--arch", "--size")
 
 
 def test_weights_that_timm_cannot_convert_are_refused_and_load_at_the_size_that_is_named(tmp_path: Path) -> None:
@@ -236,8 +242,9 @@ def test_weights_in_several_files_are_refused_with_lines_that_merge_them(form: s
     for number, names in enumerate((list(tensors)[:2], list(tensors)[2:]), 1):
         write({name: tensors[name] for name in names}, tmp_path / f"model-0000{number}-of-00002{form}")
     for given in (tmp_path / f"model-00002-of-00002{form}", index, tmp_path):
-        with pytest.raises(UserError, match="These lines merge them") as caught:
+        with pytest.raises(UserError, match="These lines merge them") as caught, with_advice("Correct --arch."):
             open_weights("digit_net", str(given))
+        assert "Correct --arch" not in str(caught.value)
     exec("\n".join(re.findall(r"^    (.+)$", str(caught.value), flags=re.MULTILINE)), {})  # noqa: S102
     assert open_weights("digit_net", str(tmp_path / f"model{form}")).num_classes == 3
 

@@ -1,5 +1,6 @@
 """What a network expects of its input: the first place that states a value counts."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +79,10 @@ def test_input_that_is_not_supported_is_refused_and_can_be_replaced(field: str, 
     with pytest.raises(UserError, match=f"found images .*{found}.*expected (.|\n)*--data.(interpolation|test_size)$"):
         resolve([("given", {}), ("recorded", {field: value})], f"--data.image_size, {INPUT_FLAGS}")
     assert resolve([("given", {field: OF_2021[field]}), ("recorded", {field: value})], FLAGS)
+
+
+@pytest.mark.parametrize(("recorded", "squash"), [({}, True), ({"squash": False}, False)])
+def test_a_recorded_crop_pct_is_cropped_as_timm_crops_at_its_size(recorded: dict[str, Any], squash: bool) -> None:
+    stated = {"size": (224, 224), "crop_ratio": 0.99, "crop_pct": 0.99, "squash": True}
+    found = resolve([("file", {"crop_ratio": 0.9, "crop_pct": 0.9, **recorded}), ("timm", stated)], "--flags")
+    assert math.ceil(224 / found.crop_ratio) == 248 and found.squash == squash  # type: ignore[operator]

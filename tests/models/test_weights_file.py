@@ -36,6 +36,7 @@ RANDOM_DICT = np.random.RandomState(0).get_state(legacy=False)
 
 TIMMS_DICT = {"input_size": (3, 96, 96), "crop_pct": 0.9, "crop_mode": "squash", "interpolation": "bicubic"}
 TIMMS_DICT |= {"mean": (0.5,) * 3, "std": (0.4,) * 3}
+TEXT = "meta.cfg, a text with mean, to_rgb"
 SIZE_96 = {"size": (96, 96), "train_size": 96}
 
 
@@ -62,6 +63,17 @@ FORMS: dict[str, tuple[dict[str, Any], str, str | None]] = {
     "normaliser": (
         {"state_dict": prefixed("1.") | {"0.mean": torch.tensor([0.5, 0.4, 0.3])}, "arch": "digit_net"},
         "without the prefix '1.' and 1 tensor that lacks it (0.mean), not using 0.mean 0.5 0.4 0.3",
+        "digit_net",
+    ),
+    "normaliser without a prefix": (
+        {"state_dict": WEIGHTS | {"normalize.mean": torch.full((1, 3, 1, 1), 0.5), "std": torch.tensor(2.0)}}
+        | {"arch": "digit_net"},
+        "not using normalize.mean 0.5 0.5 0.5, std 2",
+        "digit_net",
+    ),
+    "a network among the settings": (
+        {"state_dict": WEIGHTS, "config": {"model": {"name": "digit_net"}, "loss": {"name": "ce"}}},
+        "",
         "digit_net",
     ),
     "callbacks": (
@@ -100,7 +112,7 @@ def test_checkpoints_of_other_trainers_open(tmp_path: Path, form: str) -> None:
     file = read_weights_file(tmp_path / "w.pth")
     assert (list(file.state_dicts), file.note, file.arch) == (["model"], note, arch)
     DigitNet(3).load_state_dict(file.state_dicts["model"])
-    given = {"mean": [0.5] * 3, "crop_ratio": 64 / 67, "size": (64, 64), "train_size": 64}
+    given = {"mean": [0.5] * 3, "crop_ratio": 0.95, "crop_pct": 0.95, "size": (64, 64), "train_size": 64}
     assert file.recorded == (given if form.startswith("timm") else {})
 
 
@@ -291,8 +303,11 @@ def test_an_eps_of_timms_training_counts_where_timm_builds_the_network_with_it(t
         ({"input_size": 96, "image_mean": [0.5] * 3}, {"size": (96, 96), "train_size": 96, "mean": [0.5] * 3}),
         ({"val_resize_size": 96, "val_crop_size": 128, "train_crop_size": 64}, {"size": (128, 128), "train_size": 64}),
         ({"bn_tf": True}, {"bn_eps": 1e-3}),
-        ({"img_size": np.int64(96), "crop_pct": np.float32(0.9)}, {**SIZE_96, "crop_ratio": 96 / 106}),
-        ({"img_size": torch.tensor(96), "crop_pct": torch.tensor(0.9)}, {**SIZE_96, "crop_ratio": 96 / 106}),
+        ({"img_size": np.int64(96), "crop_pct": np.float32(0.9)}, {**SIZE_96, "crop_ratio": 0.9, "crop_pct": 0.9}),
+        (
+            {"img_size": torch.tensor(96), "crop_pct": torch.tensor(0.9)},
+            {**SIZE_96, "crop_ratio": 0.9, "crop_pct": 0.9},
+        ),
         ({"input_size": np.array([3, 96, 96]), "mean": list(torch.full((3,), 0.4))}, {**SIZE_96, "mean": [0.4] * 3}),
         ({"img_size": "96", "crop_pct": "0.9", "input_size": [], "mean": 0.5}, {}),
         ({"val_crop_size": "96", "val_resize_size": None, "interpolation": None}, {}),
@@ -305,7 +320,8 @@ def test_an_eps_of_timms_training_counts_where_timm_builds_the_network_with_it(t
 )
 def test_settings_of_other_trainers_are_read(args: dict[str, Any], expected: dict[str, Any]) -> None:
     for entries in ({"args": argparse.Namespace(**args)}, {"args": args}, {"hyper_parameters": args}):
-        assert recorded_data_config(entries, Path("w.pth"))[0] == expected
+        found = recorded_data_config(entries, Path("w.pth"))[0]
+        assert {name: value for name, value in found.items() if name != "squash"} == expected
 
 
 @pytest.mark.parametrize(
@@ -345,6 +361,18 @@ def test_settings_of_other_trainers_are_read(args: dict[str, Any], expected: dic
             "bgr True, data.normalize 'x'",
         ),
         ({"datamodule_hyper_parameters": {"mean": [0.5] * 4}}, "mean [0.5, 0.5, 0.5, 0.5]"),
+        ({"RGB": False, "cfg": {"pre": {"to_rgb": False}, "amp": False}}, "RGB False, pre.to_rgb False"),
+        (
+            {"args": {"imagenet_default_mean_and_std": False, "lr_noise_std": 1.0}},
+            "imagenet_default_mean_and_std False",
+        ),
+        (
+            {"config": {"dataset": {"imageSize": 96, "name": "x"}, "train": {"img_size": 64, "batch_size": 8}}},
+            "dataset.imageSize 96, train.img_size 64",
+        ),
+        ({"val": [{"type": "Resize"}, {"type": "Normalize", "mean": [1, 2, 3]}]}, "val.1.mean [1, 2, 3]"),
+        ({"meta": {"cfg": "data = dict(\n  mean=[1, 2, 3],\n  to_rgb=False)\n", "log": "lr: 1\n"}}, TEXT),
+        ({"config": {"model": {"act_layer": "gelu", "name": "mine", "num_classes": 3}}}, "model.act_layer 'gelu'"),
     ],
 )
 def test_what_is_recorded_of_the_input_and_not_used_is_said(
@@ -391,6 +419,17 @@ def test_config_json_fills_in_what_the_metadata_of_safetensors_lack(tmp_path: Pa
         config = weights.data_config({}, "--flags")
         assert config.mean[0] == mean and std in (None, config.std[0]) and said in weights.note, weights.note
         assert weights.class_names == list(names)
+
+
+def test_configs_of_other_libraries_beside_the_file_count(tmp_path: Path) -> None:
+    safetensors.torch.save_file(create_model("timm/test_resnet", 3).state_dict(), tmp_path / "w.safetensors")
+    (tmp_path / "config.json").write_text('{"model_name": "timm/test_resnet", "image_size": 64, "resize": 72}')
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.4]}')
+    weights = open_weights(None, str(tmp_path / "w.safetensors"))
+    config = weights.data_config({}, "--flags")
+    assert (config.side, config.mean, weights.arch) == (64, (0.5, 0.5, 0.4), "timm/test_resnet")
+    assert "(from preprocessor_config.json beside w.safetensors)" in config.source
+    assert weights.note == "not using resize 72 of config.json"
 
 
 def test_the_metadata_of_safetensors_are_read(tmp_path: Path) -> None:
