@@ -79,7 +79,7 @@ def test_class_folders_that_look_alike(tmp_path: Path, name: str, other: str, di
     [
         (
             ["a/1.png", "a/x/1.png", "b/2.png"],
-            r"a/1.png and \S+/a/x/1.png are both called a/1.png.*Rename or remove one",
+            r"a/1.png and \S+x/1.png are both called a/1.png.*Rename or remove",
         ),
         (["a/1.heic", "b/2.heic"], r"found no image in 2 of 2 class folders \(a, b\), only 2 .heic files \(a/1.heic\)"),
         ([".git/1.png", "x.txt"], r"neither class folders nor images, only 1 .txt file \(x.txt\), 1 hidden folder"),
