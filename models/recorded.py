@@ -124,9 +124,13 @@ def recorded_arch(entries: Mapping[str, Any]) -> str | None:
     )
 
 
+def _names_network(key: set[str]) -> bool:
+    return bool(key & _OF_NETWORKS) and not key & {"loss", "perceptual", "teacher"}
+
+
 def _only_network(settings: Mapping[str, Any]) -> str | None:
     """Return the one network of torchvision or timm that settings name, under any key that is of networks."""
-    texts = [value for key, value in flat_settings(settings).items() if words(key) & _OF_NETWORKS]
+    texts = [value for key, value in flat_settings(settings).items() if _names_network(words(key))]
     names = {value for value in texts if isinstance(value, str) and is_network(value)}
     return names.pop() if len(names) == 1 else None
 

@@ -72,7 +72,7 @@ FORMS: dict[str, tuple[dict[str, Any], str, str | None]] = {
         "digit_net",
     ),
     "a network among the settings": (
-        {"state_dict": WEIGHTS, "config": {"model": {"name": "digit_net"}, "loss": {"name": "ce"}}},
+        {"state_dict": WEIGHTS, "config": {"model": {"name": "digit_net"}, "teacher": {"model": "resnet18"}}},
         "",
         "digit_net",
     ),
