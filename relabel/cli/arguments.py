@@ -12,8 +12,11 @@ Name = Annotated[str, Field(min_length=1, title="NAME", description="the name of
 
 
 def _may_have_images(path: Path) -> Path:
-    """Return a path that exists, or that stands for tar files. ValueError if it does neither."""
-    if not (".tar" in str(path) or path.exists()):
+    """Return a path that exists, or that stands for tar files, or for parquet files, of which the tools tell the use.
+
+    ValueError for any other.
+    """
+    if not (".tar" in str(path) or path.suffix == ".parquet" or path.exists()):
         raise ValueError("not such a path")
     return path
 

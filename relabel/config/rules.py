@@ -205,7 +205,7 @@ DISK_RULES = (
     ),
     Rule(
         "data.data_path",
-        lambda c: ".tar" not in c.data.data_path and _is_wrong(c.data.data_path, "folder"),
+        lambda c: c.data.data_path != "" and ".tar" not in c.data.data_path and _is_no_path(c.data.data_path),
         f"no such folder; {_DATA_LAYOUT}",
     ),
     Rule("data.relabel.path", lambda c: _trains_on_maps(c) and c.data.relabel.path == "", _LABEL_MAPS),

@@ -1,6 +1,8 @@
 """Images as files: in class folders, with folders inside them or not, or in one flat folder without labels."""
 
 import os
+import shlex
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 
@@ -69,10 +71,11 @@ def _without_images(root: Path, empty: list[str], number: int) -> str:
         walk(root / name, inside, f"{name}/")
     kinds = sorted(kind for kind in inside.passed_over if kind.startswith("."))
     remedy = f"Convert the {kinds[0]}s to JPEG or PNG" if kinds else "Put their images back"
+    known = how_to_read(f"{root}/{first}" for _, first in inside.passed_over.values())
     return (
         f"{root}: found no image in {len(empty)} of {number} class folders ({', '.join(empty[:3])}), only "
-        f"{inside.others()}; {EXPECTED_LAYOUT} with images ending in {' '.join(EXTENSIONS)}. {remedy}, or remove the "
-        "folders."
+        f"{inside.others()}; {EXPECTED_LAYOUT} with images ending in {' '.join(EXTENSIONS)}. "
+        f"{known or f'{remedy}, or remove the folders.'}"
     )
 
 
@@ -137,20 +140,35 @@ def find_images(folder: Path) -> Found:
     census = Census(f"files in {folder}")
     paths = walk(folder, census)
     if not paths:
+        others = [f"{folder}/{first}" for _, first in census.passed_over.values()]
         raise UserError(
             f"{folder}: found neither class folders nor images, only {census.others()}; {EXPECTED_LAYOUT}, or "
-            f"ROOT/IMAGE. {_remedy(census)}"
+            f"ROOT/IMAGE. {how_to_read(others) or 'Give another folder.'}"
         )
     return Found(folder, paths, FolderFiles(folder, as_bytes(paths)), census)
 
 
-def _remedy(census: Census) -> str:
-    """Say what to do about forms that are not read, or that have lost the images' names."""
-    if ".parquet file" in census.passed_over:
-        return "Make tar files of parquet once: python -m relabel pack-images --help"
-    if {".mds file", ".beton file"} & census.passed_over.keys():
-        return "MDS and .beton files lack the names of images, by which label maps are found: give their source."
-    return "Give another folder."
+def how_to_read(files: Iterable[str], split: str = "") -> str:
+    """Say what to do about the first of these files that is of a form which is not read as it is; '' if none is.
+
+    Args:
+        files: their paths, or patterns of them.
+        split: "train" or "val", of which images are looked for; '' if not known.
+    """
+    for file in files:
+        path, name = Path(file), file.rpartition("/")[2]
+        if name.endswith(".parquet"):
+            source, out = path if "*" in name else path.parent, "SHARDS"
+            if split:
+                source, out = path.with_name(f"{split}*.parquet"), f"SHARDS/{split}"
+            return f"Make tar files of parquet once: python -m relabel pack-images '{source}' {out}"
+        if name.endswith((".mds", ".beton")):
+            return "MDS and .beton files lack the names of images, by which label maps are found: give their source."
+        if name.endswith((".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")) and "devkit" not in name:
+            return f"Decompress {name} once, to a plain tar file or a folder."
+        if name.endswith(".zip"):
+            return f"Unpack it once: python -m zipfile -e {shlex.quote(file)} {shlex.quote(str(path.with_suffix('')))}"
+    return ""
 
 
 def walk(folder: Path, census: Census, below: str = "") -> list[str]:

@@ -86,31 +86,34 @@ def parquet_files(source: str, split: str | None = None) -> list[Path]:
 
     Args:
         source: the path, folder or pattern.
-        split: "train" or "val": which files of a folder that has those of several splits.
+        split: "train" or "val": which files of those of several splits.
 
     Raises:
-        UserError: there is no such file, or a folder has those of several splits.
+        UserError: there is no such file, or there are those of several splits.
     """
     folder = Path(source)
     if folder.is_dir():
         found = sorted(folder.glob(f"*{SUFFIX}")) or sorted(folder.glob(f"data/*{SUFFIX}"))
-        splits = sorted({_SPLIT.match(path.name)[0] for path in found})  # type: ignore[index]
-        of_split = SPLIT_FOLDERS.get(split or "", ())
-        if len(splits) > 1 and (own := [path for path in found if _SPLIT.match(path.name)[0] in of_split]):  # type: ignore[index]
-            return own
-        if len(splits) > 1:
-            patterns = [f"'{found[0].parent}/{split}*{SUFFIX}'" for split in splits]
-            raise UserError(
-                f"{source}: found parquet files of {counted(len(splits), 'split')}; expected those of one. Give "
-                f"{' or '.join(patterns)}"
-            )
-        return found
-    if not source.endswith(SUFFIX):
+    elif not source.endswith(SUFFIX):
         return []
-    found = sorted(map(Path, glob(source))) if has_magic(source) and not folder.exists() else [folder]  # noqa: PTH207
-    if not found or not found[0].is_file():
-        raise UserError(f"{source}: found no such file; expected parquet files: a folder, a path, or a pattern with *.")
-    return found
+    else:
+        found = sorted(map(Path, glob(source))) if has_magic(source) and not folder.exists() else [folder]  # noqa: PTH207
+        if not found or not found[0].is_file():
+            raise UserError(
+                f"{source}: found no such file; expected parquet files: a folder, a path, or a pattern with *."
+            )
+    of: dict[str, list[Path]] = {}
+    for path in found:
+        of.setdefault(_SPLIT.match(path.name)[0], []).append(path)  # type: ignore[index]
+    if len(of) < 2:
+        return found
+    if own := [path for name in SPLIT_FOLDERS.get(split or "", ()) for path in of.get(name, ())]:
+        return own
+    patterns = [f"'{found[0].parent}/{name}*{SUFFIX}'" for name in sorted(of)]
+    raise UserError(
+        f"{source}: found parquet files of {counted(len(of), 'split')}; expected those of one. Give "
+        f"{' or '.join(patterns)}"
+    )
 
 
 def list_parquet(source: str, files: Sequence[Path]) -> ImageList:

@@ -20,6 +20,7 @@ from relabel.data.folders import (
     SPLIT_FOLDERS,
     find_images,
     folder_names,
+    how_to_read,
     is_image,
     list_images,
     split_folder,
@@ -41,7 +42,6 @@ _OTHER_SPLIT = {
     "train": "Give the training images: --data.train SOURCE",
     "val": "Give validation images, --data.val SOURCE, or set a tenth of the others aside: --data.val_share 0.1",
 }
-TO_PACK = "Make tar files of parquet once: python -m relabel pack-images"
 
 
 def open_images(source: str | Path, table: str | Path = "", split: str | None = None) -> ImageList:
@@ -60,14 +60,19 @@ def open_images(source: str | Path, table: str | Path = "", split: str | None = 
     if tars := tar_files(str(source)):
         own = _of_one_split(root, tars, split)
         return _open_tars(root if own == tars else as_source(own), own, table, split)
-    if not root.is_dir():
-        remedy = f" {TO_PACK} '{source}' SHARDS" if root.suffix == ".parquet" else ""
-        raise UserError(f"{root} {'is a file' if root.exists() else 'does not exist'}; {EXPECTED_SOURCE}.{remedy}")
+    _check_folder(root)
     if table:
         return with_labels(find_images(root), read_table(Path(table)))
     if (root / TINY).is_file() or not _has_class_folders(root):
         return with_table_beside(find_images(root), root)
     return _mostly_loose(root) or list_images(root)
+
+
+def _check_folder(root: Path) -> None:
+    """Raise UserError if this is no folder; tell how files of other forms can be used."""
+    if not root.is_dir():
+        found = "is a file" if root.exists() else "does not exist"
+        raise UserError(f"{root} {found}; {EXPECTED_SOURCE}. {how_to_read([str(root)])}".rstrip())
 
 
 def _mostly_loose(root: Path) -> ImageList | None:
@@ -163,6 +168,7 @@ def _kit_hint(root: Path) -> str:
 
 def _open_in(root: Path, split: str, table: str) -> ImageList:
     """List the images of a split in a data folder. UserError if they are not there."""
+    _check_folder(root)
     tars = _tars_in(root)
     folders = [folder for inside in DATA_FOLDERS for folder in split_folders(root / inside, split)]
     if folders:
@@ -256,10 +262,11 @@ def _hint(root: Path, split: str, inside: Sequence[str], files: Sequence[str]) -
     level = None if _has_training(root) else next(filter(_has_training, around), None)
     if level:
         return f" Did you mean --data.data_path {level}?"
-    if compressed := [name for name in files if name.endswith((".tar.gz", ".tgz", ".tar.xz", ".tar.bz2"))]:
-        return f" Decompress {compressed[0]} once, to a plain tar file or a folder."
-    if parquet := next((file for where in ("", "data/") for file in root.glob(f"{where}*.parquet")), None):
-        return f" {TO_PACK} '{parquet.parent}/{split}*.parquet' SHARDS/{split}"
+    others = [*(str(root / name) for name in files), *map(str, root.glob("data/*.parquet"))]
+    if remedy := how_to_read(others, split):
+        return f" {remedy}"
+    if tables := [name for name in files if name.endswith((".csv", ".tsv")) and (split in name or split == "train")]:
+        return f" If a table has the classes of the images, give it: --data.{split}_labels {root / tables[0]}"
     if split == "val":
         test = "".join(f" --data.val {root / name} uses {name}/." for name in inside if name.lower() == "test")
         return f"{test} Without validation images, --data.val_share 0.1 sets a tenth of the training images aside."

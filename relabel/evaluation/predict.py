@@ -20,7 +20,7 @@ from relabel.augment import normalise
 from relabel.data.class_names import class_labels, class_order
 from relabel.data.dataset import CenterCrop
 from relabel.data.decode import ImageFile, UnreadableImage, resolve_decoder
-from relabel.data.folders import EXTENSIONS, folder_names
+from relabel.data.folders import EXTENSIONS, folder_names, how_to_read
 from relabel.data.images import ImagePath
 from relabel.data.sources import open_images, tar_files
 from relabel.evaluation.results import number_table
@@ -57,10 +57,11 @@ def find_images(paths: Sequence[Path]) -> list[ImagePath]:
             inside = [images.path(row) for row in range(len(images))]
         else:
             inside += _images_below(path) if path.is_dir() else [path]
-        if not inside:
+        remedy = how_to_read([str(path)])
+        if remedy or not inside:
             raise UserError(
                 f"{path}: found no image; expected files ending in {' '.join(EXTENSIONS)}, in this folder or in "
-                "folders inside it. Give another folder"
+                f"folders inside it. {remedy or 'Give another folder'}"
             )
         found |= dict.fromkeys(inside)
     return list(found)

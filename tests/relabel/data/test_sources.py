@@ -2,7 +2,10 @@
 
 import json
 import re
+import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -180,6 +183,8 @@ def test_a_class_folder_is_no_data_folder(plain: Path) -> None:
     [
         (["train/a/1.png"], "val", "Without validation images, --data.val_share 0.1"),
         (["train.tar.gz"], "train", "Decompress train.tar.gz once"),
+        (["train.beton"], "train", r"\.beton files lack the names of images.*give their source"),
+        (["images/1.png", "labels_train.csv"], "train", r"--data.train_labels \S+/labels_train.csv"),
         (["data/train-0.parquet", "train-00000.parquet"], "train", "python -m relabel pack-images"),
         (["train/1.png", "train/2.png"], "train", "2 images of train without classes; .* --data.train_labels FILE"),
         (["train/shard.0.mds"], "train", r"only 1 .mds file \(shard.0.mds\).*lack the names of images"),
@@ -212,6 +217,31 @@ def test_a_source_that_does_not_exist(tmp_path: Path, source: str) -> None:
         open_images(source)
     with pytest.raises(UserError, match=r"pack-images '\S+/\*.parquet' SHARDS"):
         open_images(f"{tmp_path}/*.parquet")
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_a_zip_file_is_unpacked_by_the_command_in_the_message(plain: Path, tmp_path: Path, as_file: bool) -> None:
+    shutil.make_archive(str(tmp_path / "my images"), "zip", plain)
+    with pytest.raises(UserError, match="Unpack it once: python -m zipfile") as raised:
+        open_split(str(tmp_path / "my images.zip" if as_file else tmp_path), "train")
+    words = shlex.split(str(raised.value).rpartition("once: python ")[2])
+    subprocess.run([sys.executable, *words], check=True)
+    assert len(open_split(str(tmp_path / "my images"), "train")) == 12
+
+
+def test_numbers_in_a_table_are_positions_among_the_names_of_others(plain: Path, tmp_path: Path) -> None:
+    copy_flat(files(plain, "val"), tmp_path / "val")
+    lines = [f"{path.name} {WNIDS.index(path.parent.name)}\n" for path in files(plain, "val")]
+    (tmp_path / "val.txt").write_text("".join(lines))
+    val = open_images(tmp_path / "val", tmp_path / "val.txt")
+    assert "where others have names, 0 is the first" in val.described()
+    assert content(val.with_classes_of(WNIDS, "these")) == content(open_split(str(plain), "val"))
+    assert val.with_classes_of(["0", "1", "2", "3"], "these").labels.tolist() == val.labels.tolist()
+    (tmp_path / "val.txt").write_text("".join(lines).replace(" 0", " 3"))
+    with pytest.raises(
+        UserError, match=r"class number that these do not have, the first: 3; .*Write names into \S+.txt"
+    ):
+        open_images(tmp_path / "val", tmp_path / "val.txt").with_classes_of(WNIDS, "these")
 
 
 def test_one_split_in_a_tar_file_is_not_the_other(tmp_path: Path) -> None:
