@@ -184,8 +184,10 @@ _IS_GIVEN: dict[str, Callable[[Any], bool]] = _VALID | {
 
 
 def _size(value: Any) -> Any:
-    """Return (rows, columns) of one side, of these two, or of channels, rows, columns."""
-    return (value, value) if _is_number(value) else tuple(value)[-2:] if isinstance(value, list | tuple) else None
+    """Return (rows, columns) of one side, of these two, or of these with the channels before or after them."""
+    if isinstance(value, list | tuple):
+        return tuple(value)[:2] if len(value) == 3 and value[-1] in (1, 3) else tuple(value)[-2:]
+    return (value, value) if _is_number(value) else None
 
 
 def _three(values: Any) -> Any:

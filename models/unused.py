@@ -54,9 +54,9 @@ def not_used(settings: Mapping[str, Any], used: Collection[str]) -> str:
     """Name the settings that may describe the input, or are arguments of the network, and that were not used."""
     found = []
     for key, value in flat_settings({key: value for key, value in settings.items() if key not in used}).items():
-        if isinstance(value, str) and "\n" in value:
-            if named := dict.fromkeys(_IN_TEXT.findall(value)):
-                found.append(f"{key}, a text with {', '.join(named)}")
+        named = dict.fromkeys(_IN_TEXT.findall(value)) if isinstance(value, str) and "\n" in value else {}
+        if named:
+            found.append(f"{key}, a text with {', '.join(named)}")
         elif isinstance(value, str | int | float | list | tuple) and (_is_fact(key, value) or _is_argument(key, value)):
             found.append(f"{key} {reprlib.repr(value)}")
     return f"not using {', '.join(found)}" if found else ""

@@ -302,6 +302,7 @@ def test_an_eps_of_timms_training_counts_where_timm_builds_the_network_with_it(t
         ({"image_size": 96, "crop_pct": 1.1}, {"size": (96, 96), "train_size": 96}),
         ({"input_size": 96, "image_mean": [0.5] * 3}, {"size": (96, 96), "train_size": 96, "mean": [0.5] * 3}),
         ({"val_resize_size": 96, "val_crop_size": 128, "train_crop_size": 64}, {"size": (128, 128), "train_size": 64}),
+        ({"image_size": (96, 96, 3)}, SIZE_96),
         ({"bn_tf": True}, {"bn_eps": 1e-3}),
         ({"img_size": np.int64(96), "crop_pct": np.float32(0.9)}, {**SIZE_96, "crop_ratio": 0.9, "crop_pct": 0.9}),
         (
@@ -370,6 +371,7 @@ def test_settings_of_other_trainers_are_read(args: dict[str, Any], expected: dic
             {"config": {"dataset": {"imageSize": 96, "name": "x"}, "train": {"img_size": 64, "batch_size": 8}}},
             "dataset.imageSize 96, train.img_size 64",
         ),
+        ({"transform": "Compose(\n Resize(9)\n)"}, "transform 'Compose(\\n Resize(9)\\n)'"),
         ({"val": [{"type": "Resize"}, {"type": "Normalize", "mean": [1, 2, 3]}]}, "val.1.mean [1, 2, 3]"),
         ({"meta": {"cfg": "data = dict(\n  mean=[1, 2, 3],\n  to_rgb=False)\n", "log": "lr: 1\n"}}, TEXT),
         ({"config": {"model": {"act_layer": "gelu", "name": "mine", "num_classes": 3}}}, "model.act_layer 'gelu'"),
