@@ -9,15 +9,14 @@ and the development kit of ILSVRC 2012: ILSVRC2012_validation_ground_truth.txt w
 """
 
 import csv
-import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from io import StringIO
 from itertools import islice
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ import numpy as np
 from relabel.data.class_names import WNID
 from relabel.data.folders import is_image
 from relabel.data.images import NUMBERED, Found, ImageList, image_list
+from relabel.data.table_paths import match_paths, without_extension
 from utils.errors import UserError
 from utils.look_alikes import look_alike
 
@@ -32,7 +32,6 @@ KAGGLE = "LOC_val_solution.csv"
 TINY = "val_annotations.txt"
 GROUND_TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 SAMPLED = 20  # lines that tell the delimiter
-_ABSOLUTE = re.compile(r"/|\w+:/")
 EXPECTED = "expected a CSV or TSV file with an image and its class in the first two columns"
 
 
@@ -53,7 +52,7 @@ class LabelTable:
     @property
     def stems(self) -> set[str]:
         """The file names without their extensions."""
-        return {_stem(image.rpartition("/")[2]) for image in self.class_of}
+        return {without_extension(image.rpartition("/")[2]) for image in self.class_of}
 
 
 def read_table(path: Path) -> LabelTable:
@@ -193,7 +192,7 @@ def table_beside(found: Found, folder: Path) -> LabelTable | None:
     for path in filter(Path.is_file, paths):
         table = read_table(path)
         listed = table.stems
-        if 2 * sum(_stem(name.rpartition("/")[2]) in listed for name in found.paths) > len(found.paths):
+        if 2 * sum(without_extension(name.rpartition("/")[2]) in listed for name in found.paths) > len(found.paths):
             return table
     return None
 
@@ -216,8 +215,8 @@ def with_labels(found: Found, table: LabelTable, may_lack: bool = False) -> Imag
     if table.more:
         found.census.pass_over("further table column", f"from column 3 of {table.path.name}", table.more)
     found.census.table = table.path
-    rows = _rows(found, table)
     header = _header(class_of)
+    rows = match_paths(table.path, class_of, found.root, found.paths, header if len(class_of) > 1 else None)
     if header and header not in rows:
         found.census.source += f" (header: {header}, {class_of.pop(header)})"
     if not class_of:
@@ -253,69 +252,3 @@ def _header(class_of: dict[str, str]) -> str | None:
     """Return the first image of a table if it may be a header: no file name of an image, with a class of its own."""
     first = next(iter(class_of))
     return None if is_image(first) or Counter(class_of.values())[class_of[first]] > 1 else first
-
-
-def _rows(found: Found, table: LabelTable) -> dict[str, int]:
-    """Return the row of each image that a table lists and that exists; -1 if it may be two. The exact names win."""
-    wanted = _normal_forms(table, found.paths)
-    folder = Path(os.path.relpath(found.root, table.path.parent)).as_posix()
-    folder = folder if any(name.startswith(f"{folder}/") for name in wanted) else "."
-    header = {_header(table.class_of)} if len(wanted) > 1 else set()
-    rows: dict[str, int] = {}
-    for names in _ways(found.paths, folder):
-        if wanted.keys() <= header:  # every other line is found
-            break
-        of_way: dict[str, int] = {}
-        for row, name in enumerate(names):
-            if name in wanted:
-                of_way[name] = row if of_way.setdefault(name, row) == row else -1
-        rows |= {wanted.pop(name): row for name, row in of_way.items()}
-    return rows
-
-
-def _normal_forms(table: LabelTable, paths: Sequence[str]) -> dict[str, str]:
-    """Return the normal form of each path in a table -> the path as written there, given the images' own paths."""
-    listed = "\n" + "\n".join(table.class_of)
-    if not any(mark in listed for mark in ("\n/", "\\", ":/", "./", "//")):  # calling _inside would take seconds
-        return {image: image for image in table.class_of}
-    known = {*paths, *map(_stem, paths)}
-    return {_inside(image, table.path.parent, known): image for image in table.class_of}
-
-
-_is_folder = lru_cache(1 << 16)(os.path.isdir)
-
-
-def _inside(image: str, folder: Path, known: Set[str]) -> str:
-    """Return the normal form of a path; of an absolute one the part below a folder.
-
-    Of one from another machine it is the end that is an image.
-
-    Args:
-        image: the path, also one of Windows, or a URL.
-        folder: that of the table.
-        known: paths of the images, with the extension and without.
-    """
-    if "\\" in image and image not in known:
-        image = PureWindowsPath(image).as_posix()
-    if image.startswith("/") and _is_folder(image.rpartition("/")[0]):
-        return os.path.relpath(image, folder.resolve())
-    if _ABSOLUTE.match(image):
-        ends = (image[match.end() :] for match in re.finditer("/", image))
-        return next((end for end in ends if end in known), image)
-    return os.path.normpath(image) if "./" in image or "//" in image else image  # the call takes longer than the rest
-
-
-def _ways(paths: Sequence[str], folder: str) -> Iterator[list[str]]:
-    """Yield the names that a table may give the images at these paths in a folder: the more exact ones first."""
-    if folder != ".":
-        yield [f"{folder}/{path}" for path in paths]
-        yield [f"{folder}/{_stem(path)}" for path in paths]
-    for names in (list(paths), [path.rpartition("/")[2] for path in paths]):
-        yield names
-        yield [_stem(name) for name in names]
-
-
-def _stem(path: str) -> str:
-    """Return a path without the extension."""
-    folder, slash, file = path.rpartition("/")
-    return folder + slash + (file.rpartition(".")[0] or file)
