@@ -1,10 +1,11 @@
-"""Lists of the images to train on, a subset of those that are there."""
+"""Parts of the images that are there: those on a list, and a share of each class for validation."""
 
 import os
 from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 
@@ -68,3 +69,25 @@ def write_keep_list(path: Path, names: Iterable[str], comment: str) -> None:
     lines += [HERE + name if name.startswith((COMMENT, HERE)) else name for name in names]
     with replacing(path) as temporary:
         temporary.write_bytes(b"".join(os.fsencode(line) + b"\n" for line in lines))
+
+
+def divide(images: ImageList, share: float, split: str) -> ImageList:
+    """Return the part of the images that is for training or for validation, the same in every run.
+
+    Of each class with at least two images, that share of them is for validation, but at least one for each; which,
+    depends on a hash of their keys.
+
+    Args:
+        images: all of them.
+        share: of the images, for validation; above 0.
+        split: "train" or "val".
+    """
+    hashes = np.fromiter(map(crc32, images.keys()), np.int64, len(images))
+    order = np.lexsort((hashes, images.labels))
+    counts = np.bincount(images.labels, minlength=len(images.class_names))
+    first = np.cumsum(counts) - counts
+    place = np.empty(len(images), np.int64)  # of each image among those of its class, by hash
+    place[order] = np.arange(len(images)) - first[images.labels[order]]
+    wanted = np.clip(np.round(counts * share), np.minimum(1, counts - 1), counts - 1)
+    is_val = place < wanted[images.labels]
+    return images.take(is_val if split == "val" else ~is_val)

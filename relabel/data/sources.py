@@ -11,9 +11,6 @@ Each becomes an ImageList with the same names in the same order, so nothing afte
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from zlib import crc32
-
-import numpy as np
 
 from relabel.data.folders import (
     DATA_FOLDERS,
@@ -280,25 +277,3 @@ def _hint(root: Path, split: str, inside: Sequence[str], files: Sequence[str]) -
 def _has_training(root: Path) -> bool:
     """Whether a data folder has training images, as a folder or in tar files named so."""
     return bool(_folder_of(root, "train")) or any(is_of(tar.stem, "train") for tar in _tars_in(root))
-
-
-def divide(images: ImageList, share: float, split: str) -> ImageList:
-    """Return the part of the images that is for training or for validation, the same in every run.
-
-    Of each class with at least two images, that share of them is for validation, but at least one for each; which,
-    depends on a hash of their keys.
-
-    Args:
-        images: all of them.
-        share: of the images, for validation; above 0.
-        split: "train" or "val".
-    """
-    hashes = np.fromiter(map(crc32, images.keys()), np.int64, len(images))
-    order = np.lexsort((hashes, images.labels))
-    counts = np.bincount(images.labels, minlength=len(images.class_names))
-    first = np.cumsum(counts) - counts
-    place = np.empty(len(images), np.int64)  # of each image among those of its class, by hash
-    place[order] = np.arange(len(images)) - first[images.labels[order]]
-    wanted = np.clip(np.round(counts * share), np.minimum(1, counts - 1), counts - 1)
-    is_val = place < wanted[images.labels]
-    return images.take(is_val if split == "val" else ~is_val)

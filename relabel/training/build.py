@@ -18,10 +18,10 @@ from relabel.data.extra_images import ExtraBatches, ExtraRoot, MixedDataset, ope
 from relabel.data.folders import folder_names
 from relabel.data.gpu_decode import check_gpu_decoder
 from relabel.data.images import HOW_TO_NAME, ImageList
-from relabel.data.keep_list import keep_listed
+from relabel.data.keep_list import divide, keep_listed
 from relabel.data.loader import Loader, TrainBatches, eval_batches, steps_per_epoch
 from relabel.data.skipped_images import SkippedImages, SkippingDataset
-from relabel.data.sources import divide, named_after, open_split
+from relabel.data.sources import named_after, open_split
 from relabel.stores.store import LabelStore, check_one_per_class, check_present, open_label_store
 from relabel.targets import TargetMaker
 from relabel.training.network import build_model, center_crop, open_start, start_from, training_input

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from relabel.data.images import ImageList
-from relabel.data.sources import divide, open_images, open_split
+from relabel.data.keep_list import divide
+from relabel.data.sources import open_images, open_split
 from tests.conftest import Flags
 from tests.image_forms import FORMS, WNIDS, Form, copy_flat, files, kaggle, make_tar, plain_folders, timms_shards
 from utils.errors import UserError
