@@ -1,6 +1,8 @@
 """Parquet files as ImageNet has them on the Hub, packed into shards under the names of the class folders."""
 
 import json
+import re
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,7 +85,7 @@ def test_what_cannot_be_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert message in refused(capsys, tmp_path / "in", tmp_path / "out")
 
 
-def refused(capsys: pytest.CaptureFixture[str], source: Path, out: Path) -> str:
+def refused(capsys: pytest.CaptureFixture[str], source: Path | str, out: Path) -> str:
     with pytest.raises(SystemExit, match="2"):
         pack(source, out)
     assert not out.exists()
@@ -118,3 +120,10 @@ def test_the_split_and_names_that_are_numbers(plain: Path, tmp_path: Path, capsy
     pack(tmp_path / "in", tmp_path / "out" / "val")
     assert open_images(tmp_path / "out" / "val").names.tolist() == [b"red fox/0.jpg", b"red fox/1.jpg"]
     assert "only numbered" not in capsys.readouterr().out
+    for source in (tmp_path / "in", f"{tmp_path}/in/data/*.parquet"):
+        message = refused(capsys, source, tmp_path / "out" / "all")
+        patterns = re.findall(r"'(\S+)'", message)
+        for i, pattern in enumerate(patterns):
+            pack(pattern, tmp_path / "out" / f"{i}")
+        assert [len(open_images(tmp_path / "out" / f"{i}")) for i in range(len(patterns))] == [3, 2]
+        shutil.rmtree(tmp_path / "out")
