@@ -105,8 +105,7 @@ def create_model(
     if library == OURS:
         model = OUR_MODELS[arch](num_classes)
     else:
-        options = TORCHVISION_OPTIONS.get(arch, {})
-        model = torchvision.models.get_model(arch, weights=None, num_classes=num_classes, **options)
+        model = _torchvision_model(arch, num_classes, size)
     set_drop_rates(arch, model, drop_rate, drop_path_rate)
     return model
 
@@ -117,6 +116,20 @@ def _unfit_arguments(arch: str, model_args: Mapping[str, Any], reason: str) -> U
         f"{arch} is recorded with {found}, but {reason}. Give the network that the weights are of; or save only the "
         "checkpoint's weights to another file with torch.save: from it, the network is built without these arguments"
     )
+
+
+def _torchvision_model(arch: str, num_classes: int, size: tuple[int, int] | None) -> nn.Module:
+    options: dict[str, Any] = dict(TORCHVISION_OPTIONS.get(arch, {}))
+    if size and arch.startswith("vit_"):  # built for one size
+        options["image_size"] = size[0]
+    try:
+        model: nn.Module = torchvision.models.get_model(arch, weights=None, num_classes=num_classes, **options)
+    except AssertionError as error:
+        raise UserError(
+            f"{arch} cannot be built for images of {options['image_size']} pixels: {error} Choose a multiple of its "
+            "patches"
+        ) from error
+    return model
 
 
 def _timm_model(arch: str, num_classes: int, size: tuple[int, int] | None, rates: dict[str, Any]) -> nn.Module:
@@ -201,18 +214,6 @@ def probe_at(arch: str, size: tuple[int, int] | None, model_args: Mapping[str, A
             return create_model(arch, PROBE_CLASSES, size, model_args=model_args)
     except NotImplementedError:  # some networks read values of tensors while they are built
         return create_model(arch, PROBE_CLASSES, size, model_args=model_args)
-
-
-def resized(arch: str, size: tuple[int, int], model_args: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
-    """Name the tensors of a file whose shapes differ in a network of timm for images of this size; "": none."""
-    if not getattr(probe(arch), "pretrained_cfg", {}).get("fixed_input_size"):
-        return ""
-    found = [
-        f"{name} {list(weights[name].shape)} to {list(own.shape)}"
-        for name, own in probe_at(arch, size, model_args).state_dict().items()
-        if name in weights and weights[name].shape != own.shape and PROBE_CLASSES not in own.shape
-    ]
-    return _some(found, 1)
 
 
 @cache

@@ -19,12 +19,11 @@ from models.build import (
     library_of,
     load_weights,
     probe,
-    resized,
     tensor_shapes,
 )
 from models.conversion import embedded_size
 from models.data_config import CONVERT_INPUT, DataConfig, differing, resolve, stated_by_timm, stated_by_torchvision
-from models.misfit import check_arguments, check_is_whole_file, misfit
+from models.misfit import check_arguments, check_is_whole_file, misfit, resized
 from models.packaged import IMAGENET_CLASSES, PACKAGES, packaged_state_dict
 from models.pretrained import create_pretrained_model
 from models.recorded import FACTS_OF_2021
@@ -109,7 +108,7 @@ class Weights:
             ]
         found = resolve([*places, (f"as {library} states for {self.arch}", stated)], flags)
         if changed := resized(self.arch, found.size, found.model_args, self.state_dicts["model"]):
-            found = replace(found, source=f"{found.source}; timm resizes {changed}")
+            found = replace(found, source=f"{found.source}; {library} resizes {changed}")
         is_assumed = self.records and not {"mean", "std"} & {*given, *self.recorded}
         if self.arch not in CONVERT_INPUT or not is_assumed or self.is_published:
             return found
@@ -151,8 +150,8 @@ class Weights:
             advice = f"Correct {flag}."
             if size := self._fitting_size():
                 advice = (
-                    f"These weights are of {self.arch} for images of {size[0]} x {size[1]} pixels, and timm cannot "
-                    f"convert them: set {size_flag} {size[0]}."
+                    f"These weights are of {self.arch} for images of {size[0]} x {size[1]} pixels, and "
+                    f"{library_of(self.arch)} cannot convert them: set {size_flag} {size[0]}."
                 )
             if reason := misfit(self.arch, model.state_dict(), state_dict):
                 advice = f"{reason}." if self.file_arch else f"{reason}. If it is of another network, correct {flag}."

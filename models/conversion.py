@@ -8,6 +8,8 @@ from collections import OrderedDict
 from collections.abc import Mapping
 
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
+from torchvision.models.vision_transformer import interpolate_embeddings
 
 # Names in torchvision's published files of DenseNet, which its function that downloads them converts.
 OLD_DENSENET = re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")
@@ -48,12 +50,13 @@ def converted(model: nn.Module, weights: OrderedDict[str, Tensor]) -> tuple[Mapp
         prefix = name and f"{name}."
         module._load_from_state_dict(weights, prefix, versions.get(name, {}), False, [], [], [])
     own = trial.state_dict()
-    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    of_timm = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    convert = _with_resized_embeddings if isinstance(model, VisionTransformer) else of_timm
     if convert is None or all(name in own and own[name].shape == tensor.shape for name, tensor in weights.items()):
         return weights, own
     try:
-        resized: dict[str, Tensor] = convert(dict(weights), model)
-    except (RuntimeError, KeyError, AssertionError, AttributeError, TypeError):  # weights of another network
+        resized: Mapping[str, Tensor] = convert(dict(weights), model)
+    except (RuntimeError, KeyError, AssertionError, AttributeError, TypeError, ValueError):  # of another network
         return weights, own
     kernels = [f"{name}.weight" for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)]
     both = [name for name in kernels if name in weights and name in resized and weights[name].ndim == 4]
@@ -62,21 +65,29 @@ def converted(model: nn.Module, weights: OrderedDict[str, Tensor]) -> tuple[Mapp
     return resized, own
 
 
+def _with_resized_embeddings(weights: dict[str, Tensor], model: VisionTransformer) -> Mapping[str, Tensor]:
+    return interpolate_embeddings(model.image_size, model.patch_size, OrderedDict(weights))
+
+
 def embedded_size(model: nn.Module, weights: Mapping[str, Tensor]) -> tuple[int, int] | None:
     """Return the image size, pixels, that a vision transformer's position embeddings in a file are for.
 
     Args:
-        model: timm's network, of any size.
+        model: timm's or torchvision's network, of any size.
         weights: parameter name -> tensor.
 
     Returns:
         (rows, columns); None: the network has no such embeddings, or the file's are of no square image.
     """
-    patches, own = getattr(model, "patch_embed", None), getattr(model, "pos_embed", None)
-    count, side = getattr(patches, "num_patches", None), getattr(patches, "patch_size", None)
-    found = weights.get("pos_embed")
-    if not isinstance(own, Tensor) or own.ndim != 3 or found is None or found.ndim != 3 or not count or not side:
+    name, patches, own = "pos_embed", getattr(model, "patch_embed", None), getattr(model, "pos_embed", None)
+    # Of the network as it was built: a hybrid's patches are of a convolutional network's features, not of pixels.
+    sides, grid = getattr(patches, "img_size", None), getattr(patches, "grid_size", None)
+    if isinstance(model, VisionTransformer):
+        name, own = "encoder.pos_embedding", model.encoder.pos_embedding
+        sides, grid = (model.image_size,) * 2, (model.image_size // model.patch_size,) * 2
+    found = weights.get(name)
+    if not isinstance(own, Tensor) or own.ndim != 3 or found is None or found.ndim != 3 or not sides or not grid:
         return None
-    grid = found.shape[1] - own.shape[1] + int(count)  # without the tokens that are no patches
-    rows = math.isqrt(max(grid, 0))
-    return (rows * side[0], rows * side[1]) if grid > 0 and rows * rows == grid else None
+    count = found.shape[1] - own.shape[1] + math.prod(grid)  # without the tokens that are no patches
+    rows = math.isqrt(max(count, 0))
+    return (rows * (sides[0] // grid[0]), rows * (sides[1] // grid[1])) if count > 0 and rows * rows == count else None

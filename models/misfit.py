@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torchvision.models import VisionTransformer
 
-from models.build import create_model
+from models.build import PROBE_CLASSES, create_model, probe, probe_at
 from utils.errors import UserError
 from utils.progress import counted
 
@@ -43,7 +44,7 @@ def check_is_whole_file(path: Path, expected: str) -> None:
     if shards:
         raise UserError(_merging(path, shards[0]))
     if path.is_dir():
-        raise UserError(f"{path} is a folder without {', '.join(IN_FOLDERS)}; expected a file. Give one")
+        raise UserError(f"{path} is a folder without {', '.join(IN_FOLDERS)}; expected {expected}")
     if not path.is_file():
         raise UserError(f"found no file {path}; expected {expected}")
 
@@ -118,3 +119,16 @@ def misfit(arch: str, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) 
         return ""
     shown = ", ".join(extra[:LISTED]) + f" and {len(extra) - LISTED} more" * (len(extra) > LISTED)
     return f"{arch} has no place for {shown}. If only training used them, leave them out of the file"
+
+
+def resized(arch: str, size: tuple[int, int], model_args: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
+    """Name the tensors of a file whose shapes differ in a network that is built for images of this size; "": none."""
+    own = probe(arch)
+    if not getattr(own, "pretrained_cfg", {}).get("fixed_input_size") and not isinstance(own, VisionTransformer):
+        return ""
+    found = [
+        f"{name} {list(weights[name].shape)} to {list(own.shape)}"
+        for name, own in probe_at(arch, size, model_args).state_dict().items()
+        if name in weights and weights[name].shape != own.shape and PROBE_CLASSES not in own.shape
+    ]
+    return "".join(found[:1]) + f" and {len(found) - 1} more" * (len(found) > 1)

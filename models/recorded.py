@@ -1,6 +1,7 @@
 """What a checkpoint of any trainer records beside its weights: its network, its classes, and what images must be."""
 
 import json
+import re
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ from utils.checkpoint import is_plain
 from utils.errors import UserError
 
 DATA_CONFIG = "data_config"
+IN_TIMMS_HUB = re.compile(r"^hf[-_]hub:(?=timm/)")  # as timm's train.py takes a network: hf-hub:timm/NAME.TAG
 _OF_NETWORKS = frozenset(("arch", "architecture", "model", "backbone", "encoder", "network", "net", "timm"))
 KEYS_OF_2021 = ("epoch", "arch", "state_dict", "accuracy", "optimizer")
 # What trainings with these keys used, those of 2021 and of this project before it recorded its data config.
@@ -113,15 +115,14 @@ def is_of_2021(entries: Mapping[str, Any]) -> bool:
 
 
 def recorded_arch(entries: Mapping[str, Any]) -> str | None:
-    """Return the name that a checkpoint records of its network, as written; None if it records none."""
+    """Return the name that a checkpoint records of its network; None if it records none."""
     places, others = _places(entries)
     settings, _ = _merged({key: value for key, value in places.items() if key})
     names = [entries.get("arch"), *(settings.get(key) for key in ("arch", "model", "model_name"))]
     timms = [others[key].get("architecture") for key in TIMMS_DICTS if key in others]
     names += [FORCE_TIMM + name for name in timms if isinstance(name, str)]
-    return next((name for name in names if isinstance(name, str)), None) or _only_network(
-        settings | others | places[""]
-    )
+    named = next((name for name in names if isinstance(name, str)), None)
+    return IN_TIMMS_HUB.sub("", named) if named else _only_network(settings | others | places[""])
 
 
 def _names_network(key: set[str]) -> bool:

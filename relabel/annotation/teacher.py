@@ -109,7 +109,8 @@ def load_teacher(
         warning = f"warning: {arch} has RANDOM WEIGHTS and its label maps are MEANINGLESS: only for trials"
         print_lines(warning, sys.stderr)
     num_classes = len(order.groups) if order.groups is not None else found.num_classes
-    note = f", {found.note}" if found.note else ""
+    notes = ["averaged weights (EMA)"] * (found.preferred == "ema") + [found.note]
+    note = "".join(f", {text}" for text in notes if text)
     return Teacher(network, order.names, num_classes, data_config, order.source, description, note)
 
 

@@ -110,19 +110,20 @@ def _checkpoint_of(weights: str) -> str:
     """Return the weights as given, or the best checkpoint of a run folder.
 
     Raises:
-        UserError: there is no such file, or the folder has no checkpoint.
+        UserError: there is no such file, or the folder has none of this project.
     """
+    from models.misfit import check_is_whole_file
     from relabel.config.rules import PUBLISHED
     from utils.checkpoint import BEST, LAST
 
     path = Path(weights)
-    if weights in PUBLISHED or path.is_file():
+    if weights in PUBLISHED:
         return weights
     found = next((path / name for name in (BEST, LAST) if (path / name).is_file()), None)
     if found is None:
-        what = f"no checkpoint in the folder {path}" if path.is_dir() else f"no file {path}"
-        expected = f"{', '.join(PUBLISHED)}, a checkpoint, or a run folder with {BEST}"
-        raise UserError(f"WEIGHTS: found {what}; expected {expected}. Correct the path")
+        with with_advice("Correct WEIGHTS."):
+            check_is_whole_file(path, f"{', '.join(PUBLISHED)}, a checkpoint, or a run folder with {BEST}")
+        return weights
     print_lines(f"weights: {found}")
     return str(found)
 

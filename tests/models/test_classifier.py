@@ -3,6 +3,7 @@
 import math
 import re
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,17 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from PIL import Image
 from safetensors.torch import save_file
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 from torchvision import transforms
+from torchvision.models.vision_transformer import interpolate_embeddings
 
-from models.build import create_model
+from models.build import create_model, probe, probe_at
 from models.classifier import Weights, open_weights
+from models.conversion import embedded_size
 from models.data_config import IMAGENET_MEAN, IMAGENET_STD
 from models.digit_net import DigitNet
 from relabel.augment import normalise
@@ -86,6 +90,14 @@ def test_logits_are_those_of_the_librarys_own_pipeline(arch: str, image: Path, t
     torch.testing.assert_close(ours, network(expected[None]), rtol=1e-4, atol=1e-5)
 
 
+WHOLE_VIT = torchvision.models.VisionTransformer.__init__
+
+
+def small_vit(self: nn.Module, image_size: int, patch_size: int, num_classes: int, **_: object) -> None:
+    """Build torchvision's vision transformer with one layer."""
+    WHOLE_VIT(self, image_size, patch_size, 1, 2, 8, 8, num_classes=num_classes)
+
+
 @pytest.mark.parametrize(
     ("name", "side"),
     [
@@ -121,6 +133,39 @@ def test_a_bare_vision_transformer_gets_the_size_of_its_position_embeddings_and_
         assert torch.equal(weights.build("model", config, "--arch", "--size").eval()(images), source(images))
     recorded = saved(source, "timm/deit_tiny_patch16_224", tmp_path, args={"img_size": 128})
     assert "timm resizes pos_embed [1, 37, 192] to [1, 65, 192]" in recorded.data_config({}, FLAGS).source
+
+
+@pytest.mark.parametrize(
+    ("arch", "embeddings", "side"),
+    [
+        ("vit_b_16", {"encoder.pos_embedding": (1, 577, 768)}, 384),
+        (
+            "timm/vit_tiny_r_s16_p8_224",
+            {"pos_embed": (1, 145, 192)},
+            384,
+        ),  # patches of a convolutional network's output
+    ],
+)
+def test_the_size_of_position_embeddings(arch: str, embeddings: dict[str, tuple[int, ...]], side: int) -> None:
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in embeddings.items()}
+    assert embedded_size(probe(arch), tensors) == (side, side)
+    built = probe_at(arch, (side, side)).state_dict()
+    assert all(built[name].shape == tensor.shape for name, tensor in tensors.items())
+
+
+def test_torchvisions_vision_transformer_at_another_size_is_torchvisions_with_its_embeddings_interpolated(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torchvision.models.vision_transformer.VisionTransformer, "__init__", small_vit)
+    weights = saved(create_model("vit_b_16", 7, (64, 64)), "vit_b_16", tmp_path)
+    assert weights.data_config({}, FLAGS).size == (64, 64)
+    config = weights.data_config({"size": (96, 96)}, FLAGS)
+    assert "torchvision resizes encoder.pos_embedding [1, 17, 8] to [1, 37, 8]" in config.source
+    own = weights.build("model", config, "--arch", "--size").state_dict()
+    expected = interpolate_embeddings(96, 16, OrderedDict(weights.state_dicts["model"]))
+    assert all(torch.equal(own[name], tensor) for name, tensor in expected.items())
+    with pytest.raises(UserError, match=r"cannot be built for images of 100 pixels: .* Choose a multiple"):
+        create_model("vit_b_16", 7, (100, 100))
 
 
 def test_patches_of_another_size_are_not_resized(tmp_path: Path) -> None:

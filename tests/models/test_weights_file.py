@@ -469,6 +469,14 @@ def test_a_name_that_two_libraries_have_is_that_of_the_one_whose_tensors_fit(
     assert fits == (arch if tensors_of == "timm/efficientnet_b0" else None)
 
 
+def test_a_network_of_timms_hub_is_timms(tmp_path: Path) -> None:
+    weights = create_model("timm/test_resnet", 2).state_dict()
+    torch.save(
+        {"args": argparse.Namespace(model="hf-hub:timm/test_resnet.r160_in1k"), "model": weights}, tmp_path / "w"
+    )
+    assert open_weights(None, str(tmp_path / "w")).arch == "timm/test_resnet.r160_in1k"
+
+
 @pytest.mark.parametrize(("prefix", "note"), [("", ""), ("module.model.", "without the prefix 'module.model.'")])
 def test_a_prefix_that_the_networks_own_names_have_stays(prefix: str, note: str) -> None:
     own = tensor_shapes("timm/volo_d1_224")  # 'network.' begins most of its names

@@ -111,8 +111,10 @@ def test_our_checkpoint_names_network_and_classes(tmp_path: Path) -> None:
     expected = {"arch": "digit_net", "library": "this project", "library_version": None, "weights": "best.pth"}
     assert teacher.description.items() >= expected.items()
     assert teacher.description["head"] == "linear after average pooling" and teacher.description["mean_is_logits"]
-    checkpoint(tmp_path / "later.pth", "digit_net", 4, arch="digit_net", epoch=3)  # the same weights in another file
+    more = {"arch": "digit_net", "epoch": 3, "state_dict_ema": network.state_dict()}  # the same weights in another file
+    checkpoint(tmp_path / "later.pth", "digit_net", 4, **more)
     later = load_teacher(None, str(tmp_path / "later.pth"), None, given=SIZE)
+    assert "EMA" in later.note and not teacher.note
     assert later.class_names is None and later.description["weights_sha256"] == teacher.description["weights_sha256"]
 
 

@@ -222,7 +222,12 @@ def test_wrong_predictions_are_refused_with_a_remedy_that_works(
     assert "empty: found no image; expected files ending in .jpg" in prediction_refused(capsys, "w.pth", "empty")
     for gone in ("gone.pth", "random", "empty"):
         message = prediction_refused(capsys, gone, image)
-        assert f"{gone}; expected pretrained, packaged, a checkpoint, or a run folder with checkpoint-best" in message
+        assert f"{gone} " in message or f"{gone};" in message
+        assert "; expected pretrained, packaged, a checkpoint, or a run folder with checkpoint-best" in message
+    timm.models.save_for_hf(create_model(ARCH, 3), "hub", safe_serialization=True)
+    in_folder = re.search(r"Give (\S+), which is in it", prediction_refused(capsys, "hub", image))
+    assert in_folder
+    predict(in_folder[1], image)
     assert "does not name its network; expected a name in tor" in prediction_refused(capsys, "w.pth", image)
     few = ["w.pth", image, "--arch", ARCH, "--size", 32]
     assert "--top_k is 4, but the network has 3 classes; exp" in prediction_refused(capsys, *few, "--top_k", 4)
@@ -233,4 +238,4 @@ def test_wrong_predictions_are_refused_with_a_remedy_that_works(
     predict(*few, "--classes", "classes.txt")
     out = capsys.readouterr().out
     assert "3 classes: listed in classes.txt" in out and re.search(r"JPEG +(ant|bee|cow) ", out)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["classes.txt", "empty", "w.pth"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["classes.txt", "empty", "hub", "w.pth"]
