@@ -73,7 +73,7 @@ def test_a_checkpoint_is_tested_annotates_scores_and_exports_as_it_was_trained(
 
     with suppress(SystemExit):  # the maps of such a teacher have problems
         tools.main(["check", str(maps), "--images", str(train), "--classifier_weights", str(trained)])
-    assert f"classifier digit_net ({trained}): {RECORDED}" in capsys.readouterr().out
+    assert f"classifier digit_net ({trained}, averaged weights (EMA)): {RECORDED}" in capsys.readouterr().out
 
 
 def test_a_flag_that_contradicts_the_record_is_obeyed_and_said(
