@@ -42,7 +42,7 @@ def check_is_whole_file(path: Path, expected: str) -> None:
     if path.name.endswith(".index.json") and path.is_file():
         shards = sorted(file for file in path.parent.iterdir() if SHARD.fullmatch(file.name))
     if shards:
-        raise UserError(_merging(path, shards[0]))
+        raise UserError.remedied(_merging(path, shards[0]))
     if path.is_dir():
         raise UserError(f"{path} is a folder without {', '.join(IN_FOLDERS)}; expected {expected}")
     if not path.is_file():

@@ -157,12 +157,14 @@ def find_weights(content: Any, path: Path) -> tuple[dict[str, dict[str, torch.Te
         keys = ", ".join(map(reprlib.repr, list(entries)[:8]))
         keys_to = next(iter(weights_inside(entries)), ())
         where = "content" + "".join(f"[{key!r}]" for key in keys_to)
-        remedy = "" if model or not keys_to else "\n" + _extraction(path, where, True)
-        raise UserError(
+        message = (
             f"{path} contains no weights: expected a dict of plain tensors, or one with the key "
             f"{', '.join(map(repr, WEIGHTS))} or, averaged, {', '.join(map(repr, AVERAGED))}; found a "
-            f"{type(content).__name__} {keys}{remedy}"
+            f"{type(content).__name__} {keys}"
         )
+        if model or not keys_to:
+            raise UserError(message)
+        raise UserError.remedied(f"{message}\n{_extraction(path, where, True)}")
     others = _other_weights(entries, list(found.values()))
     instead = f", not {' and '.join(map(repr, others))} with other weights" if others else ""
     notes = [f"the key {key!r}" for key in found.values() if key not in ("state_dict", "state_dict_ema") or others]
@@ -205,7 +207,7 @@ def _one_network_each(
         facts = normalisers(weights, [name for name in weights if not name.startswith(tuple(prefixes))])
         listed_facts = ", ".join(f"{name} {numbers}" for name, numbers in facts.items())
         beside = f"\n  Beside them, and not used: {listed_facts}." if facts else ""
-        raise UserError(
+        raise UserError.remedied(
             f"{path} holds {len(prefixes)} networks, with the prefixes {listed}; expected one.{beside}\n"
             + _extraction(path, "content" if key is None else f"content[{key!r}]", key is not None, others[0])
         )

@@ -123,7 +123,7 @@ def load_checkpoint(path: Path) -> Any:
     except UnpicklingError as error:
         culprit = re.search(r"GLOBAL (\S+)", str(error))
         found = f"\n  It refers to {culprit[1]}." if culprit else ""
-        raise DamagedCheckpoint(
+        raise DamagedCheckpoint.remedied(
             f"{path} is not a file of plain tensors, as a checkpoint must be; nothing in it was run.{found}\n"
             f"{_CONVERSION.format(path=str(path), new=str(path.with_name(f'{path.stem}-weights.pth')))}"
         ) from None

@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Self
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -14,7 +15,19 @@ class UserError(Exception):
     """An error in the input: the message says what was found, what was expected and what to do next.
 
     Programs print it without a traceback and exit with status 2. Programming errors are asserts.
+
+    Attributes:
+        has_remedy: whether its message ends with lines to type, to which `with_advice` adds nothing.
     """
+
+    has_remedy = False
+
+    @classmethod
+    def remedied(cls, message: str) -> Self:
+        """Return an error whose message ends with lines to type."""
+        error = cls(message)
+        error.has_remedy = True
+        return error
 
 
 class SharedError(UserError):
@@ -33,7 +46,7 @@ def with_advice(advice: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if not str(error).rpartition("\n")[2].startswith("    "):  # it ends with lines to type, which are the remedy
+        if not error.has_remedy:
             error.args = (f"{error}\n  {advice}",)
         raise
 
