@@ -31,6 +31,7 @@ from utils.checkpoint import LAST
 from utils.estimates import Estimate
 from utils.files import read_json
 from utils.processes.commands import stop_once
+from utils.progress import counted
 
 EARLY = (1, 2, 4, 8)  # epochs after which the training of a teacher ends, of 20
 SIZES = ("224x224", "240x240", "260x260")  # of EfficientNet-Lite 0, 1 and 2
@@ -84,7 +85,7 @@ def _digit_teachers(steps: Steps, options: argparse.Namespace) -> Teachers:
     for epochs in EARLY:
         settings = {"optim.epochs": epochs, "optim.warmup.epochs": min(1, epochs - 1)}
         last = steps.train_teacher(options.train * 8 // 3, options.val, f"annotator-{epochs}", **settings)
-        teachers[f"{epochs} epochs"] = ("--weights", str(last), *size)
+        teachers[counted(epochs, "epoch")] = ("--weights", str(last), *size)
     return teachers | {"20 epochs": steps.experiment.teacher}
 
 
@@ -120,12 +121,15 @@ def draw(out: Path, points: list[dict[str, Any]], about: str) -> None:
     page = Page(figsize=(7.2, 4.6), layout="constrained", dpi=DPI)
     axes = page.subplots()
     axes.axhline(0, color="0.6", linewidth=1, linestyle="--")
-    for point in points:
+    for number, point in enumerate(sorted(points, key=lambda point: point["accuracy_percent"])):
         colour = CORRECT if point["verdict"] == "no objection" else WARNING
         at, gain = point["accuracy_percent"], point["gain_points"]
         axes.plot([at, at], point["over_images"], color=colour, linewidth=4, alpha=0.3)
         axes.plot(at, gain, "o", color=colour)
-        axes.annotate(point["teacher"], (at, gain), xytext=(8, -3), textcoords="offset points", fontsize=9, color=INK)
+        place, ha = ((8, -11), "left") if number % 2 == 0 else ((-8, 2), "right")  # neighbours to different sides
+        axes.annotate(
+            point["teacher"], (at, gain), xytext=place, textcoords="offset points", ha=ha, fontsize=9, color=INK
+        )
     axes.margins(x=0.2)
     axes.set_xlabel("top-1 of the teacher's targets of whole validation images, %", color=INK)
     axes.set_ylabel("students' gain over original labels, points", color=INK)
