@@ -121,7 +121,7 @@ def test_teachers_are_compared_by_the_gain_of_their_students(
     monkeypatch.chdir(tmp_path)
     teacher_quality.main()
     poor, good = json.loads((tmp_path / "a.json").read_text())["points"]
-    assert (poor["teacher"], good["teacher"]) == ("1 epochs", "20 epochs") and Path("a.png").is_file()
+    assert (poor["teacher"], good["teacher"]) == ("1 epoch", "20 epochs") and Path("a.png").is_file()
     assert poor["verdict"] != "no objection" == good["verdict"]
     assert poor["agreement_percent"] < good["agreement_percent"] and -100 <= good["gain_points"] <= 100
 
